@@ -1,0 +1,1 @@
+"""Measuring quality and speed. Installed as `yarn_edge.bench`."""

@@ -1,0 +1,1 @@
+"""Checkpoint -> GGUF. Installed as `yarn_edge.convert`."""

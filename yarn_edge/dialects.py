@@ -1,0 +1,322 @@
+"""A checkpoint's config -> `RopeScaling`: the dialects as rows of data.
+
+Where the block stands (`rope_parameters` in transformers v5, `rope_scaling` before and in the Nous code), what its type
+is called, which key means which field, and what `attn_factor` means there. Unknown keys, missing values and
+contradictions are errors that name file, key, value and remedy: nothing is guessed and nothing is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.scaling import Method, RopeScaling, yarn_attention_factor
+
+DEFAULT_ROPE_THETA = 10000.0
+FLAGS = {
+    "factor": "--yarn-factor",
+    "original_context": "--yarn-orig-ctx",
+    "attention_factor": "--yarn-attention-factor",
+    "ext_factor": "--yarn-ext-factor",
+    "beta_fast": "--yarn-beta-fast",
+    "beta_slow": "--yarn-beta-slow",
+}
+
+# type in the config -> (method, or None with the reason why it cannot be represented)
+ROPE_TYPES: dict[str, tuple[Method | None, str]] = {
+    "default": ("none", ""),
+    "none": ("none", ""),
+    "linear": ("linear", ""),
+    "yarn": ("yarn", ""),
+    "dynamic": (None, "its angles depend on the current length, llama.cpp's do not"),
+    "dynamic-yarn": (None, "its angles depend on the current length, llama.cpp's do not"),
+    "llama3": (None, "it is not YaRN but Llama 3's own scaling, which is not supported yet"),
+    "longrope": (None, "it is not YaRN but LongRoPE, which is not supported yet"),
+    "su": (None, "it is not YaRN but LongRoPE, which is not supported yet"),
+    "deepseek_yarn": (None, "DeepSeek's form of YaRN is not supported yet"),
+    "telechat3-yarn": (None, "TeleChat's form of YaRN is not supported yet"),
+    "mrope": (None, "multimodal RoPE is not supported"),
+    "proportional": (None, "it is not supported yet"),
+}
+
+# key in the block -> the field it sets; "" for keys that are read elsewhere in this module.
+BLOCK_KEYS: dict[str, str] = {
+    "rope_type": "", "type": "", "rope_theta": "", "partial_rotary_factor": "", "mscale": "", "mscale_all_dim": "",
+    "attn_factor": "", "attention_factor": "", "factor": "", "original_max_position_embeddings": "",
+    "beta_fast": "beta_fast", "beta_slow": "beta_slow", "extrapolation_factor": "ext_factor", "truncate": "truncate",
+    "finetuned": "finetuned",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one family of code reads the block."""
+
+    name: str
+    block: str
+    log_multiplier: float = 0.1
+    # The Nous code's attn_factor multiplies 0.1 ln s + 1; transformers does not know the key and would ignore it.
+    attn_factor_multiplies: bool = False
+    requires_original: bool = False
+
+
+TRANSFORMERS_V5 = Dialect("transformers v5", "rope_parameters")
+TRANSFORMERS_V4 = Dialect("transformers v4", "rope_scaling")
+NOUS_LLAMA = Dialect("Nous Llama", "rope_scaling", 0.1, attn_factor_multiplies=True, requires_original=True)
+NOUS_MISTRAL = Dialect("Nous Mistral", "rope_scaling", 0.07, attn_factor_multiplies=True, requires_original=True)
+# The module that auto_map names (or that lies beside config.json) -> the dialect.
+REMOTE_CODE: dict[str, Dialect] = {"modeling_llama_yarn": NOUS_LLAMA, "modeling_mistral_yarn": NOUS_MISTRAL}
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """config.json and what lies beside it, as far as positions need it."""
+
+    name: str
+    values: Mapping[str, Any]
+    siblings: frozenset[str] = frozenset()
+
+    def error(self, key: str, what: str) -> YarnEdgeError:
+        return YarnEdgeError(f"{self.name}: {key} {what}")
+
+    def integer(self, key: str) -> int | None:
+        """A whole number above 0, or None where the key is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise self.error(key, f"is {one_line(repr(value), 60)}, need a whole number above 0")
+        return value
+
+    def required_integer(self, key: str) -> int:
+        value = self.integer(key)
+        if value is None:
+            raise self.error(key, "is missing")
+        return value
+
+
+def recognise(config: ConfigFile) -> Dialect:
+    """Which dialect this config speaks."""
+    auto_map = config.values.get("auto_map")
+    modules = {str(v).rsplit("--", 1)[-1].split(".")[0] for v in auto_map.values()} if isinstance(auto_map, dict) else set()
+    modules |= {name[:-3] for name in config.siblings if name.endswith(".py")}
+    for module, dialect in REMOTE_CODE.items():
+        if module in modules:
+            return dialect
+    has_v5, has_v4 = (isinstance(config.values.get(k), dict) for k in ("rope_parameters", "rope_scaling"))
+    if has_v5 and has_v4 and config.values["rope_parameters"] != config.values["rope_scaling"]:
+        raise config.error("rope_parameters", "and rope_scaling are both there and differ: remove the one that is not meant")
+    if has_v5:
+        return TRANSFORMERS_V5
+    if has_v4 and "finetuned" in config.values["rope_scaling"]:
+        return NOUS_LLAMA
+    return TRANSFORMERS_V4
+
+
+def head_dim(config: ConfigFile) -> int:
+    """Dimensions of one attention head: `head_dim`, else hidden_size / num_attention_heads."""
+    given = config.integer("head_dim")
+    if given is not None:
+        return given
+    hidden, heads = config.required_integer("hidden_size"), config.required_integer("num_attention_heads")
+    if hidden % heads:
+        raise config.error("hidden_size", f"{hidden} is not divisible by num_attention_heads {heads}")
+    return hidden // heads
+
+
+def read_scaling(config: ConfigFile, overrides: Mapping[str, Any] | None = None) -> RopeScaling:
+    """The scaling a config asks for, with `overrides` (fields by RopeScaling's names, from flags) on top.
+
+    Raises YarnEdgeError for anything unknown, missing, contradictory or not representable.
+    """
+    flags = {name: value for name, value in (overrides or {}).items() if value is not None}
+    dialect = recognise(config)
+    block = config.values.get(dialect.block)
+    if block is not None and not isinstance(block, dict):
+        raise config.error(dialect.block, f"is {one_line(repr(block), 60)}, not an object")
+    block = block or {}
+    if block and all(isinstance(v, dict) for v in block.values()):
+        raise config.error(dialect.block, f"differs by layer type ({', '.join(block)}): that cannot be represented yet")
+    reader = _Block(config, dialect, block)
+    base = reader.base()
+    method = reader.method()
+    if method == "none" and not flags:
+        return base
+    if method == "none":
+        return _from_flags(config, base, flags)
+    return reader.scaled(base, method, flags)
+
+
+class _Block:
+    """One `rope_scaling` / `rope_parameters` object, read field by field."""
+
+    def __init__(self, config: ConfigFile, dialect: Dialect, block: Mapping[str, Any]) -> None:
+        self.config, self.dialect, self.block = config, dialect, block
+        unknown = sorted(block.keys() - BLOCK_KEYS.keys())
+        if unknown:
+            raise self.error(unknown[0], f"is unknown here (value {one_line(repr(block[unknown[0]]), 60)}): not supported yet")
+
+    def source(self, key: str) -> str:
+        return f"{self.config.name}: {self.dialect.block}.{key}"
+
+    def error(self, key: str, what: str) -> YarnEdgeError:
+        return self.config.error(f"{self.dialect.block}.{key}", what)
+
+    def number(self, key: str) -> float | None:
+        value = self.block.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(key, f"is {one_line(repr(value), 60)}, not a number")
+        return float(value)
+
+    def method(self) -> Method:
+        kinds = {k: self.block[k] for k in ("rope_type", "type") if self.block.get(k) is not None}
+        if not kinds:
+            meaningful = sorted(self.block.keys() - {"rope_theta", "partial_rotary_factor"})
+            if meaningful:
+                raise self.error("rope_type", f"is missing, but {meaningful[0]} is there")
+            return "none"
+        if len(set(map(str, kinds.values()))) > 1:
+            raise self.error("rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is meant?")
+        key, kind = next(iter(kinds.items()))
+        if kind not in ROPE_TYPES:
+            raise self.error(key, f"is {one_line(repr(kind), 60)}, which is unknown; known: {', '.join(ROPE_TYPES)}")
+        method, reason = ROPE_TYPES[kind]
+        if method is None:
+            raise self.error(key, f"is {kind!r}: {reason}")
+        return method
+
+    def base(self) -> RopeScaling:
+        """Plain RoPE of this config: base, rotated dimensions, context."""
+        config = self.config
+        spots = {self.source("rope_theta"): self.block.get("rope_theta"),
+                 f"{config.name}: rope_theta": config.values.get("rope_theta")}  # fmt: skip
+        given = {where: v for where, v in spots.items() if v is not None}
+        if len(set(given.values())) > 1:
+            raise YarnEdgeError(" and ".join(f"{where} is {v!r}" for where, v in given.items()) + ": which one is meant?")
+        where, theta = next(iter(given.items()), ("transformers' default for rope_theta", DEFAULT_ROPE_THETA))
+        partial = self.block.get("partial_rotary_factor", config.values.get("partial_rotary_factor"))
+        if partial not in (None, 1, 1.0):
+            raise self.error("partial_rotary_factor", f"is {partial!r}: partial rotation is not supported yet")
+        name = "head_dim" if config.values.get("head_dim") is not None else "hidden_size / num_attention_heads"
+        theta = float(theta) if isinstance(theta, int) and not isinstance(theta, bool) else theta
+        return RopeScaling(
+            "none", theta, head_dim(config), config.required_integer("max_position_embeddings"),
+            provenance={
+                "method": self.source("rope_type") if self.block else f"{config.name}: no {self.dialect.block}",
+                "rope_theta": where, "dim": f"{config.name}: {name}",
+                "original_context": f"{config.name}: max_position_embeddings",
+            },
+        )  # fmt: skip
+
+    def scaled(self, base: RopeScaling, method: Method, flags: Mapping[str, Any]) -> RopeScaling:
+        values: dict[str, Any] = {"method": method}
+        provenance = dict(base.provenance)
+        self._take_origin_and_factor(values, provenance, flags)
+        for key, field in BLOCK_KEYS.items():
+            if field and self.block.get(key) is not None:
+                values[field] = self.block[key] if field in ("truncate", "finetuned") else self.number(key)
+                provenance[field] = self.source(key)
+                if field in ("truncate", "finetuned") and not isinstance(values[field], bool):
+                    raise self.error(key, f"is {one_line(repr(values[field]), 60)}, not true or false")
+        for field, flag in FLAGS.items():
+            if flags.get(field) is not None:
+                values[field], provenance[field] = flags[field], flag
+        for field in ("ext_factor", "beta_fast", "beta_slow", "truncate"):
+            provenance.setdefault(field, f"the default of {self.dialect.name}")
+        if "attention_factor" not in flags:
+            values["attention_factor"], provenance["attention_factor"] = self._attention(method, values["factor"], flags)
+        plain = {n: getattr(base, n) for n in ("rope_theta", "dim")}
+        return RopeScaling(**{**plain, **values}, provenance=provenance)
+
+    def _take_origin_and_factor(
+        self, values: dict[str, Any], provenance: dict[str, str], flags: Mapping[str, Any]
+    ) -> None:
+        config, key = self.config, "original_max_position_embeddings"
+        longest = config.required_integer("max_position_embeddings")
+        spots = {self.source(key): self.block.get(key), f"{config.name}: {key}": config.integer(key)}
+        given = {where: v for where, v in spots.items() if v is not None}
+        if len(set(given.values())) > 1:
+            raise YarnEdgeError(" and ".join(f"{where} is {v!r}" for where, v in given.items()) + ": which one is meant?")
+        if given:
+            provenance["original_context"], origin = next(iter(given.items()))
+            if isinstance(origin, float) and origin.is_integer():
+                origin = int(origin)
+        elif self.dialect.requires_original and "original_context" not in flags:
+            raise self.error(key, f"is missing; the {self.dialect.name} code needs it: add it, or pass --yarn-orig-ctx")
+        else:
+            origin, provenance["original_context"] = longest, f"{config.name}: max_position_embeddings, as transformers does"
+        factor = self.number("factor")
+        provenance["factor"] = self.source("factor")
+        if factor is None and "factor" not in flags:
+            if "factor" not in self.block or not given:
+                raise self.error("factor", "is missing: add it, or pass --yarn-factor")
+            factor = longest / origin
+            provenance["factor"] = f"{config.name}: max_position_embeddings / {key} (factor is null)"
+        values["original_context"], values["factor"] = origin, factor
+        if flags.keys() & {"factor", "original_context"}:
+            return
+        RopeScaling("linear", 10000.0, 2, origin, factor or 1.0, provenance=provenance)  # its checks come first
+        if not origin <= longest <= round(origin * float(factor or 1)):
+            raise config.error(
+                "max_position_embeddings",
+                f"is {longest}, but {self.source(key)} is {origin} and factor {factor:g} makes it "
+                f"{round(origin * float(factor or 1))}: correct one of them, or pass --yarn-factor and --yarn-orig-ctx",
+            )
+
+    def _attention(self, method: Method, factor: float, flags: Mapping[str, Any]) -> tuple[float, str]:
+        """(A, where it came from)."""
+        if method != "yarn":
+            for key in ("attention_factor", "attn_factor", "mscale", "mscale_all_dim"):
+                if self.block.get(key) is not None:
+                    raise self.error(key, f"has no meaning with rope type {method!r}")
+            return 1.0, f"{method} has none"
+        explicit, multiplier = self.number("attention_factor"), self.number("attn_factor")
+        mscale, all_dim = self.number("mscale"), self.number("mscale_all_dim")
+        default = yarn_attention_factor(factor, self.dialect.log_multiplier)
+        formula = f"{self.dialect.log_multiplier} ln(factor) + 1 ({self.dialect.name})"
+        if self.dialect.attn_factor_multiplies:
+            for key in ("attention_factor", "mscale", "mscale_all_dim"):
+                if self.block.get(key) is not None:
+                    raise self.error(key, f"is not read by the {self.dialect.name} code, which this checkpoint names")
+            if multiplier is None:
+                return default, formula
+            return default * multiplier, f"{self.source('attn_factor')} * ({formula})"
+        if multiplier is not None:
+            raise self.error(
+                "attn_factor",
+                f"is {multiplier!r}: transformers ignores it, the Nous code multiplies by it, so its meaning here is open; "
+                "use attention_factor, or pass --yarn-attention-factor",
+            )
+        if explicit is not None:
+            if "factor" in flags:
+                raise self.error("attention_factor", f"is {explicit!r} and was made for another factor than "
+                                 "--yarn-factor: pass --yarn-attention-factor too")  # fmt: skip
+            return explicit, self.source("attention_factor")
+        if mscale and all_dim:
+            ratio = yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
+            return ratio, f"{self.source('mscale')} / mscale_all_dim"
+        return default, formula
+
+
+def _from_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any]) -> RopeScaling:
+    """YaRN on a plain checkpoint, by flags alone."""
+    missing = [flag for field, flag in list(FLAGS.items())[:2] if field not in flags]
+    if missing:
+        raise YarnEdgeError(
+            f"{config.name}: has no YaRN, so {missing[0]} is needed too (max_position_embeddings is {base.original_context})"
+        )
+    if flags["original_context"] > base.original_context:
+        raise config.error(
+            "max_position_embeddings",
+            f"is {base.original_context}, below --yarn-orig-ctx {flags['original_context']}: the original context cannot be longer",
+        )
+    provenance = {field: flag for field, flag in FLAGS.items() if field in flags} | {"method": "--yarn-factor"}
+    values = {"attention_factor": yarn_attention_factor(flags["factor"]), **flags}
+    provenance.setdefault("attention_factor", "0.1 ln(factor) + 1")
+    return RopeScaling(
+        "yarn", base.rope_theta, base.dim, **values, provenance={**base.provenance, **provenance}
+    )

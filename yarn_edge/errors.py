@@ -1,0 +1,23 @@
+"""The one error type that users see: a single line that names the file, the key, the value and the remedy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class YarnEdgeError(Exception):
+    """Bad input, or something that cannot be represented. Shown as one line, exit code 2."""
+
+
+def one_line(text: str, limit: int = 600) -> str:
+    """`text` without control characters and line breaks, at most `limit` characters: hostile metadata stays on its line."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def os_error(error: OSError, path: str | os.PathLike[str] | None = None) -> YarnEdgeError:
+    """The operating system's refusal (full disk, missing folder, no permission) as one of ours."""
+    where = path if path is not None else error.filename
+    reason = error.strerror or str(error)
+    return YarnEdgeError(f"{Path(os.fsdecode(where))}: {reason}" if where else reason)

@@ -1,0 +1,284 @@
+"""Reading a GGUF that may be truncated or hostile: every count, length and offset is checked against the file's size.
+
+Nothing is allocated that the file's bytes do not justify, tensors are described but not read, and what llama.cpp would
+answer with abort() (which would take Python along) is refused here first. Format: ggml's docs/gguf.md, versions 2 and 3.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yarn_edge.errors import YarnEdgeError, one_line, os_error
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+MAX_KEY_BYTES = 65535  # docs/gguf.md
+MAX_DIMS = 4
+
+# GGUF value type -> NumPy dtype of its scalars; 8 is a string, 9 an array.
+_SCALARS: dict[int, str] = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_MIN_KV_BYTES = 8 + 1 + 4 + 1
+_MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
+
+# llama.cpp asserts these while loading: another value ends the process.
+_ROPE_TYPES = ("none", "linear", "yarn", "longrope")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor's header. `shape` is in GGUF order: the contiguous dimension first. `offset` is from the file's start."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    offset: int
+    n_bytes: int
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A parsed header: `metadata` by key (arrays of numbers as NumPy arrays, of strings as lists), `tensors` by name."""
+
+    path: Path
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    alignment: int
+    data_offset: int
+    file_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, such as "llama"."""
+        return self.text("general.architecture")
+
+    def text(self, key: str) -> str:
+        """A string that must be there."""
+        value = self.metadata.get(key)
+        if not isinstance(value, str):
+            raise YarnEdgeError(f"{self.path}: {key} is {'missing' if value is None else 'not a string'}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float | None:
+        """`{architecture}.{name}` as a finite number, or `default` if the key is absent."""
+        key = f"{self.architecture}.{name}"
+        value = self.metadata.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise YarnEdgeError(f"{self.path}: {key} is {one_line(repr(value), 60)}, not a finite number")
+        return value
+
+    def required_int(self, name: str) -> int:
+        """`{architecture}.{name}` as a whole number above 0."""
+        value = self.number(name)
+        if value is None or value != int(value) or value <= 0:
+            raise YarnEdgeError(
+                f"{self.path}: {self.architecture}.{name} is "
+                f"{'missing' if value is None else repr(value)}, need a whole number above 0"
+            )
+        return int(value)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensor data."""
+        return sum(t.n_bytes for t in self.tensors.values())
+
+
+class _Cursor:
+    """Sequential reads that refuse to pass the end of the file."""
+
+    def __init__(self, data: mmap.mmap | bytes, path: Path) -> None:
+        self.data, self.path, self.at, self.end = data, path, 0, len(data)
+
+    def fail(self, what: str) -> YarnEdgeError:
+        return YarnEdgeError(f"{self.path}: not a valid GGUF: {one_line(what, 200)}")
+
+    def need(self, n_bytes: int, what: str) -> int:
+        if n_bytes > self.end - self.at:
+            raise self.fail(f"{what} at byte {self.at} needs {n_bytes} bytes, the file has {self.end - self.at} left")
+        start = self.at
+        self.at += n_bytes
+        return start
+
+    def u32(self, what: str) -> int:
+        return int(struct.unpack_from("<I", self.data, self.need(4, what))[0])
+
+    def u64(self, what: str) -> int:
+        return int(struct.unpack_from("<Q", self.data, self.need(8, what))[0])
+
+    def string(self, what: str, limit: int | None = None) -> str:
+        length = self.u64(what)
+        if limit is not None and length > limit:
+            raise self.fail(f"{what} of {length} bytes at byte {self.at}, at most {limit}")
+        start = self.need(length, what)
+        return self.data[start : start + length].decode("utf-8", errors="surrogateescape")
+
+    def strings(self, count: int, what: str) -> list[str]:
+        """`count` strings; the loop is written out because vocabularies have 10^5 of them."""
+        data, at, end, found = self.data, self.at, self.end, []
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at + 8 > end:
+                raise self.fail(f"{what} ends within its strings")
+            (length,) = unpack(data, at)
+            at += 8
+            if length > end - at:
+                raise self.fail(f"{what} has a string of {length} bytes at byte {at}, the file has {end - at} left")
+            found.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
+            at += length
+        self.at = at
+        return found
+
+    def value(self, key: str) -> Any:
+        kind = self.u32(f"type of {key}")
+        if kind == _STRING:
+            return self.string(key)
+        if kind in _SCALARS:
+            dtype = np.dtype(_SCALARS[kind])
+            return np.frombuffer(self.data, dtype, 1, self.need(dtype.itemsize, key))[0].item()
+        if kind != _ARRAY:
+            raise self.fail(f"{key} has the unknown value type {kind}")
+        inner, count = self.u32(f"type of {key}"), self.u64(f"length of {key}")
+        if inner == _STRING:
+            if count * 8 > self.end - self.at:
+                raise self.fail(f"{key} claims {count} strings, the file has {self.end - self.at} bytes left")
+            return self.strings(count, key)
+        if inner not in _SCALARS:
+            raise self.fail(f"{key} is an array of the unknown or nested type {inner}")
+        dtype = np.dtype(_SCALARS[inner])
+        return np.frombuffer(self.data, dtype, count, self.need(count * dtype.itemsize, key)).copy()
+
+
+def read_gguf(path: str | Path) -> GGUFFile:
+    """Parse and check the header of a GGUF. Raises YarnEdgeError with the first thing that is wrong."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise YarnEdgeError(f"{path}: is a folder, expected a GGUF file")
+        with path.open("rb") as file:
+            if path.stat().st_size < 24:
+                raise YarnEdgeError(f"{path}: not a GGUF: {path.stat().st_size} bytes are less than a header")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse(_Cursor(data, path))
+    except (OSError, ValueError) as error:
+        raise os_error(error, path) if isinstance(error, OSError) else YarnEdgeError(f"{path}: {error}") from error
+
+
+def _parse(cursor: _Cursor) -> GGUFFile:
+    if cursor.data[:4] != MAGIC:
+        raise YarnEdgeError(f"{cursor.path}: not a GGUF: it starts with {bytes(cursor.data[:4])!r}, not {MAGIC!r}")
+    cursor.at = 4
+    version = cursor.u32("version")
+    if version not in (2, 3):
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
+        remedy = "it is big-endian, which is not supported" if swapped else "supported are 2 and 3"
+        raise cursor.fail(f"version {version}; {remedy}")
+    n_tensors, n_keys = cursor.u64("tensor count"), cursor.u64("key count")
+    left = cursor.end - cursor.at
+    for count, each, what in ((n_tensors, _MIN_TENSOR_BYTES, "tensors"), (n_keys, _MIN_KV_BYTES, "keys")):
+        if count * each > left:
+            raise cursor.fail(f"claims {count} {what}, the file has {left} bytes left")
+
+    metadata: dict[str, Any] = {}
+    for _ in range(n_keys):
+        key = cursor.string("key", MAX_KEY_BYTES)
+        if key in metadata:
+            raise cursor.fail(f"key {key} stands there twice")
+        metadata[key] = cursor.value(key)
+
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
+        raise cursor.fail(f"general.alignment is {alignment!r}, not a power of two")
+    headers = list(_tensor_headers(cursor, n_tensors))
+    data_offset = -(-cursor.at // alignment) * alignment
+    tensors = _place(cursor, headers, data_offset, alignment)
+    return GGUFFile(cursor.path, version, metadata, tensors, alignment, data_offset, cursor.end)
+
+
+def _tensor_headers(cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+    for _ in range(count):
+        name = cursor.string("tensor name", MAX_KEY_BYTES)
+        n_dims = cursor.u32(f"dimensions of {name}")
+        if not 0 < n_dims <= MAX_DIMS:
+            raise cursor.fail(f"tensor {name} has {n_dims} dimensions")
+        shape = tuple(cursor.u64(f"shape of {name}") for _ in range(n_dims))
+        yield name, shape, cursor.u32(f"type of {name}"), cursor.u64(f"offset of {name}")
+
+
+def _place(
+    cursor: _Cursor, headers: list[tuple[str, tuple[int, ...], int, int]], data_offset: int, alignment: int
+) -> dict[str, TensorInfo]:
+    """Sizes and absolute offsets, checked: known type, whole blocks, aligned, inside the file, not overlapping."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    sizes = {int(kind): (kind.name, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType}
+    tensors: dict[str, TensorInfo] = {}
+    for name, shape, kind, offset in headers:
+        if name in tensors:
+            raise cursor.fail(f"tensor {name} stands there twice")
+        if kind not in sizes:
+            raise cursor.fail(f"tensor {name} has the unknown type {kind}")
+        type_name, block, block_bytes = sizes[kind]
+        if 0 in shape or shape[0] % block:
+            raise cursor.fail(f"tensor {name} of type {type_name} has the impossible shape {shape}")
+        n_bytes = math.prod(shape) // block * block_bytes
+        if offset % alignment:
+            raise cursor.fail(f"tensor {name} at offset {offset} is not aligned to {alignment}")
+        if data_offset + offset + n_bytes > cursor.end:
+            raise YarnEdgeError(
+                f"{cursor.path}: truncated: tensor {one_line(name, 100)} ends at byte {data_offset + offset + n_bytes}, "
+                f"the file at {cursor.end}"
+            )
+        tensors[name] = TensorInfo(name, shape, type_name, data_offset + offset, n_bytes)
+    end = data_offset
+    for tensor in sorted(tensors.values(), key=lambda t: t.offset):
+        if tensor.offset < end:
+            raise cursor.fail(f"tensor {tensor.name} overlaps the one before it")
+        end = tensor.offset + tensor.n_bytes
+    return tensors
+
+
+def check_loadable(file: GGUFFile) -> None:
+    """Refuse what llama.cpp answers with abort(): the values that its loader asserts instead of reporting."""
+    arch, meta = file.architecture, file.metadata
+    rope_type = meta.get(f"{arch}.rope.scaling.type", "linear")
+    if rope_type not in _ROPE_TYPES:
+        raise YarnEdgeError(
+            f"{file.path}: {arch}.rope.scaling.type is {one_line(repr(rope_type), 60)}; "
+            f"llama.cpp knows {', '.join(_ROPE_TYPES)}"
+        )
+    if int(meta.get("split.count", 1) or 1) > 1:
+        raise YarnEdgeError(f"{file.path}: split GGUFs are not supported yet; join it with llama-gguf-split --merge")
+    tokens = meta.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(set(tokens)) != len(tokens):
+        raise YarnEdgeError(f"{file.path}: tokenizer.ggml.tokens has the same token twice")
+    if not file.tensors:
+        return
+    for name in ("block_count", "embedding_length", "attention.head_count", "context_length"):
+        if not isinstance(meta.get(f"{arch}.{name}"), np.ndarray):  # some architectures: one number a layer
+            file.required_int(name)
+    heads, width = meta[f"{arch}.attention.head_count"], meta[f"{arch}.embedding_length"]
+    kv_heads = meta.get(f"{arch}.attention.head_count_kv", heads)
+    if isinstance(kv_heads, int) and isinstance(heads, int):
+        if kv_heads <= 0 or heads % kv_heads:
+            raise YarnEdgeError(f"{file.path}: {heads} attention heads do not share {kv_heads} key-value heads")
+        head_dim = meta.get(f"{arch}.attention.key_length", width // heads)
+        rotated = meta.get(f"{arch}.rope.dimension_count", head_dim)
+        if not 0 < rotated <= head_dim or rotated % 2:
+            raise YarnEdgeError(f"{file.path}: {arch}.rope.dimension_count is {rotated} with heads of {head_dim}")

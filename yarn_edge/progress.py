@@ -1,0 +1,56 @@
+"""Progress on stderr for everything a user waits for; silent when stderr is no terminal or with --quiet.
+
+rich draws; this module decides when, so that no caller has to ask.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Advance = Callable[[float], None]
+Unit = Literal["bytes", "tokens", "steps", "percent"]
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """--quiet: no progress and no notes for the rest of the process."""
+    global _quiet
+    _quiet = quiet
+
+
+def note(message: str) -> None:
+    """One line on stderr for a person; nothing with --quiet."""
+    if not _quiet:
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
+    """A progress bar with rate and time left. Yields `advance(amount)`; amounts are in `unit`."""
+    if _quiet or not sys.stderr.isatty():
+        yield lambda _amount: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import DownloadColumn as BytesColumn
+    from rich.progress import TransferSpeedColumn as ByteRateColumn
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: object) -> Text:
+            speed = getattr(task, "speed", None)
+            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
+
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
+    if unit == "bytes":
+        columns += [BytesColumn(), ByteRateColumn()]
+    elif unit == "tokens":
+        columns.append(RateColumn())
+    columns.append(TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda amount: progress.advance(task, amount)

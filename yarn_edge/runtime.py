@@ -1,0 +1,347 @@
+"""The only place that touches llama_cpp: load a GGUF, make a context, evaluate, logits, sample.
+
+It goes through the low-level API, because `llama_cpp.Llama` passes its own YaRN defaults over the file's values. Here
+every scaling value is spelled out (`metadata.explicit_arguments`), llama.cpp's log becomes error messages, and the KV
+cache is never shifted: on a YaRN model a shift multiplies every cached key by the attention factor once more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.gguf_file import GGUFFile, check_loadable, read_gguf
+from yarn_edge.metadata import RuntimeArguments, explicit_arguments
+from yarn_edge.progress import bar
+
+Outputs = Literal["none", "last", "all"]
+FlashAttention = Literal["auto", "on", "off"]
+_FLASH = {"auto": -1, "off": 0, "on": 1}
+# ggml_type of the KV cache types that llama.cpp supports, by the names its tools use.
+KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20}
+_LOG_LINES: list[tuple[int, str]] = []
+_LOG_ERROR = 4  # ggml.h: enum ggml_log_level
+_state: dict[str, Any] = {}
+
+
+def llama() -> Any:
+    """The llama_cpp module, imported and initialised once, with its log kept for error messages."""
+    if "api" not in _state:
+        import llama_cpp
+
+        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+        def log(level: int, text: bytes, _user_data: object) -> None:
+            _LOG_LINES.append((level, text.decode("utf-8", errors="replace").rstrip()))
+            del _LOG_LINES[:-200]
+
+        _state["log"] = log  # must outlive every call into llama.cpp
+        llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        _state["api"] = llama_cpp
+    return _state["api"]
+
+
+def log_lines() -> list[str]:
+    """What llama.cpp logged since `clear_log` (the last 200 lines)."""
+    return [text for _level, text in _LOG_LINES]
+
+
+def clear_log() -> None:
+    """Forget the log so far."""
+    _LOG_LINES.clear()
+
+
+def _reason() -> str:
+    """The first error that llama.cpp logged (the later ones only pass it on), for a message."""
+    errors = [text for level, text in _LOG_LINES if level == _LOG_ERROR and text]
+    return one_line(errors[0].split(": ", 1)[-1], 300) if errors else "llama.cpp gave no reason"
+
+
+def physical_threads() -> int:
+    """Threads to use by default: the cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Model:
+    """A loaded GGUF. Use as a context manager, or call `close`.
+
+    `overrides` replace metadata values for this load only (str, bool, int or float by key).
+    Raises YarnEdgeError when the file is invalid or llama.cpp refuses it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        vocab_only: bool = False,
+        overrides: Mapping[str, str | bool | int | float] | None = None,
+        n_gpu_layers: int = 0,
+    ) -> None:
+        self.path = Path(path)
+        self.gguf: GGUFFile = read_gguf(path)
+        check_loadable(self.gguf)
+        self.api = llama()
+        params = self.api.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.n_gpu_layers = n_gpu_layers
+        self._overrides = _kv_overrides(self.api, overrides or {})
+        if overrides:
+            params.kv_overrides = self._overrides
+        clear_log()
+        with bar(f"Loading {self.path.name}", 1.0, "percent") as advance:
+            shown = [0.0]
+
+            @self.api.llama_progress_callback  # type: ignore[untyped-decorator]
+            def report(fraction: float, _user_data: object) -> bool:
+                advance(fraction - shown[0])
+                shown[0] = fraction
+                return True
+
+            params.progress_callback = report
+            self._handle = self.api.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._handle:
+            raise YarnEdgeError(f"{self.path}: llama.cpp cannot load it: {_reason()}")
+        self._vocab = self.api.llama_model_get_vocab(self._handle)
+        self.n_vocab: int = self.api.llama_vocab_n_tokens(self._vocab)
+        self.n_ctx_train: int = self.api.llama_model_n_ctx_train(self._handle)
+        self.n_layer: int = self.api.llama_model_n_layer(self._handle)
+        self.bos: int = self.api.llama_vocab_bos(self._vocab)
+        self.eos: int = self.api.llama_vocab_eos(self._vocab)
+        self.add_bos: bool = self.api.llama_vocab_get_add_bos(self._vocab)
+        self.add_eos: bool = self.api.llama_vocab_get_add_eos(self._vocab)
+
+    @property
+    def handle(self) -> Any:
+        """llama_model *, for the low-level API."""
+        if self._handle is None:
+            raise YarnEdgeError(f"{self.path}: the model was closed")
+        return self._handle
+
+    @property
+    def vocab(self) -> Any:
+        """llama_vocab *, for the low-level API."""
+        return self._vocab
+
+    @property
+    def chat_template(self) -> str | None:
+        """`tokenizer.chat_template`, if the file has one."""
+        value = self.gguf.metadata.get("tokenizer.chat_template")
+        return value if isinstance(value, str) else None
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. add_special: with the BOS/EOS that the file asks for; parse_special: markup is tokens."""
+        data = text.encode("utf-8", errors="surrogatepass")
+        room = len(data) + 16
+        for _ in range(2):
+            buffer = (self.api.llama_token * room)()
+            count = self.api.llama_tokenize(self._vocab, data, len(data), buffer, room, add_special, parse_special)
+            if count >= 0:
+                return list(buffer[:count])
+            room = -count
+        raise YarnEdgeError(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes")
+
+    def token_bytes(self, token: int, *, special: bool = True) -> bytes:
+        """The bytes of one token (part of a character, perhaps); special: markup tokens as their text, else b""."""
+        room = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(room)
+            count = self.api.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+        raise YarnEdgeError(f"{self.path}: token {token} has no text")
+
+    def is_end(self, token: int) -> bool:
+        """True for tokens that end a generation (EOS, end of turn, …)."""
+        return bool(self.api.llama_vocab_is_eog(self._vocab, token))
+
+    def close(self) -> None:
+        """Free the weights. Contexts made from the model must be closed first."""
+        if self._handle:
+            self.api.llama_model_free(self._handle)
+        self._handle = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Context:
+    """A KV cache and the means to evaluate tokens in it. Use as a context manager, or call `close`.
+
+    n_ctx: tokens that the cache holds (0: what the model declares). kv_type: a key of KV_TYPES, for keys and values.
+    arguments: scaling values; by default every value spelled out from the file. eval_callback: see `yarn_edge.tap`.
+    Raises YarnEdgeError when llama.cpp cannot make it (out of memory, an impossible cache type, …).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int = 0,
+        n_batch: int = 512,
+        kv_type: str = "f16",
+        threads: int | None = None,
+        arguments: RuntimeArguments | None = None,
+        flash_attention: FlashAttention = "auto",
+        eval_callback: Any = None,
+        n_outputs_max: int = 0,
+    ) -> None:
+        if kv_type not in KV_TYPES:
+            raise YarnEdgeError(f"--kv-type {kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
+        if n_ctx < 0 or n_batch < 1 or (threads is not None and threads < 1):
+            raise YarnEdgeError("context, batch and threads must be above 0")
+        self.model, self.api = model, model.api
+        self.arguments = explicit_arguments(model.gguf) if arguments is None else arguments
+        self.kv_type = kv_type
+        params = self.api.llama_context_default_params()
+        params.n_ctx = n_ctx or model.n_ctx_train
+        params.n_batch = params.n_ubatch = min(n_batch, params.n_ctx)
+        params.n_outputs_max = n_outputs_max
+        params.n_threads = params.n_threads_batch = threads or physical_threads()
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.flash_attn_type = _FLASH[flash_attention]
+        params.offload_kqv = params.op_offload = False
+        params.no_perf = True
+        for name, value in vars(self.arguments).items():
+            setattr(params, name, value)
+        if eval_callback is not None:
+            params.cb_eval = eval_callback
+        self._callback = eval_callback  # must outlive the context
+        clear_log()
+        self._handle = self.api.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise YarnEdgeError(
+                f"{model.path}: no context of {params.n_ctx} tokens with a {kv_type} cache: {_reason()}"
+            )
+        self.n_ctx: int = self.api.llama_n_ctx(self._handle)
+        self.n_batch: int = self.api.llama_n_batch(self._handle)
+        self._memory = self.api.llama_get_memory(self._handle)
+        self._batch = self.api.llama_batch_init(self.n_batch, 0, 1)
+        self._n_outputs = 0
+
+    @property
+    def handle(self) -> Any:
+        """llama_context *, for the low-level API."""
+        if self._handle is None:
+            raise YarnEdgeError("the context was closed")
+        return self._handle
+
+    def evaluate(
+        self,
+        tokens: Sequence[int],
+        start: int,
+        outputs: Outputs = "last",
+        advance: Callable[[float], None] | None = None,
+    ) -> None:
+        """Evaluate `tokens` at positions start, start + 1, …, in batches. `advance` gets the tokens done so far.
+
+        outputs: which tokens get logits. "all" is for at most `n_batch` tokens: read `logits` after each call.
+        """
+        if outputs == "all" and len(tokens) > self.n_batch:
+            raise ValueError(f"logits of {len(tokens)} tokens at once, the batch holds {self.n_batch}")
+        for at in range(0, len(tokens), self.n_batch):
+            part = tokens[at : at + self.n_batch]
+            last_part = at + len(part) == len(tokens)
+            self._fill(part, start + at, outputs, last_part)
+            self._decode()
+            self._n_outputs = sum(1 for i in range(len(part)) if self._batch.logits[i])
+            if advance:
+                advance(len(part))
+
+    def _fill(self, tokens: Sequence[int], start: int, outputs: Outputs, last_part: bool) -> None:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+            batch.pos[i] = start + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = outputs == "all"
+        if outputs == "last" and last_part and tokens:
+            batch.logits[len(tokens) - 1] = True
+
+    def _decode(self) -> None:
+        code = self.api.llama_decode(self.handle, self._batch)
+        if code == 1:
+            raise YarnEdgeError(f"the context of {self.n_ctx} tokens is full")
+        if code == 2:
+            raise KeyboardInterrupt
+        if code:
+            raise YarnEdgeError(f"llama.cpp cannot evaluate (code {code}): {_reason()}")
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits of the last `evaluate`, shape (n_outputs, n_vocab). A copy: the next evaluation may not change it."""
+        data = self.api.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(data, shape=(self._n_outputs, self.model.n_vocab)).copy()
+
+    def sample(self, sampler: Any) -> int:
+        """The next token from the last token's logits by a llama_sampler chain (see `yarn_edge.sampling`)."""
+        return int(self.api.llama_sampler_sample(sampler, self.handle, -1))
+
+    def keep(self, n_tokens: int) -> None:
+        """Forget everything from position `n_tokens` on. What stays is not moved: the cache is never shifted."""
+        if not self.api.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
+            raise YarnEdgeError("this model's cache cannot be cut")
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.api.llama_memory_clear(self._memory, False)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[Callable[[], None]]:
+        """While open, calling the yielded function makes a running evaluation stop with KeyboardInterrupt (CPU only)."""
+        stop = [False]
+
+        @self.api.ggml_abort_callback  # type: ignore[untyped-decorator]
+        def aborted(_user_data: object) -> bool:
+            return stop[0]
+
+        def interrupt() -> None:
+            stop[0] = True
+
+        self.api.llama_set_abort_callback(self.handle, aborted, None)
+        try:
+            yield interrupt
+        finally:
+            self.api.llama_set_abort_callback(self.handle, self.api.ggml_abort_callback(), None)
+
+    def close(self) -> None:
+        """Free the cache."""
+        if self._handle:
+            self.api.llama_batch_free(self._batch)
+            self.api.llama_free(self._handle)
+        self._handle = None
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _kv_overrides(api: Any, values: Mapping[str, str | bool | int | float]) -> Any:
+    """A C array of llama_model_kv_override, ended by an empty key."""
+    array = (api.llama_model_kv_override * (len(values) + 1))()
+    for item, (key, value) in zip(array, values.items(), strict=False):
+        item.key = key.encode()
+        if isinstance(value, bool):
+            item.tag, item.value.val_bool = api.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+        elif isinstance(value, int):
+            item.tag, item.value.val_i64 = api.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        elif isinstance(value, float):
+            item.tag, item.value.val_f64 = api.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
+        else:
+            item.tag, item.value.val_str = api.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+    return array

@@ -1,0 +1,150 @@
+"""`RopeScaling`: one frozen description of how a model's positions are scaled.
+
+Everything in the product speaks of positions through this one value: the config dialects are parsed into it, the
+NumPy reference computes from it, GGUF metadata is written from it and read back into it, and the checks compare it.
+Symbols are the paper's (arXiv 2309.00071): base b = `rope_theta`, rotated dimensions D = `dim`, original context L =
+`original_context`, factor s = `factor`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from yarn_edge.errors import YarnEdgeError
+
+Method = Literal["none", "linear", "ntk", "ntk-by-parts", "yarn", "dynamic-ntk", "dynamic-yarn"]
+Ramp = Literal["index", "turns"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+STATIC_METHODS: frozenset[Method] = frozenset({"none", "linear", "ntk", "ntk-by-parts", "yarn"})
+RAMPED_METHODS: frozenset[Method] = frozenset({"ntk-by-parts", "yarn", "dynamic-yarn"})
+
+# Two scalings whose fields agree to this relative difference are the same: GGUF stores them as float32 (2^-24 = 6e-8).
+SAME_RELATIVE = 1e-6
+
+_POSITIVE = ("rope_theta", "beta_fast", "beta_slow", "attention_factor", "original_context")
+_NUMBERS = ("rope_theta", "factor", "ext_factor", "beta_fast", "beta_slow", "attention_factor")
+
+
+def yarn_attention_factor(factor: float, log_multiplier: float = 0.1) -> float:
+    """A = log_multiplier * ln(s) + 1, the paper's section 3.4; 1 for s <= 1 (as in transformers and llama.cpp)."""
+    return 1.0 if factor <= 1 else log_multiplier * math.log(factor) + 1.0
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How positions become angles, complete and explicit: no field means "the default".
+
+    `attention_factor` is A itself: cos and sin are multiplied by it (so attention logits get A squared). It is *not* the
+    multiplier that llama.cpp and the Nous code call `attn_factor`.
+    `provenance` tells for each field where its value came from, such as "config.json: rope_scaling.factor".
+
+    Raises YarnEdgeError from the constructor when a value makes no sense; the message names the field and its source.
+    """
+
+    method: Method
+    rope_theta: float
+    dim: int
+    original_context: int
+    factor: float = 1.0
+    ext_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+    ramp: Ramp = "index"
+    finetuned: bool | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise YarnEdgeError(f"{self.source('method')}: unknown rope scaling method {self.method!r}")
+        if self.ramp not in get_args(Ramp):
+            raise YarnEdgeError(f"{self.source('ramp')}: unknown ramp {self.ramp!r}, expected index or turns")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, not a finite number")
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise YarnEdgeError(f"{self.source(name)}: {name} is {getattr(self, name)!r}, must be above 0")
+        for name in ("dim", "original_context"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, not a whole number")
+        if self.dim < 2 or self.dim % 2:
+            raise YarnEdgeError(f"{self.source('dim')}: {self.dim} rotated dimensions; need an even number above 0")
+        if self.rope_theta <= 1:
+            raise YarnEdgeError(f"{self.source('rope_theta')}: rope_theta is {self.rope_theta!r}, must be above 1")
+        if self.factor < 1:
+            raise YarnEdgeError(
+                f"{self.source('factor')}: factor is {self.factor!r}, below 1; it is new context / original context"
+            )
+        if self.method == "none" and self.factor != 1:
+            raise YarnEdgeError(f"{self.source('factor')}: factor {self.factor!r} without a scaling method")
+        if not 0 <= self.ext_factor <= 1:
+            hint = " (it looks like the factor itself)" if self.ext_factor == self.factor else ""
+            raise YarnEdgeError(
+                f"{self.source('ext_factor')}: ext_factor is {self.ext_factor!r}, a mix from 0 to 1{hint}"
+            )
+        if self.beta_fast <= self.beta_slow:
+            raise YarnEdgeError(
+                f"{self.source('beta_fast')}: beta_fast {self.beta_fast!r} must be above beta_slow {self.beta_slow!r}"
+            )
+
+    def source(self, name: str) -> str:
+        """Where the value of field `name` came from, for messages."""
+        return self.provenance.get(name, name)
+
+    @property
+    def extended_context(self) -> int:
+        """L' = L * s in tokens, rounded to the nearest token."""
+        return round(self.original_context * self.factor)
+
+    @property
+    def default_attention_factor(self) -> float:
+        """The A that the method itself prescribes: 0.1 ln s + 1 for YaRN, 1 otherwise."""
+        return yarn_attention_factor(self.factor) if self.method in ("yarn", "dynamic-yarn") else 1.0
+
+    @property
+    def is_static(self) -> bool:
+        """True when the angles of a position do not depend on the current length."""
+        return self.method in STATIC_METHODS
+
+    def effective_fields(self) -> dict[str, Any]:
+        """The fields that change an angle under this method, so that descriptions compare by what they do."""
+        fields: dict[str, Any] = {"method": self.method, "rope_theta": self.rope_theta, "dim": self.dim}
+        if self.method != "none":
+            fields["factor"] = self.factor
+        if self.method in RAMPED_METHODS:
+            for name in ("original_context", "ext_factor", "beta_fast", "beta_slow", "truncate", "ramp"):
+                fields[name] = getattr(self, name)
+        if self.method == "dynamic-ntk":
+            fields["original_context"] = self.original_context
+        fields["attention_factor"] = self.attention_factor
+        return fields
+
+    def differences(self, other: RopeScaling) -> dict[str, tuple[Any, Any]]:
+        """Fields in which two descriptions compute other angles: {field: (self, other)}; empty when they run alike."""
+        mine, theirs = self.effective_fields(), other.effective_fields()
+        found: dict[str, tuple[Any, Any]] = {}
+        for name in mine.keys() | theirs.keys():
+            a, b = mine.get(name), theirs.get(name)
+            if isinstance(a, float) and isinstance(b, float):
+                if not math.isclose(a, b, rel_tol=SAME_RELATIVE):
+                    found[name] = (a, b)
+            elif a != b:
+                found[name] = (a, b)
+        return found
+
+    def with_overrides(self, source: str, **values: Any) -> RopeScaling:
+        """A copy with `values`, each recorded as coming from `source`."""
+        return replace(self, **values, provenance={**self.provenance, **dict.fromkeys(values, source)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the provenance."""
+        names = [n for n in self.__dataclass_fields__ if n != "provenance"]
+        return {n: getattr(self, n) for n in names} | {"provenance": dict(self.provenance)}

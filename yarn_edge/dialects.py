@@ -7,10 +7,12 @@ contradictions are errors that name file, key, value and remedy: nothing is gues
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from yarn_edge.config_file import ConfigFile
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.scaling import Method, RopeScaling, yarn_attention_factor
 
@@ -70,44 +72,25 @@ NOUS_MISTRAL = Dialect("Nous Mistral", "rope_scaling", 0.07, attn_factor_multipl
 REMOTE_CODE: dict[str, Dialect] = {"modeling_llama_yarn": NOUS_LLAMA, "modeling_mistral_yarn": NOUS_MISTRAL}
 
 
-@dataclass(frozen=True)
-class ConfigFile:
-    """config.json and what lies beside it, as far as positions need it."""
-
-    name: str
-    values: Mapping[str, Any]
-    siblings: frozenset[str] = frozenset()
-
-    def error(self, key: str, what: str) -> YarnEdgeError:
-        return YarnEdgeError(f"{self.name}: {key} {what}")
-
-    def integer(self, key: str) -> int | None:
-        """A whole number above 0, or None where the key is absent or null."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.error(key, f"is {one_line(repr(value), 60)}, need a whole number above 0")
-        return value
-
-    def required_integer(self, key: str) -> int:
-        value = self.integer(key)
-        if value is None:
-            raise self.error(key, "is missing")
-        return value
-
-
 def recognise(config: ConfigFile) -> Dialect:
     """Which dialect this config speaks."""
+    for key in ("rope_parameters", "rope_scaling"):
+        value = config.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise config.error(key, f"is {one_line(repr(value), 60)}, not an object")
+    has_v5, has_v4 = (config.values.get(k) is not None for k in ("rope_parameters", "rope_scaling"))
+    if has_v5 and has_v4 and config.values["rope_parameters"] != config.values["rope_scaling"]:
+        raise config.error("rope_parameters", "and rope_scaling are both there and differ: remove the one that is not meant")
     auto_map = config.values.get("auto_map")
     modules = {str(v).rsplit("--", 1)[-1].split(".")[0] for v in auto_map.values()} if isinstance(auto_map, dict) else set()
     modules |= {name[:-3] for name in config.siblings if name.endswith(".py")}
     for module, dialect in REMOTE_CODE.items():
         if module in modules:
+            if has_v5 and not has_v4:
+                raise config.error(
+                    "rope_parameters", f"is not read by the {dialect.name} code, which this checkpoint names: "
+                    f"call the block rope_scaling, or remove {module}")  # fmt: skip
             return dialect
-    has_v5, has_v4 = (isinstance(config.values.get(k), dict) for k in ("rope_parameters", "rope_scaling"))
-    if has_v5 and has_v4 and config.values["rope_parameters"] != config.values["rope_scaling"]:
-        raise config.error("rope_parameters", "and rope_scaling are both there and differ: remove the one that is not meant")
     if has_v5:
         return TRANSFORMERS_V5
     if has_v4 and "finetuned" in config.values["rope_scaling"]:
@@ -133,10 +116,7 @@ def read_scaling(config: ConfigFile, overrides: Mapping[str, Any] | None = None)
     """
     flags = {name: value for name, value in (overrides or {}).items() if value is not None}
     dialect = recognise(config)
-    block = config.values.get(dialect.block)
-    if block is not None and not isinstance(block, dict):
-        raise config.error(dialect.block, f"is {one_line(repr(block), 60)}, not an object")
-    block = block or {}
+    block = config.values.get(dialect.block) or {}
     if block and all(isinstance(v, dict) for v in block.values()):
         raise config.error(dialect.block, f"differs by layer type ({', '.join(block)}): that cannot be represented yet")
     reader = _Block(config, dialect, block)
@@ -170,7 +150,7 @@ class _Block:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, f"is {one_line(repr(value), 60)}, not a number")
-        return float(value)
+        return _as_float(value)
 
     def method(self) -> Method:
         kinds = {k: self.block[k] for k in ("rope_type", "type") if self.block.get(k) is not None}
@@ -182,7 +162,7 @@ class _Block:
         if len(set(map(str, kinds.values()))) > 1:
             raise self.error("rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is meant?")
         key, kind = next(iter(kinds.items()))
-        if kind not in ROPE_TYPES:
+        if not isinstance(kind, str) or kind not in ROPE_TYPES:
             raise self.error(key, f"is {one_line(repr(kind), 60)}, which is unknown; known: {', '.join(ROPE_TYPES)}")
         method, reason = ROPE_TYPES[kind]
         if method is None:
@@ -194,15 +174,13 @@ class _Block:
         config = self.config
         spots = {self.source("rope_theta"): self.block.get("rope_theta"),
                  f"{config.name}: rope_theta": config.values.get("rope_theta")}  # fmt: skip
-        given = {where: v for where, v in spots.items() if v is not None}
-        if len(set(given.values())) > 1:
-            raise YarnEdgeError(" and ".join(f"{where} is {v!r}" for where, v in given.items()) + ": which one is meant?")
-        where, theta = next(iter(given.items()), ("transformers' default for rope_theta", DEFAULT_ROPE_THETA))
-        partial = self.block.get("partial_rotary_factor", config.values.get("partial_rotary_factor"))
-        if partial not in (None, 1, 1.0):
-            raise self.error("partial_rotary_factor", f"is {partial!r}: partial rotation is not supported yet")
+        where, theta = _the_one(spots) or ("transformers' default for rope_theta", DEFAULT_ROPE_THETA)
+        key = "partial_rotary_factor"
+        for place, partial in ((f"{config.name}: {key}", config.values.get(key)), (self.source(key), self.block.get(key))):
+            if partial not in (None, 1):
+                raise YarnEdgeError(f"{place} is {one_line(repr(partial), 60)}: partial rotation is not supported yet")
         name = "head_dim" if config.values.get("head_dim") is not None else "hidden_size / num_attention_heads"
-        theta = float(theta) if isinstance(theta, int) and not isinstance(theta, bool) else theta
+        theta = _as_float(theta) if isinstance(theta, int) and not isinstance(theta, bool) else theta
         return RopeScaling(
             "none", theta, head_dim(config), config.required_integer("max_position_embeddings"),
             provenance={
@@ -238,13 +216,13 @@ class _Block:
         config, key = self.config, "original_max_position_embeddings"
         longest = config.required_integer("max_position_embeddings")
         spots = {self.source(key): self.block.get(key), f"{config.name}: {key}": config.integer(key)}
-        given = {where: v for where, v in spots.items() if v is not None}
-        if len(set(given.values())) > 1:
-            raise YarnEdgeError(" and ".join(f"{where} is {v!r}" for where, v in given.items()) + ": which one is meant?")
+        given = _the_one(spots)
         if given:
-            provenance["original_context"], origin = next(iter(given.items()))
+            provenance["original_context"], origin = given
             if isinstance(origin, float) and origin.is_integer():
                 origin = int(origin)
+            if isinstance(origin, bool) or not isinstance(origin, int) or origin <= 0:
+                raise YarnEdgeError(f"{given[0]} is {one_line(repr(origin), 60)}, need a whole number above 0")
         elif self.dialect.requires_original and "original_context" not in flags:
             raise self.error(key, f"is missing; the {self.dialect.name} code needs it: add it, or pass --yarn-orig-ctx")
         else:
@@ -300,6 +278,22 @@ class _Block:
             ratio = yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
             return ratio, f"{self.source('mscale')} / mscale_all_dim"
         return default, formula
+
+
+def _as_float(value: float) -> float:
+    """A number of JSON, where an integer may be too large for a float: infinite then, which RopeScaling refuses."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _the_one(spots: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """(where, value) of the first place that has one, None where none has; the other places must say the same."""
+    given = [(where, value) for where, value in spots.items() if value is not None]
+    if any(value != given[0][1] for _where, value in given):
+        raise YarnEdgeError(" and ".join(f"{where} is {value!r}" for where, value in given) + ": which one is meant?")
+    return given[0] if given else None
 
 
 def _from_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any]) -> RopeScaling:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MAX_MESSAGE = 2000
+
 
 class YarnEdgeError(Exception):
-    """Bad input, or something that cannot be represented. Shown as one line, exit code 2."""
+    """Bad input, or something that cannot be represented. Shown as one line, exit code 2.
+
+    The message is one printable line whatever hostile text went into it (keys, values, paths).
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message, MAX_MESSAGE))
 
 
 def one_line(text: str, limit: int = 600) -> str:

@@ -258,15 +258,19 @@ def check_loadable(file: GGUFFile) -> None:
     """Refuse what llama.cpp answers with abort(): the values that its loader asserts instead of reporting."""
     arch, meta = file.architecture, file.metadata
     rope_type = meta.get(f"{arch}.rope.scaling.type", "linear")
-    if rope_type not in _ROPE_TYPES:
+    if not isinstance(rope_type, str) or rope_type not in _ROPE_TYPES:
         raise YarnEdgeError(
             f"{file.path}: {arch}.rope.scaling.type is {one_line(repr(rope_type), 60)}; "
             f"llama.cpp knows {', '.join(_ROPE_TYPES)}"
         )
-    if int(meta.get("split.count", 1) or 1) > 1:
+    pieces = meta.get("split.count", 1)
+    if not isinstance(pieces, int):
+        raise YarnEdgeError(f"{file.path}: split.count is {one_line(repr(pieces), 60)}, not a whole number")
+    if pieces > 1:
         raise YarnEdgeError(f"{file.path}: split GGUFs are not supported yet; join it with llama-gguf-split --merge")
     tokens = meta.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list) and len(set(tokens)) != len(tokens):
+    # llama.cpp renames empty ones, so that several may stand there.
+    if isinstance(tokens, list) and len({t or f"[EMPTY_{i}]" for i, t in enumerate(tokens)}) != len(tokens):
         raise YarnEdgeError(f"{file.path}: tokenizer.ggml.tokens has the same token twice")
     if not file.tensors:
         return

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from yarn_edge import rope
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile
 from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
@@ -94,6 +94,21 @@ def _refuse_factors(file: GGUFFile) -> None:
             )
 
 
+def _scaling_type(file: GGUFFile) -> str:
+    kind = file.metadata.get(f"{file.architecture}.rope.scaling.type", "linear")
+    if not isinstance(kind, str):
+        raise YarnEdgeError(
+            f"{file.path}: {file.architecture}.rope.scaling.type is {one_line(repr(kind), 60)}, not a string"
+        )
+    return kind
+
+
+def _file_factor(file: GGUFFile) -> float:
+    """The factor of the file, 0 where there is none. `rope.scale_linear` is the key's old name, still read."""
+    old = file.number("rope.scale_linear", 0.0)
+    return float(file.number("rope.scaling.factor", old) or 0.0)
+
+
 def declared(file: GGUFFile) -> RopeScaling:
     """What the keys of `{arch}.rope.*` say, read literally, whether or not the runtime honours each of them.
 
@@ -101,8 +116,8 @@ def declared(file: GGUFFile) -> RopeScaling:
     """
     _refuse_factors(file)
     arch = file.architecture
-    kind = file.metadata.get(f"{arch}.rope.scaling.type", "linear")
-    factor = float(file.number("rope.scaling.factor", 1.0) or 1.0)  # llama.cpp takes 0 as 1
+    kind = _scaling_type(file)
+    factor = _file_factor(file) or 1.0  # llama.cpp takes 0 as 1
     method = {"none": "none", "linear": "linear" if factor != 1 else "none", "yarn": "yarn"}.get(kind)
     if method is None:
         raise YarnEdgeError(f"{file.path}: {arch}.rope.scaling.type {kind!r} cannot be judged yet")
@@ -124,9 +139,7 @@ def declared(file: GGUFFile) -> RopeScaling:
         method=method,  # type: ignore[arg-type]
         rope_theta=float(file.number("rope.freq_base", DEFAULT_FREQ_BASE) or 0.0),
         dim=_dims(file),
-        original_context=int(
-            file.number("rope.scaling.original_context_length", file.required_int("context_length")) or 0
-        ),
+        original_context=_file_origin(file),
         factor=factor if method != "none" else 1.0,
         ext_factor=float(_or(file.number("rope.scaling.yarn_ext_factor"), 1.0)),
         beta_fast=float(_or(file.number("rope.scaling.yarn_beta_fast"), 32.0)),
@@ -135,6 +148,11 @@ def declared(file: GGUFFile) -> RopeScaling:
         finetuned=_flag(file, "rope.scaling.finetuned"),
         provenance=provenance,
     )
+
+
+def _file_origin(file: GGUFFile) -> int:
+    """The original context; where the key is missing or 0, llama.cpp takes the context length."""
+    return int(file.number("rope.scaling.original_context_length", 0) or 0) or file.required_int("context_length")
 
 
 def _or(value: float | None, default: float) -> float:
@@ -147,8 +165,10 @@ def canonical(file: GGUFFile) -> RopeScaling | None:
     version = meta.get(CANONICAL + "version")
     if version is None:
         return None
-    if version != CANONICAL_VERSION:
-        raise YarnEdgeError(f"{file.path}: {CANONICAL}version is {version!r}, this yarn-edge reads {CANONICAL_VERSION}")
+    if not isinstance(version, int) or version != CANONICAL_VERSION:
+        raise YarnEdgeError(
+            f"{file.path}: {CANONICAL}version is {one_line(repr(version), 60)}, this yarn-edge reads {CANONICAL_VERSION}"
+        )
     names = [n for n in RopeScaling.__dataclass_fields__ if n not in ("provenance", "finetuned")]
     missing = [n for n in names if CANONICAL + n not in meta]
     if missing:
@@ -172,10 +192,7 @@ def effective(file: GGUFFile, arguments: RuntimeArguments = FROM_MODEL) -> RopeS
     """What llama.cpp computes for this file when a context is made with `arguments`, by its own rules."""
     _refuse_factors(file)
     row = honoured(file.architecture)
-    file_factor = float(file.number("rope.scaling.factor", 0.0) or 0.0)
-    file_type = file.metadata.get(f"{file.architecture}.rope.scaling.type", "linear")
-    n_ctx_train = file.required_int("context_length")
-
+    file_factor, file_type = _file_factor(file), _scaling_type(file)
     kind = arguments.rope_scaling_type if arguments.rope_scaling_type != -1 else ROPE_SCALING_TYPES.get(file_type, -1)
     scale = arguments.rope_freq_scale or (1.0 / file_factor if file_factor else 1.0)
     if kind == ROPE_SCALING_TYPES["none"]:
@@ -190,12 +207,11 @@ def effective(file: GGUFFile, arguments: RuntimeArguments = FROM_MODEL) -> RopeS
         attention = _from(arguments.yarn_attn_factor, file, "rope.scaling.yarn_attn_factor", row.yarn_attn_factor, 1.0)
     attention *= float(_or(file.number("rope.scaling.attn_factor"), 1.0))
     method = "yarn" if ext != 0 else "linear" if factor != 1 else "none"
-    origin = arguments.yarn_orig_ctx or int(file.number("rope.scaling.original_context_length", 0) or 0) or n_ctx_train
     return RopeScaling(
         method=method,  # type: ignore[arg-type]
         rope_theta=arguments.rope_freq_base or float(file.number("rope.freq_base", DEFAULT_FREQ_BASE) or 0.0),
         dim=_dims(file),
-        original_context=origin,
+        original_context=arguments.yarn_orig_ctx or _file_origin(file),
         factor=factor,
         ext_factor=ext if ext else 1.0,
         beta_fast=_from(arguments.yarn_beta_fast, file, "rope.scaling.yarn_beta_fast", row.betas, 32.0),
@@ -259,7 +275,7 @@ class AngleError:
 
     @property
     def any_difference(self) -> bool:
-        return self.frequency > SAME_RELATIVE or self.attention > SAME_RELATIVE
+        return not (self.frequency <= SAME_RELATIVE and self.attention <= SAME_RELATIVE)  # NaN is a difference
 
 
 def angle_error(actual: RopeScaling, goal: RopeScaling) -> AngleError:
@@ -285,7 +301,7 @@ def gguf_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
     prefix = f"{architecture}.rope."
     keys: dict[str, Any] = {
         prefix + "dimension_count": scaling.dim,
-        prefix + "freq_base": scaling.rope_theta,
+        prefix + "freq_base": float(scaling.rope_theta),
         prefix + "scaling.type": _METHOD_TO_TYPE[scaling.method],
     }
     if scaling.method != "none":
@@ -310,7 +326,7 @@ def canonical_keys(scaling: RopeScaling) -> dict[str, Any]:
     """`yarn_edge.rope.*`: every field, and the provenance as JSON."""
     fields = scaling.as_dict()
     provenance = fields.pop("provenance")
-    keys = {CANONICAL + "version": CANONICAL_VERSION}
+    keys: dict[str, Any] = {CANONICAL + "version": CANONICAL_VERSION}
     keys |= {CANONICAL + name: value for name, value in fields.items() if value is not None}
     keys[CANONICAL + "provenance"] = json.dumps(provenance, ensure_ascii=False, sort_keys=True)
     return keys

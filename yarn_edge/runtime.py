@@ -50,17 +50,12 @@ def llama() -> Any:
     return _state["api"]
 
 
-def log_lines() -> list[str]:
-    """What llama.cpp logged since `clear_log` (the last 200 lines)."""
-    return [text for _level, text in _LOG_LINES]
-
-
 def clear_log() -> None:
     """Forget the log so far."""
     _LOG_LINES.clear()
 
 
-def _reason() -> str:
+def failure_reason() -> str:
     """The first error that llama.cpp logged (the later ones only pass it on), for a message."""
     errors = [text for level, text in _LOG_LINES if level == _LOG_ERROR and text]
     return one_line(errors[0].split(": ", 1)[-1], 300) if errors else "llama.cpp gave no reason"
@@ -109,7 +104,7 @@ class Model:
             params.progress_callback = report
             self._handle = self.api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._handle:
-            raise YarnEdgeError(f"{self.path}: llama.cpp cannot load it: {_reason()}")
+            raise YarnEdgeError(f"{self.path}: llama.cpp cannot load it: {failure_reason()}")
         self._vocab = self.api.llama_model_get_vocab(self._handle)
         self.n_vocab: int = self.api.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = self.api.llama_model_n_ctx_train(self._handle)
@@ -223,7 +218,7 @@ class Context:
         self._handle = self.api.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise YarnEdgeError(
-                f"{model.path}: no context of {params.n_ctx} tokens with a {kv_type} cache: {_reason()}"
+                f"{model.path}: no context of {params.n_ctx} tokens with a {kv_type} cache: {failure_reason()}"
             )
         self.n_ctx: int = self.api.llama_n_ctx(self._handle)
         self.n_batch: int = self.api.llama_n_batch(self._handle)
@@ -279,7 +274,7 @@ class Context:
         if code == 2:
             raise KeyboardInterrupt
         if code:
-            raise YarnEdgeError(f"llama.cpp cannot evaluate (code {code}): {_reason()}")
+            raise YarnEdgeError(f"llama.cpp cannot evaluate (code {code}): {failure_reason()}")
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Logits of the last `evaluate`, shape (n_outputs, n_vocab). A copy: the next evaluation may not change it."""

@@ -25,7 +25,12 @@ RAMPED_METHODS: frozenset[Method] = frozenset({"ntk-by-parts", "yarn", "dynamic-
 # Two scalings whose fields agree to this relative difference are the same: GGUF stores them as float32 (2^-24 = 6e-8).
 SAME_RELATIVE = 1e-6
 
-_POSITIVE = ("rope_theta", "beta_fast", "beta_slow", "attention_factor", "original_context")
+# Far beyond every model, and small enough that no formula over the fields overflows or allocates without bound.
+MAX_NUMBER = 1e15
+MAX_DIM = 1 << 16
+MAX_CONTEXT = (1 << 31) - 1  # ggml keeps the original context in an int32
+
+_POSITIVE = ("rope_theta", "beta_fast", "beta_slow", "attention_factor")
 _NUMBERS = ("rope_theta", "factor", "ext_factor", "beta_fast", "beta_slow", "attention_factor")
 
 
@@ -60,23 +65,31 @@ class RopeScaling:
     provenance: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if not isinstance(self.method, str) or self.method not in METHODS:
             raise YarnEdgeError(f"{self.source('method')}: unknown rope scaling method {self.method!r}")
-        if self.ramp not in get_args(Ramp):
+        if not isinstance(self.ramp, str) or self.ramp not in get_args(Ramp):
             raise YarnEdgeError(f"{self.source('ramp')}: unknown ramp {self.ramp!r}, expected index or turns")
         for name in _NUMBERS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
                 raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, not a finite number")
+            if abs(value) > MAX_NUMBER:
+                raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, must be at most {MAX_NUMBER:g}")
         for name in _POSITIVE:
-            if getattr(self, name) <= 0:
+            if getattr(self, name) < 1 / MAX_NUMBER:
                 raise YarnEdgeError(f"{self.source(name)}: {name} is {getattr(self, name)!r}, must be above 0")
-        for name in ("dim", "original_context"):
+        for name, limit in (("dim", MAX_DIM), ("original_context", MAX_CONTEXT)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, not a whole number")
+            if not 0 < value <= limit:
+                raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, must be from 1 to {limit}")
+        for name in ("truncate", "finetuned"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "finetuned" and value is None):
+                raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, not true or false")
         if self.dim < 2 or self.dim % 2:
-            raise YarnEdgeError(f"{self.source('dim')}: {self.dim} rotated dimensions; need an even number above 0")
+            raise YarnEdgeError(f"{self.source('dim')}: dim is {self.dim}; rotated dimensions come in pairs")
         if self.rope_theta <= 1:
             raise YarnEdgeError(f"{self.source('rope_theta')}: rope_theta is {self.rope_theta!r}, must be above 1")
         if self.factor < 1:
@@ -133,7 +146,7 @@ class RopeScaling:
         found: dict[str, tuple[Any, Any]] = {}
         for name in mine.keys() | theirs.keys():
             a, b = mine.get(name), theirs.get(name)
-            if isinstance(a, float) and isinstance(b, float):
+            if isinstance(a, (int, float)) and isinstance(b, (int, float)) and (isinstance(a, float) or isinstance(b, float)):
                 if not math.isclose(a, b, rel_tol=SAME_RELATIVE):
                     found[name] = (a, b)
             elif a != b:

@@ -1,0 +1,310 @@
+"""A checkpoint's tokenizer as GGUF metadata, with the pre-tokenizer proved rather than guessed.
+
+`read_vocabulary` collects tokens, merges, special tokens and the chat template. `prove` loads them into llama.cpp under
+each name of `pretokenizers.PRETOKENIZERS` until the token ids equal those of the checkpoint's own tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.reference_tokenizer import (
+    SPACE,
+    Reference,
+    SentencePieceReference,
+    TokenizersReference,
+    load_reference,
+    read_json,
+    steps,
+    token_text,
+)
+from yarn_edge.runtime import Model
+from yarn_edge.tokenizer_check import Comparison, compare_tokens, known_gaps, stress_texts
+
+from .pretokenizers import candidates, signature
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.h: enum llama_token_type
+_ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
+_BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+_NO_SCORE = -1e9  # of tokens that no merge makes
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a GGUF says about its tokenizer. model: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE).
+
+    special_ids: by "bos", "eos", "unk", "pad". notes: where llama.cpp is known to differ from the checkpoint.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    scores: list[float] | None
+    token_types: list[int]
+    merges: list[str] | None
+    special_ids: dict[str, int]
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool | None
+    chat_template: str | None
+    notes: tuple[str, ...] = ()
+
+    def keys(self) -> dict[str, Any]:
+        """GGUF key -> value, in writing order; list[int] is an int32 array, list[float] a float32 array, int a uint32."""
+        values: dict[str, Any] = {
+            "model": self.model,
+            "pre": self.pre,
+            "tokens": self.tokens,
+            "scores": self.scores,
+            "token_type": self.token_types,
+            "merges": self.merges,
+            **{key: self.special_ids.get(name) for name, key in _ID_KEYS.items()},
+            "add_bos_token": self.add_bos,
+            "add_eos_token": self.add_eos,
+            "add_space_prefix": self.add_space_prefix,
+        }
+        keys = {f"tokenizer.ggml.{name}": value for name, value in values.items() if value is not None}
+        return keys | ({} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template})
+
+
+def read_vocabulary(checkpoint: Path, vocab_size: int) -> Vocabulary:
+    """The tokenizer in a checkpoint folder, padded with unused tokens to `vocab_size`, the rows of the embedding.
+
+    Reads tokenizer.json if there is one (tokenizer.model is then ignored, as in transformers), else tokenizer.model.
+    `pre` is only a guess until `prove`. Raises YarnEdgeError for what llama.cpp could not represent.
+    """
+    return _read(checkpoint, load_reference(checkpoint), vocab_size)
+
+
+def _read(checkpoint: Path, reference: Reference, vocab_size: int) -> Vocabulary:
+    tokens = _tokens(reference, vocab_size)
+    if isinstance(reference, TokenizersReference):
+        parts = _from_tokenizer_json(reference, tokens)
+    elif isinstance(reference, SentencePieceReference):
+        parts = _from_sentencepiece(reference, tokens)
+    else:
+        raise TypeError(type(reference))
+    types = parts["token_types"]
+    for index, markup in reference.markup.items():
+        types[index] = CONTROL if markup.special else USER_DEFINED
+    ids = _special_ids(checkpoint, reference, len(tokens))
+    if "unk" in ids and parts["model"] == "llama":
+        types[ids["unk"]] = UNKNOWN
+    prefix, suffix = _added_around(reference)
+    notes = []
+    for name, added in (("bos", prefix), ("eos", suffix)):
+        if added and ids.get(name) != added[0]:
+            notes.append(f"the tokenizer adds {tokens[added[0]]!r}, which is written as {name.upper()}")
+            ids[name] = added[0]
+    if "eos" not in ids:
+        raise YarnEdgeError(
+            f"{checkpoint / 'tokenizer_config.json'}: eos_token is missing, and llama.cpp would end answers at an "
+            "arbitrary token; add it"
+        )
+    _check(reference.source, tokens, parts["model"])
+    return Vocabulary(
+        **parts,
+        tokens=tokens,
+        special_ids=ids,
+        add_bos=bool(prefix),
+        add_eos=bool(suffix),
+        chat_template=_chat_template(checkpoint, reference.config),
+        notes=tuple(notes),
+    )
+
+
+def _tokens(reference: Reference, vocab_size: int) -> list[str]:
+    """Texts by id; holes above the base vocabulary, and the rest up to vocab_size, are `[PAD7]`."""
+    source, vocabulary = reference.source, reference.vocabulary
+    count = max(vocabulary.values()) + 1
+    if count > vocab_size:
+        raise YarnEdgeError(
+            f"{source}: has {count} tokens, the embedding has {vocab_size} rows; the tokenizer belongs to another model"
+        )
+    tokens: list[str | None] = [None] * vocab_size
+    for text, index in vocabulary.items():
+        if tokens[index] is not None:
+            raise YarnEdgeError(
+                f"{source}: id {index} is both {one_line(repr(tokens[index]), 40)} and {one_line(repr(text), 40)}"
+            )
+        tokens[index] = text
+    base_end = max((index for index in vocabulary.values() if index not in reference.markup), default=-1)
+    if None in tokens[:base_end]:
+        raise YarnEdgeError(f"{source}: no token has id {tokens.index(None)}, though ids go on to {base_end}; ids must be gapless")
+    return [f"[PAD{index}]" if text is None else text for index, text in enumerate(tokens)]
+
+
+def _from_tokenizer_json(reference: TokenizersReference, tokens: list[str]) -> dict[str, Any]:
+    model, settings, source = reference.model, reference.settings, reference.source
+    pairs = [_pair(source, merge) for merge in model["merges"]]
+    types = [NORMAL if text in reference.vocabulary else UNUSED for text in tokens]
+    components = [*steps(settings.get("pre_tokenizer")), *steps(settings.get("normalizer"))]
+    kinds = {step.get("type") for step in components}
+    if "ByteLevel" in kinds:
+        for left, right in pairs:
+            if " " in left or " " in right:
+                raise YarnEdgeError(f"{source}: model.merges joins {left!r} and {right!r}; llama.cpp cannot hold a space there")
+        pre = candidates(signature(settings, model))[0].name
+        merges = [f"{left} {right}" for left, right in pairs]
+        return dict(model="gpt2", pre=pre, scores=None, token_types=types, merges=merges, add_space_prefix=None)
+    if "Metaspace" in kinds or any(SPACE in str(step.get("content", step.get("prepend"))) for step in components):
+        scores = [_NO_SCORE] * len(tokens)
+        for rank in range(len(pairs) - 1, -1, -1):  # backwards: the first merge that makes a token decides
+            scores[reference.vocabulary["".join(pairs[rank])]] = -float(rank)
+        for text in _BYTE_TOKENS:
+            if text in reference.vocabulary:
+                types[reference.vocabulary[text]] = BYTE
+        pieces = reference.tokenizer.encode("a", add_special_tokens=False).tokens
+        prefixed = bool(pieces) and pieces[0].startswith(SPACE)
+        return dict(
+            model="llama", pre="default", scores=scores, token_types=types, merges=None, add_space_prefix=prefixed
+        )
+    found = ", ".join(sorted(str(kind) for kind in kinds)) or "nothing"
+    raise YarnEdgeError(
+        f"{source}: pre_tokenizer and normalizer hold {one_line(found, 100)}; only byte-level BPE (ByteLevel) and "
+        "SentencePiece BPE (Metaspace) can be converted"
+    )
+
+
+def _from_sentencepiece(reference: SentencePieceReference, tokens: list[str]) -> dict[str, Any]:
+    pieces = reference.pieces
+    types = [UNUSED] * len(tokens)
+    scores = [_NO_SCORE] * len(tokens)
+    for index, piece in enumerate(pieces):
+        types[index], scores[index] = piece.kind, piece.score
+        if piece.kind == USER_DEFINED:  # llama.cpp looks for them in the text as it is
+            tokens[index] = piece.text.replace(SPACE, " ")
+    prefixed = reference.processor.encode("a", out_type=str)[0].startswith(SPACE)
+    return dict(model="llama", pre="default", scores=scores, token_types=types, merges=None, add_space_prefix=prefixed)
+
+
+def _pair(source: Path, merge: object) -> tuple[str, str]:
+    """A merge in either spelling: "a b" or ["a", "b"]."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        raise YarnEdgeError(f"{source}: model.merges holds {one_line(repr(merge), 60)}, expected two pieces")
+    return parts[0], parts[1]
+
+
+def _special_ids(checkpoint: Path, reference: Reference, n_tokens: int) -> dict[str, int]:
+    """Ids of the named tokens of tokenizer_config.json, else the ids in generation_config.json or config.json."""
+    ids: dict[str, int] = {}
+    fallbacks = [read_json(checkpoint / name) for name in ("generation_config.json", "config.json")]
+    fallbacks += [text for config in fallbacks if isinstance(text := config.get("text_config"), dict)]
+    for name in _ID_KEYS:
+        text = token_text(reference.config.get(f"{name}_token"))
+        if text is not None and text in reference.vocabulary:
+            ids[name] = reference.vocabulary[text]
+            continue
+        for config in fallbacks:
+            value = config.get(f"{name}_token_id")
+            value = value[0] if isinstance(value, list) and value else value
+            if type(value) is int and value >= 0:
+                if value >= n_tokens:
+                    raise YarnEdgeError(f"{checkpoint}: {name}_token_id is {value}, the vocabulary has {n_tokens} tokens")
+                ids[name] = value
+                break
+    if isinstance(reference, SentencePieceReference):
+        own = reference.processor
+        found = {"bos": reference.bos, "eos": reference.eos, "unk": own.unk_id(), "pad": own.pad_id()}
+        ids = {name: index for name, index in found.items() if index >= 0} | ids
+    return ids
+
+
+def _added_around(reference: Reference) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after a text; llama.cpp can add one BOS and one EOS."""
+    for text in ("a", "Hello", " the", "1"):
+        plain, full = reference(text, False), reference(text, True)
+        starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
+        if not plain or not starts:
+            continue
+        prefix, suffix = full[: starts[0]], full[starts[0] + len(plain) :]
+        if len(prefix) > 1 or len(suffix) > 1:
+            raise YarnEdgeError(
+                f"{reference.source}: post_processor puts {prefix} before and {suffix} after a text; llama.cpp can add "
+                "one token on each side"
+            )
+        return prefix, suffix
+    raise YarnEdgeError(f"{reference.source}: gives no tokens for plain letters; the vocabulary is broken")
+
+
+def _chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, else tokenizer_config.json's (of named templates "default"), else chat_template.json."""
+    file = checkpoint / "chat_template.jinja"
+    if file.exists():
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise YarnEdgeError(f"{file}: byte {error.start} is not UTF-8; download the file again") from error
+    for template in (config.get("chat_template"), read_json(checkpoint / "chat_template.json").get("chat_template")):
+        if isinstance(template, list):
+            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+            template = named.get("default", next(iter(named.values()), None))
+        if isinstance(template, str):
+            return template
+    return None
+
+
+def _check(source: Path, tokens: list[str], model: str) -> None:
+    """What llama.cpp would answer with abort()."""
+    seen: set[str] = set()
+    for index, text in enumerate(tokens):
+        if text in seen or "\0" in text:
+            what = "holds a NUL byte" if "\0" in text else "stands there twice"
+            raise YarnEdgeError(f"{source}: token {one_line(repr(text), 60)} (id {index}) {what}; llama.cpp cannot load that")
+        seen.add(text)
+    if model == "llama" and (missing := [text for text in _BYTE_TOKENS if text not in seen]):
+        raise YarnEdgeError(
+            f"{source}: has no token {missing[0]}; llama.cpp needs byte fallback (256 tokens <0x00> to <0xFF>)"
+        )
+
+
+def prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
+    """The vocabulary with the `pre` under which llama.cpp gives the checkpoint's token ids, and notes on known gaps.
+
+    Raises YarnEdgeError with the closest candidate and the first difference if there is none.
+    """
+    reference = load_reference(checkpoint)
+    encode = lru_cache(maxsize=None)(reference.__call__)
+    texts = stress_texts(vocabulary.tokens, (m.content for _, m in sorted(reference.markup.items())))
+    names = [vocabulary.pre]
+    if isinstance(reference, TokenizersReference) and vocabulary.model == "gpt2":
+        names = [row.name for row in candidates(signature(reference.settings, reference.model))]
+    best: tuple[str, Comparison] | None = None
+    with tempfile.TemporaryDirectory(prefix="yarn-edge-vocab-") as folder:
+        path = write_vocab_gguf(vocabulary, Path(folder) / "vocab.gguf")
+        for name in names:
+            with Model(path, vocab_only=True, overrides={"tokenizer.ggml.pre": name}) as model:
+                result = compare_tokens(model, encode, texts, known_gaps(reference, name))
+            if result.mismatch is None:
+                return replace(vocabulary, pre=name, notes=(*vocabulary.notes, *result.notes))
+            if best is None or result.n_different < best[1].n_different:
+                best = name, result
+    assert best is not None
+    name, result = best
+    raise YarnEdgeError(
+        f"{reference.source}: llama.cpp cannot tokenize like this checkpoint; closest of {len(names)} is "
+        f"tokenizer.ggml.pre={name}, which differs in {result.n_different} of {2 * result.n_texts} comparisons, first "
+        f"{one_line(str(result.mismatch), 300)}"
+    )
+
+
+def write_vocab_gguf(vocabulary: Vocabulary, path: Path) -> Path:
+    """A GGUF without tensors, loadable with `Model(path, vocab_only=True)`. Returns `path`."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    adders = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
+    for key, value in vocabulary.keys().items():
+        adders[type(value)](key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path

@@ -1,0 +1,115 @@
+"""The front: `yarn-edge COMMAND …`. Parses, dispatches, and turns every failure into one line and an exit code.
+
+The commands stand in a table by module name, so that `yarn-edge --help` loads none of them (nor NumPy or llama_cpp),
+and nothing in this package imports `convert` or `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from yarn_edge import __version__
+from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.progress import set_quiet
+
+# command -> (module with add_arguments(parser) and run(args) -> exit code, what it does)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "convert": ("yarn_edge.convert.hf_to_gguf", "Hugging Face checkpoint -> quantized GGUF"),
+    "inspect": ("yarn_edge.inspect", "what a GGUF or a checkpoint declares, and what the runtime will really apply"),
+    "verify": ("yarn_edge.verify", "prove that a GGUF runs the positions that were fine-tuned"),
+    "chat": ("yarn_edge.chat", "talk to a model"),
+    "demo": ("yarn_edge.bench.demo", "the whole road on a real small model"),
+}
+EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in our one-line form."""
+
+    def error(self, message: str) -> NoReturn:
+        raise YarnEdgeError(f"{one_line(message)} (see {self.prog} --help)")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    table = "\n".join(f"  {name:<10} {what}" for name, (_module, what) in COMMANDS.items())
+    parser = _Parser(
+        prog="yarn-edge",
+        description="From a YaRN checkpoint to a quantized GGUF on a laptop, proving that what runs is what was fine-tuned.",
+        epilog=f"commands:\n{table}\n\n`yarn-edge COMMAND --help` tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="yarn-edge COMMAND …",
+    )
+    parser.add_argument("--version", action="version", version=f"yarn-edge {__version__}")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    top = _top_parser()
+    if not argv or argv[0].startswith("-"):
+        top.parse_args(argv)  # --help and --version leave from here
+        top.print_help(sys.stderr)
+        return EXIT_BAD_INPUT
+    name = argv[0]
+    if name not in COMMANDS:
+        raise YarnEdgeError(f"unknown command {one_line(repr(name), 60)}; there are {', '.join(COMMANDS)}")
+    module_name, what = COMMANDS[name]
+    module = importlib.import_module(module_name)
+    parser = _Parser(prog=f"yarn-edge {name}", description=what[0].upper() + what[1:] + ".")
+    module.add_arguments(parser)
+    _add_common(parser)
+    args = parser.parse_args(argv[1:])
+    set_quiet(args.quiet)
+    return int(module.run(args))
+
+
+def _utf8_streams() -> None:
+    """Answers and paths may hold any character; a terminal that cannot show one gets a replacement, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, 1 for a check that failed, 2 for bad input, 130 for Ctrl-C, 70 for a bug of ours."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    _utf8_streams()
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader left (`| head`): nothing to say, and nothing may be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED, debug)
+    except YarnEdgeError as error:
+        return _fail(str(error), EXIT_BAD_INPUT, debug)
+    except OSError as error:
+        return _fail(str(os_error(error)), EXIT_BAD_INPUT, debug)
+    except MemoryError:
+        return _fail("out of memory", EXIT_BAD_INPUT, debug)
+    except Exception as error:
+        told = one_line(f"{type(error).__name__}: {error}", 300)
+        return _fail(f"a bug in yarn-edge, please report it: {told} (--debug shows where)", EXIT_BUG, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(f"yarn-edge: error: {one_line(message, 2000)}\n")
+    return code

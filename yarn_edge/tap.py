@@ -1,0 +1,102 @@
+"""Reading the live graph: every ROPE node of a real evaluation, with its parameters, inputs and outputs.
+
+A `cb_eval` callback in llama_context_params sees each node before and after it is computed. A rope may write over its
+own input, so the input is copied in the "before" call; to have it ready then, every node is computed on its own. That
+is slow, and for a few dozen tokens it does not matter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.ggml import RopeArguments, TensorPointer, check_struct, function, read_tensor
+from yarn_edge.metadata import RuntimeArguments
+from yarn_edge.runtime import Context, Model, llama
+
+_NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
+
+
+@dataclass(frozen=True)
+class RopeNode:
+    """One rope as it was computed. Arrays: positions (n,), x and y (n, n_heads, head_dim) float32; factors (D/2,)."""
+
+    name: str
+    layer: int
+    arguments: RopeArguments
+    positions: npt.NDArray[np.int32]
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.float32]
+    factors: npt.NDArray[np.float32] | None
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        check_struct()
+        self.nodes: list[RopeNode] = []
+        self.inputs: dict[int, Any] = {}
+        self.error: BaseException | None = None
+        self.rope_op = next(op for op in range(128) if function("ggml_op_name")(op) == b"ROPE")
+        self.callback = llama().ggml_backend_sched_eval_callback(self._seen)
+
+    def _seen(self, address: int, asking: bool, _user_data: object) -> bool:
+        """Called by ggml for every node; must not raise through C."""
+        try:
+            tensor = ctypes.cast(address, TensorPointer)
+            if tensor.contents.op == self.rope_op:
+                if asking:
+                    self.inputs[address] = self._input(tensor)
+                else:
+                    self._record(tensor, *self.inputs.pop(address))
+            return True
+        except BaseException as error:  # reported by record_ropes
+            self.error = self.error or error
+            return False
+
+    @staticmethod
+    def _input(tensor: Any) -> tuple[Any, Any, Any]:
+        source = tensor.contents.src
+        factors = read_tensor(source[2], np.float32).ravel() if source[2] else None
+        return read_tensor(source[0], np.float32)[0], read_tensor(source[1], np.int32).ravel(), factors
+
+    def _record(self, tensor: Any, x: Any, positions: Any, factors: Any) -> None:
+        name = tensor.contents.name.decode(errors="replace")
+        match = _NAME.match(name)
+        arguments = RopeArguments.from_node(tensor.contents.op_params)
+        y = read_tensor(tensor, np.float32)[0]
+        self.nodes.append(RopeNode(name, int(match["layer"]) if match else -1, arguments, positions, x, y, factors))
+
+
+def record_ropes(
+    model: Model,
+    tokens: Sequence[int],
+    starts: Sequence[int],
+    arguments: RuntimeArguments | None = None,
+    threads: int | None = None,
+) -> list[RopeNode]:
+    """Evaluate `tokens` beginning at each position of `starts`, each in an empty cache; all ROPE nodes seen.
+
+    `arguments`: scaling values for the context; by default those our loader spells out from the file.
+    """
+    recorder = _Recorder()
+    with Context(
+        model, n_ctx=max(64, len(tokens)), n_batch=max(64, len(tokens)), kv_type="f32", arguments=arguments,
+        eval_callback=recorder.callback, threads=threads, flash_attention="off",
+    ) as context:  # fmt: skip
+        for start in starts:
+            context.clear()
+            try:
+                context.evaluate(tokens, start, "last")
+            finally:
+                if recorder.error is not None:
+                    raise YarnEdgeError(f"the graph tap failed: {recorder.error}") from recorder.error
+    if not recorder.nodes:
+        raise YarnEdgeError(f"{model.path}: no ROPE node in the graph of architecture {model.gguf.architecture}")
+    return recorder.nodes

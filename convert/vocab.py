@@ -6,27 +6,25 @@ each name of `pretokenizers.PRETOKENIZERS` until the token ids equal those of th
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.reference_tokenizer import (
     SPACE,
     Reference,
-    SentencePieceReference,
     TokenizersReference,
-    load_reference,
-    read_json,
+    chat_template,
+    read_json_if_there,
     steps,
     token_text,
 )
 from yarn_edge.runtime import Model
-from yarn_edge.tokenizer_check import Comparison, compare_tokens, known_gaps, stress_texts
+from yarn_edge.sentencepiece_model import SentencePieceReference
+from yarn_edge.tokenizer_check import Comparison, compare_tokens, known_gaps, reference_encoder, stress_texts
 
 from .pretokenizers import candidates, signature
 
@@ -34,6 +32,17 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama
 _ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _NO_SCORE = -1e9  # of tokens that no merge makes
+
+
+class _Parts(NamedTuple):
+    """What the two sources give in their own ways; the fields of Vocabulary."""
+
+    model: str
+    pre: str
+    scores: list[float] | None
+    token_types: list[int]
+    merges: list[str] | None
+    add_space_prefix: bool | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
     def keys(self) -> dict[str, Any]:
-        """GGUF key -> value, in writing order; list[int] is an int32 array, list[float] a float32 array, int a uint32."""
+        """GGUF key -> value, in writing order; int is uint32, list[int] an int32 array, list[float] a float32 array."""
         values: dict[str, Any] = {
             "model": self.model,
             "pre": self.pre,
@@ -80,7 +89,7 @@ def read_vocabulary(checkpoint: Path, vocab_size: int) -> Vocabulary:
     Reads tokenizer.json if there is one (tokenizer.model is then ignored, as in transformers), else tokenizer.model.
     `pre` is only a guess until `prove`. Raises YarnEdgeError for what llama.cpp could not represent.
     """
-    return _read(checkpoint, load_reference(checkpoint), vocab_size)
+    return _read(checkpoint, reference_encoder(checkpoint), vocab_size)
 
 
 def _read(checkpoint: Path, reference: Reference, vocab_size: int) -> Vocabulary:
@@ -91,14 +100,14 @@ def _read(checkpoint: Path, reference: Reference, vocab_size: int) -> Vocabulary
         parts = _from_sentencepiece(reference, tokens)
     else:
         raise TypeError(type(reference))
-    types = parts["token_types"]
+    types = parts.token_types
     for index, markup in reference.markup.items():
         types[index] = CONTROL if markup.special else USER_DEFINED
     ids = _special_ids(checkpoint, reference, len(tokens))
-    if "unk" in ids and parts["model"] == "llama":
+    if "unk" in ids and parts.model == "llama":
         types[ids["unk"]] = UNKNOWN
-    prefix, suffix = _added_around(reference)
-    notes = []
+    prefix, suffix = reference.added_around()
+    notes = [*reference.notes]
     for name, added in (("bos", prefix), ("eos", suffix)):
         if added and ids.get(name) != added[0]:
             notes.append(f"the tokenizer adds {tokens[added[0]]!r}, which is written as {name.upper()}")
@@ -108,20 +117,20 @@ def _read(checkpoint: Path, reference: Reference, vocab_size: int) -> Vocabulary
             f"{checkpoint / 'tokenizer_config.json'}: eos_token is missing, and llama.cpp would end answers at an "
             "arbitrary token; add it"
         )
-    _check(reference.source, tokens, parts["model"])
+    _check(reference.source, tokens, parts.model)
     return Vocabulary(
-        **parts,
+        **parts._asdict(),
         tokens=tokens,
         special_ids=ids,
         add_bos=bool(prefix),
         add_eos=bool(suffix),
-        chat_template=_chat_template(checkpoint, reference.config),
+        chat_template=chat_template(checkpoint, reference.config),
         notes=tuple(notes),
     )
 
 
 def _tokens(reference: Reference, vocab_size: int) -> list[str]:
-    """Texts by id; holes above the base vocabulary, and the rest up to vocab_size, are `[PAD7]`."""
+    """Texts by id; the rest up to vocab_size is `[PAD7]` and so on."""
     source, vocabulary = reference.source, reference.vocabulary
     count = max(vocabulary.values()) + 1
     if count > vocab_size:
@@ -132,16 +141,19 @@ def _tokens(reference: Reference, vocab_size: int) -> list[str]:
     for text, index in vocabulary.items():
         if tokens[index] is not None:
             raise YarnEdgeError(
-                f"{source}: id {index} is both {one_line(repr(tokens[index]), 40)} and {one_line(repr(text), 40)}"
+                f"{source}: id {index} is both {one_line(repr(tokens[index]), 40)} and {one_line(repr(text), 40)}; "
+                "each token needs its own id"
             )
         tokens[index] = text
-    base_end = max((index for index in vocabulary.values() if index not in reference.markup), default=-1)
-    if None in tokens[:base_end]:
-        raise YarnEdgeError(f"{source}: no token has id {tokens.index(None)}, though ids go on to {base_end}; ids must be gapless")
+    if None in tokens[:count]:
+        raise YarnEdgeError(
+            f"{source}: no token has the id {tokens.index(None)}, though ids go on to {count - 1}; "
+            "ids must have no holes"
+        )
     return [f"[PAD{index}]" if text is None else text for index, text in enumerate(tokens)]
 
 
-def _from_tokenizer_json(reference: TokenizersReference, tokens: list[str]) -> dict[str, Any]:
+def _from_tokenizer_json(reference: TokenizersReference, tokens: list[str]) -> _Parts:
     model, settings, source = reference.model, reference.settings, reference.source
     pairs = [_pair(source, merge) for merge in model["merges"]]
     types = [NORMAL if text in reference.vocabulary else UNUSED for text in tokens]
@@ -150,22 +162,23 @@ def _from_tokenizer_json(reference: TokenizersReference, tokens: list[str]) -> d
     if "ByteLevel" in kinds:
         for left, right in pairs:
             if " " in left or " " in right:
-                raise YarnEdgeError(f"{source}: model.merges joins {left!r} and {right!r}; llama.cpp cannot hold a space there")
+                raise YarnEdgeError(
+                    f"{source}: model.merges joins {one_line(repr(left), 40)} and {one_line(repr(right), 40)}; "
+                    "GGUF separates pieces by a space and cannot hold one"
+                )
         pre = candidates(signature(settings, model))[0].name
         merges = [f"{left} {right}" for left, right in pairs]
-        return dict(model="gpt2", pre=pre, scores=None, token_types=types, merges=merges, add_space_prefix=None)
+        return _Parts("gpt2", pre, None, types, merges, None)
     if "Metaspace" in kinds or any(SPACE in str(step.get("content", step.get("prepend"))) for step in components):
         scores = [_NO_SCORE] * len(tokens)
         for rank in range(len(pairs) - 1, -1, -1):  # backwards: the first merge that makes a token decides
-            scores[reference.vocabulary["".join(pairs[rank])]] = -float(rank)
+            if (index := reference.vocabulary.get("".join(pairs[rank]))) is not None:
+                scores[index] = -float(rank)
         for text in _BYTE_TOKENS:
             if text in reference.vocabulary:
                 types[reference.vocabulary[text]] = BYTE
-        pieces = reference.tokenizer.encode("a", add_special_tokens=False).tokens
-        prefixed = bool(pieces) and pieces[0].startswith(SPACE)
-        return dict(
-            model="llama", pre="default", scores=scores, token_types=types, merges=None, add_space_prefix=prefixed
-        )
+        prefixed = "".join(reference.tokenizer.encode("a", add_special_tokens=False).tokens).startswith(SPACE)
+        return _Parts("llama", "default", scores, types, None, prefixed)
     found = ", ".join(sorted(str(kind) for kind in kinds)) or "nothing"
     raise YarnEdgeError(
         f"{source}: pre_tokenizer and normalizer hold {one_line(found, 100)}; only byte-level BPE (ByteLevel) and "
@@ -173,7 +186,7 @@ def _from_tokenizer_json(reference: TokenizersReference, tokens: list[str]) -> d
     )
 
 
-def _from_sentencepiece(reference: SentencePieceReference, tokens: list[str]) -> dict[str, Any]:
+def _from_sentencepiece(reference: SentencePieceReference, tokens: list[str]) -> _Parts:
     pieces = reference.pieces
     types = [UNUSED] * len(tokens)
     scores = [_NO_SCORE] * len(tokens)
@@ -181,8 +194,8 @@ def _from_sentencepiece(reference: SentencePieceReference, tokens: list[str]) ->
         types[index], scores[index] = piece.kind, piece.score
         if piece.kind == USER_DEFINED:  # llama.cpp looks for them in the text as it is
             tokens[index] = piece.text.replace(SPACE, " ")
-    prefixed = reference.processor.encode("a", out_type=str)[0].startswith(SPACE)
-    return dict(model="llama", pre="default", scores=scores, token_types=types, merges=None, add_space_prefix=prefixed)
+    prefixed = "".join(reference.processor.encode("a", out_type=str)).startswith(SPACE)
+    return _Parts("llama", "default", scores, types, None, prefixed)
 
 
 def _pair(source: Path, merge: object) -> tuple[str, str]:
@@ -195,61 +208,27 @@ def _pair(source: Path, merge: object) -> tuple[str, str]:
 
 def _special_ids(checkpoint: Path, reference: Reference, n_tokens: int) -> dict[str, int]:
     """Ids of the named tokens of tokenizer_config.json, else the ids in generation_config.json or config.json."""
-    ids: dict[str, int] = {}
-    fallbacks = [read_json(checkpoint / name) for name in ("generation_config.json", "config.json")]
+    ids = dict(reference.ids) if isinstance(reference, SentencePieceReference) else {}
+    fallbacks = [read_json_if_there(checkpoint / name) for name in ("generation_config.json", "config.json")]
     fallbacks += [text for config in fallbacks if isinstance(text := config.get("text_config"), dict)]
     for name in _ID_KEYS:
         text = token_text(reference.config.get(f"{name}_token"))
         if text is not None and text in reference.vocabulary:
             ids[name] = reference.vocabulary[text]
+        if name in ids:
             continue
         for config in fallbacks:
             value = config.get(f"{name}_token_id")
             value = value[0] if isinstance(value, list) and value else value
             if type(value) is int and value >= 0:
                 if value >= n_tokens:
-                    raise YarnEdgeError(f"{checkpoint}: {name}_token_id is {value}, the vocabulary has {n_tokens} tokens")
+                    raise YarnEdgeError(
+                        f"{checkpoint}: {name}_token_id is {value}, the vocabulary has {n_tokens} tokens; "
+                        "correct config.json"
+                    )
                 ids[name] = value
                 break
-    if isinstance(reference, SentencePieceReference):
-        own = reference.processor
-        found = {"bos": reference.bos, "eos": reference.eos, "unk": own.unk_id(), "pad": own.pad_id()}
-        ids = {name: index for name, index in found.items() if index >= 0} | ids
     return ids
-
-
-def _added_around(reference: Reference) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and after a text; llama.cpp can add one BOS and one EOS."""
-    for text in ("a", "Hello", " the", "1"):
-        plain, full = reference(text, False), reference(text, True)
-        starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
-        if not plain or not starts:
-            continue
-        prefix, suffix = full[: starts[0]], full[starts[0] + len(plain) :]
-        if len(prefix) > 1 or len(suffix) > 1:
-            raise YarnEdgeError(
-                f"{reference.source}: post_processor puts {prefix} before and {suffix} after a text; llama.cpp can add "
-                "one token on each side"
-            )
-        return prefix, suffix
-    raise YarnEdgeError(f"{reference.source}: gives no tokens for plain letters; the vocabulary is broken")
-
-
-def _chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else tokenizer_config.json's (of named templates "default"), else chat_template.json."""
-    file = checkpoint / "chat_template.jinja"
-    if file.exists():
-        try:
-            return file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise YarnEdgeError(f"{file}: byte {error.start} is not UTF-8; download the file again") from error
-    for template in (config.get("chat_template"), read_json(checkpoint / "chat_template.json").get("chat_template")):
-        if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default", next(iter(named.values()), None))
-        if isinstance(template, str):
-            return template
-    return None
 
 
 def _check(source: Path, tokens: list[str], model: str) -> None:
@@ -258,7 +237,10 @@ def _check(source: Path, tokens: list[str], model: str) -> None:
     for index, text in enumerate(tokens):
         if text in seen or "\0" in text:
             what = "holds a NUL byte" if "\0" in text else "stands there twice"
-            raise YarnEdgeError(f"{source}: token {one_line(repr(text), 60)} (id {index}) {what}; llama.cpp cannot load that")
+            raise YarnEdgeError(
+                f"{source}: token {one_line(repr(text), 60)} (id {index}) {what}; "
+                "llama.cpp cannot load such a vocabulary"
+            )
         seen.add(text)
     if model == "llama" and (missing := [text for text in _BYTE_TOKENS if text not in seen]):
         raise YarnEdgeError(
@@ -271,7 +253,7 @@ def prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
 
     Raises YarnEdgeError with the closest candidate and the first difference if there is none.
     """
-    reference = load_reference(checkpoint)
+    reference = reference_encoder(checkpoint)
     encode = lru_cache(maxsize=None)(reference.__call__)
     texts = stress_texts(vocabulary.tokens, (m.content for _, m in sorted(reference.markup.items())))
     names = [vocabulary.pre]

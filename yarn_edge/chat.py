@@ -21,7 +21,7 @@ from yarn_edge.progress import note
 if TYPE_CHECKING:
     from yarn_edge.chat_template import Renderer
     from yarn_edge.runtime import Context, Model
-    from yarn_edge.session import AnswerStats, Session
+    from yarn_edge.session import Session
 
 DEFAULT_CTX = 8192
 HELP = """\
@@ -62,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
     once = args.prompt is not None or not sys.stdin.isatty()
     if args.json and not once:
         raise YarnEdgeError("--json needs -p/--prompt or piped input")
-    if args.ctx is not None and args.ctx < 1:
-        raise YarnEdgeError(f"--ctx is {args.ctx}, must be above 0")
-    if args.max_tokens is not None and args.max_tokens < 1:
-        raise YarnEdgeError(f"--max-tokens is {args.max_tokens}, must be above 0")
+    for flag, value in (("--ctx", args.ctx), ("--max-tokens", args.max_tokens), ("--threads", args.threads)):
+        if value is not None and value < 1:
+            raise YarnEdgeError(f"{flag} is {value}, must be above 0")
+    if args.raw and args.system:
+        raise YarnEdgeError("--system has no place in --raw: there is no template to put it in")
     document = "" if args.file is None else _read_file(args.file)
     prompt = _one_shot_prompt(document, args.prompt) if once else ""
     _utf8(args.system or "", "--system")
@@ -76,8 +77,6 @@ def run(args: argparse.Namespace) -> int:
     from yarn_edge.session import Session
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
-    if args.raw and args.system:
-        raise YarnEdgeError("--system has no place in --raw: there is no template to put it in")
     with Model(args.model) as model:
         renderer: Renderer = RawText() if args.raw else ChatTemplate.of(model)
         with closing(renderer):
@@ -187,20 +186,16 @@ def _answer_once(session: Session, prompt: str, max_tokens: int | None, as_json:
         with closing(session.stream(prompt, max_tokens)) as pieces:
             if as_json:
                 answer = "".join(pieces)
-                _write(json.dumps({"answer": answer, **asdict(_stats(session))}, ensure_ascii=False) + "\n")
+                numbers = asdict(session.stats) if session.stats else {}
+                _write(json.dumps({"answer": answer, **numbers}, ensure_ascii=False) + "\n")
             else:
                 _write_answer(pieces)
                 _write("\n")
     except KeyboardInterrupt:
         _write("" if as_json else "\n")
         raise
-    if _stats(session).finish_reason == "context":
+    if session.stats and session.stats.finish_reason == "context":
         note(f"the context of {session.context.n_ctx} tokens is full: the answer ends here")
-
-
-def _stats(session: Session) -> AnswerStats:
-    assert session.stats is not None  # set by every answer
-    return session.stats
 
 
 def _converse(session: Session, document: str, max_tokens: int | None) -> None:

@@ -21,6 +21,11 @@ class ConfigFile:
     values: Mapping[str, Any]
     siblings: frozenset[str] = frozenset()
 
+    @property
+    def short(self) -> str:
+        """The file's name without its folder: for provenance, which travels with the GGUF."""
+        return Path(self.name).name
+
     def error(self, key: str, what: str) -> YarnEdgeError:
         return YarnEdgeError(f"{self.name}: {key} {what}")
 

@@ -139,7 +139,7 @@ class _Block:
             raise self.error(unknown[0], f"is unknown here (value {one_line(repr(block[unknown[0]]), 60)}): not supported yet")
 
     def source(self, key: str) -> str:
-        return f"{self.config.name}: {self.dialect.block}.{key}"
+        return f"{self.config.short}: {self.dialect.block}.{key}"
 
     def error(self, key: str, what: str) -> YarnEdgeError:
         return self.config.error(f"{self.dialect.block}.{key}", what)
@@ -173,10 +173,10 @@ class _Block:
         """Plain RoPE of this config: base, rotated dimensions, context."""
         config = self.config
         spots = {self.source("rope_theta"): self.block.get("rope_theta"),
-                 f"{config.name}: rope_theta": config.values.get("rope_theta")}  # fmt: skip
+                 f"{config.short}: rope_theta": config.values.get("rope_theta")}  # fmt: skip
         where, theta = _the_one(spots) or ("transformers' default for rope_theta", DEFAULT_ROPE_THETA)
         key = "partial_rotary_factor"
-        for place, partial in ((f"{config.name}: {key}", config.values.get(key)), (self.source(key), self.block.get(key))):
+        for place, partial in ((f"{config.short}: {key}", config.values.get(key)), (self.source(key), self.block.get(key))):
             if partial not in (None, 1):
                 raise YarnEdgeError(f"{place} is {one_line(repr(partial), 60)}: partial rotation is not supported yet")
         name = "head_dim" if config.values.get("head_dim") is not None else "hidden_size / num_attention_heads"
@@ -184,9 +184,9 @@ class _Block:
         return RopeScaling(
             "none", theta, head_dim(config), config.required_integer("max_position_embeddings"),
             provenance={
-                "method": self.source("rope_type") if self.block else f"{config.name}: no {self.dialect.block}",
-                "rope_theta": where, "dim": f"{config.name}: {name}",
-                "original_context": f"{config.name}: max_position_embeddings",
+                "method": self.source("rope_type") if self.block else f"{config.short}: no {self.dialect.block}",
+                "rope_theta": where, "dim": f"{config.short}: {name}",
+                "original_context": f"{config.short}: max_position_embeddings",
             },
         )  # fmt: skip
 
@@ -215,7 +215,7 @@ class _Block:
     ) -> None:
         config, key = self.config, "original_max_position_embeddings"
         longest = config.required_integer("max_position_embeddings")
-        spots = {self.source(key): self.block.get(key), f"{config.name}: {key}": config.integer(key)}
+        spots = {self.source(key): self.block.get(key), f"{config.short}: {key}": config.integer(key)}
         given = _the_one(spots)
         if given:
             provenance["original_context"], origin = given
@@ -226,14 +226,14 @@ class _Block:
         elif self.dialect.requires_original and "original_context" not in flags:
             raise self.error(key, f"is missing; the {self.dialect.name} code needs it: add it, or pass --yarn-orig-ctx")
         else:
-            origin, provenance["original_context"] = longest, f"{config.name}: max_position_embeddings, as transformers does"
+            origin, provenance["original_context"] = longest, f"{config.short}: max_position_embeddings, as transformers does"
         factor = self.number("factor")
         provenance["factor"] = self.source("factor")
         if factor is None and "factor" not in flags:
             if "factor" not in self.block or not given:
                 raise self.error("factor", "is missing: add it, or pass --yarn-factor")
             factor = longest / origin
-            provenance["factor"] = f"{config.name}: max_position_embeddings / {key} (factor is null)"
+            provenance["factor"] = f"{config.short}: max_position_embeddings / {key} (factor is null)"
         values["original_context"], values["factor"] = origin, factor
         if flags.keys() & {"factor", "original_context"}:
             return
@@ -301,7 +301,7 @@ def _from_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any])
     missing = [flag for field, flag in list(FLAGS.items())[:2] if field not in flags]
     if missing:
         raise YarnEdgeError(
-            f"{config.name}: has no YaRN, so {missing[0]} is needed too (max_position_embeddings is {base.original_context})"
+            f"{config.short}: has no YaRN, so {missing[0]} is needed too (max_position_embeddings is {base.original_context})"
         )
     if flags["original_context"] > base.original_context:
         raise config.error(

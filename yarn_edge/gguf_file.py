@@ -203,7 +203,8 @@ def _parse(cursor: _Cursor) -> GGUFFile:
         metadata[key] = cursor.value(key)
 
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
+    whole = isinstance(alignment, int) and not isinstance(alignment, bool)
+    if not whole or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
         raise cursor.fail(f"general.alignment is {alignment!r}, not a power of two")
     headers = list(_tensor_headers(cursor, n_tensors))
     data_offset = -(-cursor.at // alignment) * alignment
@@ -274,15 +275,15 @@ def check_loadable(file: GGUFFile) -> None:
         raise YarnEdgeError(f"{file.path}: tokenizer.ggml.tokens has the same token twice")
     if not file.tensors:
         return
-    for name in ("block_count", "embedding_length", "attention.head_count", "context_length"):
-        if not isinstance(meta.get(f"{arch}.{name}"), np.ndarray):  # some architectures: one number a layer
-            file.required_int(name)
-    heads, width = meta[f"{arch}.attention.head_count"], meta[f"{arch}.embedding_length"]
-    kv_heads = meta.get(f"{arch}.attention.head_count_kv", heads)
-    if isinstance(kv_heads, int) and isinstance(heads, int):
+    for name in ("block_count", "embedding_length", "context_length"):
+        file.required_int(name)
+    by_layer = [isinstance(meta.get(f"{arch}.attention.{n}"), np.ndarray) for n in ("head_count", "head_count_kv")]
+    if not any(by_layer):  # some architectures have one number a layer
+        heads = file.required_int("attention.head_count")
+        kv_heads = file.number("attention.head_count_kv", heads) or 0
         if kv_heads <= 0 or heads % kv_heads:
             raise YarnEdgeError(f"{file.path}: {heads} attention heads do not share {kv_heads} key-value heads")
-        head_dim = meta.get(f"{arch}.attention.key_length", width // heads)
-        rotated = meta.get(f"{arch}.rope.dimension_count", head_dim)
+        head_dim = file.number("attention.key_length", file.required_int("embedding_length") // heads) or 0
+        rotated = file.number("rope.dimension_count", head_dim) or 0
         if not 0 < rotated <= head_dim or rotated % 2:
             raise YarnEdgeError(f"{file.path}: {arch}.rope.dimension_count is {rotated} with heads of {head_dim}")

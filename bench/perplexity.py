@@ -16,7 +16,7 @@ from yarn_edge.metadata import RuntimeArguments
 from yarn_edge.progress import bar
 from yarn_edge.runtime import Context, Model
 
-BATCH = 256
+BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,31 @@ def token_nll(
     arguments: RuntimeArguments | None = None,
     kv_type: str = "f16",
     threads: int | None = None,
+    score_from: int = 0,
     label: str = "Perplexity",
 ) -> npt.NDArray[np.float64]:
     """Negative log-likelihood in nats of tokens[1:], each given all before it; shape (n_tokens - 1,).
 
-    arguments: scaling values for the context, by default the file's own.
+    arguments: scaling values for the context, by default the file's own. score_from: predictions of tokens before this
+    position are not scored (NaN), which saves their logits.
     """
-    found = np.empty(len(tokens) - 1)
+    found = np.full(len(tokens) - 1, np.nan)
     with (
         Context(model, n_ctx=len(tokens), n_batch=BATCH, kv_type=kv_type, arguments=arguments, threads=threads) as context,
         bar(label, len(tokens), "tokens") as advance,
     ):
         for start in range(0, len(tokens), BATCH):
             part = list(tokens[start : start + BATCH])
+            if start + len(part) < score_from:
+                context.evaluate(part, start, "none", advance)
+                continue
             context.evaluate(part, start, "all", advance)
             targets = np.asarray(tokens[start + 1 : start + len(part) + 1])
             logits = context.logits()[: len(targets)]
             peak = logits.max(axis=1, keepdims=True)
             log_sum = np.log(np.exp(logits - peak).sum(axis=1, dtype=np.float64)) + peak[:, 0]
-            found[start : start + len(targets)] = log_sum - logits[np.arange(len(targets)), targets]
+            first = max(0, score_from - 1 - start)
+            found[start + first : start + len(targets)] = (log_sum - logits[np.arange(len(targets)), targets])[first:]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -177,6 +178,15 @@ def test_a_hostile_template_ends_in_an_error(source: str) -> None:
         assert time.monotonic() - began < 2.0 + 2.0  # the limit, and a busy machine
         assert len(str(caught.value)) < 700
         assert str(caught.value).isprintable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no RLIMIT_AS that holds")
+def test_memory_is_bounded() -> None:
+    with ChatTemplate("{{ ('x' * (2 * 10 ** 9)) | length }}") as template:
+        with pytest.raises(YarnEdgeError, match="needs more memory than 1024 MiB"):
+            template.render(ASK)
+        with pytest.raises(YarnEdgeError, match="needs more memory"):  # the process lives on
+            template.render(ASK)
 
 
 def test_a_killed_template_can_render_again() -> None:

@@ -122,13 +122,13 @@ class Recorder(Context):
 
 @pytest.fixture
 def context(tiny: Model) -> Iterator[Recorder]:
-    with Recorder(tiny, 1024) as made:
+    with closing(Recorder(tiny, 1024)) as made:
         yield made
 
 
 @pytest.fixture
 def small(tiny: Model) -> Iterator[Recorder]:
-    with Recorder(tiny, 256) as made:
+    with closing(Recorder(tiny, 256)) as made:
         yield made
 
 
@@ -150,7 +150,7 @@ def fresh_answer(session: Session, history: Sequence[Message], text: str, max_to
 def greedy_in_batches(model: Model, tokens: Sequence[int], batches: Sequence[int], n_tokens: int) -> list[int]:
     """Greedy tokens after `tokens`, which an empty cache of 1024 gets in `batches`; argmax by NumPy."""
     assert sum(batches) == len(tokens)
-    with Recorder(model, 1024) as context:
+    with closing(Recorder(model, 1024)) as context:
         at = 0
         for size in batches:
             context.evaluate(tokens[at : at + size], at)
@@ -167,7 +167,7 @@ def greedy_in_batches(model: Model, tokens: Sequence[int], batches: Sequence[int
 
 def test_real_model_evaluates_only_what_is_new(real: Model) -> None:
     """Three turns: each reuses all of the turns before, and says what a fresh cache says."""
-    with Recorder(real, 1024) as context, ChatTemplate.of(real) as template:
+    with closing(Recorder(real, 1024)) as context, ChatTemplate.of(real) as template:
         session = Session(context, template, GREEDY)
         held = 0
         for turn, question in enumerate(QUESTIONS):
@@ -198,7 +198,7 @@ def test_reuse_equals_a_fresh_session(context: Recorder, template: ChatTemplate)
 
 def test_statistics_and_the_end_of_an_answer(context: Recorder, template: ChatTemplate) -> None:
     session = Session(context, template, GREEDY)
-    assert session.stats is None
+    assert Session(context, template, GREEDY).stats is None
     _text, sampled = ask(session, "Say hello.", 5)
     assert session.stats is not None
     assert (session.stats.finish_reason, session.stats.generated_tokens, len(sampled)) == ("length", 5, 5)

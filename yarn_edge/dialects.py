@@ -50,6 +50,7 @@ BLOCK_KEYS: dict[str, str] = {
     "beta_fast": "beta_fast", "beta_slow": "beta_slow", "extrapolation_factor": "ext_factor", "truncate": "truncate",
     "finetuned": "finetuned",
 }  # fmt: skip
+_SCALING_KEYS = frozenset(BLOCK_KEYS) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def read_scaling(config: ConfigFile, overrides: Mapping[str, Any] | None = None)
         return base
     if method == "none":
         return _from_flags(config, base, flags)
+    if method != "yarn" and flags:
+        raise config.error(dialect.block, f"asks for {method} scaling: the --yarn-… flags are for YaRN")
     return reader.scaled(base, method, flags)
 
 
@@ -167,6 +170,9 @@ class _Block:
         method, reason = ROPE_TYPES[kind]
         if method is None:
             raise self.error(key, f"is {kind!r}: {reason}")
+        left_over = [k for k in BLOCK_KEYS if k in _SCALING_KEYS and self.block.get(k) is not None]
+        if method == "none" and left_over:
+            raise self.error(key, f"is {kind!r}, but {left_over[0]} is there too: remove it, or name the type it belongs to")
         return method
 
     def base(self) -> RopeScaling:

@@ -171,6 +171,8 @@ def read_gguf(path: str | Path) -> GGUFFile:
     try:
         if path.is_dir():
             raise YarnEdgeError(f"{path}: is a folder, expected a GGUF file")
+        if path.exists() and not path.is_file():
+            raise YarnEdgeError(f"{path}: is not a regular file")
         with path.open("rb") as file:
             if path.stat().st_size < 24:
                 raise YarnEdgeError(f"{path}: not a GGUF: {path.stat().st_size} bytes are less than a header")

@@ -2,8 +2,9 @@
 
 Angles in float32 are not exact. ggml makes theta_d by d multiplications with one rounded constant and transformers by a
 power and a product; both then multiply by the position. Each of these steps may be off by one rounding (2^-24), so the
-angle of pair d at position m may be off by about m * theta'_d * (2d + 4) * 2^-24 radians. Nothing honest is outside that
-budget by much, and any wrong parameter is (docs/precision.md has the measured table).
+angle of pair d at position m may be off by m * theta'_d * (2d + 4) * 2^-24 radians; where frequencies are mixed, the
+mix in float32 adds 2 * m * (theta_d - theta_d / s) * 2^-24. An honest float32 rotation stays inside this budget, and a
+wrong parameter does not (docs/precision.md has the measured table).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge import rope
-from yarn_edge.scaling import RopeScaling
+from yarn_edge.scaling import RAMPED_METHODS, RopeScaling
 
 ROUNDING = 2.0**-24
 # Rounding of cos, sin, A and the products, relative to the rotated pair, whatever the position.
@@ -25,6 +26,9 @@ def budget(scaling: RopeScaling, positions: npt.ArrayLike) -> rope.Float64:
     """Allowed error in radians by position and pair, shape (n_positions, D/2)."""
     pairs = np.arange(scaling.dim // 2)
     per_token = rope.inv_freq(scaling) * (2 * pairs + 4) * ROUNDING
+    if scaling.method in RAMPED_METHODS:
+        plain = rope.rope_inv_freq(scaling.dim, scaling.rope_theta)
+        per_token += 2 * (plain - plain / scaling.factor) * ROUNDING
     return np.outer(np.abs(np.asarray(positions, dtype=np.float64)), per_token) + FLOOR
 
 

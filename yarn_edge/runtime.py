@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +68,34 @@ def physical_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def deferred_ctrl_c(act: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
+    """Around a long call into C: Ctrl-C calls `act`, and is raised as KeyboardInterrupt at the end.
+
+    Python's own handler would raise inside a callback (log, progress, abort), where ctypes prints and drops it. Yields
+    the question whether Ctrl-C was pressed. Off the main thread, or where someone else handles SIGINT: nothing.
+    """
+    pressed = False
+
+    def handler(_number: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        if act:
+            act()
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: pressed
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 class Model:
     """A loaded GGUF. Use as a context manager, or call `close`.
 
@@ -92,17 +122,19 @@ class Model:
         if overrides:
             params.kv_overrides = self._overrides
         clear_log()
-        with bar(f"Loading {self.path.name}", 1.0, "percent") as advance:
+        with bar(f"Loading {self.path.name}", 1.0, "percent") as advance, deferred_ctrl_c() as pressed:
             shown = [0.0]
 
             @self.api.llama_progress_callback  # type: ignore[untyped-decorator]
             def report(fraction: float, _user_data: object) -> bool:
                 advance(fraction - shown[0])
                 shown[0] = fraction
-                return True
+                return not pressed()
 
             params.progress_callback = report
             self._handle = self.api.llama_model_load_from_file(os.fsencode(self.path), params)
+            if pressed():
+                self.close()
         if not self._handle:
             raise YarnEdgeError(f"{self.path}: llama.cpp cannot load it: {failure_reason()}")
         self._vocab = self.api.llama_model_get_vocab(self._handle)
@@ -215,7 +247,10 @@ class Context:
             params.cb_eval = eval_callback
         self._callback = eval_callback  # must outlive the context
         clear_log()
-        self._handle = self.api.llama_init_from_model(model.handle, params)
+        with deferred_ctrl_c() as pressed:
+            self._handle = self.api.llama_init_from_model(model.handle, params)
+            if pressed() and self._handle:
+                self.api.llama_free(self._handle)
         if not self._handle:
             raise YarnEdgeError(
                 f"{model.path}: no context of {params.n_ctx} tokens with a {kv_type} cache: {failure_reason()}"

@@ -96,6 +96,10 @@ class RopeScaling:
             raise YarnEdgeError(
                 f"{self.source('factor')}: factor is {self.factor!r}, below 1; it is new context / original context"
             )
+        if self.original_context * self.factor > MAX_CONTEXT:
+            raise YarnEdgeError(
+                f"{self.source('factor')}: factor {self.factor!r} makes {self.original_context} tokens more than {MAX_CONTEXT}"
+            )
         if self.method == "none" and self.factor != 1:
             raise YarnEdgeError(f"{self.source('factor')}: factor {self.factor!r} without a scaling method")
         if not 0 <= self.ext_factor <= 1:

@@ -8,8 +8,6 @@ the context is full the oldest turns are dropped and the rest is evaluated anew 
 from __future__ import annotations
 
 import codecs
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from typing import Literal
 from yarn_edge.chat_template import Message, Renderer
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import bar
-from yarn_edge.runtime import Context
+from yarn_edge.runtime import Context, deferred_ctrl_c
 from yarn_edge.sampling import Sampling
 
 # stop: the model ended its turn; length: max_tokens; context: the cache is full; interrupted: Ctrl-C, a closed stream.
@@ -203,7 +201,11 @@ class Session:
         n_new = len(tokens) - reused
         began = time.perf_counter()
         slow = n_new > self._prompt_tok_per_s
-        with _ctrl_c_aborts(self.context), _maybe_bar(slow, n_new) as advance:
+        with (
+            self.context.interruptible() as interrupt,
+            deferred_ctrl_c(interrupt),  # stops inside a batch, not after it
+            _maybe_bar(slow, n_new) as advance,
+        ):
             while (at := len(self._cached)) < len(tokens):
                 part = tokens[at : at + _STEP]
                 self.context.evaluate(part, at, "last" if at + len(part) == len(tokens) else "none")
@@ -220,30 +222,3 @@ def _maybe_bar(shown: bool, n_tokens: int) -> Iterator[Callable[[float], None]]:
         return
     with bar("Reading the prompt", n_tokens, "tokens") as advance:
         yield advance
-
-
-@contextmanager
-def _ctrl_c_aborts(context: Context) -> Iterator[None]:
-    """Ctrl-C stops a running evaluation at once, not after its batch; raises KeyboardInterrupt.
-
-    Python's own handler could only act once llama_decode returns. Someone else's handler stays in place.
-    """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    pressed = False
-    with context.interruptible() as interrupt:
-
-        def handler(_number: int, _frame: object) -> None:
-            nonlocal pressed
-            pressed = True
-            interrupt()
-
-        signal.signal(signal.SIGINT, handler)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt

@@ -1,0 +1,38 @@
+# Every target makes its own .venv and works on a fresh clone. PYTHON=python3.12 chooses another interpreter.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install --quiet --constraint constraints.txt --editable
+
+.PHONY: demo test check dev clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/yarn-edge demo --output demo-out --force
+
+test: check
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy yarn_edge convert bench
+
+dev: $(VENV)/.test
+	@echo "ready: source $(VENV)/bin/activate"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# llama-cpp-python is compiled here, once: about five minutes on two cores.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing (llama-cpp-python is compiled: about five minutes on two cores)"
+	$(INSTALL) '.[demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing (llama-cpp-python is compiled: about five minutes on two cores)"
+	$(INSTALL) '.[test]'
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) demo-out build *.egg-info

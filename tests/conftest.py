@@ -1,0 +1,31 @@
+"""The real small model as checkpoints and GGUFs, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from yarn_edge.bench.demo import YARN
+from yarn_edge.bench.smollm2 import write_checkpoint
+from yarn_edge.convert.hf_to_gguf import convert
+
+
+@pytest.fixture(scope="session")
+def smol_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M with YaRN factor 4, Llama, float32."""
+    return write_checkpoint(tmp_path_factory.mktemp("smol") / "f32", dtype="F32", config=YARN)
+
+
+@pytest.fixture(scope="session")
+def smol_f32(smol_checkpoint: Path) -> Path:
+    """The checkpoint as a float32 GGUF."""
+    return convert(smol_checkpoint, str(smol_checkpoint.parent / "smol-F32.gguf"), "F32")[0]
+
+
+@pytest.fixture(scope="session")
+def smol_quants(smol_checkpoint: Path) -> dict[str, Path]:
+    """The checkpoint as F16, Q8_0 and Q4_K_M."""
+    names = ("F16", "Q8_0", "Q4_K_M")
+    paths = convert(smol_checkpoint, str(smol_checkpoint.parent / "smol-{quant}.gguf"), ",".join(names))
+    return dict(zip(names, paths, strict=True))

@@ -1,0 +1,122 @@
+"""ggml through ctypes: its rope kernel against the float64 reference, its row formats against other implementations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from yarn_edge import ggml, rope
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.phase import budget, rotation_error
+from yarn_edge.scaling import RopeScaling, yarn_attention_factor
+
+POSITIONS = np.unique(np.append(np.geomspace(1, 131071, 200).astype(np.int32), [0, 4095, 4096, 8191, 32767, 65535, 131071]))
+
+
+def yarn(theta: float, dim: int, origin: int, factor: float, **changes: float) -> RopeScaling:
+    values = {"attention_factor": yarn_attention_factor(factor), **changes}
+    return RopeScaling("yarn", theta, dim, origin, factor, **values)  # type: ignore[arg-type]
+
+
+SCALINGS = {
+    "plain": RopeScaling("none", 10000.0, 128, 4096),
+    "linear": RopeScaling("linear", 10000.0, 128, 4096, 8.0),
+    "llama-2-64k": yarn(10000.0, 128, 4096, 16.0),
+    "llama-2-128k": yarn(10000.0, 128, 4096, 32.0),
+    "mistral-128k-nous": yarn(10000.0, 128, 8192, 16.0, attention_factor=yarn_attention_factor(16, 0.07)),
+    "qwen2.5": yarn(1000000.0, 128, 32768, 4.0),
+    "smollm2": yarn(100000.0, 64, 8192, 4.0),
+    "own-everything": yarn(100000.0, 64, 8192, 4.0, attention_factor=1.35, beta_fast=8.0, beta_slow=2.0),
+    "ext-half": yarn(100000.0, 64, 8192, 4.0, ext_factor=0.5),
+    "ext-zero": yarn(100000.0, 64, 8192, 4.0, ext_factor=0.0),
+    "odd-factor": yarn(500000.0, 128, 8192, 3.7),
+}
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_rope_kernel_stays_in_the_budget_up_to_131071(name: str, pairing: rope.Pairing) -> None:
+    scaling = SCALINGS[name]
+    x = np.random.default_rng(1).standard_normal((len(POSITIONS), 3, scaling.dim)).astype(np.float32)
+    y = ggml.rope(x, POSITIONS, ggml.rope_arguments(scaling, pairing))
+    error = rotation_error(x, y, POSITIONS, scaling, pairing)
+    assert error.of_budget <= 1, str(error)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("factor", 4.01), ("original_context", 8000), ("beta_fast", 31.0), ("beta_slow", 1.3), ("attention_factor", 1.14),
+     ("ext_factor", 0.99), ("rope_theta", 100010.0)],
+)  # fmt: skip
+def test_a_slightly_wrong_parameter_is_far_outside_the_budget(field: str, value: float) -> None:
+    right = SCALINGS["smollm2"]
+    wrong = right.with_overrides("test", **{field: value})
+    if field in ("original_context", "beta_fast", "beta_slow") and not right.truncate:
+        pytest.fail("the ramp must be truncated here")
+    x = np.random.default_rng(2).standard_normal((len(POSITIONS), 2, 64)).astype(np.float32)
+    y = ggml.rope(x, POSITIONS, ggml.rope_arguments(wrong, "half"))
+    same_angles = np.allclose(rope.inv_freq(right), rope.inv_freq(wrong), rtol=1e-12)
+    ratio = rotation_error(x, y, POSITIONS, right, "half").of_budget
+    # A beta that moves no correction dimension over a whole number changes nothing, and must not be called wrong.
+    assert ratio > 5 if not same_angles or field == "attention_factor" else ratio <= 1
+
+
+def test_partial_rotation_passes_the_rest_through() -> None:
+    scaling = yarn(10000.0, 32, 4096, 4.0)
+    x = np.random.default_rng(3).standard_normal((len(POSITIONS), 2, 48)).astype(np.float32)
+    y = ggml.rope(x, POSITIONS, ggml.rope_arguments(scaling, "half"))
+    np.testing.assert_array_equal(y[..., 32:], x[..., 32:])
+    assert rotation_error(x, y, POSITIONS, scaling, "half").of_budget <= 1
+
+
+def test_the_budget_grows_with_the_position_and_has_a_floor() -> None:
+    table = budget(SCALINGS["llama-2-128k"], [0, 1000, 131071])
+    assert table.shape == (3, 64)
+    np.testing.assert_allclose(table[0], 1e-6)
+    assert table[2].max() < 0.07
+    assert (table[2] > table[1]).all()
+
+
+def test_nan_counts_as_infinitely_wrong() -> None:
+    scaling = SCALINGS["plain"]
+    x = np.ones((2, 1, 128), dtype=np.float32)
+    y = rope.rotate(x, *rope.cos_sin(scaling, [0, 1]), "half")
+    y[1, 0, 5] = np.nan
+    assert rotation_error(x, y, [0, 1], scaling, "half").of_budget > 1e6
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [SCALINGS["smollm2"].with_overrides("t", truncate=False), SCALINGS["smollm2"].with_overrides("t", ramp="turns"),
+     RopeScaling("ntk", 10000.0, 128, 4096, 8.0)],
+    ids=["truncate", "turns", "ntk"],
+)  # fmt: skip
+def test_what_the_kernel_cannot_do_is_an_error(scaling: RopeScaling) -> None:
+    with pytest.raises(YarnEdgeError, match="no arguments"):
+        ggml.rope_arguments(scaling, "half")
+
+
+def test_there_is_a_cpu_device() -> None:
+    assert "cpu" in {d.kind for d in ggml.devices()}
+
+
+def test_q8_0_rows_equal_gguf_pys() -> None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    rows = np.random.default_rng(4).standard_normal((64, 256)).astype(np.float32)
+    ours = ggml.quantize_rows(rows, int(GGMLQuantizationType.Q8_0))
+    theirs = quantize(rows, GGMLQuantizationType.Q8_0)
+    assert (ours != theirs).mean() < 1e-3  # they round ties differently
+    step = np.abs(rows).max() / 127
+    assert np.abs(dequantize(ours, GGMLQuantizationType.Q8_0) - rows).max() <= 0.51 * step
+    with pytest.raises(ValueError, match="whole blocks"):
+        ggml.quantize_rows(rows[:, :33], int(GGMLQuantizationType.Q8_0))
+
+
+def test_bfloat16_rounds_as_torch_does() -> None:
+    values = np.random.default_rng(5).standard_normal(10000).astype(np.float32) * 1000
+    values[:4] = [0.0, -0.0, np.inf, 1 + 2**-8]
+    wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
+    np.testing.assert_array_equal(ggml.bfloat16(values), wanted)

@@ -263,22 +263,22 @@ def prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
     names = [vocabulary.pre]
     if isinstance(reference, TokenizersReference) and vocabulary.model == "gpt2":
         names = [row.name for row in candidates(signature(reference.settings, reference.model))]
-    closest: tuple[str, Comparison] | None = None
+    closest: tuple[int, str, Comparison] | None = None
     with tempfile.TemporaryDirectory(prefix="yarn-edge-vocab-") as folder:
         path = write_vocab_gguf(vocabulary, Path(folder) / "vocab.gguf")
         for name in names:
             with Model(path, vocab_only=True, overrides={"tokenizer.ggml.pre": name}) as model:
                 gaps = known_gaps(reference, name)
-                limit = closest[1].n_different if closest else None
-                result = compare_tokens(model, encode, STRESS_TEXTS, gaps, limit)
+                result = compare_tokens(model, encode, STRESS_TEXTS, gaps, closest[0] if closest else None)
                 if result.mismatch is None:  # the whole proof takes ten times as long
                     result = compare_tokens(model, encode, texts, gaps)
             if result.mismatch is None:
                 return replace(vocabulary, pre=name, notes=(*vocabulary.notes, *result.notes))
-            if closest is None or result.n_different < closest[1].n_different:
-                closest = name, result
+            distance = result.n_different + result.n_explained
+            if closest is None or distance < closest[0]:
+                closest = distance, name, result
     assert closest is not None
-    name, result = closest
+    _, name, result = closest
     raise YarnEdgeError(
         f"{reference.source}: llama.cpp cannot tokenize like this checkpoint; closest of {len(names)} is "
         f"tokenizer.ggml.pre={name}, which differs in {result.n_different} of {2 * result.n_texts} comparisons, first "

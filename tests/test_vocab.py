@@ -24,6 +24,7 @@ from tiny_tokenizers import (
     with_digits,
 )
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import pre_tokenizers as pre
 from yarn_edge.convert.pretokenizers import PRETOKENIZERS, candidates, signature
 from yarn_edge.convert.vocab import Vocabulary, prove, read_vocabulary, write_vocab_gguf
 
@@ -134,7 +135,16 @@ def test_sentencepiece_model(legacy: bool, tmp_path: Path) -> None:
         assert model.tokenize("a", add_special=True, parse_special=False)[0] == own.bos_id()
 
 
-def test_sentencepiece_style_tokenizer_json_goes_before_tokenizer_model(tmp_path: Path) -> None:
+SPACES = {
+    "Prepend": (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None, []),
+    "always": (None, pre.Metaspace("▁", "always", split=False), ["begins with one"]),
+    "first": (None, pre.Metaspace("▁", "first", split=False), ["follows a special token", "begins with one"]),
+}
+
+
+@pytest.mark.parametrize("spaces", SPACES)
+def test_sentencepiece_style_tokenizer_json_goes_before_tokenizer_model(spaces: str, tmp_path: Path) -> None:
+    normalizer, pre_tokenizer, gaps = SPACES[spaces]
     own = sentencepiece.SentencePieceProcessor(model_proto=sentence_model())
     vocab = {own.id_to_piece(i): i for i in range(700)}
     normal = [piece for piece, i in vocab.items() if not (own.is_byte(i) or own.is_control(i) or own.is_unknown(i))]
@@ -145,7 +155,10 @@ def test_sentencepiece_style_tokenizer_json_goes_before_tokenizer_model(tmp_path
             (s for s in splits if s[0] in vocab and s[1] in vocab), key=lambda s: (vocab[s[0]], vocab[s[1]])
         )
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.add_special_tokens(
         [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>", "[INST]")]
     )
@@ -159,6 +172,8 @@ def test_sentencepiece_style_tokenizer_json_goes_before_tokenizer_model(tmp_path
     vocabulary = prove(read_vocabulary(folder, 700), folder)
     assert (vocabulary.model, vocabulary.add_space_prefix, vocabulary.add_bos) == ("llama", True, True)
     assert vocabulary.special_ids == {"bos": 1, "eos": 2, "unk": 0}
+    assert [any(gap in note for note in vocabulary.notes) for gap in gaps] == [True] * len(gaps)
+    assert len(vocabulary.notes) == len(gaps)
     with loaded(vocabulary, tmp_path) as model:
         for text in HELD_OUT:
             assert model.tokenize(text, add_special=False, parse_special=False) == own.encode(text)

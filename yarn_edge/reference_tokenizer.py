@@ -62,6 +62,11 @@ class Reference:
         """True if only the start of the whole text gets a space, not what follows a special token."""
         raise NotImplementedError
 
+    @property
+    def spares_second_space(self) -> bool:
+        """True if a text that begins with a space gets no other one in front."""
+        return False
+
     def added_around(self) -> tuple[list[int], list[int]]:
         """The ids that are put before and after a text; llama.cpp can add one BOS and one EOS, so more is an error."""
         for text in ("a", "Hello", " the", "1"):
@@ -141,6 +146,11 @@ class TokenizersReference(Reference):
     @property
     def prepends_space_once(self) -> bool:
         return any(step.get("prepend_scheme") == "first" for step in steps(self.settings.get("pre_tokenizer")))
+
+    @property
+    def spares_second_space(self) -> bool:
+        metaspace = [step for step in steps(self.settings.get("pre_tokenizer")) if step.get("type") == "Metaspace"]
+        return any(step.get("prepend_scheme", "always") != "never" for step in metaspace)
 
 
 def tokenizer_config(checkpoint: Path) -> dict[str, Any]:

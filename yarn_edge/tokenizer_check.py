@@ -93,12 +93,17 @@ class Gap:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_tokens` found. notes: the known gaps that showed; n_different: texts that no known gap explains."""
+    """What `compare_tokens` found.
+
+    n_different: comparisons that differ; mismatch: the first of them. n_explained: those that differ as a known gap
+    foretells, which are not counted as different; notes: these gaps.
+    """
 
     n_texts: int
     n_tokens: int
     n_different: int
     mismatch: Mismatch | None
+    n_explained: int
     notes: tuple[str, ...]
 
 
@@ -151,6 +156,11 @@ def known_gaps(reference: Reference, pre: str) -> tuple[Gap, ...]:
             "llama.cpp puts a space before text that follows a special token, the checkpoint only before the first text"
         )
         gaps.append(Gap(note, lambda text: any(0 <= text.find(t) < len(text) - len(t) for t in texts)))
+    if reference.spares_second_space:
+        note = "llama.cpp puts a space before text that begins with one, the checkpoint does not"
+        blank = (" ", SPACE)
+        gaps.append(Gap(note, lambda text: text.startswith(blank) and bool(text.strip(" ")), lambda text: text[1:]))
+        gaps.append(Gap(note, lambda text: not text.strip(" ") or any(t + b in text for t in texts for b in blank)))
     if stripping:
         shown = one_line(", ".join(stripping[:3]), 60) + (" and others" if len(stripping) > 3 else "")
         note = f"the checkpoint takes white space and word ends around {shown} into account, llama.cpp does not"
@@ -168,7 +178,7 @@ def compare_tokens(
 
     give_up: stop when more than this many comparisons differ.
     """
-    n_texts = n_tokens = n_different = 0
+    n_texts = n_tokens = n_different = n_explained = 0
     first: Mismatch | None = None
     notes: dict[str, None] = {}
     for text in texts:
@@ -186,11 +196,12 @@ def compare_tokens(
                 if gap.remedy is not None:
                     found = model.tokenize(gap.remedy(text), add_special=add_special, parse_special=True)
             if explained and (found == expected or any(gap.remedy is None for gap in explained)):
+                n_explained += 1
                 notes.update(dict.fromkeys(gap.note for gap in explained))
             else:
                 n_different += 1
                 first = first or _mismatch(text, add_special, expected, found)
-    return Comparison(n_texts, n_tokens, n_different, first, tuple(notes))
+    return Comparison(n_texts, n_tokens, n_different, first, n_explained, tuple(notes))
 
 
 def check_tokens(model: Model, reference: Reference) -> Comparison:

@@ -1,0 +1,98 @@
+"""inspect: the contract of its JSON, and the findings on files that run otherwise than they say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from yarn_edge.bench.smollm2 import package_gguf
+from yarn_edge.cli import main
+from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.gguf_file import read_gguf
+from yarn_edge.inspect import kv_bytes
+from yarn_edge.runtime import Context, Model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inspect")
+    scaling = {**tiny.YARN["rope_scaling"], "attention_factor": 1.35}
+    ck = tiny.write_checkpoint(folder / "ck", rope_scaling=scaling, hidden_size=256, head_dim=64)
+    return convert(ck, str(folder / "tiny.gguf"), "F32")[0]
+
+
+def report_on(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["inspect", str(path), "--json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def test_our_own_file_has_no_findings(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_on(model, capsys)
+    assert {"declared", "effective", "findings", "runtime_arguments"} <= report.keys()
+    assert (report["findings"], report["runtime_arguments"], report["canonical"]) == ([], {}, True)
+    for side in ("declared", "effective", "wanted"):
+        assert report[side]["method"] == "yarn"
+        assert report[side]["attention_factor"] == pytest.approx(1.35, rel=1e-6)
+        assert report[side]["extended_context"] == 1024
+
+
+CHANGES: dict[str, tuple[dict[str, float | str], str, dict[str, float] | None]] = {
+    "beta ignored": ({"llama.rope.scaling.yarn_beta_fast": 4.0, "yarn_edge.rope.beta_fast": 4.0}, "beta_fast", {"yarn_beta_fast": 4.0}),
+    "ext ignored": ({"llama.rope.scaling.yarn_ext_factor": 0.5, "yarn_edge.rope.ext_factor": 0.5}, "ext_factor", {"yarn_ext_factor": 0.5}),
+    "attention factor lost": ({"llama.rope.scaling.attn_factor": 1.0}, "attention_factor", None),
+    "context capped": ({"llama.context_length": 256}, "context capped", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_findings(case: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes, message, arguments = CHANGES[case]
+    path = tmp_path / "changed.gguf"
+    shutil.copy(model, path)
+    for key, value in changes.items():
+        tiny.edit_key(path, key, value)
+    report = report_on(path, capsys)
+    assert any(message in f for f in report["findings"]), report["findings"]
+    if arguments is None:
+        assert report["runtime_arguments"] is None
+    else:
+        assert arguments.items() <= report["runtime_arguments"].items()
+
+
+def test_a_plain_foreign_file(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_on(package_gguf(), capsys)
+    assert (report["declared"]["method"], report["effective"]["method"], report["canonical"]) == ("none", "none", False)
+    assert report["findings"] == []
+    assert report["tensor_types"] == {"F32": 61, "Q4_1": 210, "Q8_0": 1}
+
+
+def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_on(tiny.write_checkpoint(tmp_path / "ck"), capsys)
+    assert (report["kind"], report["dialect"], report["declared"]["factor"]) == ("checkpoint", "transformers v4", 4.0)
+    assert report["declared"]["provenance"]["factor"] == "config.json: rope_scaling.factor"
+    assert main(["inspect", str(tmp_path / "ck")]) == 0
+    assert "config.json: rope_scaling.factor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_kv_bytes_are_what_llama_cpp_saves(kv_type: str) -> None:
+    """The state of a full context is the cache and little else."""
+    path = package_gguf()
+    with Model(path) as model, Context(model, n_ctx=256, n_batch=256, kv_type=kv_type) as context:
+        context.evaluate([1] * 256, 0, "none")
+        saved = model.api.llama_state_seq_get_size(context.handle, 0)
+    predicted = kv_bytes(read_gguf(path), 256, kv_type)
+    assert predicted <= saved <= predicted * 1.02
+
+
+def test_people_can_read_it(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(model)]) == 0
+    out = capsys.readouterr().out
+    assert "attention_factor  1.35" in out
+    assert "no findings" in out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -39,7 +40,12 @@ def _command(*words: str) -> None:
     """Show a command and run it; a check that fails ends the demo."""
     sys.stdout.write(f"\n$ yarn-edge {shlex.join(words)}\n")
     sys.stdout.flush()
-    code = main(words)
+    waiting, sys.stdin = sys.stdin, Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - chat would read it
+    try:
+        code = main(words)
+    finally:
+        sys.stdin.close()
+        sys.stdin = waiting
     if code:
         raise YarnEdgeError(f"the demo stopped: yarn-edge {words[0]} ended with exit code {code}")
 
@@ -60,7 +66,12 @@ def measure(model_path: Path, n_tokens: int, score_from: int, threads: int | Non
         found = {}
         for name, arguments in (("YaRN", None), ("plain RoPE", plain)):
             nll = token_nll(
-                model, tokens[:n_tokens], arguments=arguments, score_from=score_from, threads=threads, label=f"Reading, {name}"
+                model,
+                tokens[:n_tokens],
+                arguments=arguments,
+                score_from=score_from,
+                threads=threads,
+                label=f"Reading, {name}",
             )
             found[name] = by_position(nll, edges)
     return found
@@ -84,7 +95,9 @@ def demo(folder: Path, n_tokens: int, *, force: bool, threads: int | None) -> di
     _command("inspect", str(model))
     _command("verify", str(model), "--against", str(checkpoint))
     score_from = min(CONTEXT, n_tokens // 2)
-    note(f"\nPerplexity beyond {score_from} tokens (the model was trained on {CONTEXT}); two passes over {n_tokens} tokens")
+    note(
+        f"\nPerplexity beyond {score_from} tokens (the model was trained on {CONTEXT}); two passes over {n_tokens} tokens"
+    )
     found = measure(model, n_tokens, score_from, threads)
     _show(found)
     _command("chat", str(model), "-p", QUESTION, "--temperature", "0", "--max-tokens", "80")

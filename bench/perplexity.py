@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,9 @@ def token_nll(
     """
     found = np.full(len(tokens) - 1, np.nan)
     with (
-        Context(model, n_ctx=len(tokens), n_batch=BATCH, kv_type=kv_type, arguments=arguments, threads=threads) as context,
+        Context(
+            model, n_ctx=len(tokens), n_batch=BATCH, kv_type=kv_type, arguments=arguments, threads=threads
+        ) as context,
         bar(label, len(tokens), "tokens") as advance,
     ):
         for start in range(0, len(tokens), BATCH):
@@ -67,7 +70,7 @@ def token_nll(
 def by_position(nll: npt.NDArray[np.float64], edges: Sequence[int]) -> list[Bucket]:
     """Perplexity between consecutive `edges` (positions of the predicted token; the first predicted is 1)."""
     buckets = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         part = nll[max(0, start - 1) : end - 1]
         if len(part):
             buckets.append(Bucket(start, end, len(part), float(np.exp(part.mean()))))

@@ -109,7 +109,9 @@ def write_checkpoint(
     if n_shards == 1:
         save_file(stored, folder / "model.safetensors", {"format": "pt"})
     else:
-        homes = {n: f"model-{i * n_shards // len(order) + 1:05}-of-{n_shards:05}.safetensors" for i, n in enumerate(order)}
+        homes = {
+            n: f"model-{i * n_shards // len(order) + 1:05}-of-{n_shards:05}.safetensors" for i, n in enumerate(order)
+        }
         for shard in sorted(set(homes.values())):
             save_file({n: stored[n] for n in order if homes[n] == shard}, folder / shard, {"format": "pt"})
         _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": homes})
@@ -133,7 +135,9 @@ def _write_tokenizer(folder: Path, file: GGUFFile) -> None:
     meta = file.metadata
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": i, "content": t, **flags} for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind == 3]
+    added = [
+        {"id": i, "content": t, **flags} for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind == 3
+    ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,

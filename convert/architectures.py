@@ -165,7 +165,9 @@ def architecture_of(config: ConfigFile) -> Architecture:
             return row
     given = name if name is not None else config.values.get("model_type")
     known = ", ".join(row.hf_name for row in ARCHITECTURES)
-    raise config.error("architectures", f"is {one_line(repr(given), 80)}, which convert does not know; it knows {known}")
+    raise config.error(
+        "architectures", f"is {one_line(repr(given), 80)}, which convert does not know; it knows {known}"
+    )
 
 
 def value_of(row: Architecture, config: ConfigFile, key: str) -> Any:
@@ -181,7 +183,9 @@ def sizes_of(row: Architecture, config: ConfigFile) -> Sizes:
             raise config.error(key, f"is {one_line(repr(value), 80)}: only {expected!r} can be converted")
     types = config.values.get("layer_types")
     if isinstance(types, list) and set(map(str, types)) - {"full_attention"}:
-        raise config.error("layer_types", f"has {', '.join(sorted(set(map(str, types))))}: only full_attention can be converted")
+        raise config.error(
+            "layer_types", f"has {', '.join(sorted(set(map(str, types))))}: only full_attention can be converted"
+        )
     n_head = config.required_integer("num_attention_heads")
     sizes = Sizes(
         config.required_integer("num_hidden_layers"), config.required_integer("hidden_size"),
@@ -209,7 +213,9 @@ def check_sliding_window(row: Architecture, config: ConfigFile, scaling: RopeSca
         return
     context = scaling.extended_context
     if not isinstance(window, int) or window < context:
-        told = "is absent, which transformers reads as 4096" if "sliding_window" not in config.values else f"is {window!r}"
+        told = (
+            "is absent, which transformers reads as 4096" if "sliding_window" not in config.values else f"is {window!r}"
+        )
         raise config.error(
             "sliding_window",
             f"{told}, shorter than the context of {context}: llama.cpp would attend to all of it. "
@@ -253,9 +259,15 @@ def tensor_rows(row: Architecture, config: ConfigFile, sizes: Sizes) -> list[Ten
 
 def same_bits(a: Raw, b: Raw) -> bool:
     """Whether two mapped tensors hold the same bits (tied embeddings that were saved twice)."""
-    return a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a.view(f"u{a.itemsize}"), b.view(f"u{b.itemsize}")))
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and bool(np.array_equal(a.view(f"u{a.itemsize}"), b.view(f"u{b.itemsize}")))
+    )
 
 
 def unknown_tensor(name: str) -> YarnEdgeError:
     """The refusal to drop a tensor in silence."""
-    return YarnEdgeError(f"tensor {one_line(name, 120)} has no place in the GGUF: converting without it would change the model")
+    return YarnEdgeError(
+        f"tensor {one_line(name, 120)} has no place in the GGUF: converting without it would change the model"
+    )

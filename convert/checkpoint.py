@@ -94,7 +94,9 @@ def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], di
     return (files, None) if files else None
 
 
-def _check_index(folder: Path, weight_map: dict[str, str] | None, found: dict[str, Tensor], homes: dict[str, str]) -> None:
+def _check_index(
+    folder: Path, weight_map: dict[str, str] | None, found: dict[str, Tensor], homes: dict[str, str]
+) -> None:
     if weight_map is None:
         return
     for name, file in weight_map.items():

@@ -270,7 +270,9 @@ def _describe(scaling: RopeScaling) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge convert`."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with config.json, weights and tokenizer")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.gguf", help="{quant} in it becomes the type's name")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT.gguf", help="{quant} in it becomes the type's name"
+    )
     parser.add_argument("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]", help="llama.cpp names (default: Q4_K_M)")
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for quantizing (default: all cores)")

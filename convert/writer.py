@@ -80,7 +80,11 @@ def publish(partial: Path, output: Path) -> None:
 
 
 def write_gguf(
-    path: Path, architecture: str, keys: Mapping[str, Any], tensors: Sequence[TensorPlan], advance: Callable[[float], None]
+    path: Path,
+    architecture: str,
+    keys: Mapping[str, Any],
+    tensors: Sequence[TensorPlan],
+    advance: Callable[[float], None],
 ) -> None:
     """Write a GGUF v3. Python types choose GGUF types (`_add_key`). `advance` gets the bytes written."""
     import gguf

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
+
+import tiny
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "factor below 1": (lambda f: edit_config(f, **yarn(factor=0.25)), "below 1"),
     "factor a string": (lambda f: edit_config(f, **yarn(factor="4")), "not a number"),
     "factor and context contradict": (lambda f: edit_config(f, max_position_embeddings=8192), "max_position_embeddings is 8192"),
-    "betas that a GGUF cannot carry": (lambda f: edit_config(f, **yarn(beta_fast=8, beta_slow=4)), "beta_fast is 8.0, llama.cpp would use 32.0"),
+    "betas that a GGUF cannot carry": (
+        lambda f: edit_config(f, **yarn(beta_fast=8, beta_slow=4)), "beta_fast is 8.0, llama.cpp would use 32.0"),
     "unknown key": (lambda f: edit_config(f, **yarn(swirl=1)), "swirl is unknown"),
     "per layer type": (
         lambda f: edit_config(f, rope_scaling=..., rope_parameters={"full_attention": {}, "sliding_attention": {}}), "layer type"),
@@ -184,7 +186,10 @@ GGUFS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "version 9": (lambda d: d[:4] + struct.pack("<I", 9) + d[8:], "version 9"),
     "text": (lambda _d: b"once upon a time there was a model\n" * 10, "not a GGUF: it starts with b'once'"),
     "empty": (lambda _d: b"", "0 bytes"),
-    "rope type that llama.cpp asserts": (lambda d: d.replace(b"\4\0\0\0\0\0\0\0yarn", b"\4\0\0\0\0\0\0\0narn", 1), "'narn'"),
+    "rope type that llama.cpp asserts": (
+        lambda d: d.replace(b"\4\0\0\0\0\0\0\0yarn", b"\4\0\0\0\0\0\0\0narn", 1),
+        "'narn'",
+    ),
 }
 
 
@@ -195,7 +200,9 @@ def _edit_offset(data: bytes, offset: int) -> bytes:
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "chat"])
 @pytest.mark.parametrize("case", GGUFS)
-def test_bad_ggufs(case: str, command: str, gguf_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_ggufs(
+    case: str, command: str, gguf_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     change, message = GGUFS[case]
     path = tmp_path / "bad.gguf"
     path.write_bytes(change(gguf_file.read_bytes()))

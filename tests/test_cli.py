@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import tiny
 from yarn_edge import __version__
 from yarn_edge.cli import COMMANDS, main
 from yarn_edge.convert.hf_to_gguf import convert
+
+import tiny
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("numpy", "llama_cpp", "gguf", "torch", "transformers", "tokenizers", "rich", "jinja2")
@@ -94,11 +95,21 @@ def test_paths_and_places_of_every_kind(model: Path, tmp_path: Path) -> None:
         (folder / f"{name}.py").write_text("raise SystemExit('a stranger answered')")
     script = Path(sys.executable).with_name("yarn-edge")
     assert script.exists(), "the console script is installed beside the interpreter"
-    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    ascii_only = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii",
+    }
     for environment in (dict(os.environ), ascii_only):
-        done = subprocess.run([script, "inspect", path.name], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [script, "inspect", path.name], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stderr) == (0, "")
-        again = subprocess.run([script, "inspect", str(path)], cwd=folder, env=environment, capture_output=True, check=False)
+        again = subprocess.run(
+            [script, "inspect", str(path)], cwd=folder, env=environment, capture_output=True, check=False
+        )
         assert again.returncode == 0, again.stderr
 
 

@@ -19,12 +19,13 @@ import pytest
 import torch
 from gguf.quants import dequantize
 
-import tiny
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.hf_reference import divergence, reference_logits
 from yarn_edge.runtime import Context, Model
+
+import tiny
 
 FAMILIES = list(tiny.CLASSES)
 LAYER_NAMES = {
@@ -35,7 +36,11 @@ LAYER_NAMES = {
 
 
 def hf_name(name: str) -> str:
-    whole = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+    whole = {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output_norm.weight": "model.norm.weight",
+        "output.weight": "lm_head.weight",
+    }
     if name in whole:
         return whole[name]
     _blk, layer, part, kind = name.split(".")
@@ -62,7 +67,10 @@ def interleaved(values: np.ndarray[Any, Any], n_heads: int) -> np.ndarray[Any, A
 
 
 def logits_of(path: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
-    with Model(path) as model, Context(model, n_ctx=256, n_batch=len(tokens), kv_type="f32", flash_attention="off") as context:
+    with (
+        Model(path) as model,
+        Context(model, n_ctx=256, n_batch=len(tokens), kv_type="f32", flash_attention="off") as context,
+    ):
         context.evaluate(tokens, 0, "all")
         return context.logits()
 
@@ -191,7 +199,18 @@ def test_force_replaces_and_a_saved_frequency_buffer_must_agree(tmp_path: Path) 
 
 def test_two_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path / "ck")
-    command = [sys.executable, "-m", "yarn_edge", "convert", str(folder), "-o", str(tmp_path / "out.gguf"), "--quant", "Q8_0", "--force"]
+    command = [
+        sys.executable,
+        "-m",
+        "yarn_edge",
+        "convert",
+        str(folder),
+        "-o",
+        str(tmp_path / "out.gguf"),
+        "--quant",
+        "Q8_0",
+        "--force",
+    ]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
     assert [p.communicate() and p.returncode for p in running] == [0, 0]
     assert len(read_gguf(tmp_path / "out.gguf").tensors) == 21
@@ -212,7 +231,17 @@ def test_kill_9_leaves_nothing_under_the_final_name(smol_checkpoint: Path, quant
 
 @pytest.mark.parametrize("quant", ["F32", "Q4_K_M"])
 def test_ctrl_c_cleans_up(smol_checkpoint: Path, quant: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "yarn_edge", "convert", str(smol_checkpoint), "-o", str(tmp_path / "o.gguf"), "--quant", quant]
+    command = [
+        sys.executable,
+        "-m",
+        "yarn_edge",
+        "convert",
+        str(smol_checkpoint),
+        "-o",
+        str(tmp_path / "o.gguf"),
+        "--quant",
+        quant,
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while not list(tmp_path.glob("*.partial")):
             assert process.poll() is None, "it ended before it wrote"
@@ -231,8 +260,18 @@ def _limit_files() -> None:
 
 @pytest.mark.parametrize("quant", ["F32", "Q8_0", "Q4_K_M"])
 def test_a_disk_that_refuses_midway_is_one_line_and_no_file(smol_checkpoint: Path, quant: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "yarn_edge", "convert", str(smol_checkpoint), "-o", str(tmp_path / "o.gguf"), "--quant", quant]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_limit_files, check=False)  # noqa: PLW1509
+    command = [
+        sys.executable,
+        "-m",
+        "yarn_edge",
+        "convert",
+        str(smol_checkpoint),
+        "-o",
+        str(tmp_path / "o.gguf"),
+        "--quant",
+        quant,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_limit_files, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("File too large")
     assert list(tmp_path.iterdir()) == []
@@ -241,6 +280,6 @@ def test_a_disk_that_refuses_midway_is_one_line_and_no_file(smol_checkpoint: Pat
 def test_no_space_is_said_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.write_checkpoint(tmp_path / "ck")
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
-    with pytest.raises(YarnEdgeError, match="needs 0.00 GB on this disk"):
+    with pytest.raises(YarnEdgeError, match=r"needs 0\.00 GB on this disk"):
         convert(folder, str(tmp_path / "out.gguf"), "F32")
     assert [p.name for p in tmp_path.iterdir()] == ["ck"]

@@ -305,12 +305,18 @@ FLAG_ERRORS = {
     "origin alone": (QWEN25_7B, {"original_context": 32768}, "--yarn-factor is needed too"),
     "betas alone": (QWEN25_7B, {"beta_fast": 8.0}, "--yarn-factor is needed too"),
     "origin above the context": (QWEN25_7B, {"factor": 4.0, "original_context": 65536}, "below --yarn-orig-ctx 65536"),
-    "factor below 1": (QWEN25_7B, {"factor": 0.25, "original_context": 32768},
-        "--yarn-factor: factor is 0.25, below 1"),
+    "factor below 1": (
+        QWEN25_7B,
+        {"factor": 0.25, "original_context": 32768},
+        "--yarn-factor: factor is 0.25, below 1",
+    ),
     "factor nan": (QWEN25_7B, {"factor": math.nan, "original_context": 32768}, "--yarn-factor: factor is nan"),
     "A of another factor": (llama(block(attention_factor=1.2)), {"factor": 8.0}, "pass --yarn-attention-factor too"),
-    "ext_factor": (QWEN25_7B, {"factor": 4.0, "original_context": 32768, "ext_factor": 4.0},
-        "--yarn-ext-factor: ext_factor"),
+    "ext_factor": (
+        QWEN25_7B,
+        {"factor": 4.0, "original_context": 32768, "ext_factor": 4.0},
+        "--yarn-ext-factor: ext_factor",
+    ),
     "beta": (llama(block()), {"beta_slow": 0.0}, "--yarn-beta-slow: beta_slow is 0.0"),
 }
 

@@ -11,7 +11,9 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.phase import budget, rotation_error
 from yarn_edge.scaling import RopeScaling, yarn_attention_factor
 
-POSITIONS = np.unique(np.append(np.geomspace(1, 131071, 200).astype(np.int32), [0, 4095, 4096, 8191, 32767, 65535, 131071]))
+POSITIONS = np.unique(
+    np.append(np.geomspace(1, 131071, 200).astype(np.int32), [0, 4095, 4096, 8191, 32767, 65535, 131071])
+)
 
 
 def yarn(theta: float, dim: int, origin: int, factor: float, **changes: float) -> RopeScaling:

@@ -116,8 +116,12 @@ def test_every_value_and_tensor_type_reads_as_in_gguf_py(tmp_path, alignment):
                          (-0.1, ("float32", "float64")), (True, ("bool",)), ("grün\n", ("string",))):  # fmt: skip
         for kind in kinds:
             getattr(writer, f"add_{kind}")(f"a.{kind}", value)
-    for name, values in {"ints": [1, -2], "floats": [0.5, 1e30], "bools": [True, False], "strings": ["", "a",
-        "ü"]}.items():
+    for name, values in {
+        "ints": [1, -2],
+        "floats": [0.5, 1e30],
+        "bools": [True, False],
+        "strings": ["", "a", "ü"],
+    }.items():
         writer.add_array(f"list.{name}", values)
     writer.add_tensor("one", np.arange(5, dtype=np.float32))
     writer.add_tensor("half", np.ones((3, 2, 32), np.float16))
@@ -143,8 +147,11 @@ def test_the_hand_packed_file_reads(read, version):
 def test_bytes_that_are_no_utf8_survive(read):
     raw = b"\xff\xfe token"
     file = read(image([kv("a", STRING, raw), kv("b", ARRAY, array(STRING, 1, text(raw)))]))
-    assert file.metadata["a"].encode("utf-8", "surrogateescape") == raw == file.metadata["b"][0].encode("utf-8",
-        "surrogateescape")
+    assert (
+        file.metadata["a"].encode("utf-8", "surrogateescape")
+        == raw
+        == file.metadata["b"][0].encode("utf-8", "surrogateescape")
+    )
 
 
 # ---- bad files
@@ -292,11 +299,32 @@ scalars = st.one_of(st.integers(-(2**63), 2**64 - 1), st.floats(), st.booleans()
                     st.sampled_from(["yarn", "linear", "none", "longrope", "index"]))  # fmt: skip
 values = st.one_of(scalars, st.lists(st.text(max_size=3), max_size=2), st.lists(st.floats(), max_size=3).map(np.array))
 names = ["general.architecture", "split.count", "tokenizer.ggml.tokens"]
-names += ["llama." + n for n in ("embedding_length", "context_length", "block_count", "attention.head_count",
-                                 "attention.head_count_kv", "attention.key_length")]
+names += [
+    "llama." + n
+    for n in (
+        "embedding_length",
+        "context_length",
+        "block_count",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+    )
+]
 names += [R + n for n in ("dimension_count", "freq_base", "scale_linear")]
-names += [R + "scaling." + n for n in ("type", "factor", "original_context_length", "attn_factor", "finetuned",
-                                       "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")]
+names += [
+    R + "scaling." + n
+    for n in (
+        "type",
+        "factor",
+        "original_context_length",
+        "attn_factor",
+        "finetuned",
+        "yarn_ext_factor",
+        "yarn_attn_factor",
+        "yarn_beta_fast",
+        "yarn_beta_slow",
+    )
+]
 names += ["yarn_edge.rope." + n for n in ("method", "dim", "rope_theta", "factor", "original_context", "ext_factor",
                                           "beta_fast", "beta_slow", "attention_factor", "truncate", "ramp",
                                           "finetuned", "version")]  # fmt: skip

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-import tiny
 from yarn_edge.bench.smollm2 import package_gguf
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.inspect import kv_bytes
 from yarn_edge.runtime import Context, Model
+
+import tiny
 
 
 @pytest.fixture(scope="module")

@@ -226,8 +226,10 @@ ARGUMENTS = {
     "own betas, wanted": (OWN_KEYS | canonical_keys(OWN), {"yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}),
     "own ext_factor": (YARN | {S + "yarn_ext_factor": 0.5}, {"yarn_ext_factor": 0.5}),
     "ext_factor 0": (YARN | {S + "yarn_ext_factor": 0.0}, {"yarn_ext_factor": 0.0, "yarn_attn_factor": A4}),
-    "another A is wanted": (YARN | canonical_keys(replace(OWN, beta_fast=32.0, beta_slow=1.0, attention_factor=2.0)),
-        None),
+    "another A is wanted": (
+        YARN | canonical_keys(replace(OWN, beta_fast=32.0, beta_slow=1.0, attention_factor=2.0)),
+        None,
+    ),
     "truncate false is wanted": (YARN | canonical_keys(scaled(rope_theta=5e5, truncate=False)), None),
     "yarn_attn_factor is not read": (YARN | {S + "yarn_attn_factor": 2.0}, None),
 }
@@ -286,8 +288,9 @@ def in_memory(changes: dict) -> GGUFFile:
     meta = {"general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": 128,
             "llama.attention.head_count": 2, "llama.context_length": 32768, **YARN, **changes}  # fmt: skip
     tensor = TensorInfo("a", (32,), "F32", 1024, 128)
-    return GGUFFile(Path("bad.gguf"), 3, {k: v for k, v in meta.items() if v is not None}, {"a": tensor}, 32, 1024,
-        4096)
+    return GGUFFile(
+        Path("bad.gguf"), 3, {k: v for k, v in meta.items() if v is not None}, {"a": tensor}, 32, 1024, 4096
+    )
 
 
 @pytest.mark.parametrize("key, value", BAD, ids=[f"{k}={v!r:.20}" for k, v in BAD])

@@ -10,6 +10,16 @@ from typing import Any
 
 import pytest
 import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import pre_tokenizers as pre
+
+from yarn_edge.convert.pretokenizers import PRETOKENIZERS, candidates, signature
+from yarn_edge.convert.vocab import Vocabulary, prove, read_vocabulary, write_vocab_gguf
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf_file import read_gguf
+from yarn_edge.runtime import Model
+from yarn_edge.tokenizer_check import STRESS_TEXTS, check_tokens, compare_tokens, reference_encoder, stress_texts
+
 from tiny_tokenizers import (
     BYTE_LEVEL,
     LLAMA3,
@@ -23,15 +33,6 @@ from tiny_tokenizers import (
     train,
     with_digits,
 )
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-from tokenizers import pre_tokenizers as pre
-from yarn_edge.convert.pretokenizers import PRETOKENIZERS, candidates, signature
-from yarn_edge.convert.vocab import Vocabulary, prove, read_vocabulary, write_vocab_gguf
-
-from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf_file import read_gguf
-from yarn_edge.runtime import Model
-from yarn_edge.tokenizer_check import STRESS_TEXTS, check_tokens, compare_tokens, reference_encoder, stress_texts
 
 # Not among STRESS_TEXTS: what the proof did not see has to be equal, too.
 HELD_OUT = (

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from tiny_tokenizers import BYTE_LEVEL, CORPUS, SIZE, save, sentence_model, train
 from tokenizers import Tokenizer
-from yarn_edge.convert.vocab import read_vocabulary, write_vocab_gguf
 
+from yarn_edge.convert.vocab import read_vocabulary, write_vocab_gguf
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
+
+from tiny_tokenizers import BYTE_LEVEL, CORPUS, SIZE, save, sentence_model, train
 
 
 @pytest.fixture(scope="module")

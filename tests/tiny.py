@@ -42,7 +42,9 @@ def tensors(values: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[
 
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**values)).eval()
-    state = {n: (torch.randn_like(v) * 0.05 + (1 if "norm" in n else 0)).to(dtype) for n, v in model.state_dict().items()}
+    state = {
+        n: (torch.randn_like(v) * 0.05 + (1 if "norm" in n else 0)).to(dtype) for n, v in model.state_dict().items()
+    }
     if values["tie_word_embeddings"]:
         del state["lm_head.weight"]
     return state
@@ -54,7 +56,10 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))

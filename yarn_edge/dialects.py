@@ -81,9 +81,13 @@ def recognise(config: ConfigFile) -> Dialect:
             raise config.error(key, f"is {one_line(repr(value), 60)}, not an object")
     has_v5, has_v4 = (config.values.get(k) is not None for k in ("rope_parameters", "rope_scaling"))
     if has_v5 and has_v4 and config.values["rope_parameters"] != config.values["rope_scaling"]:
-        raise config.error("rope_parameters", "and rope_scaling are both there and differ: remove the one that is not meant")
+        raise config.error(
+            "rope_parameters", "and rope_scaling are both there and differ: remove the one that is not meant"
+        )
     auto_map = config.values.get("auto_map")
-    modules = {str(v).rsplit("--", 1)[-1].split(".")[0] for v in auto_map.values()} if isinstance(auto_map, dict) else set()
+    modules = (
+        {str(v).rsplit("--", 1)[-1].split(".")[0] for v in auto_map.values()} if isinstance(auto_map, dict) else set()
+    )
     modules |= {name[:-3] for name in config.siblings if name.endswith(".py")}
     for module, dialect in REMOTE_CODE.items():
         if module in modules:
@@ -139,7 +143,9 @@ class _Block:
         self.config, self.dialect, self.block = config, dialect, block
         unknown = sorted(block.keys() - BLOCK_KEYS.keys())
         if unknown:
-            raise self.error(unknown[0], f"is unknown here (value {one_line(repr(block[unknown[0]]), 60)}): not supported yet")
+            raise self.error(
+                unknown[0], f"is unknown here (value {one_line(repr(block[unknown[0]]), 60)}): not supported yet"
+            )
 
     def source(self, key: str) -> str:
         return f"{self.config.short}: {self.dialect.block}.{key}"
@@ -163,7 +169,9 @@ class _Block:
                 raise self.error("rope_type", f"is missing, but {meaningful[0]} is there")
             return "none"
         if len(set(map(str, kinds.values()))) > 1:
-            raise self.error("rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is meant?")
+            raise self.error(
+                "rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is meant?"
+            )
         key, kind = next(iter(kinds.items()))
         if not isinstance(kind, str) or kind not in ROPE_TYPES:
             raise self.error(key, f"is {one_line(repr(kind), 60)}, which is unknown; known: {', '.join(ROPE_TYPES)}")
@@ -172,7 +180,9 @@ class _Block:
             raise self.error(key, f"is {kind!r}: {reason}")
         left_over = [k for k in BLOCK_KEYS if k in _SCALING_KEYS and self.block.get(k) is not None]
         if method == "none" and left_over:
-            raise self.error(key, f"is {kind!r}, but {left_over[0]} is there too: remove it, or name the type it belongs to")
+            raise self.error(
+                key, f"is {kind!r}, but {left_over[0]} is there too: remove it, or name the type it belongs to"
+            )
         return method
 
     def base(self) -> RopeScaling:
@@ -182,7 +192,10 @@ class _Block:
                  f"{config.short}: rope_theta": config.values.get("rope_theta")}  # fmt: skip
         where, theta = _the_one(spots) or ("transformers' default for rope_theta", DEFAULT_ROPE_THETA)
         key = "partial_rotary_factor"
-        for place, partial in ((f"{config.short}: {key}", config.values.get(key)), (self.source(key), self.block.get(key))):
+        for place, partial in (
+            (f"{config.short}: {key}", config.values.get(key)),
+            (self.source(key), self.block.get(key)),
+        ):
             if partial not in (None, 1):
                 raise YarnEdgeError(f"{place} is {one_line(repr(partial), 60)}: partial rotation is not supported yet")
         name = "head_dim" if config.values.get("head_dim") is not None else "hidden_size / num_attention_heads"
@@ -212,7 +225,9 @@ class _Block:
         for field in ("ext_factor", "beta_fast", "beta_slow", "truncate"):
             provenance.setdefault(field, f"the default of {self.dialect.name}")
         if "attention_factor" not in flags:
-            values["attention_factor"], provenance["attention_factor"] = self._attention(method, values["factor"], flags)
+            values["attention_factor"], provenance["attention_factor"] = self._attention(
+                method, values["factor"], flags
+            )
         plain = {n: getattr(base, n) for n in ("rope_theta", "dim")}
         return RopeScaling(**{**plain, **values}, provenance=provenance)
 
@@ -232,7 +247,10 @@ class _Block:
         elif self.dialect.requires_original and "original_context" not in flags:
             raise self.error(key, f"is missing; the {self.dialect.name} code needs it: add it, or pass --yarn-orig-ctx")
         else:
-            origin, provenance["original_context"] = longest, f"{config.short}: max_position_embeddings, as transformers does"
+            origin, provenance["original_context"] = (
+                longest,
+                f"{config.short}: max_position_embeddings, as transformers does",
+            )
         factor = self.number("factor")
         provenance["factor"] = self.source("factor")
         if factor is None and "factor" not in flags:
@@ -317,6 +335,4 @@ def _from_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any])
     provenance = {field: flag for field, flag in FLAGS.items() if field in flags} | {"method": "--yarn-factor"}
     values = {"attention_factor": yarn_attention_factor(flags["factor"]), **flags}
     provenance.setdefault("attention_factor", "0.1 ln(factor) + 1")
-    return RopeScaling(
-        "yarn", base.rope_theta, base.dim, **values, provenance={**base.provenance, **provenance}
-    )
+    return RopeScaling("yarn", base.rope_theta, base.dim, **values, provenance={**base.provenance, **provenance})

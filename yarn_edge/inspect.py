@@ -55,10 +55,14 @@ def _findings(file: GGUFFile, sides: dict[str, RopeScaling | None], arguments: d
     for name, other, verb in (("declared", said, "declares"), ("effective", runs, "runs")):
         for field, (want, have) in sorted(goal.differences(other).items()):
             if field != "method" or name == "declared":
-                found.append(f"{field}: llama.cpp {verb} {have!r}" if name == "effective" else f"{field}: the keys say {have!r}")
+                found.append(
+                    f"{field}: llama.cpp {verb} {have!r}" if name == "effective" else f"{field}: the keys say {have!r}"
+                )
                 found[-1] += f", the file's own description is {want!r}"
     if arguments:
-        found.append("llama.cpp needs runtime arguments to run this file's own scaling; yarn-edge passes them by itself")
+        found.append(
+            "llama.cpp needs runtime arguments to run this file's own scaling; yarn-edge passes them by itself"
+        )
     if arguments is None:
         found.append("no runtime arguments make llama.cpp run this file's own scaling")
     context = file.number("context_length")
@@ -68,7 +72,9 @@ def _findings(file: GGUFFile, sides: dict[str, RopeScaling | None], arguments: d
             "front ends will stop at the former"
         )
     if said.method == "yarn" and f"{arch}.rope.scaling.original_context_length" not in file.metadata:
-        found.append(f"{arch}.rope.scaling.original_context_length is missing: llama.cpp takes context_length in its place")
+        found.append(
+            f"{arch}.rope.scaling.original_context_length is missing: llama.cpp takes context_length in its place"
+        )
     return found
 
 
@@ -77,7 +83,11 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
     file = read_gguf(path)
     check_loadable(file)
     sides, reasons = {}, []
-    for name, function in (("declared", metadata.declared), ("wanted", metadata.wanted), ("effective", metadata.effective)):
+    for name, function in (
+        ("declared", metadata.declared),
+        ("wanted", metadata.wanted),
+        ("effective", metadata.effective),
+    ):
         sides[name], reason = _try(function, file)
         if reason and reason not in reasons:
             reasons.append(reason)
@@ -98,7 +108,9 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
         "canonical": metadata.CANONICAL + "version" in file.metadata,
         "runtime_arguments": arguments,
         "findings": [*reasons, *(_findings(file, sides, arguments) if not reasons else [])],
-        "kv_bytes": {str(c): {t: kv_bytes(file, c, t) for t in _KV_ELEMENT_BYTES} for c in contexts} if file.tensors else {},
+        "kv_bytes": {str(c): {t: kv_bytes(file, c, t) for t in _KV_ELEMENT_BYTES} for c in contexts}
+        if file.tensors
+        else {},
     }
 
 

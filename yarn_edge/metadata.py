@@ -23,6 +23,7 @@ from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 CANONICAL = "yarn_edge.rope."
 CANONICAL_VERSION = 1
 DEFAULT_FREQ_BASE = 10000.0
+FREQUENCY_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # llama.h: enum llama_rope_scaling_type
 ROPE_SCALING_TYPES = {"unspecified": -1, "none": 0, "linear": 1, "yarn": 2}
 _METHOD_TO_TYPE = {"none": "none", "linear": "linear", "yarn": "yarn"}
@@ -86,7 +87,7 @@ def _flag(file: GGUFFile, name: str) -> bool | None:
 
 
 def _refuse_factors(file: GGUFFile) -> None:
-    for name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+    for name in FREQUENCY_FACTORS:
         if name in file.tensors:
             raise YarnEdgeError(
                 f"{file.path}: has its own frequency factors ({name}: Llama 3, LongRoPE or baked); "
@@ -232,9 +233,10 @@ def _from(argument: float, file: GGUFFile, key: str, read: bool, default: float)
 def explicit_arguments(file: GGUFFile) -> RuntimeArguments:
     """Every scaling value spelled out from what the file declares, so that no default of anyone can change it.
 
-    For architectures outside the table: "from the model", without a claim.
+    For what cannot be judged (architectures outside the table, files with frequency factors of their own): "from the
+    model", without a claim.
     """
-    if file.architecture not in HONOURED:
+    if file.architecture not in HONOURED or any(name in file.tensors for name in FREQUENCY_FACTORS):
         return FROM_MODEL
     said = declared(file)
     yarn = said.method == "yarn"
@@ -348,7 +350,9 @@ def _refuse_other_positions(scaling: RopeScaling, architecture: str, keys: dict[
     if not error.any_difference:
         return
     culprits = {n: (a, b) for n, (a, b) in scaling.differences(runtime).items() if n != "method"}
-    told = "; ".join(f"{scaling.source(n)} is {a!r}, llama.cpp would use {b!r}" for n, (a, b) in sorted(culprits.items()))
+    told = "; ".join(
+        f"{scaling.source(n)} is {a!r}, llama.cpp would use {b!r}" for n, (a, b) in sorted(culprits.items())
+    )
     raise YarnEdgeError(
         f"{told or 'these positions'}: architecture {architecture} cannot carry this in GGUF keys yet. The file would run "
         f"with frequencies up to {error.frequency:.2%} off (pair {error.pair}) and an attention factor "

@@ -150,7 +150,11 @@ class RopeScaling:
         found: dict[str, tuple[Any, Any]] = {}
         for name in mine.keys() | theirs.keys():
             a, b = mine.get(name), theirs.get(name)
-            if isinstance(a, (int, float)) and isinstance(b, (int, float)) and (isinstance(a, float) or isinstance(b, float)):
+            if (
+                isinstance(a, (int, float))
+                and isinstance(b, (int, float))
+                and (isinstance(a, float) or isinstance(b, float))
+            ):
                 if not math.isclose(a, b, rel_tol=SAME_RELATIVE):
                     found[name] = (a, b)
             elif a != b:

@@ -86,7 +86,10 @@ def check_kernel(goal: RopeScaling, architecture: str) -> Check:
     last = max(LONGEST_POSITION, goal.extended_context - 1)
     positions = np.unique(np.append(np.geomspace(1, last, 48).astype(np.int32), [0, goal.original_context, last]))
     x = np.random.default_rng(0).standard_normal((len(positions), 4, goal.dim)).astype(np.float32)
-    y = ggml.rope(x, positions, ggml.rope_arguments(goal, pairing))
+    try:
+        y = ggml.rope(x, positions, ggml.rope_arguments(goal, pairing))
+    except YarnEdgeError as refusal:
+        return Check("kernel", "fail", float("inf"), 1.0, str(refusal))
     error = rotation_error(x, y, positions, goal, pairing)
     return _judge("kernel", error.of_budget, 1.0, f"CPU: worst {error}")
 
@@ -100,7 +103,10 @@ def check_live_graph(model: Model, goal: RopeScaling, threads: int | None = None
     nodes = record_ropes(model, tokens, starts, threads=threads)
     told = _missing_layers(nodes, model.n_layer, len(starts))
     for name, scaling in (("wanted", goal), ("declared", metadata.declared(file))):
-        told += _wrong_parameters(nodes, ggml.rope_arguments(scaling, pairing), name)
+        try:
+            told += _wrong_parameters(nodes, ggml.rope_arguments(scaling, pairing), name)
+        except YarnEdgeError as error:
+            told.append(f"{name}: {error}")
     told += [f"{n.name} has frequency factors" for n in nodes if n.factors is not None][:1]
     worst = max((rotation_error(n.x, n.y, n.positions, goal, pairing) for n in nodes), key=lambda e: e.of_budget)
     value = max(worst.of_budget, float("inf") if told else 0.0)
@@ -146,7 +152,9 @@ def check_logits(
     """Mean KL divergence to transformers in float32, float32 KV cache, over `n_tokens` of English."""
     tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[:n_tokens]
     truth = reference_logits(checkpoint, tokens, replaced)
-    with Context(model, n_ctx=len(tokens), n_batch=len(tokens), kv_type="f32", flash_attention="off", threads=threads) as c:
+    with Context(
+        model, n_ctx=len(tokens), n_batch=len(tokens), kv_type="f32", flash_attention="off", threads=threads
+    ) as c:
         c.evaluate(tokens, 0, "all")
         found = divergence(truth, c.logits())
     ftype = model.gguf.metadata.get("general.file_type")
@@ -205,8 +213,12 @@ def verify(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge verify`."""
     parser.add_argument("model", metavar="MODEL.gguf")
-    parser.add_argument("--against", metavar="CHECKPOINT", help="the folder it was made from: its config, tokenizer, logits")
-    parser.add_argument("--tokens", type=int, default=LOGIT_TOKENS, metavar="N", help="tokens to compare logits on (%(default)s)")
+    parser.add_argument(
+        "--against", metavar="CHECKPOINT", help="the folder it was made from: its config, tokenizer, logits"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=LOGIT_TOKENS, metavar="N", help="tokens to compare logits on (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     group = parser.add_argument_group("scaling", "the flags that convert was given, if any")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.cli import main
+from yarn_edge.effective import ROPE_SCALING_TYPES, RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.metadata import ROPE_SCALING_TYPES, RuntimeArguments
 from yarn_edge.progress import note
 from yarn_edge.runtime import Model
 from yarn_edge.sample_text import sample_text

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.metadata import RuntimeArguments
+from yarn_edge.effective import RuntimeArguments
 from yarn_edge.progress import bar
 from yarn_edge.runtime import Context, Model
 

@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from yarn_edge import __version__, ggml, rope
 from yarn_edge.dialects import FLAGS, read_scaling
+from yarn_edge.effective import angle_error, effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import read_gguf
-from yarn_edge.metadata import angle_error, canonical, canonical_keys, effective, gguf_keys
+from yarn_edge.metadata import canonical, canonical_keys, gguf_keys
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime import Model
 from yarn_edge.scaling import RopeScaling

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.llama_api import llama, physical_threads
 from yarn_edge.progress import bar
-from yarn_edge.runtime import llama, physical_threads
 
 _PREFIX = "LLAMA_FTYPE_MOSTLY_"
 # Names that people type -> the name llama.cpp gives the type.

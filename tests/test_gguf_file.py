@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile, TensorInfo, check_loadable, read_gguf
-from yarn_edge.metadata import canonical, declared, effective, explicit_arguments, llama_class_arguments, wanted
+from yarn_edge.metadata import canonical, declared, explicit_arguments, llama_class_arguments, wanted
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 PACK = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}

@@ -11,20 +11,15 @@ import gguf
 import numpy as np
 import pytest
 
+from yarn_edge.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, angle_error, effective, honoured
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile, TensorInfo, check_loadable, read_gguf
 from yarn_edge.metadata import (
-    FROM_MODEL,
-    LLAMA_CLASS_DEFAULTS,
-    RuntimeArguments,
-    angle_error,
     canonical,
     canonical_keys,
     declared,
-    effective,
     explicit_arguments,
     gguf_keys,
-    honoured,
     llama_class_arguments,
     wanted,
 )

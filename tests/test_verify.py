@@ -14,6 +14,7 @@ from yarn_edge.bench.demo import YARN
 from yarn_edge.bench.smollm2 import write_checkpoint
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.hf_reference import divergence, log_softmax
@@ -129,7 +130,7 @@ def test_a_context_length_that_caps_the_model_fails(rich_file: Path, tmp_path: P
 
 
 def test_the_tap_sees_every_layer_and_what_was_really_passed(smol_f32: Path) -> None:
-    arguments = metadata.RuntimeArguments(yarn_beta_fast=8.0)
+    arguments = RuntimeArguments(yarn_beta_fast=8.0)
     with Model(smol_f32) as model:
         tokens = model.tokenize("In the beginning", add_special=False, parse_special=False)
         nodes = record_ropes(model, tokens, [5], arguments)

@@ -145,7 +145,7 @@ def _context_size(args: argparse.Namespace, model: Model, renderer: Renderer, pr
 
 def _what_runs(context: Context) -> str:
     """One line: file, architecture, scaling that the runtime applies, context, cache type."""
-    from yarn_edge.metadata import effective
+    from yarn_edge.effective import effective
 
     gguf = context.model.gguf
     try:

@@ -18,6 +18,7 @@ import numpy as np
 from yarn_edge import metadata
 from yarn_edge.config_file import read_config
 from yarn_edge.dialects import read_scaling, recognise
+from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile, check_loadable, read_gguf
 from yarn_edge.scaling import RopeScaling
@@ -86,7 +87,7 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
     for name, function in (
         ("declared", metadata.declared),
         ("wanted", metadata.wanted),
-        ("effective", metadata.effective),
+        ("effective", effective),
     ):
         sides[name], reason = _try(function, file)
         if reason and reason not in reasons:

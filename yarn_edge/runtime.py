@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +18,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.effective import RuntimeArguments
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile, check_loadable, read_gguf
-from yarn_edge.metadata import RuntimeArguments, explicit_arguments
+from yarn_edge.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama, physical_threads
+from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import bar
 
 Outputs = Literal["none", "last", "all"]
@@ -30,70 +30,6 @@ FlashAttention = Literal["auto", "on", "off"]
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 # ggml_type of the KV cache types that llama.cpp supports, by the names its tools use.
 KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20}
-_LOG_LINES: list[tuple[int, str]] = []
-_LOG_ERROR = 4  # ggml.h: enum ggml_log_level
-_state: dict[str, Any] = {}
-
-
-def llama() -> Any:
-    """The llama_cpp module, imported and initialised once, with its log kept for error messages."""
-    if "api" not in _state:
-        import llama_cpp
-
-        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-        def log(level: int, text: bytes, _user_data: object) -> None:
-            _LOG_LINES.append((level, text.decode("utf-8", errors="replace").rstrip()))
-            del _LOG_LINES[:-200]
-
-        _state["log"] = log  # must outlive every call into llama.cpp
-        llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        _state["api"] = llama_cpp
-    return _state["api"]
-
-
-def clear_log() -> None:
-    """Forget the log so far."""
-    _LOG_LINES.clear()
-
-
-def failure_reason() -> str:
-    """The first error that llama.cpp logged (the later ones only pass it on), for a message."""
-    errors = [text for level, text in _LOG_LINES if level == _LOG_ERROR and text]
-    return one_line(errors[0].split(": ", 1)[-1], 300) if errors else "llama.cpp gave no reason"
-
-
-def physical_threads() -> int:
-    """Threads to use by default: the cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def deferred_ctrl_c(act: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
-    """Around a long call into C: Ctrl-C calls `act`, and is raised as KeyboardInterrupt at the end.
-
-    Python's own handler would raise inside a callback (log, progress, abort), where ctypes prints and drops it. Yields
-    the question whether Ctrl-C was pressed. Off the main thread, or where someone else handles SIGINT: nothing.
-    """
-    pressed = False
-
-    def handler(_number: int, _frame: object) -> None:
-        nonlocal pressed
-        pressed = True
-        if act:
-            act()
-
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: pressed
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 class Model:
@@ -118,7 +54,7 @@ class Model:
         params = self.api.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = n_gpu_layers
-        self._overrides = _kv_overrides(self.api, overrides or {})
+        self._overrides = kv_overrides(self.api, overrides or {})
         if overrides:
             params.kv_overrides = self._overrides
         clear_log()
@@ -363,19 +299,3 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _kv_overrides(api: Any, values: Mapping[str, str | bool | int | float]) -> Any:
-    """A C array of llama_model_kv_override, ended by an empty key."""
-    array = (api.llama_model_kv_override * (len(values) + 1))()
-    for item, (key, value) in zip(array, values.items(), strict=False):
-        item.key = key.encode()
-        if isinstance(value, bool):
-            item.tag, item.value.val_bool = api.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
-        elif isinstance(value, int):
-            item.tag, item.value.val_i64 = api.LLAMA_KV_OVERRIDE_TYPE_INT, value
-        elif isinstance(value, float):
-            item.tag, item.value.val_f64 = api.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
-        else:
-            item.tag, item.value.val_str = api.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
-    return array

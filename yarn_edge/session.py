@@ -16,8 +16,9 @@ from typing import Literal
 
 from yarn_edge.chat_template import Message, Renderer
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.llama_api import deferred_ctrl_c
 from yarn_edge.progress import bar
-from yarn_edge.runtime import Context, deferred_ctrl_c
+from yarn_edge.runtime import Context
 from yarn_edge.sampling import Sampling
 
 # stop: the model ended its turn; length: max_tokens; context: the cache is full; interrupted: Ctrl-C, a closed stream.

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.ggml import RopeArguments, TensorPointer, check_struct, function, read_tensor
-from yarn_edge.metadata import RuntimeArguments
-from yarn_edge.runtime import Context, Model, llama
+from yarn_edge.llama_api import llama
+from yarn_edge.runtime import Context, Model
 
 _NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
 

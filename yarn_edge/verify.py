@@ -22,6 +22,7 @@ import numpy as np
 from yarn_edge import ggml, metadata
 from yarn_edge.config_file import read_config
 from yarn_edge.dialects import FLAGS, NOUS_LLAMA, NOUS_MISTRAL, read_scaling, recognise
+from yarn_edge.effective import angle_error, effective, honoured
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile, check_loadable, read_gguf
 from yarn_edge.hf_reference import divergence, reference_logits, rope_parameters
@@ -60,14 +61,14 @@ def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
     """The declared keys, llama.cpp's reading of them, the canonical description and the context length, against `goal`."""
     sides: dict[str, RopeScaling | None] = {
         "the rope keys": metadata.declared(file),
-        "llama.cpp's reading of them": metadata.effective(file),
+        "llama.cpp's reading of them": effective(file),
         "yarn_edge.rope.*": metadata.canonical(file),
     }
     worst, told = 0.0, []
     for side, scaling in sides.items():
         if scaling is None:
             continue
-        error = metadata.angle_error(scaling, goal)
+        error = angle_error(scaling, goal)
         worst = max(worst, error.frequency, error.attention)
         differing = goal.differences(scaling) if error.any_difference or side != "llama.cpp's reading of them" else {}
         if differing and not error.any_difference:
@@ -82,7 +83,7 @@ def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
 
 def check_kernel(goal: RopeScaling, architecture: str) -> Check:
     """ggml's CPU rope kernel against the reference at positions across the context and at 131071."""
-    pairing = metadata.honoured(architecture).pairing
+    pairing = honoured(architecture).pairing
     last = max(LONGEST_POSITION, goal.extended_context - 1)
     positions = np.unique(np.append(np.geomspace(1, last, 48).astype(np.int32), [0, goal.original_context, last]))
     x = np.random.default_rng(0).standard_normal((len(positions), 4, goal.dim)).astype(np.float32)
@@ -97,7 +98,7 @@ def check_kernel(goal: RopeScaling, architecture: str) -> Check:
 def check_live_graph(model: Model, goal: RopeScaling, threads: int | None = None) -> Check:
     """Every layer's ROPE nodes, in windows at the start, around the original context and at the end of the extended one."""
     file = model.gguf
-    pairing = metadata.honoured(file.architecture).pairing
+    pairing = honoured(file.architecture).pairing
     starts = sorted({0, max(0, goal.original_context - LIVE_TOKENS // 2), max(0, goal.extended_context - LIVE_TOKENS)})
     tokens = model.tokenize(sample_text()[:400], add_special=False, parse_special=False)[:LIVE_TOKENS]
     nodes = record_ropes(model, tokens, starts, threads=threads)
@@ -186,7 +187,7 @@ def verify(
     """
     file = read_gguf(path)
     check_loadable(file)
-    metadata.honoured(file.architecture)
+    honoured(file.architecture)
     goal, goal_name, replaced = metadata.wanted(file), "the file's own description", None
     if against is not None:
         goal, replaced = _checkpoint_scaling(Path(against), overrides or {})

@@ -55,21 +55,20 @@ def _said(text: str) -> None:
     sys.stdout.flush()
 
 
-def measure(model_path: Path, n_tokens: int, score_from: int, threads: int | None) -> dict[str, list[Bucket]]:
-    """Perplexity by position from `score_from` on, with the file's YaRN and with plain RoPE (a runtime argument)."""
+def measure(model_path: Path, n_tokens: int, threads: int | None) -> dict[str, list[Bucket]]:
+    """Perplexity by position, with the file's YaRN and with plain RoPE (a runtime argument)."""
     plain = RuntimeArguments(rope_scaling_type=ROPE_SCALING_TYPES["none"])
     with Model(model_path) as model:
         tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)
         if len(tokens) < n_tokens:
             raise YarnEdgeError(f"--tokens {n_tokens}: the text that comes along has {len(tokens)}")
-        edges = [*range(score_from, n_tokens, BUCKET), n_tokens]
+        edges = [*range(0, n_tokens, BUCKET), n_tokens]
         found = {}
         for name, arguments in (("YaRN", None), ("plain RoPE", plain)):
             nll = token_nll(
                 model,
                 tokens[:n_tokens],
                 arguments=arguments,
-                score_from=score_from,
                 threads=threads,
                 label=f"Reading, {name}",
             )
@@ -84,7 +83,9 @@ def _show(found: dict[str, list[Bucket]]) -> None:
         _said(f"{place:<24}" + "".join(f"{bucket.perplexity:>14.2f}" for bucket in row))
 
 
-def demo(folder: Path, n_tokens: int, *, force: bool, threads: int | None) -> dict[str, Any]:
+def demo(
+    folder: Path, n_tokens: int, *, force: bool = False, threads: int | None = None, plot: Path | None = None
+) -> dict[str, Any]:
     """Run everything in `folder`. Returns the perplexities and the time it took, as JSON-able values."""
     began = time.perf_counter()
     checkpoint, model = folder / "smollm2-135m-yarn4", folder / "smollm2-135m-yarn4.Q4_K_M.gguf"
@@ -94,12 +95,14 @@ def demo(folder: Path, n_tokens: int, *, force: bool, threads: int | None) -> di
     _command("convert", str(checkpoint), "-o", str(model), "--quant", "Q4_K_M", *(["--force"] if force else []))
     _command("inspect", str(model))
     _command("verify", str(model), "--against", str(checkpoint))
-    score_from = min(CONTEXT, n_tokens // 2)
-    note(
-        f"\nPerplexity beyond {score_from} tokens (the model was trained on {CONTEXT}); two passes over {n_tokens} tokens"
-    )
-    found = measure(model, n_tokens, score_from, threads)
+    note(f"\nPerplexity by position, two passes over {n_tokens} tokens (the model was trained on {CONTEXT})")
+    found = measure(model, n_tokens, threads)
     _show(found)
+    if plot is not None:
+        from .plots import perplexity_by_position
+
+        perplexity_by_position(found, CONTEXT, plot)
+        note(f"{plot}: the picture")
     _command("chat", str(model), "-p", QUESTION, "--temperature", "0", "--max-tokens", "80")
     seconds = time.perf_counter() - began
     _said(f"\nDone in {seconds:.0f} s. Now talk to it: python -m yarn_edge.chat {shlex.quote(str(model))}")
@@ -117,13 +120,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite the GGUF of an earlier demo")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    parser.add_argument("--plot", metavar="FILE.png", help="also draw perplexity by position (needs yarn-edge[plot])")
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge demo`."""
     if args.tokens < 16 or (args.threads is not None and args.threads < 1):
         raise YarnEdgeError("--tokens must be at least 16 and --threads at least 1")
-    found = demo(Path(args.output), args.tokens, force=args.force, threads=args.threads)
+    plot = None if args.plot is None else Path(args.plot)
+    found = demo(Path(args.output), args.tokens, force=args.force, threads=args.threads, plot=plot)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

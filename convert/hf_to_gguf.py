@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge import __version__, ggml, rope
-from yarn_edge.dialects import FLAGS, read_scaling
+from yarn_edge.dialects import read_scaling
 from yarn_edge.effective import angle_error, effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import read_gguf
@@ -26,6 +26,7 @@ from yarn_edge.metadata import canonical, canonical_keys, gguf_keys
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime import Model
 from yarn_edge.scaling import RopeScaling
+from yarn_edge.scaling_flags import add_scaling_flags, scaling_overrides
 from yarn_edge.tokenizer_check import check_tokens, reference_encoder
 
 from .architectures import (
@@ -277,16 +278,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]", help="llama.cpp names (default: Q4_K_M)")
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for quantizing (default: all cores)")
-    group = parser.add_argument_group("scaling", "on top of config.json, or YaRN for a plain checkpoint")
-    for field, flag in FLAGS.items():
-        kind = int if field == "original_context" else float
-        group.add_argument(flag, dest=field, type=kind, metavar="N", help=f"RopeScaling.{field}")
+    add_scaling_flags(parser, "on top of config.json, or YaRN for a plain checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge convert`."""
     if args.threads is not None and args.threads < 1:
         raise YarnEdgeError(f"--threads {args.threads}: need at least 1")
-    overrides = {field: getattr(args, field) for field in FLAGS}
+    overrides = scaling_overrides(args)
     convert(args.checkpoint, args.output, args.quant, force=args.force, threads=args.threads, overrides=overrides)
     return 0

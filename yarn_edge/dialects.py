@@ -15,16 +15,9 @@ from typing import Any
 from yarn_edge.config_file import ConfigFile
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.scaling import Method, RopeScaling, yarn_attention_factor
+from yarn_edge.scaling_flags import FLAGS
 
 DEFAULT_ROPE_THETA = 10000.0
-FLAGS = {
-    "factor": "--yarn-factor",
-    "original_context": "--yarn-orig-ctx",
-    "attention_factor": "--yarn-attention-factor",
-    "ext_factor": "--yarn-ext-factor",
-    "beta_fast": "--yarn-beta-fast",
-    "beta_slow": "--yarn-beta-slow",
-}
 
 # type in the config -> (method, or None with the reason why it cannot be represented)
 ROPE_TYPES: dict[str, tuple[Method | None, str]] = {

@@ -1,0 +1,33 @@
+"""The flags that override a config's scaling, the same in every command that takes them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+# RopeScaling field -> (flag, type, help)
+_ROWS: dict[str, tuple[str, type, str]] = {
+    "factor": ("--yarn-factor", float, "s: new context / original context"),
+    "original_context": ("--yarn-orig-ctx", int, "context before the extension, in tokens"),
+    "attention_factor": (
+        "--yarn-attention-factor",
+        float,
+        "A: cos and sin are multiplied by it (default: 0.1 ln s + 1)",
+    ),
+    "ext_factor": ("--yarn-ext-factor", float, "1: YaRN, 0: interpolation alone (default: 1)"),
+    "beta_fast": ("--yarn-beta-fast", float, "turns above which a pair keeps its frequency (default: 32)"),
+    "beta_slow": ("--yarn-beta-slow", float, "turns below which a pair is divided by s (default: 1)"),
+}
+FLAGS: dict[str, str] = {field: flag for field, (flag, _kind, _told) in _ROWS.items()}
+
+
+def add_scaling_flags(parser: argparse.ArgumentParser, told: str) -> None:
+    """Add every --yarn-… flag; `told` says what they are for in this command."""
+    group = parser.add_argument_group("scaling", told)
+    for field, (flag, kind, text) in _ROWS.items():
+        group.add_argument(flag, dest=field, type=kind, metavar="N", help=text)
+
+
+def scaling_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that were given, by RopeScaling's field names."""
+    return {field: getattr(args, field) for field in FLAGS if getattr(args, field) is not None}

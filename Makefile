@@ -7,7 +7,7 @@ INSTALL = $(PIP) install --quiet --constraint constraints.txt --editable
 .PHONY: demo test check dev clean
 
 demo: $(VENV)/.demo
-	$(VENV)/bin/yarn-edge demo --output demo-out --force --json demo-out/demo.json --plot demo-out/demo.png
+	$(VENV)/bin/yarn-edge demo --output demo-out --force --numbers demo-out/demo.json --plot demo-out/demo.png
 
 test: check
 	$(VENV)/bin/python -m pytest

@@ -89,6 +89,8 @@ def demo(
     """Run everything in `folder`. Returns the perplexities and the time it took, as JSON-able values."""
     began = time.perf_counter()
     checkpoint, model = folder / "smollm2-135m-yarn4", folder / "smollm2-135m-yarn4.Q4_K_M.gguf"
+    if not force and (checkpoint.exists() or model.exists()):
+        raise YarnEdgeError(f"{folder}: holds an earlier demo already; --force overwrites it")
     folder.mkdir(parents=True, exist_ok=True)
     note(f"Writing SmolLM2-135M-Instruct with YaRN factor {FACTOR} as a checkpoint: {checkpoint}")
     write_checkpoint(checkpoint, config=YARN)
@@ -117,9 +119,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge demo`."""
     parser.add_argument("-o", "--output", default="yarn-edge-demo", metavar="DIR", help="working folder (%(default)s)")
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help="tokens to read (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="overwrite the GGUF of an earlier demo")
+    parser.add_argument("--force", action="store_true", help="overwrite what an earlier demo left in DIR")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    parser.add_argument("--numbers", metavar="FILE.json", help="also write the numbers as JSON")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw perplexity by position (needs yarn-edge[plot])")
 
 
@@ -129,6 +131,6 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError("--tokens must be at least 16 and --threads at least 1")
     plot = None if args.plot is None else Path(args.plot)
     found = demo(Path(args.output), args.tokens, force=args.force, threads=args.threads, plot=plot)
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.numbers:
+        Path(args.numbers).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

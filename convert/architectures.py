@@ -160,10 +160,16 @@ def architecture_of(config: ConfigFile) -> Architecture:
     """The row for a checkpoint, by `architectures`, else by `model_type`; an error that names what is known."""
     names = config.values.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
+    model_type = config.values.get("model_type")
     for row in ARCHITECTURES:
-        if name == row.hf_name or (name is None and config.values.get("model_type") == row.model_type):
+        if name == row.hf_name and model_type not in (None, row.model_type):
+            raise config.error(
+                "model_type", f"is {one_line(repr(model_type), 60)}, but architectures says {name}: transformers goes by the "
+                "former; correct one of them"
+            )  # fmt: skip
+        if name == row.hf_name or (name is None and model_type == row.model_type):
             return row
-    given = name if name is not None else config.values.get("model_type")
+    given = name if name is not None else model_type
     known = ", ".join(row.hf_name for row in ARCHITECTURES)
     raise config.error(
         "architectures", f"is {one_line(repr(given), 80)}, which convert does not know; it knows {known}"
@@ -182,10 +188,8 @@ def sizes_of(row: Architecture, config: ConfigFile) -> Sizes:
         if value is not None and value != expected:
             raise config.error(key, f"is {one_line(repr(value), 80)}: only {expected!r} can be converted")
     types = config.values.get("layer_types")
-    if isinstance(types, list) and set(map(str, types)) - {"full_attention"}:
-        raise config.error(
-            "layer_types", f"has {', '.join(sorted(set(map(str, types))))}: only full_attention can be converted"
-        )
+    if types is not None and (not isinstance(types, list) or any(t != "full_attention" for t in types)):
+        raise config.error("layer_types", f"is {one_line(repr(types), 80)}: only full_attention can be converted")
     n_head = config.required_integer("num_attention_heads")
     sizes = Sizes(
         config.required_integer("num_hidden_layers"), config.required_integer("hidden_size"),
@@ -201,8 +205,9 @@ def sizes_of(row: Architecture, config: ConfigFile) -> Sizes:
             "head_dim", f"is {sizes.head_dim} with {n_head} heads and hidden_size {sizes.hidden}: "
             f"llama.cpp runs {row.gguf} only where heads * head_dim is the hidden size"
         )  # fmt: skip
-    if not isinstance(value_of(row, config, "rms_norm_eps"), float):
-        raise config.error("rms_norm_eps", "is missing or not a number")
+    eps = value_of(row, config, "rms_norm_eps")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise config.error("rms_norm_eps", f"is {one_line(repr(eps), 60)}, need a number between 0 and 1")
     return sizes
 
 
@@ -257,12 +262,13 @@ def tensor_rows(row: Architecture, config: ConfigFile, sizes: Sizes) -> list[Ten
     ]
 
 
-def same_bits(a: Raw, b: Raw) -> bool:
-    """Whether two mapped tensors hold the same bits (tied embeddings that were saved twice)."""
-    return (
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and bool(np.array_equal(a.view(f"u{a.itemsize}"), b.view(f"u{b.itemsize}")))
+def same_bits(a: Raw, b: Raw, step: int = 4096) -> bool:
+    """Whether two mapped tensors hold the same bits (tied embeddings that were saved twice), `step` rows at a time."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    bits = f"u{a.itemsize}"
+    return all(
+        np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits)) for i in range(0, a.shape[0], step)
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,12 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """As the checkpoint has it."""
         return self.raw.shape
 
     @property
     def n_bytes(self) -> int:
+        """Bytes of the tensor in the file."""
         return int(self.raw.nbytes)
 
     def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
@@ -87,6 +90,11 @@ def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], di
                 raise YarnEdgeError(f"{index}: weight_map names {one_line(name, 100)}, which is outside the folder")
             if not (folder / name).exists():
                 raise YarnEdgeError(f"{folder / name}: missing shard, named by {index.name}")
+        whole = index_name.removesuffix(".index.json")
+        if (folder / whole).exists() and whole not in names:
+            raise YarnEdgeError(
+                f"{folder}: has {whole} and other files named by {index_name}: remove the set not meant"
+            )
         return [folder / name for name in names], weight_map
     files = sorted(folder.glob(pattern))
     if len(files) > 1:
@@ -197,7 +205,8 @@ def _torch_files(folder: Path) -> dict[str, Tensor] | None:
     homes: dict[str, str] = {}
     for file in files:
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            mapped = zipfile.is_zipfile(file)  # torch before 1.6 wrote another format, which cannot be mapped
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
             raise YarnEdgeError(f"{file}: torch cannot load it safely: {one_line(str(error), 200)}") from error
         if not isinstance(state, dict):
@@ -209,6 +218,8 @@ def _torch_files(folder: Path) -> dict[str, Tensor] | None:
             dtype = names[value.dtype]
             bits = value.detach().contiguous()
             raw = bits.view(torch.uint16).numpy() if dtype == "BF16" else bits.numpy()
+            if str(name) in tensors:
+                raise YarnEdgeError(f"{file}: tensor {one_line(str(name), 100)} is also in {homes[str(name)]}")
             tensors[str(name)], homes[str(name)] = Tensor(str(name), dtype, raw), file.name
     _check_index(folder, weight_map, tensors, homes)
     return tensors

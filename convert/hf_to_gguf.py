@@ -28,6 +28,7 @@ from yarn_edge.runtime import Model
 from yarn_edge.scaling import RopeScaling
 from yarn_edge.scaling_flags import add_scaling_flags, scaling_overrides
 from yarn_edge.tokenizer_check import check_tokens, reference_encoder
+from yarn_edge.verify import check_kernel
 
 from .architectures import (
     TRANSFORMS,
@@ -206,6 +207,9 @@ def _check_result(plan: Plan, path: Path) -> None:
     file = read_gguf(path)
     if angle_error(effective(file), plan.scaling).any_difference or canonical(file) != plan.scaling:
         raise YarnEdgeError(f"{path}: the written file would not run the checkpoint's positions")
+    kernel = check_kernel(plan.scaling, plan.architecture.gguf)
+    if kernel.status != "pass":
+        raise YarnEdgeError(f"{path}: ggml's rope kernel computes other positions here: {kernel.detail}")
     with Model(path, vocab_only=True) as model:
         mismatch = check_tokens(model, reference_encoder(plan.checkpoint.path)).mismatch
     if mismatch is not None:
@@ -230,14 +234,14 @@ def convert(
 ) -> list[Path]:
     """Convert a checkpoint folder. Returns the files written, one for each type in `quant` (comma-separated).
 
-    overrides: RopeScaling fields by name, on top of config.json. Raises YarnEdgeError and leaves no file when anything
-    cannot be carried over exactly.
+    overrides: RopeScaling fields by name, on top of config.json. Raises YarnEdgeError when anything cannot be carried
+    over exactly; each file is whole or not there, and files that were finished before an error stay.
     """
     quants = parse_quants(quant)
     paths = output_paths(output, quants)
     folder = Path(checkpoint)
-    for path in paths.values():
-        check_output(path, force)
+    sources = list(folder.iterdir()) if folder.is_dir() else []
+    paths = {name: check_output(path, force, sources) for name, path in paths.items()}
     plan = plan_conversion(folder, overrides or {})
     note(f"{plan.architecture.hf_name}: {_describe(plan.scaling)}; tokenizer {plan.vocabulary.pre}, proved")
     done: list[Path] = []
@@ -252,9 +256,10 @@ def convert(
                     if intermediate is None:
                         intermediate = stack.enter_context(partial_file(path, ".source"))
                         _write_direct(plan, known_quants()[_source_precision(plan)], intermediate)
+                    check_space(path.parent, intermediate.stat().st_size // 8, f"the {q.name} file")
                     quantize_file(intermediate, partial, q, threads)
                 _check_result(plan, partial)
-                publish(partial, path)
+                publish(partial, path, force)
             note(f"{path}: {q.name}, {path.stat().st_size / 1e6:.1f} MB")
             done.append(path)
     return done

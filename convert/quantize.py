@@ -89,11 +89,21 @@ def quantize_file(source: Path, target: Path, quant: Quant, threads: int | None 
             child.kill()
             raise
     if child.returncode:
-        reasons = [t for t in (line.decode(errors="replace").strip() for line in lines) if t and not t.startswith("[")]
-        told = next((t for t in reasons if "failed to quantize" in t or "rror" in t), reasons[-1] if reasons else "")
         raise YarnEdgeError(
-            f"llama.cpp cannot quantize to {quant.name}: {one_line(told, 300) or f'it ended with {child.returncode}'}"
+            f"llama.cpp cannot quantize to {quant.name}: {_reason(b''.join(lines), target, child.returncode)}"
         )
+
+
+def _reason(log: bytes, target: Path, code: int) -> str:
+    """Why the quantizer failed: its own words, or a full disk, which it calls a failure of its stream."""
+    told = re.search(rb"failed to quantize: ([^\n]*)", log)
+    if told is None:
+        last = log.decode(errors="replace").strip().splitlines()[-1:]
+        return one_line(f"it ended with {code} after: {' '.join(last)}", 300)
+    reason = one_line(told[1].decode(errors="replace"), 300)
+    if b"iostream" in told[1] or b"basic_ios" in told[1]:
+        return f"{target.parent}: the file could not be written ({reason}); is the disk full?"
+    return reason
 
 
 def _quantize_here(source: str, target: str, ftype: str, threads: str) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.progress import bar
 from yarn_edge.reference_tokenizer import (
     SPACE,
     Reference,
@@ -264,7 +265,10 @@ def prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
     if isinstance(reference, TokenizersReference) and vocabulary.model == "gpt2":
         names = [row.name for row in candidates(signature(reference.settings, reference.model))]
     closest: tuple[int, str, Comparison] | None = None
-    with tempfile.TemporaryDirectory(prefix="yarn-edge-vocab-") as folder:
+    with (
+        bar("Proving the tokenizer", len(names)) as advance,
+        tempfile.TemporaryDirectory(prefix="yarn-edge-vocab-") as folder,
+    ):
         path = write_vocab_gguf(vocabulary, Path(folder) / "vocab.gguf")
         for name in names:
             with Model(path, vocab_only=True, overrides={"tokenizer.ggml.pre": name}) as model:
@@ -274,6 +278,7 @@ def prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
                     result = compare_tokens(model, encode, texts, gaps)
             if result.mismatch is None:
                 return replace(vocabulary, pre=name, notes=(*vocabulary.notes, *result.notes))
+            advance(1)
             distance = result.n_different + result.n_explained
             if closest is None or distance < closest[0]:
                 closest = distance, name, result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +33,26 @@ class TensorPlan:
     chunks: Callable[[], Iterator[npt.NDArray[Any]]]
 
 
-def check_output(output: Path, force: bool, sources: Sequence[Path] = ()) -> None:
-    """Refuse an output that cannot or must not be written, before any work."""
+def check_output(output: Path, force: bool, sources: Iterable[Path] = ()) -> Path:
+    """Refuse an output that cannot or must not be written, before any work. Returns the file that a link stands for."""
+    output = output.resolve() if output.is_symlink() else output
     if output.is_dir():
         raise YarnEdgeError(f"{output}: is a folder; give the name of a file")
+    if output.exists() and not output.is_file():
+        raise YarnEdgeError(f"{output}: is no regular file; a GGUF is written beside its name first, then renamed")
     if not output.parent.is_dir():
         raise YarnEdgeError(f"{output.parent}: no such folder for the output")
-    if output.exists() and any(s.exists() and output.samefile(s) for s in sources):
-        raise YarnEdgeError(f"{output}: is also the input")
+    if output.exists() and any(source.exists() and output.samefile(source) for source in sources):
+        raise YarnEdgeError(f"{output}: is part of the checkpoint")
     if output.exists() and not force:
-        raise YarnEdgeError(f"{output}: exists already; --force overwrites it")
+        raise _exists(output)
     if not os.access(output.parent, os.W_OK):
         raise YarnEdgeError(f"{output.parent}: no permission to write there")
+    return output
+
+
+def _exists(output: Path) -> YarnEdgeError:
+    return YarnEdgeError(f"{output}: exists already; --force overwrites it")
 
 
 def check_space(folder: Path, n_bytes: int, what: str) -> None:
@@ -66,11 +74,24 @@ def partial_file(output: Path, label: str = "") -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def publish(partial: Path, output: Path) -> None:
-    """Make a finished partial file the output: on the disk first, then under its name."""
+def publish(partial: Path, output: Path, force: bool) -> None:
+    """Make a finished partial file the output: on the disk first, then under its name.
+
+    Without `force` a file that has appeared under the name meanwhile is left alone: YarnEdgeError.
+    """
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    partial.replace(output)
+    if force:
+        partial.replace(output)
+    else:
+        try:
+            output.hardlink_to(partial)  # unlike a rename, it fails if the name is taken
+        except FileExistsError as error:
+            raise _exists(output) from error
+        except OSError:  # a file system without hard links
+            if output.exists():
+                raise _exists(output) from None
+            partial.replace(output)
     if hasattr(os, "O_DIRECTORY"):
         folder = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -87,11 +87,22 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown key": (lambda f: edit_config(f, **yarn(swirl=1)), "swirl is unknown"),
     "per layer type": (
         lambda f: edit_config(f, rope_scaling=..., rope_parameters={"full_attention": {}, "sliding_attention": {}}), "layer type"),
+    "two families": (lambda f: edit_config(f, model_type="mistral"), "model_type is 'mistral', but architectures says"),
+    "code of its own": (
+        lambda f: edit_config(f, auto_map={"AutoModelForCausalLM": "modeling_mine.MyLlama"}), "own code modeling_mine"),
+    "truncate null": (lambda f: edit_config(f, **yarn(truncate=None)), "truncate (null, which transformers takes as false)"),
+    "linear without its origin": (
+        lambda f: edit_config(f, rope_scaling={"rope_type": "linear", "factor": 4.0}), "may be the context before the scaling"),
+    "eps not a number": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps"),
+    "eps negative": (lambda f: edit_config(f, rms_norm_eps=-1e-5), "rms_norm_eps"),
+    "layer types": (lambda f: edit_config(f, layer_types="sliding_attention"), "layer_types"),
+    "two sets of weights": (
+        lambda f: shutil.copy(f / SHARD, f / "model.safetensors"), "remove the set not meant"),
     "heads that do not divide": (lambda f: edit_config(f, num_key_value_heads=3), "num_key_value_heads"),
     "other activation": (lambda f: edit_config(f, hidden_act="gelu"), "hidden_act"),
     "quantized checkpoint": (lambda f: edit_config(f, quantization_config={"bits": 4}), "quantization_config"),
     "sliding window": (
-        lambda f: edit_config(f, architectures=["MistralForCausalLM"], sliding_window=128), "sliding_window is 128, shorter"),
+        lambda f: edit_config(f, architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=128), "sliding_window is 128, shorter"),
     "tied but different": (lambda f: edit_config(f, tie_word_embeddings=True), "lm_head.weight differs"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
     "tokenizer not JSON": (lambda f: (f / "tokenizer.json").write_text("{,"), "tokenizer.json"),
@@ -155,11 +166,17 @@ def test_bad_outputs_and_flags(good: Path, tmp_path: Path, capsys: pytest.Captur
         (["inspect"], "MODEL"),
         (["inspect", str(existing), "--swirl"], "--swirl"),
     ]
+    (tmp_path / "link.gguf").symlink_to(existing)
+    table += [
+        (["convert", ck, "-o", str(good / SHARD), "--force"], "is part of the checkpoint"),
+        (["convert", ck, "-o", "/dev/null", "--force"], "no regular file"),
+        (["convert", ck, "-o", str(tmp_path / "link.gguf")], "there.gguf: exists already"),
+    ]
     for words, message in table:
         assert main(words) == 2, words
         assert message in one_error(capsys), words
     assert existing.read_text() == "mine"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["there.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.gguf", "there.gguf"]
 
 
 def test_a_type_that_needs_an_importance_matrix_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,11 +19,13 @@ import pytest
 import torch
 from gguf.quants import dequantize
 
+from yarn_edge.convert import hf_to_gguf
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.hf_reference import divergence, reference_logits
 from yarn_edge.runtime import Context, Model
+from yarn_edge.verify import verify
 
 import tiny
 
@@ -88,7 +90,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-v5": ("llama", {"rope_scaling": ..., "rope_theta": ..., "rope_parameters": {
         "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256}}),
     "llama-own-attention-factor": ("llama", {"rope_scaling": {**tiny.YARN["rope_scaling"], "attention_factor": 1.35}}),
-    "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "max_position_embeddings": 256}),
+    "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 256}, "max_position_embeddings": 1024}),
     "qwen2-plain": ("qwen2", {"rope_scaling": None, "max_position_embeddings": 256}),
 }  # fmt: skip
 
@@ -217,35 +219,40 @@ def test_two_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ck", "out.gguf"]
 
 
-@pytest.mark.parametrize("quant", ["F32", "Q4_K_M"])
-def test_kill_9_leaves_nothing_under_the_final_name(smol_checkpoint: Path, quant: str, tmp_path: Path) -> None:
+def command_for(checkpoint: Path, output: Path, quant: str) -> list[str]:
+    return [sys.executable, "-m", "yarn_edge", "convert", str(checkpoint), "-o", str(output), "--quant", quant]
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[Any]) -> None:
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.002)
+
+
+# What lies in the folder when the signal comes: the direct file, the intermediate, the quantizer's output.
+MOMENTS = {
+    "direct": ("F32", "*.partial"),
+    "intermediate": ("Q6_K", "*.source.partial"),
+    "quantizer": ("Q6_K", "*[0-9].partial"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_kill_9_leaves_nothing_under_the_final_name(smol_checkpoint: Path, moment: str, tmp_path: Path) -> None:
+    quant, pattern = MOMENTS[moment]
     output = tmp_path / "out.gguf"
-    command = [sys.executable, "-m", "yarn_edge", "convert", str(smol_checkpoint), "-o", str(output), "--quant", quant]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while not list(tmp_path.glob("*.partial")):
-            assert process.poll() is None, "it ended before it wrote"
-            time.sleep(0.005)
+    with subprocess.Popen(command_for(smol_checkpoint, output, quant), stderr=subprocess.DEVNULL) as process:
+        wait_for(tmp_path, pattern, process)
         process.send_signal(signal.SIGKILL)
     assert not output.exists()
 
 
-@pytest.mark.parametrize("quant", ["F32", "Q4_K_M"])
-def test_ctrl_c_cleans_up(smol_checkpoint: Path, quant: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "yarn_edge",
-        "convert",
-        str(smol_checkpoint),
-        "-o",
-        str(tmp_path / "o.gguf"),
-        "--quant",
-        quant,
-    ]
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_cleans_up(smol_checkpoint: Path, moment: str, tmp_path: Path) -> None:
+    quant, pattern = MOMENTS[moment]
+    command = command_for(smol_checkpoint, tmp_path / "o.gguf", quant)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        while not list(tmp_path.glob("*.partial")):
-            assert process.poll() is None, "it ended before it wrote"
-            time.sleep(0.005)
+        wait_for(tmp_path, pattern, process)
         os.killpg(process.pid, signal.SIGINT)
         assert process.stderr is not None
         told = process.stderr.read().splitlines()
@@ -260,21 +267,60 @@ def _limit_files() -> None:
 
 @pytest.mark.parametrize("quant", ["F32", "Q8_0", "Q4_K_M"])
 def test_a_disk_that_refuses_midway_is_one_line_and_no_file(smol_checkpoint: Path, quant: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "yarn_edge",
-        "convert",
-        str(smol_checkpoint),
-        "-o",
-        str(tmp_path / "o.gguf"),
-        "--quant",
-        quant,
-    ]
+    command = command_for(smol_checkpoint, tmp_path / "o.gguf", quant)
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_limit_files, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("File too large")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_the_quantizer_is_told(smol_f32: Path, tmp_path: Path) -> None:
+    """The quantizer's process meets the limit, not our writer: its message is about its stream, ours about the disk."""
+    code = (
+        "from pathlib import Path\nfrom yarn_edge.convert.quantize import *\n"
+        f"quantize_file(Path({str(smol_f32)!r}), Path({str(tmp_path / 'o.partial')!r}), known_quants()['Q4_K_M'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=_limit_files, check=False
+    )
+    assert done.returncode == 1
+    assert "is the disk full?" in done.stderr.splitlines()[-1]
+
+
+def test_a_name_that_is_taken_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out.gguf"
+    check = hf_to_gguf._check_result
+
+    def somebody_is_faster(plan: Any, path: Path) -> None:
+        check(plan, path)
+        output.write_text("theirs")
+
+    monkeypatch.setattr(hf_to_gguf, "_check_result", somebody_is_faster)
+    with pytest.raises(YarnEdgeError, match="exists already"):
+        convert(tiny.write_checkpoint(tmp_path / "ck"), str(output), "F16")
+    assert output.read_text() == "theirs"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ck", "out.gguf"]
+
+
+def test_forms_of_nous_checkpoints(tmp_path: Path) -> None:
+    """The authors' formulas, written out: 0.1 (Llama) or 0.07 (Mistral) ln s + 1, times attn_factor."""
+    nous = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "finetuned": True}
+    table = [
+        ("llama", {}, "modeling_llama_together_yarn", 0.1 * np.log(4) + 1),
+        ("llama", {"attn_factor": 1.5}, "modeling_llama_yarn", 1.5 * (0.1 * np.log(4) + 1)),
+        ("mistral", {}, "modeling_mistral_yarn", 0.07 * np.log(4) + 1),
+    ]
+    for i, (family, extra, module, attention_factor) in enumerate(table):
+        auto_map = {"AutoModelForCausalLM": f"{module}.Model"}
+        folder = tiny.write_checkpoint(tmp_path / f"ck{i}", family, rope_scaling={**nous, **extra})
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+        path = convert(folder, str(tmp_path / f"{i}.gguf"), "F32")[0]
+        tokens = [(5 * k + 1) % 300 for k in range(64)]
+        truth = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256,
+                 "attention_factor": attention_factor}  # fmt: skip
+        assert divergence(reference_logits(folder, tokens, truth), logits_of(path, tokens)).kl_mean < 1e-9
+        assert {c.status for c in verify(path, folder, n_tokens=64)} == {"pass"}
 
 
 def test_no_space_is_said_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,9 +124,9 @@ CONFIGS = {
     "factor null": (llama(block(factor=None)), {"factor": 4.0, "attention_factor": S4}, SAME),
     "factor 1": (llama(block(factor=1.0), 4096), {"factor": 1.0, "attention_factor": 1.0}, SAME),
     "nulls are absent": (llama(block(beta_fast=None, attention_factor=None)), {"beta_fast": 32.0}, SAME),
-    "linear": (llama({"type": "linear", "factor": 2.0}), {"method": "linear", "factor": 2.0, "attention_factor": 1.0},
+    "linear": (llama({"type": "linear", "factor": 2.0, "original_max_position_embeddings": 8192}), {"method": "linear", "factor": 2.0, "attention_factor": 1.0},
         SAME),
-    "linear v5": (llama(rope_parameters={"rope_type": "linear", "factor": 8.0}), {"method": "linear", "factor": 8.0},
+    "linear v5": (llama(rope_parameters={"rope_type": "linear", "factor": 8.0, "original_max_position_embeddings": 4096}), {"method": "linear", "factor": 8.0},
         SAME),
 }  # fmt: skip
 HF_CLASSES = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
@@ -277,7 +277,7 @@ ERRORS = {
     "attn_factor in a transformers config": (llama(block(attn_factor=1.2)), P + "attn_factor", "use attention_factor"),
     "attention_factor in a Nous config": (NOUS_7B_128K | {ROPE: NOUS_YARN | {"attention_factor": 1.2}},
         P + "attention_factor", "not read by the Nous Llama code"),
-    "linear with attention_factor": (llama({"type": "linear", "factor": 4.0, "attention_factor": 1.2}),
+    "linear with attention_factor": (llama({"type": "linear", "factor": 4.0, "original_max_position_embeddings": 4096, "attention_factor": 1.2}),
         P + "attention_factor", "no meaning"),
     "attention_factor a string": (llama(block(attention_factor="1")), P + "attention_factor", "not a number"),
     "betas crossed": (llama(block(beta_fast=1, beta_slow=32)), P + "beta_fast", "must be above beta_slow"),

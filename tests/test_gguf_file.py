@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf_file import GGUFFile, TensorInfo, check_loadable, read_gguf
+from yarn_edge.gguf_file import GGUFFile, TensorInfo, read_gguf
+from yarn_edge.loadable import check_loadable
 from yarn_edge.metadata import canonical, declared, explicit_arguments, llama_class_arguments, wanted
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
@@ -240,7 +241,15 @@ UNLOADABLE = {
     "width an array": (kv("llama.embedding_length", ARRAY, array(U32, 2, bytes(8))), "llama.embedding_length is array"),
     "blocks missing": (kv("llama.block_count", STRING, ""), "llama.block_count is ''"),
     "rotated odd": (kv(R + "dimension_count", U32, 63), "dimension_count is 63"),
-    "rotated beyond the head": (kv(R + "dimension_count", U32, 66), "dimension_count is 66 with heads of 64"),
+    "rotated beyond the head": (kv(R + "dimension_count", U32, 66), "dimension_count is 66; heads have 64 dimensions"),
+    "rotated part of the head": (kv(R + "dimension_count", U32, 32), "which are 64 and 64"),
+    "values of another width": (kv("llama.attention.value_length", U32, 32), "which are 64 and 32"),
+    "eps NaN": (kv("llama.attention.layer_norm_rms_epsilon", F32, float("nan")), "layer_norm_rms_epsilon"),
+    "eps negative": (kv("llama.attention.layer_norm_rms_epsilon", F32, -1.0), "need a number between 0 and 1"),
+    "too many layers": (kv("llama.block_count", U32, 100_000), "at most 512"),
+    "context of 2^32": (kv("llama.context_length", U32, 2**32 - 1), "at most 2147483647"),
+    "experts used but none there": (kv("llama.expert_used_count", U32, 2), "there are 0 experts"),
+    "SentencePiece without bytes": (kv("tokenizer.ggml.model", STRING, "llama"), "has no <0x00>"),
     "rotated a string": (kv(R + "dimension_count", STRING, "64"), "dimension_count is '64'"),
     "key length an array": (kv("llama.attention.key_length", ARRAY, array(U32, 1, bytes(4))), "key_length is array"),
     "architecture a number": (kv("general.architecture", U32, 1), "general.architecture is not a string"),

@@ -81,6 +81,13 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "config.json: rope_scaling.factor" in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_no_gguf_can_carry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scaling = {**tiny.YARN["rope_scaling"], "beta_fast": 8, "beta_slow": 4}
+    report = report_on(tiny.write_checkpoint(tmp_path / "ck", rope_scaling=scaling), capsys)
+    assert report["declared"]["beta_fast"] == 8
+    assert "cannot carry this in GGUF keys yet" in report["findings"][0]
+
+
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_kv_bytes_are_what_llama_cpp_saves(kv_type: str) -> None:
     """The state of a full context is the cache and little else."""

@@ -38,7 +38,18 @@ def test_buckets() -> None:
 
 def test_the_demo_from_checkpoint_to_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
-    words = ["demo", "-o", str(folder), "--tokens", "512", "--json", str(tmp_path / "numbers.json"), "--quiet"]
+    words = [
+        "demo",
+        "-o",
+        str(folder),
+        "--tokens",
+        "512",
+        "--numbers",
+        str(tmp_path / "numbers.json"),
+        "--plot",
+        str(tmp_path / "curve.png"),
+        "--quiet",
+    ]
     assert main(words) == 0
     out = capfd.readouterr().out
     for shown in (
@@ -54,4 +65,5 @@ def test_the_demo_from_checkpoint_to_answer(tmp_path: Path, capfd: pytest.Captur
     assert set(numbers["perplexity"]) == {"YaRN", "plain RoPE"}
     assert sorted(p.name for p in folder.iterdir()) == ["smollm2-135m-yarn4", "smollm2-135m-yarn4.Q4_K_M.gguf"]
     assert main(["demo", "-o", str(folder), "--tokens", "512"]) == 2
-    assert "exists already; --force" in capfd.readouterr().err
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "holds an earlier demo already; --force" in capfd.readouterr().err

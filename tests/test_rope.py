@@ -116,10 +116,11 @@ def test_wavelengths():
 @pytest.mark.parametrize("length, factor, s", [(1000, 1.0, 1.0), (4096, 1.0, 1.0), (8192, 1.0, 2.0), (40960, 1.0, 10.0),
                                                (8192, 4.0, 5.0), (4096, 4.0, 1.0)])  # fmt: skip
 def test_dynamic_methods(length, factor, s):
-    """Paper 3.3: s = max(1, l/L); with a factor f transformers' f l/L - (f - 1)."""
+    """Paper 3.3 and Nous' dynamic YaRN: s = max(1, l/L); transformers' dynamic NTK with a factor f: f l/L - (f - 1)."""
     ntk = rope.inv_freq(scaling("dynamic-ntk", 128, 1e4, 4096, factor), length)
     np.testing.assert_allclose(ntk, plain(128, 1e4 * s ** (128 / 126)), **TIGHT)
     dynamic = scaling("dynamic-yarn", 128, 1e4, 4096, factor)
+    s = max(1.0, length / 4096)
     np.testing.assert_allclose(rope.inv_freq(dynamic, length), yarn(128, 1e4, 4096, s), **TIGHT)
     assert rope.attention_factor(dynamic, length) == pytest.approx(1 + math.log(s) / 10, rel=1e-12)
     cos, _sin = rope.cos_sin(dynamic, [0], length)

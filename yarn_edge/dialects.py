@@ -63,7 +63,11 @@ TRANSFORMERS_V4 = Dialect("transformers v4", "rope_scaling")
 NOUS_LLAMA = Dialect("Nous Llama", "rope_scaling", 0.1, attn_factor_multiplies=True, requires_original=True)
 NOUS_MISTRAL = Dialect("Nous Mistral", "rope_scaling", 0.07, attn_factor_multiplies=True, requires_original=True)
 # The module that auto_map names (or that lies beside config.json) -> the dialect.
-REMOTE_CODE: dict[str, Dialect] = {"modeling_llama_yarn": NOUS_LLAMA, "modeling_mistral_yarn": NOUS_MISTRAL}
+REMOTE_CODE: dict[str, Dialect] = {
+    "modeling_llama_yarn": NOUS_LLAMA,
+    "modeling_llama_together_yarn": NOUS_LLAMA,
+    "modeling_mistral_yarn": NOUS_MISTRAL,
+}
 
 
 def recognise(config: ConfigFile) -> Dialect:
@@ -77,23 +81,37 @@ def recognise(config: ConfigFile) -> Dialect:
         raise config.error(
             "rope_parameters", "and rope_scaling are both there and differ: remove the one that is not meant"
         )
-    auto_map = config.values.get("auto_map")
-    modules = (
-        {str(v).rsplit("--", 1)[-1].split(".")[0] for v in auto_map.values()} if isinstance(auto_map, dict) else set()
-    )
-    modules |= {name[:-3] for name in config.siblings if name.endswith(".py")}
-    for module, dialect in REMOTE_CODE.items():
-        if module in modules:
-            if has_v5 and not has_v4:
-                raise config.error(
-                    "rope_parameters", f"is not read by the {dialect.name} code, which this checkpoint names: "
-                    f"call the block rope_scaling, or remove {module}")  # fmt: skip
-            return dialect
+    dialect = _remote_code(config)
+    if dialect is not None:
+        if has_v5 and not has_v4:
+            raise config.error(
+                "rope_parameters",
+                f"is not read by the {dialect.name} code, which this checkpoint names: call the block rope_scaling",
+            )
+        return dialect
     if has_v5:
         return TRANSFORMERS_V5
     if has_v4 and "finetuned" in config.values["rope_scaling"]:
         return NOUS_LLAMA
     return TRANSFORMERS_V4
+
+
+def _remote_code(config: ConfigFile) -> Dialect | None:
+    """The dialect of the code that the checkpoint brings along, None where it brings none for the model itself."""
+    auto_map = config.values.get("auto_map")
+    named = auto_map if isinstance(auto_map, dict) else {}
+    modules = {key: str(value).rsplit("--", 1)[-1].split(".")[0] for key, value in named.items()}
+    for module in (*modules.values(), *(name[:-3] for name in sorted(config.siblings))):
+        if module in REMOTE_CODE:
+            return REMOTE_CODE[module]
+    own = modules.get("AutoModelForCausalLM")
+    if own is not None:
+        raise config.error(
+            "auto_map",
+            f"names the checkpoint's own code {one_line(own, 80)}, whose positions are not known: if transformers' class "
+            "computes the same, remove auto_map",
+        )
+    return None
 
 
 def head_dim(config: ConfigFile) -> int:
@@ -124,7 +142,7 @@ def read_scaling(config: ConfigFile, overrides: Mapping[str, Any] | None = None)
         return base
     if method == "none":
         return _from_flags(config, base, flags)
-    if method != "yarn" and flags:
+    if method != "yarn" and flags.keys() - {"original_context"}:
         raise config.error(dialect.block, f"asks for {method} scaling: the --yarn-… flags are for YaRN")
     return reader.scaled(base, method, flags)
 
@@ -205,13 +223,21 @@ class _Block:
     def scaled(self, base: RopeScaling, method: Method, flags: Mapping[str, Any]) -> RopeScaling:
         values: dict[str, Any] = {"method": method}
         provenance = dict(base.provenance)
-        self._take_origin_and_factor(values, provenance, flags)
+        self._take_origin_and_factor(method, values, provenance, flags)
         for key, field in BLOCK_KEYS.items():
             if field and self.block.get(key) is not None:
                 values[field] = self.block[key] if field in ("truncate", "finetuned") else self.number(key)
                 provenance[field] = self.source(key)
                 if field in ("truncate", "finetuned") and not isinstance(values[field], bool):
                     raise self.error(key, f"is {one_line(repr(values[field]), 60)}, not true or false")
+        if "truncate" in self.block and self.block["truncate"] is None:
+            values["truncate"], provenance["truncate"] = (
+                False,
+                f"{self.source('truncate')} (null, which transformers takes as false)",
+            )
+        if self.block.get("extrapolation_factor") is not None and not self.dialect.attn_factor_multiplies:
+            raise self.error("extrapolation_factor", "is read by the Nous code only; transformers ignores it: remove it, "
+                             "or pass --yarn-ext-factor")  # fmt: skip
         for field, flag in FLAGS.items():
             if flags.get(field) is not None:
                 values[field], provenance[field] = flags[field], flag
@@ -225,7 +251,7 @@ class _Block:
         return RopeScaling(**{**plain, **values}, provenance=provenance)
 
     def _take_origin_and_factor(
-        self, values: dict[str, Any], provenance: dict[str, str], flags: Mapping[str, Any]
+        self, method: Method, values: dict[str, Any], provenance: dict[str, str], flags: Mapping[str, Any]
     ) -> None:
         config, key = self.config, "original_max_position_embeddings"
         longest = config.required_integer("max_position_embeddings")
@@ -239,6 +265,11 @@ class _Block:
                 raise YarnEdgeError(f"{given[0]} is {one_line(repr(origin), 60)}, need a whole number above 0")
         elif self.dialect.requires_original and "original_context" not in flags:
             raise self.error(key, f"is missing; the {self.dialect.name} code needs it: add it, or pass --yarn-orig-ctx")
+        elif method == "linear" and "original_context" not in flags:
+            raise self.error(
+                key, f"is missing, and max_position_embeddings {longest} may be the context before the scaling or after it: "
+                "add it, or pass --yarn-orig-ctx"
+            )  # fmt: skip
         else:
             origin, provenance["original_context"] = (
                 longest,
@@ -273,6 +304,11 @@ class _Block:
         mscale, all_dim = self.number("mscale"), self.number("mscale_all_dim")
         default = yarn_attention_factor(factor, self.dialect.log_multiplier)
         formula = f"{self.dialect.log_multiplier} ln(factor) + 1 ({self.dialect.name})"
+        if self.dialect is NOUS_LLAMA and self.config.values.get("model_type") == "mistral":
+            raise self.error(
+                "finetuned", "names the Nous code, whose Mistral form uses 0.07 ln s + 1 and not 0.1, but no modeling file "
+                "tells which it was: pass --yarn-attention-factor"
+            )  # fmt: skip
         if self.dialect.attn_factor_multiplies:
             for key in ("attention_factor", "mscale", "mscale_all_dim"):
                 if self.block.get(key) is not None:
@@ -315,7 +351,7 @@ def _the_one(spots: Mapping[str, Any]) -> tuple[str, Any] | None:
 
 def _from_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any]) -> RopeScaling:
     """YaRN on a plain checkpoint, by flags alone."""
-    missing = [flag for field, flag in list(FLAGS.items())[:2] if field not in flags]
+    missing = [FLAGS[field] for field in ("factor", "original_context") if field not in flags]
     if missing:
         raise YarnEdgeError(
             f"{config.short}: has no YaRN, so {missing[0]} is needed too (max_position_embeddings is {base.original_context})"

@@ -1,7 +1,7 @@
 """Reading a GGUF that may be truncated or hostile: every count, length and offset is checked against the file's size.
 
 Nothing is allocated that the file's bytes do not justify, tensors are described but not read, and what llama.cpp would
-answer with abort() (which would take Python along) is refused here first. Format: ggml's docs/gguf.md, versions 2 and 3.
+answer with abort() (which would take Python along) is refused first by `yarn_edge.loadable`. Format: ggml's docs/gguf.md, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ _SCALARS: dict[int, str] = {
 _STRING, _ARRAY = 8, 9
 _MIN_KV_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
-
-# llama.cpp asserts these while loading: another value ends the process.
-_ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -255,37 +252,3 @@ def _place(
             raise cursor.fail(f"tensor {tensor.name} overlaps the one before it")
         end = tensor.offset + tensor.n_bytes
     return tensors
-
-
-def check_loadable(file: GGUFFile) -> None:
-    """Refuse what llama.cpp answers with abort(): the values that its loader asserts instead of reporting."""
-    arch, meta = file.architecture, file.metadata
-    rope_type = meta.get(f"{arch}.rope.scaling.type", "linear")
-    if not isinstance(rope_type, str) or rope_type not in _ROPE_TYPES:
-        raise YarnEdgeError(
-            f"{file.path}: {arch}.rope.scaling.type is {one_line(repr(rope_type), 60)}; "
-            f"llama.cpp knows {', '.join(_ROPE_TYPES)}"
-        )
-    pieces = meta.get("split.count", 1)
-    if not isinstance(pieces, int):
-        raise YarnEdgeError(f"{file.path}: split.count is {one_line(repr(pieces), 60)}, not a whole number")
-    if pieces > 1:
-        raise YarnEdgeError(f"{file.path}: split GGUFs are not supported yet; join it with llama-gguf-split --merge")
-    tokens = meta.get("tokenizer.ggml.tokens")
-    # llama.cpp renames empty ones, so that several may stand there.
-    if isinstance(tokens, list) and len({t or f"[EMPTY_{i}]" for i, t in enumerate(tokens)}) != len(tokens):
-        raise YarnEdgeError(f"{file.path}: tokenizer.ggml.tokens has the same token twice")
-    if not file.tensors:
-        return
-    for name in ("block_count", "embedding_length", "context_length"):
-        file.required_int(name)
-    by_layer = [isinstance(meta.get(f"{arch}.attention.{n}"), np.ndarray) for n in ("head_count", "head_count_kv")]
-    if not any(by_layer):  # some architectures have one number a layer
-        heads = file.required_int("attention.head_count")
-        kv_heads = file.number("attention.head_count_kv", heads) or 0
-        if kv_heads <= 0 or heads % kv_heads:
-            raise YarnEdgeError(f"{file.path}: {heads} attention heads do not share {kv_heads} key-value heads")
-        head_dim = file.number("attention.key_length", file.required_int("embedding_length") // heads) or 0
-        rotated = file.number("rope.dimension_count", head_dim) or 0
-        if not 0 < rotated <= head_dim or rotated % 2:
-            raise YarnEdgeError(f"{file.path}: {arch}.rope.dimension_count is {rotated} with heads of {head_dim}")

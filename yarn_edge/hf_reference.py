@@ -47,7 +47,7 @@ def reference_logits(
             folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
             attn_implementation="eager",
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # of many libraries, many kinds
         raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
     model.eval()
     with torch.inference_mode():
@@ -86,3 +86,10 @@ def divergence(truth: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -
         kls += (np.exp(p) * (p - q)).sum(axis=1).tolist()
         same += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
     return Divergence(len(kls), float(np.mean(kls)), float(np.max(kls)), same / len(kls))
+
+
+def merge(parts: Sequence[Divergence]) -> Divergence:
+    """The divergence over all the tokens of `parts`."""
+    n = sum(p.n_tokens for p in parts)
+    mean, top1 = (sum(getattr(p, name) * p.n_tokens for p in parts) / n for name in ("kl_mean", "top1"))
+    return Divergence(n, mean, max(p.kl_max for p in parts), top1)

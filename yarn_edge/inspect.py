@@ -20,10 +20,13 @@ from yarn_edge.config_file import read_config
 from yarn_edge.dialects import read_scaling, recognise
 from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.gguf_file import GGUFFile, check_loadable, read_gguf
+from yarn_edge.gguf_file import GGUFFile, read_gguf
+from yarn_edge.loadable import check_loadable
 from yarn_edge.scaling import RopeScaling
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
+# model_type of a checkpoint -> the GGUF architecture that it becomes
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _KV_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 _SHOWN = (
     "method", "factor", "original_context", "extended_context", "attention_factor", "ext_factor", "beta_fast",
@@ -40,7 +43,8 @@ def kv_bytes(file: GGUFFile, n_ctx: int, kv_type: str) -> int:
     return int(file.required_int("block_count") * kv_heads * widths * n_ctx * _KV_ELEMENT_BYTES[kv_type])
 
 
-def _try(function: Any, *arguments: Any) -> tuple[RopeScaling | None, str]:
+def _try(function: Any, *arguments: Any) -> tuple[Any, str]:
+    """(result, "") or (None, why it was refused)."""
     try:
         return function(*arguments), ""
     except YarnEdgeError as error:
@@ -53,13 +57,11 @@ def _findings(file: GGUFFile, sides: dict[str, RopeScaling | None], arguments: d
         return []
     found = []
     arch = file.architecture
-    for name, other, verb in (("declared", said, "declares"), ("effective", runs, "runs")):
-        for field, (want, have) in sorted(goal.differences(other).items()):
-            if field != "method" or name == "declared":
-                found.append(
-                    f"{field}: llama.cpp {verb} {have!r}" if name == "effective" else f"{field}: the keys say {have!r}"
-                )
-                found[-1] += f", the file's own description is {want!r}"
+    for field, (want, have) in sorted(goal.differences(said).items()):
+        found.append(f"{field}: the keys say {have!r}, the file's own description is {want!r}")
+    for field, (want, have) in sorted(goal.differences(runs).items()):
+        if field != "method":
+            found.append(f"{field}: llama.cpp runs {have!r}, the file's own description is {want!r}")
     if arguments:
         found.append(
             "llama.cpp needs runtime arguments to run this file's own scaling; yarn-edge passes them by itself"
@@ -83,7 +85,8 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
     """The report on a GGUF as a JSON-able dict (see docs/inspect.md for its keys)."""
     file = read_gguf(path)
     check_loadable(file)
-    sides, reasons = {}, []
+    sides: dict[str, RopeScaling | None] = {}
+    reasons: list[str] = []
     for name, function in (
         ("declared", metadata.declared),
         ("wanted", metadata.wanted),
@@ -116,17 +119,25 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """The report on a checkpoint's config: its dialect and the scaling it asks for. Raises where it cannot be read."""
+    """The report on a checkpoint's config: its dialect, its scaling, and whether a GGUF can carry it.
+
+    Raises YarnEdgeError where the config cannot be read at all.
+    """
     config = read_config(folder)
     scaling = read_scaling(config)
     names = config.values.get("architectures")
+    family = GGUF_ARCHITECTURES.get(str(config.values.get("model_type")))
+    findings = [] if family else [f"model_type {config.values.get('model_type')!r}: convert does not know this family"]
+    if family:
+        _keys, refusal = _try(metadata.gguf_keys, scaling, family)
+        findings += [refusal] if refusal else []
     return {
         "model": str(folder),
         "kind": "checkpoint",
         "architecture": names[0] if isinstance(names, list) and names else config.values.get("model_type"),
         "dialect": recognise(config).name,
         "declared": _as_json(scaling),
-        "findings": [],
+        "findings": findings,
     }
 
 

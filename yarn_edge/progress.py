@@ -14,6 +14,7 @@ Advance = Callable[[float], None]
 Unit = Literal["bytes", "tokens", "steps", "percent"]
 
 _quiet = False
+_showing = False
 
 
 def set_quiet(quiet: bool) -> None:
@@ -30,8 +31,12 @@ def note(message: str) -> None:
 
 @contextmanager
 def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
-    """A progress bar with rate and time left. Yields `advance(amount)`; amounts are in `unit`."""
-    if _quiet or not sys.stderr.isatty():
+    """A progress bar with rate and time left. Yields `advance(amount)`; amounts are in `unit`.
+
+    Inside another bar nothing is drawn: the outer one is what the user waits for.
+    """
+    global _showing
+    if _quiet or _showing or not sys.stderr.isatty():
         yield lambda _amount: None
         return
     from rich.console import Console
@@ -51,6 +56,10 @@ def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
     elif unit == "tokens":
         columns.append(RateColumn())
     columns.append(TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda amount: progress.advance(task, amount)
+    _showing = True
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda amount: progress.advance(task, amount)
+    finally:
+        _showing = False

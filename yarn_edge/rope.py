@@ -79,12 +79,12 @@ def by_parts_inv_freq(scaling: RopeScaling, factor: float) -> Float64:
 
 
 def dynamic_factor(scaling: RopeScaling, length: int) -> float:
-    """s for the current `length` in tokens: max(1, f*l/L - (f - 1)); with f = 1 the paper's max(1, l/L) (3.3).
+    """s for the current `length` in tokens: the paper's max(1, l/L) (3.3), which the Nous code uses for dynamic YaRN.
 
-    The form with f is transformers' "dynamic" rope type.
+    Dynamic NTK with a factor f: transformers' max(1, f*l/L - (f - 1)), the same for f = 1.
     """
-    ratio = scaling.factor * length / scaling.original_context - (scaling.factor - 1)
-    return max(1.0, ratio)
+    factor = scaling.factor if scaling.method == "dynamic-ntk" else 1.0
+    return max(1.0, factor * length / scaling.original_context - (factor - 1))
 
 
 _STATIC: dict[str, Callable[[RopeScaling], Float64]] = {

@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf_file import GGUFFile, check_loadable, read_gguf
+from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama, physical_threads
+from yarn_edge.loadable import check_loadable
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import bar
 
@@ -161,7 +162,6 @@ class Context:
         arguments: RuntimeArguments | None = None,
         flash_attention: FlashAttention = "auto",
         eval_callback: Any = None,
-        n_outputs_max: int = 0,
     ) -> None:
         if kv_type not in KV_TYPES:
             raise YarnEdgeError(f"--kv-type {kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
@@ -173,7 +173,6 @@ class Context:
         params = self.api.llama_context_default_params()
         params.n_ctx = n_ctx or model.n_ctx_train
         params.n_batch = params.n_ubatch = min(n_batch, params.n_ctx)
-        params.n_outputs_max = n_outputs_max
         params.n_threads = params.n_threads_batch = threads or physical_threads()
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH[flash_attention]
@@ -251,6 +250,8 @@ class Context:
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Logits of the last `evaluate`, shape (n_outputs, n_vocab). A copy: the next evaluation may not change it."""
+        if not self._n_outputs:
+            raise ValueError("the last evaluation was asked for no logits")
         data = self.api.llama_get_logits(self.handle)
         return np.ctypeslib.as_array(data, shape=(self._n_outputs, self.model.n_vocab)).copy()
 

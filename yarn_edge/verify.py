@@ -21,12 +21,14 @@ import numpy as np
 
 from yarn_edge import ggml, metadata
 from yarn_edge.config_file import read_config
-from yarn_edge.dialects import NOUS_LLAMA, NOUS_MISTRAL, read_scaling, recognise
+from yarn_edge.dialects import read_scaling, recognise
 from yarn_edge.effective import angle_error, effective, honoured
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf_file import GGUFFile, check_loadable, read_gguf
-from yarn_edge.hf_reference import divergence, reference_logits, rope_parameters
+from yarn_edge.gguf_file import GGUFFile, read_gguf
+from yarn_edge.hf_reference import divergence, merge, reference_logits, rope_parameters
+from yarn_edge.loadable import check_loadable
 from yarn_edge.phase import rotation_error
+from yarn_edge.progress import bar
 from yarn_edge.runtime import Context, Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.scaling import SAME_RELATIVE, RopeScaling
@@ -37,6 +39,7 @@ Status = Literal["pass", "fail", "skip"]
 LONGEST_POSITION = 131071
 LIVE_TOKENS = 16
 LOGIT_TOKENS = 768
+LOGIT_BATCH = 128
 # general.file_type (llama.h: enum llama_ftype) -> the largest mean KL in nats that the type itself explains: rounding for
 # F32 and F16, at least twice what SmolLM2-135M shows for the others (docs/verify.md). Larger models lose less.
 KL_LIMITS = {0: 1e-8, 1: 2e-5, 32: 1e-3, 7: 1.5e-2, 18: 4e-2, 8: 0.35, 9: 0.35, 14: 0.35, 15: 0.35, 16: 0.35, 17: 0.35}
@@ -151,25 +154,45 @@ def check_tokenizer(model: Model, checkpoint: Path) -> Check:
 def check_logits(
     model: Model, checkpoint: Path, replaced: Mapping[str, Any] | None, n_tokens: int, threads: int | None = None
 ) -> Check:
-    """Mean KL divergence to transformers in float32, float32 KV cache, over `n_tokens` of English."""
+    """Mean KL divergence to transformers in float32, float32 KV cache, over `n_tokens` of English.
+
+    replaced: rope parameters to give transformers in place of the checkpoint's own (see `_checkpoint_scaling`).
+    """
     tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[:n_tokens]
     truth = reference_logits(checkpoint, tokens, replaced)
-    with Context(
-        model, n_ctx=len(tokens), n_batch=len(tokens), kv_type="f32", flash_attention="off", threads=threads
-    ) as c:
-        c.evaluate(tokens, 0, "all")
-        found = divergence(truth, c.logits())
+    if truth.shape[1] < model.n_vocab:
+        detail = f"the file has {model.n_vocab} tokens, the checkpoint {truth.shape[1]} embeddings"
+        return Check("logits", "fail", float("inf"), 0.0, detail)
+    parts = []
+    with (
+        Context(
+            model, n_ctx=len(tokens), n_batch=LOGIT_BATCH, kv_type="f32", flash_attention="off", threads=threads
+        ) as c,
+        bar("Comparing logits", len(tokens), "tokens") as advance,
+    ):
+        for start in range(0, len(tokens), LOGIT_BATCH):
+            c.evaluate(tokens[start : start + LOGIT_BATCH], start, "all", advance)
+            parts.append(divergence(truth[start : start + LOGIT_BATCH], c.logits()))
+    found = merge(parts)
     ftype = model.gguf.metadata.get("general.file_type")
     limit = KL_LIMITS.get(ftype, KL_LIMIT_OTHERS) if isinstance(ftype, int) else KL_LIMIT_OTHERS
     detail = f"mean KL (nats) over {found.n_tokens} tokens, f32 cache; max {found.kl_max:.2e}, top-1 {found.top1:.2%}"
+    if replaced is not None:
+        detail += "; transformers was given the scaling as yarn-edge reads it"
     return _judge("logits", found.kl_mean, limit, detail)
 
 
 def _checkpoint_scaling(folder: Path, overrides: Mapping[str, Any]) -> tuple[RopeScaling, dict[str, Any] | None]:
-    """(scaling, rope_parameters to give transformers where it would read this config otherwise)."""
+    """(scaling, rope_parameters to give transformers where it would not read this config itself).
+
+    transformers ignores the flags, and of the Nous code the 0.07 and attn_factor: there our own reading is given to it, and
+    its logits then prove all but that reading.
+    """
     config = read_config(folder)
     scaling = read_scaling(config, overrides)
-    foreign = recognise(config) in (NOUS_LLAMA, NOUS_MISTRAL) or bool(overrides)
+    dialect = recognise(config)
+    own_factor = abs(scaling.attention_factor / scaling.default_attention_factor - 1) > SAME_RELATIVE
+    foreign = bool(overrides) or (dialect.attn_factor_multiplies and own_factor)
     return scaling, rope_parameters(scaling) if foreign else None
 
 

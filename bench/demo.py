@@ -19,6 +19,7 @@ from typing import Any
 from yarn_edge.cli import main
 from yarn_edge.effective import ROPE_SCALING_TYPES, RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import add_threads_flag
 from yarn_edge.progress import note
 from yarn_edge.runtime import Model
 from yarn_edge.sample_text import sample_text
@@ -97,7 +98,8 @@ def demo(
     _command("convert", str(checkpoint), "-o", str(model), "--quant", "Q4_K_M", *(["--force"] if force else []))
     _command("inspect", str(model))
     _command("verify", str(model), "--against", str(checkpoint))
-    note(f"\nPerplexity by position, two passes over {n_tokens} tokens (the model was trained on {CONTEXT})")
+    _said("")
+    note(f"Perplexity by position, two passes over {n_tokens} tokens (the model was trained on {CONTEXT})")
     found = measure(model, n_tokens, threads)
     _show(found)
     if plot is not None:
@@ -120,15 +122,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", default="yarn-edge-demo", metavar="DIR", help="working folder (%(default)s)")
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help="tokens to read (%(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite what an earlier demo left in DIR")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
+    add_threads_flag(parser)
     parser.add_argument("--numbers", metavar="FILE.json", help="also write the numbers as JSON")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw perplexity by position (needs yarn-edge[plot])")
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge demo`."""
-    if args.tokens < 16 or (args.threads is not None and args.threads < 1):
-        raise YarnEdgeError("--tokens must be at least 16 and --threads at least 1")
+    if args.tokens < 16:
+        raise YarnEdgeError(f"--tokens {args.tokens}: need at least 16")
     plot = None if args.plot is None else Path(args.plot)
     found = demo(Path(args.output), args.tokens, force=args.force, threads=args.threads, plot=plot)
     if args.numbers:

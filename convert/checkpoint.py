@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.config_file import ConfigFile, read_config, read_json
+from yarn_edge.config_file import POINTER, ConfigFile, read_config, read_json, refuse_pointer
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 
+MAX_DIMS = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 # safetensors dtype -> (NumPy dtype that holds its bits, is it bfloat16?)
 DTYPES: dict[str, tuple[str, bool]] = {"F32": ("<f4", False), "F16": ("<f2", False), "BF16": ("<u2", True)}
@@ -142,6 +143,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             size = path.stat().st_size
             if size < 8:
                 raise bad(f"{size} bytes")
+            refuse_pointer(path, file.read(len(POINTER)))
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if length > min(size - 8, MAX_HEADER_BYTES):
                 raise bad(f"truncated: its header claims {length} bytes, the file has {size}")
@@ -162,7 +165,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         shape, dtype = (entry.get("shape"), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
         if span is None or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise bad(f"tensor {name} has no proper dtype, shape and data_offsets")
-        if dtype not in DTYPES:
+        if len(shape) > MAX_DIMS or any(n > size for n in shape):
+            raise bad(f"tensor {name} has the shape {shape[:8]}")
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise YarnEdgeError(
                 f"{path}: tensor {one_line(name, 100)} has dtype {one_line(str(dtype), 20)}; supported: {', '.join(DTYPES)}"
             )
@@ -208,7 +213,9 @@ def _torch_files(folder: Path) -> dict[str, Tensor] | None:
             mapped = zipfile.is_zipfile(file)  # torch before 1.6 wrote another format, which cannot be mapped
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
-            raise YarnEdgeError(f"{file}: torch cannot load it safely: {one_line(str(error), 200)}") from error
+            raise YarnEdgeError(
+                f"{file}: torch cannot load it safely: {one_line(str(error) or type(error).__name__, 200)}"
+            ) from error
         if not isinstance(state, dict):
             raise YarnEdgeError(f"{file}: holds a {type(state).__name__}, not a state dict")
         for name, value in state.items():

@@ -21,12 +21,12 @@ from yarn_edge import __version__, ggml, rope
 from yarn_edge.dialects import read_scaling
 from yarn_edge.effective import angle_error, effective
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.flags import add_scaling_flags, add_threads_flag, scaling_overrides
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.metadata import canonical, canonical_keys, gguf_keys
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime import Model
 from yarn_edge.scaling import RopeScaling
-from yarn_edge.scaling_flags import add_scaling_flags, scaling_overrides
 from yarn_edge.tokenizer_check import check_tokens, reference_encoder
 from yarn_edge.verify import check_kernel
 
@@ -50,6 +50,7 @@ from .writer import CHUNK_BYTES, TensorPlan, check_output, check_space, partial_
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
 _ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+Q8_LARGEST = 65504.0 * 127  # a block's scale is its largest value / 127, in half precision
 _Q8_BLOCK, _Q8_BLOCK_BYTES, _Q8_TYPE = 32, 34, 8
 
 
@@ -81,7 +82,7 @@ def plan_conversion(folder: Path, overrides: Mapping[str, Any]) -> Plan:
         note(f"note: {text}")
     keys: dict[str, Any] = {
         "general.type": "model",
-        "general.name": one_line(folder.resolve().name, 200),
+        "general.name": one_line(_model_name(folder), 200),
         "general.quantization_version": QUANTIZATION_VERSION,
         "yarn_edge.version": __version__,
         **hyper_parameters(row, config, sizes, scaling.extended_context),
@@ -90,6 +91,13 @@ def plan_conversion(folder: Path, overrides: Mapping[str, Any]) -> Plan:
         **vocabulary.keys(),
     }
     return Plan(checkpoint, row, sizes, scaling, vocabulary, rows, keys)
+
+
+def _model_name(folder: Path) -> str:
+    """The folder's name; in the layout of the Hugging Face cache (models--ORG--NAME/snapshots/HASH) the model's."""
+    folder = folder.absolute()
+    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.parent.parent.name.split("--")[-1] if cached else folder.resolve().name
 
 
 def _match_tensors(checkpoint: Checkpoint, row: Architecture, sizes: Sizes, scaling: RopeScaling) -> list[TensorRow]:
@@ -165,6 +173,10 @@ def _chunks(plan: Plan, row: TensorRow, type_name: str) -> Iterator[npt.NDArray[
         elif type_name == "BF16":
             yield ggml.bfloat16(values)
         elif type_name == "Q8_0":
+            if np.abs(values).max(initial=0) > Q8_LARGEST:
+                raise YarnEdgeError(
+                    f"{plan.checkpoint.path}: tensor {row.source} has values above {Q8_LARGEST:g}, whose scale Q8_0 cannot hold"
+                )
             yield ggml.quantize_rows(values, _Q8_TYPE)
         else:
             with np.errstate(over="ignore"):
@@ -218,6 +230,8 @@ def _check_result(plan: Plan, path: Path) -> None:
 
 def output_paths(output: str, quants: list[Quant]) -> dict[str, Path]:
     """Quant name -> output file; `{quant}` in the name is filled in, and needed for several types."""
+    if not output:
+        raise YarnEdgeError("-o is empty; give the name of a file")
     if len(quants) > 1 and "{quant}" not in output:
         raise YarnEdgeError(f"-o {output}: {len(quants)} types were asked for, so the name must hold {{quant}}")
     return {q.name: Path(output.replace("{quant}", q.name)) for q in quants}
@@ -282,14 +296,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]", help="llama.cpp names (default: Q4_K_M)")
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for quantizing (default: all cores)")
+    add_threads_flag(parser)
     add_scaling_flags(parser, "on top of config.json, or YaRN for a plain checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge convert`."""
-    if args.threads is not None and args.threads < 1:
-        raise YarnEdgeError(f"--threads {args.threads}: need at least 1")
     overrides = scaling_overrides(args)
     convert(args.checkpoint, args.output, args.quant, force=args.force, threads=args.threads, overrides=overrides)
     return 0

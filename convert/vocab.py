@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.progress import bar
 from yarn_edge.reference_tokenizer import (
     SPACE,
@@ -258,6 +258,13 @@ def prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
 
     Raises YarnEdgeError with the closest candidate and the first difference if there is none.
     """
+    try:
+        return _prove(vocabulary, checkpoint)
+    except OSError as error:
+        raise os_error(error, tempfile.gettempdir()) from error
+
+
+def _prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
     reference = reference_encoder(checkpoint)
     encode = lru_cache(maxsize=None)(reference.__call__)
     texts = stress_texts(vocabulary.tokens, (m.content for _, m in sorted(reference.markup.items())))

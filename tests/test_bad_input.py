@@ -51,6 +51,21 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
     tiny.write_weights(folder, state)
 
 
+def lie_about(path: Path, **changes: Any) -> None:
+    """Change the first tensor's entry in a safetensors header."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header[next(k for k in header if k != "__metadata__")] |= changes
+    new = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
+
+
+def add_template(folder: Path, template: Any) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+
+
 SHARD = "model-00002-of-00002.safetensors"
 Q = "model.layers.1.self_attn.q_proj.weight"
 # name -> (what to do to a good checkpoint, what the message must say)
@@ -87,6 +102,13 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown key": (lambda f: edit_config(f, **yarn(swirl=1)), "swirl is unknown"),
     "per layer type": (
         lambda f: edit_config(f, rope_scaling=..., rope_parameters={"full_attention": {}, "sliding_attention": {}}), "layer type"),
+    "a shard that Git LFS did not fetch": (
+        lambda f: (f / SHARD).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "git lfs pull"),
+    "more dimensions than bytes": (lambda f: lie_about(f / SHARD, shape=[0, 2**62, 2**62]), "has the shape"),
+    "dtype an object": (lambda f: lie_about(f / SHARD, dtype={}), "dtype {}"),
+    "values that Q8_0 cannot scale": (lambda f: change_tensors(f, lambda s: s[Q].view(-1)[:1].fill_(1e8)), "whose scale Q8_0"),
+    "chat template not text": (lambda f: add_template(f, 3), "chat_template is a int, not text"),
+    "chat template with half a character": (lambda f: add_template(f, "\ud800"), "lone surrogate"),
     "two families": (lambda f: edit_config(f, model_type="mistral"), "model_type is 'mistral', but architectures says"),
     "code of its own": (
         lambda f: edit_config(f, auto_map={"AutoModelForCausalLM": "modeling_mine.MyLlama"}), "own code modeling_mine"),
@@ -134,7 +156,7 @@ def test_bad_checkpoints(case: str, good: Path, tmp_path: Path, capsys: pytest.C
     change(folder)
     output = tmp_path / "out"
     output.mkdir()
-    assert main(["convert", str(folder), "-o", str(output / "x.gguf"), "--quant", "F16", "--quiet"]) == 2
+    assert main(["convert", str(folder), "-o", str(output / "x.gguf"), "--quant", "Q8_0", "--quiet"]) == 2
     assert message in one_error(capsys)
     assert list(output.iterdir()) == []
 
@@ -149,8 +171,12 @@ def test_bad_outputs_and_flags(good: Path, tmp_path: Path, capsys: pytest.Captur
         (["convert", ck, "-o", str(existing)], "exists already; --force"),
         (["convert", ck, "-o", out, "--quant", "Q4_KM"], "'Q4_KM' is unknown; known: BF16"),
         (["convert", ck, "-o", out, "--quant", "F16,F32"], "must hold {quant}"),
-        (["convert", ck, "-o", out, "--threads", "0"], "--threads 0"),
-        (["convert", ck, "-o", out, "--threads", "many"], "invalid int value"),
+        (["convert", ck, "-o", out, "--threads", "0"], "0 is not from 1 to 512"),
+        (["convert", ck, "-o", out, "--threads", "many"], "'many' is not a whole number"),
+        (["convert", ck, "-o", out, "--threads", "1000000"], "1000000 is not from 1 to 512"),
+        (["convert", ck, "-o", ""], "-o is empty"),
+        (["verify", str(existing), "--tokens", "1000000"], "is not from 2 to 4096"),
+        (["chat", str(existing), "-p", "hi", "--ctx", "4294967297"], "is not from 1 to"),
         (["convert", ck], "-o/--output"),
         (["convert", str(tmp_path / "nothing"), "-o", out], "no such checkpoint folder"),
         (["convert", str(existing), "-o", out], "is a file, expected a checkpoint folder"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from yarn_edge import __version__
+from yarn_edge.bench.smollm2 import package_gguf
 from yarn_edge.cli import COMMANDS, main
 from yarn_edge.convert.hf_to_gguf import convert
 
@@ -139,3 +142,55 @@ def test_converting_safetensors_needs_neither_torch_nor_transformers(tmp_path: P
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "needs torch: pip install 'yarn-edge[hf]'" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_and_full_streams_do_not_stop_the_work(closed: str, tmp_path: Path) -> None:
+    ck = tiny.write_checkpoint(tmp_path / "ck")
+    command = f"{sys.executable} -m yarn_edge convert {ck} -o {tmp_path / 'x.gguf'} --quant F16 {closed}"
+    assert subprocess.run(["bash", "-c", command], capture_output=True, check=False).returncode == 0
+    assert (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_ended_by_a_signal_nothing_is_left(number: signal.Signals, smol_checkpoint: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "yarn_edge",
+        "convert",
+        str(smol_checkpoint),
+        "-o",
+        str(tmp_path / "x.gguf"),
+        "--quant",
+        "F32",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("*.partial")):
+            assert process.poll() is None, "it ended before"
+            time.sleep(0.002)
+        process.send_signal(number)
+        assert process.stderr is not None
+        told = process.stderr.read().splitlines()
+    assert (process.returncode, told[-1]) == (128 + number, f"yarn-edge: error: ended by signal {int(number)}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_strangers_files_in_the_working_folder_are_not_run(model: Path, tmp_path: Path) -> None:
+    for name in ("json", "yarn_edge", "llama_cpp", "jinja2"):
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'RAN')!r}, 'w')\nraise SystemExit('a stranger answered')"
+        )
+    script = Path(sys.executable).with_name("yarn-edge")
+    words = [script, "chat", str(model), "--raw", "-p", "the", "--max-tokens", "2"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    template = [script, "chat", str(package_gguf()), "-p", "Hi", "--max-tokens", "2", "--threads", "1"]
+    done = subprocess.run(template, cwd=tmp_path, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_flags_may_stand_in_front(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", "inspect", "nowhere.gguf"]) == 2
+    assert "Traceback" in capsys.readouterr().err

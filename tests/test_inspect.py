@@ -13,7 +13,7 @@ from yarn_edge.bench.smollm2 import package_gguf
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.gguf_file import read_gguf
-from yarn_edge.inspect import kv_bytes
+from yarn_edge.memory import kv_bytes
 from yarn_edge.runtime import Context, Model
 
 import tiny
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_no_gguf_can_carry(tmp_path: Path, capsys: pytest.Capt
     assert "cannot carry this in GGUF keys yet" in report["findings"][0]
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0", "q4_0"])
 def test_kv_bytes_are_what_llama_cpp_saves(kv_type: str) -> None:
     """The state of a full context is the cache and little else."""
     path = package_gguf()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -223,3 +225,23 @@ def test_divergence_against_a_hand_computed_case() -> None:
     assert found.kl_mean == pytest.approx(0.125 * np.log(2), rel=1e-6)
     assert (found.n_tokens, found.top1) == (2, 0.5)
     np.testing.assert_allclose(np.exp(log_softmax(truth)).sum(axis=1), 1)
+
+
+def test_a_checkpoint_of_another_shape_is_a_failed_check(rich_file: Path, smol_checkpoint: Path) -> None:
+    checks = by_name(verify(rich_file, smol_checkpoint))
+    assert checks["live-graph"].status == "fail"
+    assert "320 tokens, the checkpoint 49152 embeddings" in checks["logits"].detail
+
+
+def test_ctrl_c_in_the_live_graph_is_no_verdict(smol_f32: Path) -> None:
+    """The signal comes while nodes are being recorded, inside a callback from C."""
+    code = (
+        "import os, signal, sys\nfrom yarn_edge import tap\nfrom yarn_edge.cli import main\n"
+        "record = tap._Recorder._record\n"
+        "def pressed(self, *rest):\n    os.kill(os.getpid(), signal.SIGINT)\n    return record(self, *rest)\n"
+        f"tap._Recorder._record = pressed\nsys.exit(main(['verify', {str(smol_f32)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "live-graph" not in done.stdout
+    assert done.stderr == "yarn-edge: error: interrupted\n"

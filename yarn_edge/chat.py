@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yarn_edge.errors import YarnEdgeError, os_error
-from yarn_edge.progress import note
+from yarn_edge.flags import add_threads_flag, count
+from yarn_edge.progress import note, show
 
 if TYPE_CHECKING:
     from yarn_edge.chat_template import Renderer
@@ -40,19 +41,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (("-p", "--prompt"), "TEXT", str, None, "answer this once on stdout and exit"),
         (("--file",), "PATH", Path, None, "UTF-8 text to put in front of the (first) prompt"),
         (("--system",), "TEXT", str, None, "system prompt"),
-        (("--ctx",), "N", int, None, f"context in tokens (default: the model's; over {DEFAULT_CTX} only if needed)"),
+        (
+            ("--ctx",),
+            "N",
+            count(1, 2**31 - 1),
+            None,
+            f"context in tokens (default: the model's; over {DEFAULT_CTX} only if needed)",
+        ),
         (("--kv-type",), "TYPE", str, "f16", "type of the KV cache"),
-        (("--threads",), "N", int, None, "threads (default: all cores)"),
         (("--temperature",), "T", float, 0.8, "0: always the most probable token"),
         (("--top-k",), "K", int, 40, "keep the K most probable tokens; 0: all"),
         (("--top-p",), "P", float, 0.95, "keep the most probable tokens that sum up to P; 1: all"),
         (("--min-p",), "P", float, 0.05, "drop tokens below P times the best one; 0: none"),
         (("--repeat-penalty",), "R", float, 1.0, "above 1: repeat less"),
         (("--seed",), "N", int, None, "same seed, same conversation: same answer"),
-        (("--max-tokens",), "N", int, None, "end an answer after N tokens"),
+        (("--max-tokens",), "N", count(1, 2**31 - 1), None, "end an answer after N tokens"),
     ):
         shown = told if default is None else f"{told} (default: {default})"
         parser.add_argument(*names, metavar=metavar, type=kind, default=default, help=shown)
+    add_threads_flag(parser)
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
     parser.add_argument("--json", action="store_true", help="with -p or piped input: one JSON object with the numbers")
 
@@ -62,9 +69,6 @@ def run(args: argparse.Namespace) -> int:
     once = args.prompt is not None or not sys.stdin.isatty()
     if args.json and not once:
         raise YarnEdgeError("--json needs -p/--prompt or piped input")
-    for flag, value in (("--ctx", args.ctx), ("--max-tokens", args.max_tokens), ("--threads", args.threads)):
-        if value is not None and value < 1:
-            raise YarnEdgeError(f"{flag} is {value}, must be above 0")
     if args.raw and args.system:
         raise YarnEdgeError("--system has no place in --raw: there is no template to put it in")
     document = "" if args.file is None else _read_file(args.file)
@@ -225,10 +229,10 @@ def _converse(session: Session, document: str, max_tokens: int | None) -> None:
         word, _, rest = text.partition(" ")
         if text in ("/exit", "/quit"):
             return
-        if word in COMMANDS:
-            COMMANDS[word](session, rest.strip())
-        elif text.startswith("/") and text[1:].isalpha():
-            note(f"{text} is no command; /help lists them")
+        if word.lower() in COMMANDS:
+            COMMANDS[word.lower()](session, rest.strip())
+        elif word.startswith("/") and word[1:].isalpha():
+            note(f"{word} is no command; /help lists them")
         elif text and _turn(session, f"{document}\n\n{text}" if document else text, max_tokens):
             document = ""
 
@@ -270,7 +274,7 @@ def _dim(text: str) -> None:
     console = Console(stderr=True)
     with console.capture() as capture:
         console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
-    note(capture.get().rstrip("\n"))
+    show(capture.get().rstrip("\n"))
 
 
 def _help(_session: Session, _rest: str) -> None:

@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from yarn_edge.errors import YarnEdgeError, one_line
@@ -146,13 +147,17 @@ class ChatTemplate:
         if self._worker is not None and self._worker.poll() is None:
             return self._worker
         self.close()
-        path = os.pathsep.join(dict.fromkeys(entry or os.curdir for entry in sys.path))
+        # From the root, and without the working folder: a stranger's json.py there must not answer.
+        here = os.path.realpath(os.curdir)
+        entries = [str(Path(__file__).parents[1]), *(e for e in sys.path if e and os.path.realpath(e) != here)]
+        path = os.pathsep.join(dict.fromkeys(os.path.abspath(e) for e in entries))  # noqa: PTH100
         worker = subprocess.Popen(
             [sys.executable, "-m", "yarn_edge.chat_template"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
+            cwd=os.sep,
             start_new_session=True,  # the terminal's Ctrl-C is not for it
         )
         self._worker, self._stop = worker, weakref.finalize(self, _end, worker)

@@ -7,9 +7,12 @@ and nothing in this package imports `convert` or `bench`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -36,6 +39,14 @@ class _Parser(argparse.ArgumentParser):
         raise YarnEdgeError(f"{one_line(message)} (see {self.prog} --help)")
 
 
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP, raised so that what is half-written is cleaned up on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -57,6 +68,8 @@ def _top_parser() -> argparse.ArgumentParser:
 
 def _dispatch(argv: Sequence[str]) -> int:
     top = _top_parser()
+    while argv and argv[0] in ("--debug", "--quiet"):  # they may stand before the command, too
+        argv = [*argv[1:], argv[0]] if len(argv) > 1 else []
     if not argv or argv[0].startswith("-"):
         top.parse_args(argv)  # --help and --version leave from here
         top.print_help(sys.stderr)
@@ -66,7 +79,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         raise YarnEdgeError(f"unknown command {one_line(repr(name), 60)}; there are {', '.join(COMMANDS)}")
     module_name, what = COMMANDS[name]
     module = importlib.import_module(module_name)
-    parser = _Parser(prog=f"yarn-edge {name}", description=what[0].upper() + what[1:] + ".")
+    parser = _Parser(prog=f"yarn-edge {name}", allow_abbrev=False, description=what[0].upper() + what[1:] + ".")
     module.add_arguments(parser)
     _add_common(parser)
     args = parser.parse_args(argv[1:])
@@ -82,11 +95,40 @@ def _utf8_streams() -> None:
             reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
 
 
+def _open_streams() -> None:
+    """Closed standard streams become /dev/null: else the next file that is opened takes their number, and our notes."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.dup(descriptor), mode, encoding="utf-8"))
+
+
+def _clean_up_on_signals() -> None:
+    """SIGTERM and the closing of the terminal end a command as Ctrl-C does, unless someone else handles them."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise _Terminated(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, leave)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 for a check that failed, 2 for bad input, 130 for Ctrl-C, 70 for a bug of ours."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
+    _open_streams()
     _utf8_streams()
+    _clean_up_on_signals()
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
@@ -97,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, debug)
+    except _Terminated as signalled:
+        return _fail(f"ended by signal {signalled.number}", 128 + signalled.number, debug)
     except YarnEdgeError as error:
         return _fail(str(error), EXIT_BAD_INPUT, debug)
     except OSError as error:
@@ -111,5 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(f"yarn-edge: error: {one_line(message, 2000)}\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"yarn-edge: error: {one_line(message, 2000)}\n")
+        sys.stderr.flush()
     return code

@@ -11,6 +11,7 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 
 MAX_JSON_BYTES = 100_000_000
+POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ConfigFile:
         return Path(self.name).name
 
     def error(self, key: str, what: str) -> YarnEdgeError:
+        """An error that names this file and `key`."""
         return YarnEdgeError(f"{self.name}: {key} {what}")
 
     def integer(self, key: str) -> int | None:
@@ -39,10 +41,17 @@ class ConfigFile:
         return value
 
     def required_integer(self, key: str) -> int:
+        """A whole number above 0 that must be there."""
         value = self.integer(key)
         if value is None:
             raise self.error(key, "is missing")
         return value
+
+
+def refuse_pointer(path: Path, start: bytes) -> None:
+    """Refuse what Git LFS left in place of a file, by how it starts."""
+    if start.startswith(POINTER):
+        raise YarnEdgeError(f"{path}: is a pointer of Git LFS, not the file itself: run git lfs pull in its folder")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -50,7 +59,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise YarnEdgeError(f"{path}: {path.stat().st_size} bytes are too many for this file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        refuse_pointer(path, data)
+        value = json.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise os_error(error, path) from error
     except (ValueError, RecursionError) as error:

@@ -14,8 +14,8 @@ from typing import Any
 
 from yarn_edge.config_file import ConfigFile
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.flags import FLAGS
 from yarn_edge.scaling import Method, RopeScaling, yarn_attention_factor
-from yarn_edge.scaling_flags import FLAGS
 
 DEFAULT_ROPE_THETA = 10000.0
 

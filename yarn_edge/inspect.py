@@ -22,25 +22,17 @@ from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.loadable import check_loadable
+from yarn_edge.memory import kv_bytes
 from yarn_edge.scaling import RopeScaling
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 # model_type of a checkpoint -> the GGUF architecture that it becomes
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-_KV_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+KV_SHOWN = ("f16", "q8_0", "q4_0")
 _SHOWN = (
     "method", "factor", "original_context", "extended_context", "attention_factor", "ext_factor", "beta_fast",
     "beta_slow", "truncate", "ramp", "rope_theta", "dim",
 )  # fmt: skip
-
-
-def kv_bytes(file: GGUFFile, n_ctx: int, kv_type: str) -> int:
-    """Bytes of the KV cache for `n_ctx` tokens: keys and values of every layer (full attention)."""
-    heads = file.required_int("attention.head_count")
-    kv_heads = int(file.number("attention.head_count_kv", heads) or heads)
-    default = file.required_int("embedding_length") // heads
-    widths = sum(int(file.number(f"attention.{n}_length", default) or 0) for n in ("key", "value"))
-    return int(file.required_int("block_count") * kv_heads * widths * n_ctx * _KV_ELEMENT_BYTES[kv_type])
 
 
 def _try(function: Any, *arguments: Any) -> tuple[Any, str]:
@@ -112,9 +104,7 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
         "canonical": metadata.CANONICAL + "version" in file.metadata,
         "runtime_arguments": arguments,
         "findings": [*reasons, *(_findings(file, sides, arguments) if not reasons else [])],
-        "kv_bytes": {str(c): {t: kv_bytes(file, c, t) for t in _KV_ELEMENT_BYTES} for c in contexts}
-        if file.tensors
-        else {},
+        "kv_bytes": {str(c): {t: kv_bytes(file, c, t) for t in KV_SHOWN} for c in contexts} if file.tensors else {},
     }
 
 

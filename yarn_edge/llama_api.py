@@ -11,6 +11,7 @@ from ctypes import c_void_p
 from typing import Any
 
 from yarn_edge.errors import one_line
+from yarn_edge.flags import MAX_THREADS
 
 _LOG_LINES: list[tuple[int, str]] = []
 _LOG_ERROR = 4  # ggml.h: enum ggml_log_level
@@ -20,6 +21,7 @@ _state: dict[str, Any] = {}
 def llama() -> Any:
     """The llama_cpp module, imported and initialised once, with its log kept for error messages."""
     if "api" not in _state:
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort's backtrace would go to stdout
         import llama_cpp
 
         @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -47,7 +49,8 @@ def failure_reason() -> str:
 
 def physical_threads() -> int:
     """Threads to use by default: the cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
 
 
 @contextmanager

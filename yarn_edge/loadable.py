@@ -17,6 +17,7 @@ from yarn_edge.gguf_file import GGUFFile
 ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # llama-hparams.h
 MAX_CONTEXT = 2**31 - 1
+NO_WEIGHTS = frozenset({"F64", "I8", "I16", "I32", "I64"})
 # Their graphs assert that the whole head is rotated, and that keys and values are equally wide.
 WHOLE_HEAD_ROTATED = frozenset({"llama", "qwen2", "qwen3"})
 _BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
@@ -27,6 +28,7 @@ def check_loadable(file: GGUFFile) -> None:
     _check_scaling_type(file)
     _check_vocabulary(file)
     if file.tensors:
+        _check_tensor_types(file)
         _check_numbers(file)
         _check_heads(file)
 
@@ -48,18 +50,30 @@ def _check_scaling_type(file: GGUFFile) -> None:
 
 
 def _check_vocabulary(file: GGUFFile) -> None:
+    model = file.metadata.get("tokenizer.ggml.model")
+    if model in ("none", "no_vocab"):
+        raise _bad(file, "tokenizer.ggml.model", model, "there is no vocabulary to tokenize with")
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         return
-    # llama.cpp renames empty ones, so that several may stand there.
-    named = {t or f"[EMPTY_{i}]" for i, t in enumerate(tokens)}
+    # llama.cpp reads them up to a NUL, and renames empty ones, so that several may stand there.
+    named = {t.split("\0", 1)[0] or f"[EMPTY_{i}]" for i, t in enumerate(tokens)}
     if len(named) != len(tokens):
         raise YarnEdgeError(f"{file.path}: tokenizer.ggml.tokens has the same token twice")
-    if file.metadata.get("tokenizer.ggml.model") == "llama" and not named >= _BYTE_TOKENS:
+    if model == "llama" and not named >= _BYTE_TOKENS:
         missing = min(_BYTE_TOKENS - named)
         raise YarnEdgeError(
             f"{file.path}: tokenizer.ggml.tokens has no {missing}, which a SentencePiece vocabulary needs"
         )
+
+
+def _check_tensor_types(file: GGUFFile) -> None:
+    for tensor in file.tensors.values():
+        if tensor.type_name in NO_WEIGHTS or (len(tensor.shape) == 1 and tensor.type_name != "F32"):
+            raise YarnEdgeError(
+                f"{file.path}: tensor {one_line(tensor.name, 100)} of shape {list(tensor.shape)} is {tensor.type_name}, "
+                "which llama.cpp does not compute with"
+            )
 
 
 def _check_numbers(file: GGUFFile) -> None:
@@ -76,6 +90,9 @@ def _check_numbers(file: GGUFFile) -> None:
         eps = file.number(name)
         if eps is not None and not 0 < eps < 1:
             raise _bad(file, f"{arch}.{name}", eps, "need a number between 0 and 1")
+    extra = file.number("nextn_predict_layers", 0) or 0
+    if not 0 <= extra <= file.required_int("block_count"):
+        raise _bad(file, f"{arch}.nextn_predict_layers", extra, "more than block_count")
     if isinstance(file.metadata.get(f"{arch}.expert_used_count"), np.ndarray):  # one number a layer
         return
     experts, used = (file.number(f"{name}", 0) or 0 for name in ("expert_count", "expert_used_count"))

@@ -5,10 +5,13 @@ rich draws; this module decides when, so that no caller has to ask.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
+
+from yarn_edge.errors import one_line
 
 Advance = Callable[[float], None]
 Unit = Literal["bytes", "tokens", "steps", "percent"]
@@ -25,8 +28,15 @@ def set_quiet(quiet: bool) -> None:
 
 def note(message: str) -> None:
     """One line on stderr for a person; nothing with --quiet."""
+    show(one_line(message, 2000))
+
+
+def show(text: str) -> None:
+    """`text` as it is (lines, colours) on stderr; nothing with --quiet."""
     if not _quiet:
-        print(message, file=sys.stderr, flush=True)  # noqa: T201
+        with contextlib.suppress(OSError):  # work does not fail because nobody can be told of it
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
 
 @contextmanager

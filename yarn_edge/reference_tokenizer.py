@@ -103,13 +103,10 @@ class TokenizersReference(Reference):
             self.tokenizer = Tokenizer.from_file(str(self.source))
             self._check_ids()
             self._add_tokens()
-        except YarnEdgeError:
+        except (YarnEdgeError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # the library raises nothing narrower
-            raise YarnEdgeError(
-                f"{self.source}: the tokenizers library refuses it: {one_line(str(error), 200)}; "
-                "download the file again"
-            ) from error
+        except BaseException as error:  # the library raises nothing narrower, and its panics are no Exception
+            raise self._refused(error) from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
@@ -117,6 +114,10 @@ class TokenizersReference(Reference):
             index: Markup(t.content, t.special, bool(t.lstrip or t.rstrip or t.single_word))
             for index, t in self.tokenizer.get_added_tokens_decoder().items()
         }
+
+    def _refused(self, error: BaseException) -> YarnEdgeError:
+        told = one_line(str(error) or type(error).__name__, 200)
+        return YarnEdgeError(f"{self.source}: the tokenizers library refuses it: {told}; download the file again")
 
     def _check_ids(self) -> None:
         """The library silently renumbers added tokens whose ids leave a hole; the embedding is not renumbered."""
@@ -141,7 +142,12 @@ class TokenizersReference(Reference):
             self.tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
 
     def __call__(self, text: str, add_special: bool) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
+        except BaseException as error:  # a panic of the library
+            if type(error).__name__ == "PanicException":
+                raise self._refused(error) from error
+            raise
 
     @property
     def prepends_space_once(self) -> bool:
@@ -183,7 +189,17 @@ def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
             named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
             template = named.get("default", next(iter(named.values()), None))
         if isinstance(template, str):
+            try:
+                template.encode()
+            except UnicodeEncodeError as error:
+                raise YarnEdgeError(
+                    f"{checkpoint}: chat_template has half a character (a lone surrogate) at {error.start}: correct it"
+                ) from error
             return template
+        if template is not None:
+            raise YarnEdgeError(
+                f"{checkpoint}: chat_template is a {type(template).__name__}, not text: correct or remove it"
+            )
     return None
 
 

@@ -18,11 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.effective import RuntimeArguments
+from yarn_edge.effective import HONOURED, RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import MAX_THREADS
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama, physical_threads
-from yarn_edge.loadable import check_loadable
+from yarn_edge.loadable import MAX_CONTEXT, check_loadable
+from yarn_edge.memory import available_bytes, kv_bytes
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import bar
 
@@ -143,6 +145,18 @@ class Model:
         self.close()
 
 
+def _check_memory(model: Model, n_ctx: int, kv_type: str) -> None:
+    """Refuse a cache that the machine cannot hold, before it is asked to try."""
+    if model.gguf.architecture not in HONOURED:  # its cache may be of another form
+        return
+    needed, free = kv_bytes(model.gguf, n_ctx, kv_type), available_bytes()
+    if free is not None and needed > free:
+        raise YarnEdgeError(
+            f"{model.path}: a context of {n_ctx} tokens with a {kv_type} cache needs {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free: ask for a smaller context or cache type"
+        )
+
+
 class Context:
     """A KV cache and the means to evaluate tokens in it. Use as a context manager, or call `close`.
 
@@ -165,8 +179,11 @@ class Context:
     ) -> None:
         if kv_type not in KV_TYPES:
             raise YarnEdgeError(f"--kv-type {kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
-        if n_ctx < 0 or n_batch < 1 or (threads is not None and threads < 1):
-            raise YarnEdgeError("context, batch and threads must be above 0")
+        if not 0 <= n_ctx <= MAX_CONTEXT or n_batch < 1:
+            raise YarnEdgeError(f"a context of {n_ctx} tokens in batches of {n_batch} is not possible")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise YarnEdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
+        _check_memory(model, n_ctx or model.n_ctx_train, kv_type)
         self.model, self.api = model, model.api
         self.arguments = explicit_arguments(model.gguf) if arguments is None else arguments
         self.kv_type = kv_type

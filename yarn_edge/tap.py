@@ -19,7 +19,7 @@ import numpy.typing as npt
 from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.ggml import RopeArguments, TensorPointer, check_struct, function, read_tensor
-from yarn_edge.llama_api import llama
+from yarn_edge.llama_api import deferred_ctrl_c, llama
 from yarn_edge.runtime import Context, Model
 
 _NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
@@ -93,11 +93,12 @@ def record_ropes(
     ) as context:  # fmt: skip
         for start in starts:
             context.clear()
-            try:
-                context.evaluate(tokens, start, "last")
-            finally:
-                if recorder.error is not None:
-                    raise YarnEdgeError(f"the graph tap failed: {recorder.error}") from recorder.error
+            with context.interruptible() as interrupt, deferred_ctrl_c(interrupt):
+                try:
+                    context.evaluate(tokens, start, "last")
+                finally:
+                    if recorder.error is not None:
+                        raise YarnEdgeError(f"the graph tap failed: {recorder.error}") from recorder.error
     if not recorder.nodes:
         raise YarnEdgeError(f"{model.path}: no ROPE node in the graph of architecture {model.gguf.architecture}")
     return recorder.nodes

@@ -1,9 +1,12 @@
-"""The flags that override a config's scaling, the same in every command that takes them."""
+"""Flags that several commands share: the same word means the same everywhere, and has the same limits."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
+
+MAX_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS; more ends the process
 
 # RopeScaling field -> (flag, type, help)
 _ROWS: dict[str, tuple[str, type, str]] = {
@@ -31,3 +34,23 @@ def add_scaling_flags(parser: argparse.ArgumentParser, told: str) -> None:
 def scaling_overrides(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given, by RopeScaling's field names."""
     return {field: getattr(args, field) for field in FLAGS if getattr(args, field) is not None}
+
+
+def count(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+
+    return parse
+
+
+def add_threads_flag(parser: argparse.ArgumentParser) -> None:
+    """--threads, None where it is not given."""
+    parser.add_argument("--threads", type=count(1, MAX_THREADS), metavar="N", help="threads (default: all cores)")

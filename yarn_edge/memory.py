@@ -1,0 +1,33 @@
+"""Bytes: of the KV cache by context and cache type, and of what the machine has to give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yarn_edge.gguf_file import GGUFFile
+
+# Bytes of one element of the cache by llama.cpp's name of the type (block bytes / block elements, ggml-common.h).
+KV_ELEMENT_BYTES = {
+    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
+    "q4_0": 18 / 32, "iq4_nl": 18 / 32,
+}  # fmt: skip
+
+
+def kv_bytes(file: GGUFFile, n_ctx: int, kv_type: str) -> int:
+    """Bytes of the KV cache for `n_ctx` tokens: keys and values of every layer (full attention, grouped heads)."""
+    heads = file.required_int("attention.head_count")
+    kv_heads = int(file.number("attention.head_count_kv", heads) or heads)
+    default = file.required_int("embedding_length") // heads
+    widths = sum(int(file.number(f"attention.{n}_length", default) or 0) for n in ("key", "value"))
+    return int(file.required_int("block_count") * kv_heads * widths * n_ctx * KV_ELEMENT_BYTES[kv_type])
+
+
+def available_bytes() -> int | None:
+    """Memory that a new program can have without swapping, in bytes; None where the system does not tell (not Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
+    kib = found.get("MemAvailable", "").split()[:1]
+    return int(kib[0]) * 1024 if kib else None

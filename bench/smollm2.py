@@ -7,6 +7,7 @@ checkpoint with real attention, in which a wrong position shows.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -166,3 +167,23 @@ def _write_tokenizer(folder: Path, file: GGUFFile) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def main() -> int:
+    """`python -m yarn_edge.bench.smollm2 FOLDER`: the checkpoint with YaRN factor 4, to try things on."""
+    parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct with YaRN factor 4 as a checkpoint.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--family", choices=FAMILIES, default="llama")
+    parser.add_argument("--dtype", choices=("F32", "BF16"), default="F32")
+    parser.add_argument("--attention-factor", type=float, help="default: none in the config, so 0.1 ln 4 + 1")
+    args = parser.parse_args()
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
+    if args.attention_factor is not None:
+        scaling["attention_factor"] = args.attention_factor
+    config = {"rope_scaling": scaling, "max_position_embeddings": 4 * CONTEXT}
+    write_checkpoint(args.folder, family=args.family, dtype=args.dtype, config=config)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

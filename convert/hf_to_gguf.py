@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge import __version__, ggml, rope
-from yarn_edge.dialects import read_scaling
+from yarn_edge.config_scaling import read_scaling
 from yarn_edge.effective import angle_error, effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_scaling_flags, add_threads_flag, scaling_overrides

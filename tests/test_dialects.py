@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from yarn_edge import rope
+from yarn_edge.config_scaling import read_scaling
 from yarn_edge.dialects import (
     NOUS_LLAMA,
     NOUS_MISTRAL,
@@ -17,7 +18,6 @@ from yarn_edge.dialects import (
     TRANSFORMERS_V5,
     ConfigFile,
     head_dim,
-    read_scaling,
     recognise,
 )
 from yarn_edge.errors import YarnEdgeError

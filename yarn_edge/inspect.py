@@ -17,7 +17,8 @@ import numpy as np
 
 from yarn_edge import metadata
 from yarn_edge.config_file import read_config
-from yarn_edge.dialects import read_scaling, recognise
+from yarn_edge.config_scaling import read_scaling
+from yarn_edge.dialects import recognise
 from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile, read_gguf

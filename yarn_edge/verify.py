@@ -21,7 +21,8 @@ import numpy as np
 
 from yarn_edge import ggml, metadata
 from yarn_edge.config_file import read_config
-from yarn_edge.dialects import read_scaling, recognise
+from yarn_edge.config_scaling import read_scaling
+from yarn_edge.dialects import recognise
 from yarn_edge.effective import angle_error, effective, honoured
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_scaling_flags, add_threads_flag, count, scaling_overrides

@@ -55,6 +55,11 @@ def test_the_readme_names_every_module() -> None:
                 assert path.name in readme, path
 
 
+def test_no_placeholder_is_left() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert not re.search(r"^[A-Z]{4,}$|TODO|TBD", page.read_text(encoding="utf-8"), re.M), page
+
+
 def test_every_link_of_the_docs_leads_somewhere() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

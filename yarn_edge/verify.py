@@ -166,7 +166,8 @@ def check_logits(
     if n_embeddings != model.n_vocab:
         detail = f"the file has {model.n_vocab} tokens, the checkpoint {n_embeddings} embeddings"
         return Check("logits", "fail", float("inf"), 0.0, detail)
-    truth = reference_logits(checkpoint, tokens, replaced)
+    with bar("Running the checkpoint in transformers", 1):
+        truth = reference_logits(checkpoint, tokens, replaced)
     parts = []
     with (
         Context(

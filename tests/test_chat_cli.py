@@ -20,7 +20,10 @@ import pytest
 
 from yarn_edge import chat
 from yarn_edge.bench.smollm2 import package_gguf
+from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
+
+import tiny
 
 MODEL = str(package_gguf())
 GREEDY = ("--temperature", "0", "--ctx", "512", "--threads", "1")
@@ -224,3 +227,14 @@ def test_conversation_in_a_terminal(terminal: Terminal) -> None:
     terminal.until("/system TEXT" + READY)
     terminal.send("\x04")
     assert terminal.child.wait(20) == 0
+
+
+def test_a_file_that_runs_otherwise_than_it_says_is_told(tmp_path: Path) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "ck")
+    path = convert(folder, str(tmp_path / "tiny.gguf"), "F32")[0]
+    words = (str(path), "--raw", "-p", "the", "--max-tokens", "2", "--threads", "1")
+    assert b"warning" not in run(*words).stderr
+    tiny.edit_key(path, "yarn_edge.rope.attention_factor", 1.5)
+    told = run(*words)
+    assert told.returncode == 0
+    assert b"says other positions than llama.cpp runs" in told.stderr

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             n_ctx = _context_size(args, model, renderer, prompt)
             with Context(model, n_ctx=n_ctx, kv_type=args.kv_type, threads=args.threads) as context:
                 note(_what_runs(context))
+                _warn_of_other_positions(context)
                 session = Session(context, renderer, sampling, system=args.system, notice=note)
                 if once:
                     _answer_once(session, prompt, args.max_tokens, args.json)
@@ -166,6 +167,23 @@ def _what_runs(context: Context) -> str:
     trained = context.model.n_ctx_train
     size = f"context {context.n_ctx}" + ("" if context.n_ctx == trained else f" of {trained}")
     return f"{gguf.path.name}: {gguf.architecture}, {told}, {size}, {context.kv_type} cache"
+
+
+def _warn_of_other_positions(context: Context) -> None:
+    """A file whose own description is not what runs gets a line; it still answers, as it would anywhere else."""
+    from yarn_edge.effective import angle_error, effective
+    from yarn_edge.metadata import wanted
+
+    gguf = context.model.gguf
+    try:
+        error = angle_error(effective(gguf, context.arguments), wanted(gguf))
+    except YarnEdgeError:
+        return  # not judged: the line before says so
+    if error.any_difference:
+        note(
+            f"warning: {gguf.path.name} says other positions than llama.cpp runs (frequencies up to {error.frequency:.2%} off, "
+            f"attention factor {error.attention:.2%} off): see yarn-edge inspect"
+        )
 
 
 def _without_controls(text: str) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from yarn_edge.config_file import ConfigFile
 from yarn_edge.dialects import head_dim
+from yarn_edge.effective import GGUF_ARCHITECTURES
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.scaling import RopeScaling
 
@@ -109,12 +110,16 @@ class Architecture:
 
     hf_name: str
     model_type: str
-    gguf: str
     tensors: tuple[TensorRow, ...]
     defaults: Mapping[str, Any]
     constants: Mapping[str, Any] = field(default_factory=dict)
     width_is_heads: bool = False
     sliding_window: bool = False
+
+    @property
+    def gguf(self) -> str:
+        """The GGUF architecture that the family becomes."""
+        return GGUF_ARCHITECTURES[self.model_type]
 
 
 _COMMON_DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
@@ -122,7 +127,7 @@ _COMMON_CONSTANTS = {"hidden_act": "silu", "quantization_config": None}
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
-        "LlamaForCausalLM", "llama", "llama",
+        "LlamaForCausalLM", "llama",
         (*_EMBEDDINGS, *_BLOCK, *_attention("interleave_q", "interleave_k"),
          _bias("self_attn.q_proj", "attn_q", "q", "interleave_q", "attention_bias"),
          _bias("self_attn.k_proj", "attn_k", "kv", "interleave_k", "attention_bias"),
@@ -135,20 +140,20 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         _COMMON_CONSTANTS,
     ),
     Architecture(
-        "MistralForCausalLM", "mistral", "llama",
+        "MistralForCausalLM", "mistral",
         (*_EMBEDDINGS, *_BLOCK, *_attention("interleave_q", "interleave_k")),
         {**_COMMON_DEFAULTS, "sliding_window": 4096},
         _COMMON_CONSTANTS, sliding_window=True,
     ),
     Architecture(
-        "Qwen2ForCausalLM", "qwen2", "qwen2",
+        "Qwen2ForCausalLM", "qwen2",
         (*_EMBEDDINGS, *_BLOCK, *_attention(),
          _bias("self_attn.q_proj", "attn_q", "q"), _bias("self_attn.k_proj", "attn_k", "kv"),
          _bias("self_attn.v_proj", "attn_v", "kv")),
         _COMMON_DEFAULTS, {**_COMMON_CONSTANTS, "use_sliding_window": False}, width_is_heads=True,
     ),
     Architecture(
-        "Qwen3ForCausalLM", "qwen3", "qwen3",
+        "Qwen3ForCausalLM", "qwen3",
         (*_EMBEDDINGS, *_BLOCK, *_attention(),
          _norm("self_attn.q_norm", "attn_q_norm", "head_dim"), _norm("self_attn.k_norm", "attn_k_norm", "head_dim")),
         _COMMON_DEFAULTS, {**_COMMON_CONSTANTS, "use_sliding_window": False, "attention_bias": False},

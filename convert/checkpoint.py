@@ -11,7 +11,7 @@ import json
 import math
 import mmap
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a checkpoint folder and check that all of its tensors are really there. No weights are read."""
     folder = Path(folder)
     config = read_config(folder)
-    for finder in (_safetensors, _torch_files):
-        tensors = finder(folder)
-        if tensors is not None:
-            return Checkpoint(folder, config, tensors)
+    for index_name, pattern, read in FORMATS:
+        located = _shards(folder, index_name, pattern)
+        if located is not None:
+            return Checkpoint(folder, config, _gather(*located, read))
     raise YarnEdgeError(f"{folder}: has no model*.safetensors and no pytorch_model*.bin")
 
 
@@ -103,32 +103,26 @@ def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], di
     return (files, None) if files else None
 
 
-def _check_index(
-    folder: Path, weight_map: dict[str, str] | None, found: dict[str, Tensor], homes: dict[str, str]
-) -> None:
-    if weight_map is None:
-        return
-    for name, file in weight_map.items():
-        if homes.get(name) != file:
-            raise YarnEdgeError(f"{folder / file}: tensor {one_line(name, 100)} is missing, though the index names it")
-    for name in found:
-        if name not in weight_map:
-            raise YarnEdgeError(f"{folder / homes[name]}: tensor {one_line(name, 100)} is not in the index")
-
-
-def _safetensors(folder: Path) -> dict[str, Tensor] | None:
-    located = _shards(folder, "model.safetensors.index.json", "model*.safetensors")
-    if located is None:
-        return None
-    files, weight_map = located
+def _gather(
+    files: list[Path], weight_map: dict[str, str] | None, read: Callable[[Path], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors of all files; none twice, and where there is an index, each in the file that it names."""
     tensors: dict[str, Tensor] = {}
-    homes: dict[str, str] = {}
+    homes: dict[str, Path] = {}
     for file in files:
-        for name, tensor in read_safetensors(file).items():
+        for name, tensor in read(file).items():
             if name in tensors:
-                raise YarnEdgeError(f"{file}: tensor {one_line(name, 100)} is also in {homes[name]}")
-            tensors[name], homes[name] = tensor, file.name
-    _check_index(folder, weight_map, tensors, homes)
+                raise YarnEdgeError(f"{file}: tensor {one_line(name, 100)} is also in {homes[name].name}")
+            tensors[name], homes[name] = tensor, file
+    if weight_map is None:
+        return tensors
+    by_name = {file.name: file for file in files}
+    for name, home in weight_map.items():
+        if name not in homes or homes[name].name != home:
+            raise YarnEdgeError(f"{by_name[home]}: tensor {one_line(name, 100)} is missing, though the index names it")
+    for name, file in homes.items():
+        if name not in weight_map:
+            raise YarnEdgeError(f"{file}: tensor {one_line(name, 100)} is not in the index")
     return tensors
 
 
@@ -194,39 +188,38 @@ def _offsets(entry: Any) -> tuple[int, int] | None:
     return None
 
 
-def _torch_files(folder: Path) -> dict[str, Tensor] | None:
-    located = _shards(folder, "pytorch_model.bin.index.json", "pytorch_model*.bin")
-    if located is None:
-        return None
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """The tensors of one pytorch_model*.bin, mapped where its format allows, through torch with weights_only."""
     try:
         import torch
     except ImportError as error:
         raise YarnEdgeError(
-            f"{folder}: pytorch_model.bin needs torch: pip install 'yarn-edge[hf]', or save the model as safetensors"
+            f"{path}: pytorch_model.bin needs torch: pip install 'yarn-edge[hf]', or save the model as safetensors"
         ) from error
+    try:
+        mapped = zipfile.is_zipfile(path)  # torch before 1.6 wrote another format, which cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        raise YarnEdgeError(
+            f"{path}: torch cannot load it safely: {one_line(str(error) or type(error).__name__, 200)}"
+        ) from error
+    if not isinstance(state, dict):
+        raise YarnEdgeError(f"{path}: holds a {type(state).__name__}, not a state dict")
     names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    files, weight_map = located
     tensors: dict[str, Tensor] = {}
-    homes: dict[str, str] = {}
-    for file in files:
-        try:
-            mapped = zipfile.is_zipfile(file)  # torch before 1.6 wrote another format, which cannot be mapped
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception as error:
-            raise YarnEdgeError(
-                f"{file}: torch cannot load it safely: {one_line(str(error) or type(error).__name__, 200)}"
-            ) from error
-        if not isinstance(state, dict):
-            raise YarnEdgeError(f"{file}: holds a {type(state).__name__}, not a state dict")
-        for name, value in state.items():
-            if not isinstance(value, torch.Tensor) or value.dtype not in names:
-                kind = getattr(value, "dtype", type(value).__name__)
-                raise YarnEdgeError(f"{file}: {one_line(str(name), 100)} is a {kind}; supported: {', '.join(DTYPES)}")
-            dtype = names[value.dtype]
-            bits = value.detach().contiguous()
-            raw = bits.view(torch.uint16).numpy() if dtype == "BF16" else bits.numpy()
-            if str(name) in tensors:
-                raise YarnEdgeError(f"{file}: tensor {one_line(str(name), 100)} is also in {homes[str(name)]}")
-            tensors[str(name)], homes[str(name)] = Tensor(str(name), dtype, raw), file.name
-    _check_index(folder, weight_map, tensors, homes)
+    for key, value in state.items():
+        name = str(key)
+        if not isinstance(value, torch.Tensor) or value.dtype not in names:
+            kind = getattr(value, "dtype", type(value).__name__)
+            raise YarnEdgeError(f"{path}: {one_line(name, 100)} is a {kind}; supported: {', '.join(DTYPES)}")
+        dtype = names[value.dtype]
+        bits = value.detach().contiguous()
+        tensors[name] = Tensor(name, dtype, bits.view(torch.uint16).numpy() if dtype == "BF16" else bits.numpy())
     return tensors
+
+
+# Index, files, reader: the first that a folder has is taken, in the order of transformers.
+FORMATS: tuple[tuple[str, str, Callable[[Path], dict[str, Tensor]]], ...] = (
+    ("model.safetensors.index.json", "model*.safetensors", read_safetensors),
+    ("pytorch_model.bin.index.json", "pytorch_model*.bin", read_torch),
+)

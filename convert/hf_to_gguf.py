@@ -22,9 +22,9 @@ from yarn_edge.config_scaling import read_scaling
 from yarn_edge.effective import angle_error, effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_scaling_flags, add_threads_flag, scaling_overrides
-from yarn_edge.gguf_file import read_gguf
 from yarn_edge.metadata import canonical, canonical_keys, gguf_keys
 from yarn_edge.progress import bar, note
+from yarn_edge.reference_tokenizer import Reference
 from yarn_edge.runtime import Model
 from yarn_edge.scaling import RopeScaling
 from yarn_edge.tokenizer_check import check_tokens, reference_encoder
@@ -62,6 +62,7 @@ class Plan:
     architecture: Architecture
     sizes: Sizes
     scaling: RopeScaling
+    reference: Reference
     vocabulary: Vocabulary
     rows: list[TensorRow]
     keys: dict[str, Any]
@@ -77,7 +78,8 @@ def plan_conversion(folder: Path, overrides: Mapping[str, Any]) -> Plan:
     check_sliding_window(row, config, scaling)
     sizes = sizes_of(row, config)
     rows = _match_tensors(checkpoint, row, sizes, scaling)
-    vocabulary = prove(read_vocabulary(folder, sizes.vocab), folder)
+    reference = reference_encoder(folder)
+    vocabulary = prove(read_vocabulary(folder, sizes.vocab, reference), folder, reference)
     for text in vocabulary.notes:
         note(f"note: {text}")
     keys: dict[str, Any] = {
@@ -90,7 +92,7 @@ def plan_conversion(folder: Path, overrides: Mapping[str, Any]) -> Plan:
         **canonical_keys(scaling),
         **vocabulary.keys(),
     }
-    return Plan(checkpoint, row, sizes, scaling, vocabulary, rows, keys)
+    return Plan(checkpoint, row, sizes, scaling, reference, vocabulary, rows, keys)
 
 
 def _model_name(folder: Path) -> str:
@@ -216,14 +218,13 @@ def _source_precision(plan: Plan) -> str:
 
 def _check_result(plan: Plan, path: Path) -> None:
     """Read the written file back: its positions by llama.cpp's rules, its description, its token ids."""
-    file = read_gguf(path)
-    if angle_error(effective(file), plan.scaling).any_difference or canonical(file) != plan.scaling:
+    with Model(path, vocab_only=True) as model:
+        mismatch = check_tokens(model, plan.reference).mismatch
+    if angle_error(effective(model.gguf), plan.scaling).any_difference or canonical(model.gguf) != plan.scaling:
         raise YarnEdgeError(f"{path}: the written file would not run the checkpoint's positions")
     kernel = check_kernel(plan.scaling, plan.architecture.gguf)
     if kernel.status != "pass":
         raise YarnEdgeError(f"{path}: ggml's rope kernel computes other positions here: {kernel.detail}")
-    with Model(path, vocab_only=True) as model:
-        mismatch = check_tokens(model, reference_encoder(plan.checkpoint.path)).mismatch
     if mismatch is not None:
         raise YarnEdgeError(f"{path}: the written file tokenizes otherwise than the checkpoint: {mismatch}")
 

@@ -35,6 +35,7 @@ from yarn_edge.tokenizer_check import (
 )
 
 from .pretokenizers import candidates, signature
+from .writer import write_gguf
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.h: enum llama_token_type
 _ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
@@ -91,16 +92,16 @@ class Vocabulary:
         return keys | ({} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template})
 
 
-def read_vocabulary(checkpoint: Path, vocab_size: int) -> Vocabulary:
+def read_vocabulary(
+    checkpoint: Path, vocab_size: int, reference: TokenizersReference | SentencePieceReference | None = None
+) -> Vocabulary:
     """The tokenizer in a checkpoint folder, padded with unused tokens to `vocab_size`, the rows of the embedding.
 
-    Reads tokenizer.json if there is one (tokenizer.model is then ignored, as in transformers), else tokenizer.model.
-    `pre` is only a guess until `prove`. Raises YarnEdgeError for what llama.cpp could not represent.
+    Reads tokenizer.json if there is one (tokenizer.model is then ignored, as in transformers), else tokenizer.model;
+    `reference`: what `reference_encoder` made of them, if it did already. `pre` is only a guess until `prove`. Raises
+    YarnEdgeError for what llama.cpp could not represent.
     """
-    return _read(checkpoint, reference_encoder(checkpoint), vocab_size)
-
-
-def _read(checkpoint: Path, reference: TokenizersReference | SentencePieceReference, vocab_size: int) -> Vocabulary:
+    reference = reference or reference_encoder(checkpoint)
     tokens = _tokens(reference, vocab_size)
     if isinstance(reference, SentencePieceReference):
         parts = _from_sentencepiece(reference, tokens)
@@ -253,19 +254,19 @@ def _check(source: Path, tokens: list[str], model: str) -> None:
         )
 
 
-def prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
+def prove(vocabulary: Vocabulary, checkpoint: Path, reference: Reference | None = None) -> Vocabulary:
     """The vocabulary with the `pre` under which llama.cpp gives the checkpoint's token ids, and notes on known gaps.
 
-    Raises YarnEdgeError with the closest candidate and the first difference if there is none.
+    `reference`: what `reference_encoder` made of the checkpoint, if it did already. Raises YarnEdgeError with
+    the closest candidate and the first difference if there is none.
     """
     try:
-        return _prove(vocabulary, checkpoint)
+        return _prove(vocabulary, reference or reference_encoder(checkpoint))
     except OSError as error:
         raise os_error(error, tempfile.gettempdir()) from error
 
 
-def _prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
-    reference = reference_encoder(checkpoint)
+def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
     encode = lru_cache(maxsize=None)(reference.__call__)
     texts = stress_texts(vocabulary.tokens, (m.content for _, m in sorted(reference.markup.items())))
     names = [vocabulary.pre]
@@ -300,13 +301,5 @@ def _prove(vocabulary: Vocabulary, checkpoint: Path) -> Vocabulary:
 
 def write_vocab_gguf(vocabulary: Vocabulary, path: Path) -> Path:
     """A GGUF without tensors, loadable with `Model(path, vocab_only=True)`. Returns `path`."""
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path, "llama")
-    adders = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
-    for key, value in vocabulary.keys().items():
-        adders[type(value)](key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    write_gguf(path, "llama", vocabulary.keys(), [])
     return path

@@ -105,7 +105,7 @@ def write_gguf(
     architecture: str,
     keys: Mapping[str, Any],
     tensors: Sequence[TensorPlan],
-    advance: Callable[[float], None],
+    advance: Callable[[float], None] = lambda _amount: None,
 ) -> None:
     """Write a GGUF v3. Python types choose GGUF types (`_add_key`). `advance` gets the bytes written."""
     import gguf

@@ -17,8 +17,6 @@ from yarn_edge.flags import FLAGS
 from yarn_edge.scaling import Method, RopeScaling, yarn_attention_factor
 
 DEFAULT_ROPE_THETA = 10000.0
-
-
 # key in the block -> the field it sets; "" for keys that are read elsewhere in this module.
 BLOCK_KEYS: dict[str, str] = {
     "rope_type": "", "type": "", "rope_theta": "", "partial_rotary_factor": "", "mscale": "", "mscale_all_dim": "",
@@ -26,8 +24,6 @@ BLOCK_KEYS: dict[str, str] = {
     "beta_fast": "beta_fast", "beta_slow": "beta_slow", "extrapolation_factor": "ext_factor", "truncate": "truncate",
     "finetuned": "finetuned",
 }  # fmt: skip
-
-
 _SCALING_KEYS = frozenset(BLOCK_KEYS) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
@@ -137,10 +133,8 @@ class _Block:
                 if field in ("truncate", "finetuned") and not isinstance(values[field], bool):
                     raise self.error(key, f"is {one_line(repr(values[field]), 60)}, not true or false")
         if "truncate" in self.block and self.block["truncate"] is None:
-            values["truncate"], provenance["truncate"] = (
-                False,
-                f"{self.source('truncate')} (null, which transformers takes as false)",
-            )
+            values["truncate"] = False
+            provenance["truncate"] = f"{self.source('truncate')} (null, which transformers takes as false)"
         if self.block.get("extrapolation_factor") is not None and not self.dialect.attn_factor_multiplies:
             raise self.error("extrapolation_factor", "is read by the Nous code only; transformers ignores it: remove it, "
                              "or pass --yarn-ext-factor")  # fmt: skip
@@ -177,10 +171,8 @@ class _Block:
                 "add it, or pass --yarn-orig-ctx"
             )  # fmt: skip
         else:
-            origin, provenance["original_context"] = (
-                longest,
-                f"{config.short}: max_position_embeddings, as transformers does",
-            )
+            origin = longest
+            provenance["original_context"] = f"{config.short}: max_position_embeddings, as transformers does"
         factor = self.number("factor")
         provenance["factor"] = self.source("factor")
         if factor is None and "factor" not in flags:

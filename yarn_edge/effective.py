@@ -23,7 +23,7 @@ FREQUENCY_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_fact
 
 
 # llama.h: enum llama_rope_scaling_type
-ROPE_SCALING_TYPES = {"unspecified": -1, "none": 0, "linear": 1, "yarn": 2}
+ROPE_SCALING_TYPES = {"none": 0, "linear": 1, "yarn": 2}  # -1: from the model
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ HONOURED: dict[str, Honoured] = {
     "qwen2": Honoured("half"),
     "qwen3": Honoured("half"),
 }
+
+
+# model_type of a checkpoint -> the GGUF architecture that it becomes.
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
 @dataclass(frozen=True)

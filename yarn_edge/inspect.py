@@ -19,7 +19,7 @@ from yarn_edge import metadata
 from yarn_edge.config_file import read_config
 from yarn_edge.config_scaling import read_scaling
 from yarn_edge.dialects import recognise
-from yarn_edge.effective import effective
+from yarn_edge.effective import GGUF_ARCHITECTURES, effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.loadable import check_loadable
@@ -27,8 +27,6 @@ from yarn_edge.memory import kv_bytes
 from yarn_edge.scaling import RopeScaling
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
-# model_type of a checkpoint -> the GGUF architecture that it becomes
-GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 KV_SHOWN = ("f16", "q8_0", "q4_0")
 _SHOWN = (
     "method", "factor", "original_context", "extended_context", "attention_factor", "ext_factor", "beta_fast",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from yarn_edge.gguf_file import GGUFFile
 
-# Bytes of one element of the cache by llama.cpp's name of the type (block bytes / block elements, ggml-common.h).
-KV_ELEMENT_BYTES = {
-    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
-    "q4_0": 18 / 32, "iq4_nl": 18 / 32,
+# Types of the KV cache by llama.cpp's names: (enum ggml_type, bytes of one element = block bytes / block elements).
+KV_TYPES: dict[str, tuple[int, float]] = {
+    "f32": (0, 4.0), "f16": (1, 2.0), "bf16": (30, 2.0), "q8_0": (8, 34 / 32), "q5_1": (7, 24 / 32),
+    "q5_0": (6, 22 / 32), "q4_1": (3, 20 / 32), "q4_0": (2, 18 / 32), "iq4_nl": (20, 18 / 32),
 }  # fmt: skip
 
 
@@ -19,7 +19,7 @@ def kv_bytes(file: GGUFFile, n_ctx: int, kv_type: str) -> int:
     kv_heads = int(file.number("attention.head_count_kv", heads) or heads)
     default = file.required_int("embedding_length") // heads
     widths = sum(int(file.number(f"attention.{n}_length", default) or 0) for n in ("key", "value"))
-    return int(file.required_int("block_count") * kv_heads * widths * n_ctx * KV_ELEMENT_BYTES[kv_type])
+    return int(file.required_int("block_count") * kv_heads * widths * n_ctx * KV_TYPES[kv_type][1])
 
 
 def available_bytes() -> int | None:

@@ -36,7 +36,6 @@ from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 CANONICAL = "yarn_edge.rope."
 CANONICAL_VERSION = 1
-_METHOD_TO_TYPE = {"none": "none", "linear": "linear", "yarn": "yarn"}
 
 
 def declared(file: GGUFFile) -> RopeScaling:
@@ -48,9 +47,9 @@ def declared(file: GGUFFile) -> RopeScaling:
     arch = file.architecture
     kind = scaling_type(file)
     factor = file_factor(file) or 1.0  # llama.cpp takes 0 as 1
-    method = {"none": "none", "linear": "linear" if factor != 1 else "none", "yarn": "yarn"}.get(kind)
-    if method is None:
+    if kind not in ROPE_SCALING_TYPES:
         raise YarnEdgeError(f"{file.path}: {arch}.rope.scaling.type {kind!r} cannot be judged yet")
+    method = "none" if kind == "linear" and factor == 1 else kind
     ratio = float(file.number("rope.scaling.attn_factor", 1.0) or 0.0)
     if method == "yarn":
         ratio *= float(file.number("rope.scaling.yarn_attn_factor", 1.0) or 0.0)
@@ -120,7 +119,7 @@ def explicit_arguments(file: GGUFFile) -> RuntimeArguments:
     said = declared(file)
     yarn = said.method == "yarn"
     return RuntimeArguments(
-        rope_scaling_type=ROPE_SCALING_TYPES[_METHOD_TO_TYPE[said.method]],
+        rope_scaling_type=ROPE_SCALING_TYPES[said.method],
         rope_freq_base=said.rope_theta,
         rope_freq_scale=1.0 / said.factor,
         yarn_ext_factor=said.ext_factor if yarn else 0.0,
@@ -151,7 +150,7 @@ def gguf_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
 
     Raises YarnEdgeError where llama.cpp would compute other positions from them: such a file is never written.
     """
-    if not scaling.is_static or scaling.method not in _METHOD_TO_TYPE:
+    if scaling.method not in ROPE_SCALING_TYPES:
         raise YarnEdgeError(
             f"{scaling.source('method')}: {scaling.method} has no form in a GGUF that llama.cpp runs; "
             "only none, linear and yarn can be written yet"
@@ -160,7 +159,7 @@ def gguf_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
     keys: dict[str, Any] = {
         prefix + "dimension_count": scaling.dim,
         prefix + "freq_base": float(scaling.rope_theta),
-        prefix + "scaling.type": _METHOD_TO_TYPE[scaling.method],
+        prefix + "scaling.type": scaling.method,
     }
     if scaling.method != "none":
         keys[prefix + "scaling.factor"] = float(scaling.factor)

@@ -1,4 +1,4 @@
-"""The only place that touches llama_cpp: load a GGUF, make a context, evaluate, logits, sample.
+"""Load a GGUF, make a context, evaluate, logits, sample.
 
 It goes through the low-level API, because `llama_cpp.Llama` passes its own YaRN defaults over the file's values. Here
 every scaling value is spelled out (`metadata.explicit_arguments`), llama.cpp's log becomes error messages, and the KV
@@ -24,15 +24,13 @@ from yarn_edge.flags import MAX_THREADS
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama, physical_threads
 from yarn_edge.loadable import MAX_CONTEXT, check_loadable
-from yarn_edge.memory import available_bytes, kv_bytes
+from yarn_edge.memory import KV_TYPES, available_bytes, kv_bytes
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import bar
 
 Outputs = Literal["none", "last", "all"]
 FlashAttention = Literal["auto", "on", "off"]
 _FLASH = {"auto": -1, "off": 0, "on": 1}
-# ggml_type of the KV cache types that llama.cpp supports, by the names its tools use.
-KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20}
 
 
 class Model:
@@ -48,7 +46,6 @@ class Model:
         *,
         vocab_only: bool = False,
         overrides: Mapping[str, str | bool | int | float] | None = None,
-        n_gpu_layers: int = 0,
     ) -> None:
         self.path = Path(path)
         self.gguf: GGUFFile = read_gguf(path)
@@ -56,7 +53,7 @@ class Model:
         self.api = llama()
         params = self.api.llama_model_default_params()
         params.vocab_only = vocab_only
-        params.n_gpu_layers = n_gpu_layers
+        params.n_gpu_layers = 0
         self._overrides = kv_overrides(self.api, overrides or {})
         if overrides:
             params.kv_overrides = self._overrides
@@ -191,7 +188,7 @@ class Context:
         params.n_ctx = n_ctx or model.n_ctx_train
         params.n_batch = params.n_ubatch = min(n_batch, params.n_ctx)
         params.n_threads = params.n_threads_batch = threads or physical_threads()
-        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.type_k = params.type_v = KV_TYPES[kv_type][0]
         params.flash_attn_type = _FLASH[flash_attention]
         params.offload_kqv = params.op_offload = False
         params.no_perf = True

@@ -10,6 +10,8 @@ from yarn_edge.bench.demo import YARN
 from yarn_edge.bench.smollm2 import write_checkpoint
 from yarn_edge.convert.hf_to_gguf import convert
 
+import tiny
+
 
 @pytest.fixture(scope="session")
 def smol_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,3 +31,12 @@ def smol_quants(smol_checkpoint: Path) -> dict[str, Path]:
     names = ("F16", "Q8_0", "Q4_K_M")
     paths = convert(smol_checkpoint, str(smol_checkpoint.parent / "smol-{quant}.gguf"), ",".join(names))
     return dict(zip(names, paths, strict=True))
+
+
+@pytest.fixture(scope="session")
+def rich_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GGUF in which every key is there, the attention factor's own one too."""
+    folder = tmp_path_factory.mktemp("rich")
+    scaling = {**tiny.YARN["rope_scaling"], "attention_factor": 1.35}
+    ck = tiny.write_checkpoint(folder / "ck", rope_scaling=scaling, hidden_size=256, head_dim=64)
+    return convert(ck, str(folder / "rich.gguf"), "F32")[0]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,13 +27,17 @@ def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def run_code(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom yarn_edge.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         f"loaded = [m for m in {HEAVY!r} if m in sys.modules]\nsys.exit(repr(loaded) if loaded else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_code(code)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
 
@@ -135,11 +137,11 @@ def test_converting_safetensors_needs_neither_torch_nor_transformers(tmp_path: P
         "from yarn_edge.cli import main\n"
         f"sys.exit(main(['convert', {str(ck)!r}, '-o', {str(tmp_path / 'x.gguf')!r}, '--quant', 'Q8_0']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_code(code)
     assert done.returncode == 0, done.stderr
     bin_ck = tiny.write_checkpoint(tmp_path / "bin", form="bin")
     code = code.replace(str(ck), str(bin_ck)).replace("x.gguf", "y.gguf")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_code(code)
     assert done.returncode == 2
     assert "needs torch: pip install 'yarn-edge[hf]'" in done.stderr
 
@@ -150,30 +152,6 @@ def test_closed_and_full_streams_do_not_stop_the_work(closed: str, tmp_path: Pat
     command = f"{sys.executable} -m yarn_edge convert {ck} -o {tmp_path / 'x.gguf'} --quant F16 {closed}"
     assert subprocess.run(["bash", "-c", command], capture_output=True, check=False).returncode == 0
     assert (tmp_path / "x.gguf").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_ended_by_a_signal_nothing_is_left(number: signal.Signals, smol_checkpoint: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "yarn_edge",
-        "convert",
-        str(smol_checkpoint),
-        "-o",
-        str(tmp_path / "x.gguf"),
-        "--quant",
-        "F32",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob("*.partial")):
-            assert process.poll() is None, "it ended before"
-            time.sleep(0.002)
-        process.send_signal(number)
-        assert process.stderr is not None
-        told = process.stderr.read().splitlines()
-    assert (process.returncode, told[-1]) == (128 + number, f"yarn-edge: error: ended by signal {int(number)}")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_strangers_files_in_the_working_folder_are_not_run(model: Path, tmp_path: Path) -> None:

@@ -201,18 +201,7 @@ def test_force_replaces_and_a_saved_frequency_buffer_must_agree(tmp_path: Path) 
 
 def test_two_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path / "ck")
-    command = [
-        sys.executable,
-        "-m",
-        "yarn_edge",
-        "convert",
-        str(folder),
-        "-o",
-        str(tmp_path / "out.gguf"),
-        "--quant",
-        "Q8_0",
-        "--force",
-    ]
+    command = [*command_for(folder, tmp_path / "out.gguf", "Q8_0"), "--force"]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
     assert [p.communicate() and p.returncode for p in running] == [0, 0]
     assert len(read_gguf(tmp_path / "out.gguf").tensors) == 21
@@ -258,6 +247,18 @@ def test_ctrl_c_cleans_up(smol_checkpoint: Path, moment: str, tmp_path: Path) ->
         told = process.stderr.read().splitlines()
     assert process.returncode == 130
     assert told[-1] == "yarn-edge: error: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_ended_by_a_signal_nothing_is_left(number: signal.Signals, smol_checkpoint: Path, tmp_path: Path) -> None:
+    command = command_for(smol_checkpoint, tmp_path / "x.gguf", "F32")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path, "*.partial", process)
+        process.send_signal(number)
+        assert process.stderr is not None
+        told = process.stderr.read().splitlines()
+    assert (process.returncode, told[-1]) == (128 + number, f"yarn-edge: error: ended by signal {int(number)}")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,20 +11,11 @@ import pytest
 
 from yarn_edge.bench.smollm2 import package_gguf
 from yarn_edge.cli import main
-from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.memory import kv_bytes
 from yarn_edge.runtime import Context, Model
 
 import tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inspect")
-    scaling = {**tiny.YARN["rope_scaling"], "attention_factor": 1.35}
-    ck = tiny.write_checkpoint(folder / "ck", rope_scaling=scaling, hidden_size=256, head_dim=64)
-    return convert(ck, str(folder / "tiny.gguf"), "F32")[0]
 
 
 def report_on(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -33,8 +24,8 @@ def report_on(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return report
 
 
-def test_our_own_file_has_no_findings(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = report_on(model, capsys)
+def test_our_own_file_has_no_findings(rich_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_on(rich_file, capsys)
     assert {"declared", "effective", "findings", "runtime_arguments"} <= report.keys()
     assert (report["findings"], report["runtime_arguments"], report["canonical"]) == ([], {}, True)
     for side in ("declared", "effective", "wanted"):
@@ -52,10 +43,10 @@ CHANGES: dict[str, tuple[dict[str, float | str], str, dict[str, float] | None]] 
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_findings(case: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings(case: str, rich_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes, message, arguments = CHANGES[case]
     path = tmp_path / "changed.gguf"
-    shutil.copy(model, path)
+    shutil.copy(rich_file, path)
     for key, value in changes.items():
         tiny.edit_key(path, key, value)
     report = report_on(path, capsys)
@@ -99,8 +90,8 @@ def test_kv_bytes_are_what_llama_cpp_saves(kv_type: str) -> None:
     assert predicted <= saved <= predicted * 1.02
 
 
-def test_people_can_read_it(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(model)]) == 0
+def test_people_can_read_it(rich_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(rich_file)]) == 0
     out = capsys.readouterr().out
     assert "attention_factor  1.35" in out
     assert "no findings" in out

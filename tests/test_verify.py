@@ -70,15 +70,6 @@ def test_the_other_families_with_real_attention(family: str, tmp_path: Path) -> 
     assert checks["logits"].value <= 1e-8
 
 
-@pytest.fixture(scope="module")
-def rich_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small GGUF in which every key is there, the attention factor's own one too."""
-    folder = tmp_path_factory.mktemp("rich")
-    scaling = {**tiny.YARN["rope_scaling"], "attention_factor": 1.35}
-    ck = tiny.write_checkpoint(folder / "ck", rope_scaling=scaling, hidden_size=256, head_dim=64)
-    return convert(ck, str(folder / "rich.gguf"), "F32")[0]
-
-
 NATIVE = "llama.rope."
 CHANGES: dict[str, float | str | bool] = {
     NATIVE + "freq_base": 10010.0,

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from yarn_edge.config_file import ConfigFile
 from yarn_edge.dialects import head_dim
-from yarn_edge.effective import GGUF_ARCHITECTURES
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.honoured import GGUF_ARCHITECTURES
 from yarn_edge.scaling import RopeScaling
 
 Raw = npt.NDArray[Any]

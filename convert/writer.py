@@ -151,6 +151,11 @@ def _add_key(writer: Any, key: str, value: Any) -> None:
         (writer.add_float64 if key.startswith("yarn_edge.") else writer.add_float32)(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)
+    elif isinstance(value, (list, tuple)) and key.startswith("yarn_edge.") and isinstance(value[0], float):
+        import gguf
+
+        kinds = gguf.GGUFValueType
+        writer.add_key_value(key, value, kinds.ARRAY, sub_type=kinds.FLOAT64)
     elif isinstance(value, (list, tuple)):
         writer.add_array(key, value)
     else:

@@ -11,9 +11,10 @@ import gguf
 import numpy as np
 import pytest
 
-from yarn_edge.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, angle_error, effective, honoured
+from yarn_edge.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, angle_error, effective
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile, TensorInfo, read_gguf
+from yarn_edge.honoured import honoured
 from yarn_edge.loadable import check_loadable
 from yarn_edge.metadata import (
     canonical,

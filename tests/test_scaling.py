@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.scaling import METHODS, STATIC_METHODS, RopeScaling, yarn_attention_factor
+from yarn_edge.scaling import METHODS, TABLE_METHODS, RopeScaling, yarn_attention_factor
 
 GOOD = {"method": "yarn", "rope_theta": 10000.0, "dim": 128, "original_context": 4096, "factor": 16.0}
 
@@ -21,7 +21,7 @@ def good(**changes) -> RopeScaling:
 NUMBERS = ("rope_theta", "factor", "ext_factor", "beta_fast", "beta_slow", "attention_factor")
 NOT_NUMBERS = [math.nan, math.inf, -math.inf, "4", None, True, [4.0], np.array([1.0, 2.0]), 1e300, 10**400]
 BAD = (
-    [("method", v) for v in ("Yarn", "", None, 1, "longrope", ["yarn"], np.array(["yarn", "none"]))]
+    [("method", v) for v in ("Yarn", "", None, 1, "su", ["yarn"], np.array(["yarn", "none"]))]
     + [("ramp", v) for v in ("pair", "", None, np.array(["index", "turns"]))]
     + [(name, v) for name in NUMBERS for v in NOT_NUMBERS]
     + [(n, v) for n in ("rope_theta", "beta_fast", "beta_slow", "attention_factor") for v in (0, 0.0, -1.0, 1e-300)]
@@ -90,9 +90,10 @@ def test_attention_factor_of_the_mistral_code():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_derived_values(method):
-    described = good(method=method, factor=1.0 if method == "none" else 16.0)
+    tables = {"frequency_factors": (1.0,) * (good().dim // 2)} if method in TABLE_METHODS else {}
+    described = good(method=method, factor=1.0 if method == "none" else 16.0, **tables)
     assert described.extended_context == (4096 if method == "none" else 65536)
-    assert described.is_static == (method in STATIC_METHODS) == (not method.startswith("dynamic"))
+    assert described.is_static == (not method.startswith("dynamic"))
     assert described.default_attention_factor == pytest.approx(1.2772588722239781 if "yarn" in method else 1.0)
 
 
@@ -152,8 +153,10 @@ def test_with_overrides_records_where_the_value_came_from():
 
 
 def test_as_dict_is_complete():
-    described = good(provenance={"factor": "here"})
+    told = {"finetuned": True, "frequency_factors": (2.0,) * 64, "softmax_factor": 1.5}
+    described = good(provenance={"factor": "here"}, **told)
     plain = described.as_dict()
     assert plain.pop("provenance") == {"factor": "here"}
+    assert good().as_dict().keys() == plain.keys() - told.keys() | {"provenance"}
     assert RopeScaling(**plain) == described
     assert plain.keys() == {f.name for f in dataclasses.fields(RopeScaling)} - {"provenance"}

@@ -14,6 +14,7 @@ import numpy as np
 from yarn_edge import rope
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile
+from yarn_edge.honoured import honoured
 from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 DEFAULT_FREQ_BASE = 10000.0
@@ -24,28 +25,6 @@ FREQUENCY_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_fact
 
 # llama.h: enum llama_rope_scaling_type
 ROPE_SCALING_TYPES = {"none": 0, "linear": 1, "yarn": 2}  # -1: from the model
-
-
-@dataclass(frozen=True)
-class Honoured:
-    """What the pinned llama.cpp reads for an architecture beyond type, factor, origin, attn_factor and freq_base."""
-
-    pairing: rope.Pairing
-    betas: bool = False
-    ext_factor: bool = False
-    yarn_attn_factor: bool = False
-
-
-# One row per GGUF architecture whose positions we can vouch for.
-HONOURED: dict[str, Honoured] = {
-    "llama": Honoured("interleaved"),
-    "qwen2": Honoured("half"),
-    "qwen3": Honoured("half"),
-}
-
-
-# model_type of a checkpoint -> the GGUF architecture that it becomes.
-GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
 @dataclass(frozen=True)
@@ -67,15 +46,6 @@ FROM_MODEL = RuntimeArguments()
 
 # llama_cpp.Llama's own defaults: being >= 0 they win over the file (llama_cpp/llama.py, Llama.__init__).
 LLAMA_CLASS_DEFAULTS = RuntimeArguments(yarn_attn_factor=1.0, yarn_beta_fast=32.0, yarn_beta_slow=1.0)
-
-
-def honoured(architecture: str) -> Honoured:
-    """The row of an architecture; an error that names those we know otherwise."""
-    if architecture not in HONOURED:
-        raise YarnEdgeError(
-            f"what the runtime applies for architecture {architecture!r} is not known yet; known: {', '.join(HONOURED)}"
-        )
-    return HONOURED[architecture]
 
 
 def rotated_dims(file: GGUFFile) -> int:

@@ -19,11 +19,12 @@ from yarn_edge import metadata
 from yarn_edge.config_file import read_config
 from yarn_edge.config_scaling import read_scaling
 from yarn_edge.dialects import recognise
-from yarn_edge.effective import GGUF_ARCHITECTURES, effective
+from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile, read_gguf
+from yarn_edge.honoured import GGUF_ARCHITECTURES
 from yarn_edge.loadable import check_loadable
-from yarn_edge.memory import kv_bytes
+from yarn_edge.memory import PLAIN_CACHE, kv_bytes
 from yarn_edge.scaling import RopeScaling
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
@@ -103,7 +104,9 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
         "canonical": metadata.CANONICAL + "version" in file.metadata,
         "runtime_arguments": arguments,
         "findings": [*reasons, *(_findings(file, sides, arguments) if not reasons else [])],
-        "kv_bytes": {str(c): {t: kv_bytes(file, c, t) for t in KV_SHOWN} for c in contexts} if file.tensors else {},
+        "kv_bytes": {str(c): {t: kv_bytes(file, c, t) for t in KV_SHOWN} for c in contexts}
+        if file.tensors and file.architecture in PLAIN_CACHE
+        else {},
     }
 
 

@@ -13,6 +13,10 @@ KV_TYPES: dict[str, tuple[int, float]] = {
 }  # fmt: skip
 
 
+# Architectures whose cache is one key and one value of every position in every layer.
+PLAIN_CACHE = frozenset({"llama", "qwen2", "qwen3"})
+
+
 def kv_bytes(file: GGUFFile, n_ctx: int, kv_type: str) -> int:
     """Bytes of the KV cache for `n_ctx` tokens: keys and values of every layer (full attention, grouped heads)."""
     heads = file.required_int("attention.head_count")

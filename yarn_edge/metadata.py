@@ -12,11 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from yarn_edge.effective import (
     DEFAULT_FREQ_BASE,
     FREQUENCY_FACTORS,
     FROM_MODEL,
-    HONOURED,
     LLAMA_CLASS_DEFAULTS,
     ROPE_SCALING_TYPES,
     RuntimeArguments,
@@ -32,7 +33,8 @@ from yarn_edge.effective import (
 )
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile
-from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.honoured import HONOURED
+from yarn_edge.scaling import MAX_DIM, OPTIONAL, SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 CANONICAL = "yarn_edge.rope."
 CANONICAL_VERSION = 1
@@ -89,17 +91,15 @@ def canonical(file: GGUFFile) -> RopeScaling | None:
         raise YarnEdgeError(
             f"{file.path}: {CANONICAL}version is {one_line(repr(version), 60)}, this yarn-edge reads {CANONICAL_VERSION}"
         )
-    names = [n for n in RopeScaling.__dataclass_fields__ if n not in ("provenance", "finetuned")]
-    missing = [n for n in names if CANONICAL + n not in meta]
+    names = [n for n in RopeScaling.__dataclass_fields__ if n != "provenance"]
+    missing = [n for n in names if n not in OPTIONAL and CANONICAL + n not in meta]
     if missing:
         raise YarnEdgeError(f"{file.path}: {CANONICAL}{missing[0]} is missing")
-    values = {n: meta[CANONICAL + n] for n in names}
-    finetuned = meta.get(CANONICAL + "finetuned")
-    return RopeScaling(
-        **values,
-        finetuned=finetuned if isinstance(finetuned, bool) else None,
-        provenance={n: CANONICAL + n for n in (*names, "finetuned")},
-    )
+    values = {n: meta[CANONICAL + n] for n in names if CANONICAL + n in meta}
+    factors = values.get("frequency_factors")
+    if isinstance(factors, np.ndarray) and factors.size <= MAX_DIM:
+        values["frequency_factors"] = tuple(factors.tolist())
+    return RopeScaling(**values, provenance={n: CANONICAL + n for n in names})
 
 
 def wanted(file: GGUFFile) -> RopeScaling:
@@ -184,7 +184,7 @@ def canonical_keys(scaling: RopeScaling) -> dict[str, Any]:
     fields = scaling.as_dict()
     provenance = fields.pop("provenance")
     keys: dict[str, Any] = {CANONICAL + "version": CANONICAL_VERSION}
-    keys |= {CANONICAL + name: value for name, value in fields.items() if value is not None}
+    keys |= {CANONICAL + name: value for name, value in fields.items()}
     keys[CANONICAL + "provenance"] = json.dumps(provenance, ensure_ascii=False, sort_keys=True)
     return keys
 

@@ -93,6 +93,8 @@ _STATIC: dict[str, Callable[[RopeScaling], Float64]] = {
     "ntk": lambda s: rope_inv_freq(s.dim, ntk_theta(s.dim, s.rope_theta, s.factor)),
     "ntk-by-parts": lambda s: by_parts_inv_freq(s, s.factor),
     "yarn": lambda s: by_parts_inv_freq(s, s.factor),
+    "llama3": lambda s: rope_inv_freq(s.dim, s.rope_theta),
+    "longrope": lambda s: rope_inv_freq(s.dim, s.rope_theta),
 }
 _DYNAMIC: dict[str, Callable[[RopeScaling, float], Float64]] = {
     "dynamic-ntk": lambda s, factor: rope_inv_freq(s.dim, ntk_theta(s.dim, s.rope_theta, factor)),
@@ -103,10 +105,12 @@ _DYNAMIC: dict[str, Callable[[RopeScaling, float], Float64]] = {
 def inv_freq(scaling: RopeScaling, length: int | None = None) -> Float64:
     """theta'_d in radians per token, shape (D/2,). Dynamic methods need the current `length` in tokens."""
     if scaling.method in _STATIC:
-        return _STATIC[scaling.method](scaling)
-    if length is None:
+        found = _STATIC[scaling.method](scaling)
+    elif length is None:
         raise YarnEdgeError(f"{scaling.method} has no fixed frequencies: give the length in tokens")
-    return _DYNAMIC[scaling.method](scaling, dynamic_factor(scaling, length))
+    else:
+        found = _DYNAMIC[scaling.method](scaling, dynamic_factor(scaling, length))
+    return found if scaling.frequency_factors is None else found / np.asarray(scaling.frequency_factors)
 
 
 def attention_factor(scaling: RopeScaling, length: int | None = None) -> float:

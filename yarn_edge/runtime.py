@@ -18,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.effective import HONOURED, RuntimeArguments
+from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import MAX_THREADS
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama, physical_threads
 from yarn_edge.loadable import MAX_CONTEXT, check_loadable
-from yarn_edge.memory import KV_TYPES, available_bytes, kv_bytes
+from yarn_edge.memory import KV_TYPES, PLAIN_CACHE, available_bytes, kv_bytes
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import bar
 
@@ -144,7 +144,7 @@ class Model:
 
 def _check_memory(model: Model, n_ctx: int, kv_type: str) -> None:
     """Refuse a cache that the machine cannot hold, before it is asked to try."""
-    if model.gguf.architecture not in HONOURED:  # its cache may be of another form
+    if model.gguf.architecture not in PLAIN_CACHE:  # its cache may be of another form
         return
     needed, free = kv_bytes(model.gguf, n_ctx, kv_type), available_bytes()
     if free is not None and needed > free:

@@ -15,11 +15,13 @@ from typing import Any, Literal, get_args
 
 from yarn_edge.errors import YarnEdgeError
 
-Method = Literal["none", "linear", "ntk", "ntk-by-parts", "yarn", "dynamic-ntk", "dynamic-yarn"]
+Method = Literal["none", "linear", "ntk", "ntk-by-parts", "yarn", "dynamic-ntk", "dynamic-yarn", "llama3", "longrope"]
 Ramp = Literal["index", "turns"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
-STATIC_METHODS: frozenset[Method] = frozenset({"none", "linear", "ntk", "ntk-by-parts", "yarn"})
+DYNAMIC_METHODS: frozenset[Method] = frozenset({"dynamic-ntk", "dynamic-yarn"})
+# Plain RoPE whose frequencies are divided by a table of their own, pair by pair.
+TABLE_METHODS: frozenset[Method] = frozenset({"llama3", "longrope"})
 RAMPED_METHODS: frozenset[Method] = frozenset({"ntk-by-parts", "yarn", "dynamic-yarn"})
 
 # Two scalings whose fields agree to this relative difference are the same: GGUF stores them as float32 (2^-24 = 6e-8).
@@ -30,13 +32,19 @@ MAX_NUMBER = 1e15
 MAX_DIM = 1 << 16
 MAX_CONTEXT = (1 << 31) - 1  # ggml keeps the original context in an int32
 
-_POSITIVE = ("rope_theta", "beta_fast", "beta_slow", "attention_factor")
-_NUMBERS = ("rope_theta", "factor", "ext_factor", "beta_fast", "beta_slow", "attention_factor")
+_POSITIVE = ("rope_theta", "beta_fast", "beta_slow", "attention_factor", "softmax_factor")
+_NUMBERS = ("rope_theta", "factor", "ext_factor", "beta_fast", "beta_slow", "attention_factor", "softmax_factor")
+# Fields that few scalings have: a description leaves them out where they say nothing.
+OPTIONAL: dict[str, Any] = {"finetuned": None, "frequency_factors": None, "softmax_factor": 1.0}
 
 
 def yarn_attention_factor(factor: float, log_multiplier: float = 0.1) -> float:
     """A = log_multiplier * ln(s) + 1, the paper's section 3.4; 1 for s <= 1 (as in transformers and llama.cpp)."""
     return 1.0 if factor <= 1 else log_multiplier * math.log(factor) + 1.0
+
+
+def _same_tables(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=SAME_RELATIVE) for x, y in zip(a, b, strict=True))
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,9 @@ class RopeScaling:
 
     `attention_factor` is A itself: cos and sin are multiplied by it (so attention logits get A squared). It is *not* the
     multiplier that llama.cpp and the Nous code call `attn_factor`.
+    `frequency_factors`, shape (D/2,): after the method, each pair's frequency is divided by its factor (the tensor
+    `rope_freqs.weight` of a GGUF, Llama 3's rule, LongRoPE's tables).
+    `softmax_factor`: attention logits are multiplied by it besides A squared (DeepSeek: m(mscale_all_dim) squared).
     `provenance` tells for each field where its value came from, such as "config.json: rope_scaling.factor".
 
     Raises YarnEdgeError from the constructor when a value makes no sense; the message names the field and its source.
@@ -62,6 +73,8 @@ class RopeScaling:
     truncate: bool = True
     ramp: Ramp = "index"
     finetuned: bool | None = None
+    frequency_factors: tuple[float, ...] | None = None
+    softmax_factor: float = 1.0
     provenance: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +103,7 @@ class RopeScaling:
                 raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, not true or false")
         if self.dim < 2 or self.dim % 2:
             raise YarnEdgeError(f"{self.source('dim')}: dim is {self.dim}; rotated dimensions come in pairs")
+        self._check_frequency_factors()
         if self.rope_theta <= 1:
             raise YarnEdgeError(f"{self.source('rope_theta')}: rope_theta is {self.rope_theta!r}, must be above 1")
         if self.factor < 1:
@@ -112,6 +126,23 @@ class RopeScaling:
                 f"{self.source('beta_fast')}: beta_fast {self.beta_fast!r} must be above beta_slow {self.beta_slow!r}"
             )
 
+    def _check_frequency_factors(self) -> None:
+        factors, where = self.frequency_factors, self.source("frequency_factors")
+        if factors is None:
+            if self.method in TABLE_METHODS:
+                raise YarnEdgeError(f"{where}: {self.method} needs a factor for each of {self.dim // 2} pairs")
+            return
+        if not isinstance(factors, tuple) or len(factors) != self.dim // 2:
+            have = len(factors) if isinstance(factors, tuple) else type(factors).__name__
+            raise YarnEdgeError(f"{where}: {have} frequency factors for {self.dim // 2} pairs")
+        for pair, value in enumerate(factors):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 1 / MAX_NUMBER < value < MAX_NUMBER
+            ):
+                raise YarnEdgeError(f"{where}: the frequency factor of pair {pair} is {value!r}, need a number above 0")
+
     def source(self, name: str) -> str:
         """Where the value of field `name` came from, for messages."""
         return self.provenance.get(name, name)
@@ -129,19 +160,23 @@ class RopeScaling:
     @property
     def is_static(self) -> bool:
         """True when the angles of a position do not depend on the current length."""
-        return self.method in STATIC_METHODS
+        return self.method not in DYNAMIC_METHODS
 
     def effective_fields(self) -> dict[str, Any]:
         """The fields that change an angle under this method, so that descriptions compare by what they do."""
-        fields: dict[str, Any] = {"method": self.method, "rope_theta": self.rope_theta, "dim": self.dim}
-        if self.method != "none":
+        plain = self.method == "none" or self.method in TABLE_METHODS
+        fields: dict[str, Any] = {"rope_theta": self.rope_theta, "dim": self.dim}
+        fields["method"] = "none" if plain else self.method
+        if not plain:
             fields["factor"] = self.factor
+        if self.frequency_factors is not None:
+            fields["frequency_factors"] = self.frequency_factors
         if self.method in RAMPED_METHODS:
             for name in ("original_context", "ext_factor", "beta_fast", "beta_slow", "truncate", "ramp"):
                 fields[name] = getattr(self, name)
         if self.method == "dynamic-ntk":
             fields["original_context"] = self.original_context
-        fields["attention_factor"] = self.attention_factor
+        fields["attention_factor"], fields["softmax_factor"] = self.attention_factor, self.softmax_factor
         return fields
 
     def differences(self, other: RopeScaling) -> dict[str, tuple[Any, Any]]:
@@ -150,7 +185,10 @@ class RopeScaling:
         found: dict[str, tuple[Any, Any]] = {}
         for name in mine.keys() | theirs.keys():
             a, b = mine.get(name), theirs.get(name)
-            if (
+            if isinstance(a, tuple) and isinstance(b, tuple):
+                if not _same_tables(a, b):
+                    found[name] = (a, b)
+            elif (
                 isinstance(a, (int, float))
                 and isinstance(b, (int, float))
                 and (isinstance(a, float) or isinstance(b, float))
@@ -166,6 +204,7 @@ class RopeScaling:
         return replace(self, **values, provenance={**self.provenance, **dict.fromkeys(values, source)})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the provenance."""
+        """Plain values for JSON, with the provenance; OPTIONAL fields only where they say something."""
         names = [n for n in self.__dataclass_fields__ if n != "provenance"]
-        return {n: getattr(self, n) for n in names} | {"provenance": dict(self.provenance)}
+        said = {n: getattr(self, n) for n in names if n not in OPTIONAL or getattr(self, n) != OPTIONAL[n]}
+        return said | {"provenance": dict(self.provenance)}

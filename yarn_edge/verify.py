@@ -23,11 +23,12 @@ from yarn_edge import ggml, metadata
 from yarn_edge.config_file import read_config
 from yarn_edge.config_scaling import read_scaling
 from yarn_edge.dialects import recognise
-from yarn_edge.effective import angle_error, effective, honoured
+from yarn_edge.effective import angle_error, effective
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_scaling_flags, add_threads_flag, count, scaling_overrides
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.hf_reference import divergence, merge, reference_logits, rope_parameters
+from yarn_edge.honoured import honoured
 from yarn_edge.loadable import check_loadable
 from yarn_edge.phase import rotation_error
 from yarn_edge.progress import bar

@@ -28,7 +28,7 @@ BAD = (
     + [("rope_theta", 1.0), ("rope_theta", 0.5)]
     + [("factor", v) for v in (0, 0.99, -16.0)]
     + [("ext_factor", v) for v in (-0.1, 1.01, 16.0)]
-    + [("beta_fast", 1.0), ("beta_fast", 0.5), ("beta_slow", 32.0), ("beta_slow", 40.0)]
+    + [("beta_fast", 0.99), ("beta_fast", 0.5), ("beta_slow", 32.1), ("beta_slow", 40.0)]
     + [("dim", v) for v in (0, -2, 1, 63, 128.0, "128", None, True, 1 << 40)]
     + [("original_context", v) for v in (0, -1, 4096.0, 4096.5, "4096", None, True, math.nan, [4096], 1 << 40, 10**400)]
     + [("truncate", v) for v in (None, 0, 1, "false")]
@@ -41,7 +41,7 @@ def test_a_bad_value_is_named_with_its_source(field, value):
     with pytest.raises(YarnEdgeError) as caught:
         good(**{field: value}, provenance={field: f"c.json: block.{field}-key"})
     # A crossed pair of betas is told at beta_fast, with both values.
-    crossed = (field, str(value)) in (("beta_slow", "32.0"), ("beta_slow", "40.0"))
+    crossed = (field, str(value)) in (("beta_slow", "32.1"), ("beta_slow", "40.0"))
     blamed = "beta_fast" if crossed else f"c.json: block.{field}-key"
     assert str(caught.value).startswith(blamed)
     assert field in str(caught.value)

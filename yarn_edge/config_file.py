@@ -3,41 +3,75 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 
 MAX_JSON_BYTES = 100_000_000
+MAX_INTEGER = (1 << 31) - 1  # GGUF keys and ggml's sizes are no wider
 POINTER = b"version https://git-lfs"
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxstring, _REPR.maxlong = 3, 4, 4, 60, 60
+
+
+def shown(value: Any) -> str:
+    """A value of a config for a message: short, on one line, whatever its size."""
+    try:
+        return one_line(_REPR.repr(value), 80)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """config.json and what lies beside it, as far as positions need it."""
+    """config.json and what lies beside it, as far as positions need it.
+
+    `prefix` goes before every key in messages: "text_config." for a section. `params` is Mistral's own params.json where
+    both files are there; where it is the only one, it stands in the place of config.json.
+    """
 
     name: str
     values: Mapping[str, Any]
     siblings: frozenset[str] = frozenset()
+    prefix: str = ""
+    params: ConfigFile | None = None
 
     @property
     def short(self) -> str:
         """The file's name without its folder: for provenance, which travels with the GGUF."""
         return Path(self.name).name
 
+    def where(self, key: str) -> str:
+        """`key` of this file, for provenance."""
+        return f"{self.short}: {self.prefix}{key}"
+
     def error(self, key: str, what: str) -> YarnEdgeError:
         """An error that names this file and `key`."""
-        return YarnEdgeError(f"{self.name}: {key} {what}")
+        return YarnEdgeError(f"{self.name}: {self.prefix}{key} {what}")
+
+    def section(self, key: str) -> ConfigFile | None:
+        """The object under `key` as a config of its own, None where the key is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(key, f"is {shown(value)}, not an object")
+        return replace(self, values=value, prefix=f"{self.prefix}{key}.")
 
     def integer(self, key: str) -> int | None:
-        """A whole number above 0, or None where the key is absent or null."""
+        """A whole number from 1 to MAX_INTEGER, or None where the key is absent or null."""
         value = self.values.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.error(key, f"is {one_line(repr(value), 60)}, need a whole number above 0")
+            raise self.error(key, f"is {shown(value)}, need a whole number above 0")
+        if value > MAX_INTEGER:
+            raise self.error(key, f"is {shown(value)}, must be from 1 to {MAX_INTEGER}")
         return value
 
     def required_integer(self, key: str) -> int:
@@ -71,12 +105,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def is_mistral_params(values: Mapping[str, Any]) -> bool:
+    """Whether a params.json is Mistral's: Meta's files of that name have neither a yarn block nor head_dim."""
+    return "yarn" in values or ("dim" in values and "head_dim" in values)
+
+
 def read_config(folder: Path) -> ConfigFile:
-    """config.json of a checkpoint folder."""
+    """config.json of a checkpoint folder, or Mistral's params.json where that is the only one."""
     if not folder.is_dir():
         what = "is a file, expected a checkpoint folder" if folder.exists() else "no such checkpoint folder"
         raise YarnEdgeError(f"{folder}: {what}")
-    path = folder / "config.json"
-    if not path.exists():
+    path, params_path = folder / "config.json", folder / "params.json"
+    siblings = frozenset(p.name for p in folder.glob("*.py"))
+    params = None
+    if params_path.exists():
+        values = read_json(params_path)
+        params = ConfigFile(str(params_path), values, siblings) if is_mistral_params(values) else None
+    if path.exists():
+        return ConfigFile(str(path), read_json(path), siblings, params=params)
+    if params is None:
         raise YarnEdgeError(f"{folder}: has no config.json, so it is not a Hugging Face checkpoint")
-    return ConfigFile(str(path), read_json(path), frozenset(p.name for p in folder.glob("*.py")))
+    return params

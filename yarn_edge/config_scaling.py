@@ -1,265 +1,183 @@
-"""A checkpoint's config -> `RopeScaling`, by the rules of its dialect (`yarn_edge.dialects`).
+"""A checkpoint's config -> how its positions are scaled, by the rules of its dialect and its family.
 
-Unknown keys, missing values and contradictions are errors that name file, key, value and remedy: nothing is guessed and
-nothing is dropped. Every field remembers where it came from.
+`read_positions` tells all: the scalings by layer type or allocated context, and what else acts on positions. `read_scaling`
+is for models with one scaling. Nothing is guessed and nothing is dropped: what is unknown, missing or contradictory is an
+error that names file, key, value and remedy.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from yarn_edge.config_file import ConfigFile
-from yarn_edge.dialects import NOUS_LLAMA, ROPE_TYPES, Dialect, head_dim, recognise
-from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.config_file import ConfigFile, shown
+from yarn_edge.config_layers import layer_blocks, notes_of, used_layer_types
+from yarn_edge.config_methods import read_block
+from yarn_edge.dialects import MISTRAL_PARAMS, Dialect, recognise, text_section
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.families import family_of
 from yarn_edge.flags import FLAGS
-from yarn_edge.scaling import Method, RopeScaling, yarn_attention_factor
-
-DEFAULT_ROPE_THETA = 10000.0
-# key in the block -> the field it sets; "" for keys that are read elsewhere in this module.
-BLOCK_KEYS: dict[str, str] = {
-    "rope_type": "", "type": "", "rope_theta": "", "partial_rotary_factor": "", "mscale": "", "mscale_all_dim": "",
-    "attn_factor": "", "attention_factor": "", "factor": "", "original_max_position_embeddings": "",
-    "beta_fast": "beta_fast", "beta_slow": "beta_slow", "extrapolation_factor": "ext_factor", "truncate": "truncate",
-    "finetuned": "finetuned",
-}  # fmt: skip
-_SCALING_KEYS = frozenset(BLOCK_KEYS) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+from yarn_edge.mistral_params import read_params
+from yarn_edge.rope import dynamic_factor
+from yarn_edge.scaling import MAX_CONTEXT, RopeScaling, yarn_attention_factor
 
 
-def read_scaling(config: ConfigFile, overrides: Mapping[str, Any] | None = None) -> RopeScaling:
-    """The scaling a config asks for, with `overrides` (fields by RopeScaling's names, from flags) on top.
+@dataclass(frozen=True)
+class Positions:
+    """All that a config says of positions.
 
+    `dialect` is a name for people. `parts`: one scaling named "" for a model with one; else by layer type
+    ("full_attention"), or, LongRoPE, by allocated context ("up to 4096 tokens"). `notes`: what besides rope acts on positions.
+    """
+
+    dialect: str
+    parts: Mapping[str, RopeScaling]
+    notes: tuple[str, ...] = field(default=())
+
+
+def read_positions(
+    config: ConfigFile, overrides: Mapping[str, Any] | None = None, freeze_at: int | None = None
+) -> Positions:
+    """Every scaling of a config, with `overrides` (fields by RopeScaling's names, from flags) on top.
+
+    freeze_at: the length in tokens whose angles a dynamic scaling takes for good, and LongRoPE's table.
     Raises YarnEdgeError for anything unknown, missing, contradictory or not representable.
     """
     flags = {name: value for name, value in (overrides or {}).items() if value is not None}
     dialect = recognise(config)
-    block = config.values.get(dialect.block) or {}
-    if block and all(isinstance(v, dict) for v in block.values()):
-        raise config.error(dialect.block, f"differs by layer type ({', '.join(block)}): that cannot be represented yet")
-    reader = _Block(config, dialect, block)
-    base = reader.base()
-    method = reader.method()
-    if method == "none" and not flags:
-        return base
-    if method == "none":
-        return _from_flags(config, base, flags)
-    if method != "yarn" and flags.keys() - {"original_context"}:
-        raise config.error(dialect.block, f"asks for {method} scaling: the --yarn-… flags are for YaRN")
-    return reader.scaled(base, method, flags)
+    if dialect is MISTRAL_PARAMS:
+        parts, notes = read_params(config)
+        if flags:
+            parts = {"": _with_flags(config, parts[""], flags)}
+    else:
+        parts, notes = _read_blocks(text_section(config), dialect, flags)
+    if freeze_at is not None:
+        parts = _frozen(config, dialect, parts, freeze_at)
+    if config.params is not None and not flags:
+        _check_params(config, config.params, parts)
+    longrope = any(scaling.method == "longrope" for scaling in parts.values())
+    return Positions("LongRoPE" if longrope else dialect.name, parts, notes)
 
 
-class _Block:
-    """One `rope_scaling` / `rope_parameters` object, read field by field."""
+def read_scaling(
+    config: ConfigFile, overrides: Mapping[str, Any] | None = None, freeze_at: int | None = None
+) -> RopeScaling:
+    """The one scaling of a config: see read_positions. Raises YarnEdgeError naming the parts where they differ."""
+    parts = read_positions(config, overrides, freeze_at).parts
+    first, *others = parts.values()
+    if any(first.differences(other) or first.extended_context != other.extended_context for other in others):
+        kind = "allocated context" if first.method == "longrope" else "layer type"
+        raise YarnEdgeError(
+            f"{config.name}: positions differ by {kind} ({', '.join(parts)}): that cannot be represented as one scaling"
+        )
+    return first
 
-    def __init__(self, config: ConfigFile, dialect: Dialect, block: Mapping[str, Any]) -> None:
-        self.config, self.dialect, self.block = config, dialect, block
-        unknown = sorted(block.keys() - BLOCK_KEYS.keys())
-        if unknown:
-            raise self.error(
-                unknown[0], f"is unknown here (value {one_line(repr(block[unknown[0]]), 60)}): not supported yet"
+
+def _read_blocks(
+    text: ConfigFile, dialect: Dialect, flags: Mapping[str, Any]
+) -> tuple[dict[str, RopeScaling], tuple[str, ...]]:
+    blocks = layer_blocks(text, dialect, family_of(text))
+    used = used_layer_types(text)
+    parts: dict[str, RopeScaling] = {}
+    notes = list(notes_of(text, blocks))
+    scaled = [label for label, block in blocks.items() if block and block.rope_type().method != "none"]
+    flagged = scaled[0] if len(scaled) == 1 else next(iter(blocks))
+    if flags and len(blocks) > 1 and len(scaled) != 1:
+        raise text.error(
+            dialect.block, f"differs by layer type ({', '.join(blocks)}): the --yarn-… flags cannot tell which"
+        )
+    for label, block in blocks.items():
+        if block is None:
+            notes.append(f"{text.where(dialect.block)}.{label} is null: those layers have no positions")
+            continue
+        found = read_block(replace(block, flags=flags) if label == flagged else block)
+        if label and len(found) > 1:
+            raise block.error("rope_type", f"is LongRoPE for {label} alone: that is not supported")
+        if label and used and label not in used:
+            notes.append(f"{text.where(dialect.block)}.{label} is for a layer type that no layer has")
+            continue
+        parts |= {label or part: scaling for part, scaling in found.items()}
+    if not parts:
+        raise text.error("layer_types", f"names no layer type of {dialect.block} ({', '.join(blocks)[:200]})")
+    if flags and [s.method for s in parts.values()] == ["none"]:
+        ((label, base),) = parts.items()
+        parts = {label: _with_flags(text, base, flags)}
+    return parts, tuple(notes)
+
+
+def _with_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any]) -> RopeScaling:
+    """YaRN by flags alone on a plain checkpoint, or flags on top of params.json."""
+    values: dict[str, Any] = dict(flags)
+    if base.method == "none":
+        missing = [FLAGS[name] for name in ("factor", "original_context") if name not in flags]
+        if missing:
+            raise YarnEdgeError(
+                f"{config.short}: has no YaRN, so {missing[0]} is needed too "
+                f"(max_position_embeddings is {base.original_context})"
             )
-
-    def source(self, key: str) -> str:
-        return f"{self.config.short}: {self.dialect.block}.{key}"
-
-    def error(self, key: str, what: str) -> YarnEdgeError:
-        return self.config.error(f"{self.dialect.block}.{key}", what)
-
-    def number(self, key: str) -> float | None:
-        value = self.block.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.error(key, f"is {one_line(repr(value), 60)}, not a number")
-        return _as_float(value)
-
-    def method(self) -> Method:
-        kinds = {k: self.block[k] for k in ("rope_type", "type") if self.block.get(k) is not None}
-        if not kinds:
-            meaningful = sorted(self.block.keys() - {"rope_theta", "partial_rotary_factor"})
-            if meaningful:
-                raise self.error("rope_type", f"is missing, but {meaningful[0]} is there")
-            return "none"
-        if len(set(map(str, kinds.values()))) > 1:
-            raise self.error(
-                "rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is meant?"
-            )
-        key, kind = next(iter(kinds.items()))
-        if not isinstance(kind, str) or kind not in ROPE_TYPES:
-            raise self.error(key, f"is {one_line(repr(kind), 60)}, which is unknown; known: {', '.join(ROPE_TYPES)}")
-        method, reason = ROPE_TYPES[kind]
-        if method is None:
-            raise self.error(key, f"is {kind!r}: {reason}")
-        left_over = [k for k in BLOCK_KEYS if k in _SCALING_KEYS and self.block.get(k) is not None]
-        if method == "none" and left_over:
-            raise self.error(
-                key, f"is {kind!r}, but {left_over[0]} is there too: remove it, or name the type it belongs to"
-            )
-        return method
-
-    def base(self) -> RopeScaling:
-        """Plain RoPE of this config: base, rotated dimensions, context."""
-        config = self.config
-        spots = {self.source("rope_theta"): self.block.get("rope_theta"),
-                 f"{config.short}: rope_theta": config.values.get("rope_theta")}  # fmt: skip
-        where, theta = _the_one(spots) or ("transformers' default for rope_theta", DEFAULT_ROPE_THETA)
-        key = "partial_rotary_factor"
-        for place, partial in (
-            (f"{config.short}: {key}", config.values.get(key)),
-            (self.source(key), self.block.get(key)),
-        ):
-            if partial not in (None, 1):
-                raise YarnEdgeError(f"{place} is {one_line(repr(partial), 60)}: partial rotation is not supported yet")
-        name = "head_dim" if config.values.get("head_dim") is not None else "hidden_size / num_attention_heads"
-        theta = _as_float(theta) if isinstance(theta, int) and not isinstance(theta, bool) else theta
-        return RopeScaling(
-            "none", theta, head_dim(config), config.required_integer("max_position_embeddings"),
-            provenance={
-                "method": self.source("rope_type") if self.block else f"{config.short}: no {self.dialect.block}",
-                "rope_theta": where, "dim": f"{config.short}: {name}",
-                "original_context": f"{config.short}: max_position_embeddings",
-            },
-        )  # fmt: skip
-
-    def scaled(self, base: RopeScaling, method: Method, flags: Mapping[str, Any]) -> RopeScaling:
-        values: dict[str, Any] = {"method": method}
-        provenance = dict(base.provenance)
-        self._take_origin_and_factor(method, values, provenance, flags)
-        for key, field in BLOCK_KEYS.items():
-            if field and self.block.get(key) is not None:
-                values[field] = self.block[key] if field in ("truncate", "finetuned") else self.number(key)
-                provenance[field] = self.source(key)
-                if field in ("truncate", "finetuned") and not isinstance(values[field], bool):
-                    raise self.error(key, f"is {one_line(repr(values[field]), 60)}, not true or false")
-        if "truncate" in self.block and self.block["truncate"] is None:
-            values["truncate"] = False
-            provenance["truncate"] = f"{self.source('truncate')} (null, which transformers takes as false)"
-        if self.block.get("extrapolation_factor") is not None and not self.dialect.attn_factor_multiplies:
-            raise self.error("extrapolation_factor", "is read by the Nous code only; transformers ignores it: remove it, "
-                             "or pass --yarn-ext-factor")  # fmt: skip
-        for field, flag in FLAGS.items():
-            if flags.get(field) is not None:
-                values[field], provenance[field] = flags[field], flag
-        for field in ("ext_factor", "beta_fast", "beta_slow", "truncate"):
-            provenance.setdefault(field, f"the default of {self.dialect.name}")
-        if "attention_factor" not in flags:
-            values["attention_factor"], provenance["attention_factor"] = self._attention(
-                method, values["factor"], flags
-            )
-        plain = {n: getattr(base, n) for n in ("rope_theta", "dim")}
-        return RopeScaling(**{**plain, **values}, provenance=provenance)
-
-    def _take_origin_and_factor(
-        self, method: Method, values: dict[str, Any], provenance: dict[str, str], flags: Mapping[str, Any]
-    ) -> None:
-        config, key = self.config, "original_max_position_embeddings"
-        longest = config.required_integer("max_position_embeddings")
-        spots = {self.source(key): self.block.get(key), f"{config.short}: {key}": config.integer(key)}
-        given = _the_one(spots)
-        if given:
-            provenance["original_context"], origin = given
-            if isinstance(origin, float) and origin.is_integer():
-                origin = int(origin)
-            if isinstance(origin, bool) or not isinstance(origin, int) or origin <= 0:
-                raise YarnEdgeError(f"{given[0]} is {one_line(repr(origin), 60)}, need a whole number above 0")
-        elif self.dialect.requires_original and "original_context" not in flags:
-            raise self.error(key, f"is missing; the {self.dialect.name} code needs it: add it, or pass --yarn-orig-ctx")
-        elif method == "linear" and "original_context" not in flags:
-            raise self.error(
-                key, f"is missing, and max_position_embeddings {longest} may be the context before the scaling or after it: "
-                "add it, or pass --yarn-orig-ctx"
-            )  # fmt: skip
-        else:
-            origin = longest
-            provenance["original_context"] = f"{config.short}: max_position_embeddings, as transformers does"
-        factor = self.number("factor")
-        provenance["factor"] = self.source("factor")
-        if factor is None and "factor" not in flags:
-            if "factor" not in self.block or not given:
-                raise self.error("factor", "is missing: add it, or pass --yarn-factor")
-            factor = longest / origin
-            provenance["factor"] = f"{config.short}: max_position_embeddings / {key} (factor is null)"
-        values["original_context"], values["factor"] = origin, factor
-        if flags.keys() & {"factor", "original_context"}:
-            return
-        RopeScaling("linear", 10000.0, 2, origin, factor or 1.0, provenance=provenance)  # its checks come first
-        if not origin <= longest <= round(origin * float(factor or 1)):
+        if flags["original_context"] > base.original_context:
             raise config.error(
                 "max_position_embeddings",
-                f"is {longest}, but {self.source(key)} is {origin} and factor {factor:g} makes it "
-                f"{round(origin * float(factor or 1))}: correct one of them, or pass --yarn-factor and --yarn-orig-ctx",
+                f"is {base.original_context}, below --yarn-orig-ctx {flags['original_context']}: the original context cannot "
+                "be longer",
             )
-
-    def _attention(self, method: Method, factor: float, flags: Mapping[str, Any]) -> tuple[float, str]:
-        """(A, where it came from)."""
-        if method != "yarn":
-            for key in ("attention_factor", "attn_factor", "mscale", "mscale_all_dim"):
-                if self.block.get(key) is not None:
-                    raise self.error(key, f"has no meaning with rope type {method!r}")
-            return 1.0, f"{method} has none"
-        explicit, multiplier = self.number("attention_factor"), self.number("attn_factor")
-        mscale, all_dim = self.number("mscale"), self.number("mscale_all_dim")
-        default = yarn_attention_factor(factor, self.dialect.log_multiplier)
-        formula = f"{self.dialect.log_multiplier} ln(factor) + 1 ({self.dialect.name})"
-        if self.dialect is NOUS_LLAMA and self.config.values.get("model_type") == "mistral":
-            raise self.error(
-                "finetuned", "names the Nous code, whose Mistral form uses 0.07 ln s + 1 and not 0.1, but no modeling file "
-                "tells which it was: pass --yarn-attention-factor"
-            )  # fmt: skip
-        if self.dialect.attn_factor_multiplies:
-            for key in ("attention_factor", "mscale", "mscale_all_dim"):
-                if self.block.get(key) is not None:
-                    raise self.error(key, f"is not read by the {self.dialect.name} code, which this checkpoint names")
-            if multiplier is None:
-                return default, formula
-            return default * multiplier, f"{self.source('attn_factor')} * ({formula})"
-        if multiplier is not None:
-            raise self.error(
-                "attn_factor",
-                f"is {multiplier!r}: transformers ignores it, the Nous code multiplies by it, so its meaning here is open; "
-                "use attention_factor, or pass --yarn-attention-factor",
+    provenance = {name: FLAGS[name] for name in flags}
+    if "factor" in flags and "attention_factor" not in flags:
+        if base.method == "yarn" and base.attention_factor == 1:
+            raise YarnEdgeError(
+                f"{base.source('attention_factor')} makes A 1: with --yarn-factor, pass --yarn-attention-factor"
             )
-        if explicit is not None:
-            if "factor" in flags:
-                raise self.error("attention_factor", f"is {explicit!r} and was made for another factor than "
-                                 "--yarn-factor: pass --yarn-attention-factor too")  # fmt: skip
-            return explicit, self.source("attention_factor")
-        if mscale and all_dim:
-            ratio = yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
-            return ratio, f"{self.source('mscale')} / mscale_all_dim"
-        return default, formula
+        values["attention_factor"] = yarn_attention_factor(flags["factor"])
+        provenance["attention_factor"] = "0.1 ln(factor) + 1"
+    if base.method == "none":
+        provenance["method"] = "--yarn-factor"
+    return replace(base, method="yarn", **values, provenance={**base.provenance, **provenance})
 
 
-def _as_float(value: float) -> float:
-    """A number of JSON, where an integer may be too large for a float: infinite then, which RopeScaling refuses."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _the_one(spots: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """(where, value) of the first place that has one, None where none has; the other places must say the same."""
-    given = [(where, value) for where, value in spots.items() if value is not None]
-    if any(value != given[0][1] for _where, value in given):
-        raise YarnEdgeError(" and ".join(f"{where} is {value!r}" for where, value in given) + ": which one is meant?")
-    return given[0] if given else None
-
-
-def _from_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any]) -> RopeScaling:
-    """YaRN on a plain checkpoint, by flags alone."""
-    missing = [FLAGS[field] for field in ("factor", "original_context") if field not in flags]
-    if missing:
+def _frozen(
+    config: ConfigFile, dialect: Dialect, parts: Mapping[str, RopeScaling], length: int
+) -> dict[str, RopeScaling]:
+    """The static scalings that dynamic ones are at `length` tokens, and of LongRoPE's tables the one for that context."""
+    source = f"--freeze-at {length}"
+    if isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= MAX_CONTEXT:
+        raise YarnEdgeError(f"--freeze-at is {shown(length)}, need a whole number from 1 to {MAX_CONTEXT}")
+    if all(s.method == "longrope" for s in parts.values()):
+        short, long = parts.items()
+        name, scaling = short if length <= int(short[0].split()[2]) else long
+        if length > scaling.original_context:
+            raise YarnEdgeError(f"{source} is above {scaling.source('original_context')} {scaling.original_context}")
+        where = f"{source}: the table for contexts {name}"
+        if name == short[0]:
+            length = int(name.split()[2])
+        else:
+            length = scaling.original_context
+        return {"": scaling.with_overrides(where, original_context=length)}
+    static = [s.method for s in parts.values() if s.is_static]
+    if static:
         raise YarnEdgeError(
-            f"{config.short}: has no YaRN, so {missing[0]} is needed too (max_position_embeddings is {base.original_context})"
+            f"{config.name}: {source} is for dynamic scaling, this config has {static[0]}: leave it out"
         )
-    if flags["original_context"] > base.original_context:
-        raise config.error(
-            "max_position_embeddings",
-            f"is {base.original_context}, below --yarn-orig-ctx {flags['original_context']}: the original context cannot be longer",
-        )
-    provenance = {field: flag for field, flag in FLAGS.items() if field in flags} | {"method": "--yarn-factor"}
-    values = {"attention_factor": yarn_attention_factor(flags["factor"]), **flags}
-    provenance.setdefault("attention_factor", "0.1 ln(factor) + 1")
-    return RopeScaling("yarn", base.rope_theta, base.dim, **values, provenance={**base.provenance, **provenance})
+    return {label: _freeze(scaling, dialect, length, source) for label, scaling in parts.items()}
+
+
+def _freeze(scaling: RopeScaling, dialect: Dialect, length: int, source: str) -> RopeScaling:
+    factor = dynamic_factor(scaling, length)
+    if scaling.method == "dynamic-yarn":
+        attention = yarn_attention_factor(factor, dialect.log_multiplier)
+        return scaling.with_overrides(source, method="yarn", factor=factor, attention_factor=attention)
+    # NTK's factor is no ratio of contexts (transformers: f l/L - (f - 1)), and its angles do not depend on an original
+    # context: so that one is stated whose product with the factor stays within `length`, where people may go.
+    return scaling.with_overrides(source, method="ntk", factor=factor, original_context=max(1, int(length / factor)))
+
+
+def _check_params(config: ConfigFile, params: ConfigFile, parts: Mapping[str, RopeScaling]) -> None:
+    """Mistral's params.json beside config.json must say the same."""
+    longest = next(iter(parts.values())).original_context
+    other = read_params(params, longest)[0][""]
+    for scaling in parts.values():
+        for name, (ours, theirs) in sorted(scaling.differences(other).items()):
+            raise YarnEdgeError(
+                f"{config.name}: {name} is {shown(ours)} ({scaling.source(name)}), but {theirs!r} in {other.source(name)}: "
+                f"correct one of them, or remove {params.short}"
+            )

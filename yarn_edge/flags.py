@@ -29,6 +29,25 @@ def add_scaling_flags(parser: argparse.ArgumentParser, told: str) -> None:
     group = parser.add_argument_group("scaling", told)
     for field, (flag, kind, text) in _ROWS.items():
         group.add_argument(flag, dest=field, type=kind, metavar="N", help=text)
+    group.add_argument(
+        "--freeze-at",
+        type=count(1, 2**31 - 1),
+        metavar="N",
+        help="dynamic scaling: take the angles of a length of N tokens",
+    )
+
+
+def add_planner_flags(parser: argparse.ArgumentParser) -> None:
+    """--bake-rope and --allow-approximate-rope: what the planner may do."""
+    parser.add_argument(
+        "--bake-rope", choices=("auto", "never", "always"), default="auto",
+        help="exact frequencies as a tensor that every llama.cpp program reads (auto: where keys alone cannot carry them)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-approximate-rope",
+        action="store_true",
+        help="write the nearest where nothing carries the scaling exactly",
+    )
 
 
 def scaling_overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -43,6 +43,17 @@ def ntk_theta(dim: int, theta: float, factor: float) -> float:
     return float(theta * factor ** (dim / (dim - 2)))
 
 
+def llama3_factors(
+    dim: int, theta: float, original_context: int, factor: float, low_freq_factor: float, high_freq_factor: float
+) -> Float64:
+    """Llama 3.1's rule: what each pair's frequency is divided by, from 1 (turns more than high_freq_factor times within L)
+    to s (less than low_freq_factor times), blended in between; (D/2,). As transformers, `_compute_llama3_parameters`.
+    """
+    turns = original_context / wavelengths(rope_inv_freq(dim, theta))
+    keep = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+    return np.asarray(1 / ((1 - keep) / factor + keep))
+
+
 def correction_dim(n_rotations: float, dim: int, theta: float, original_context: int) -> float:
     """The (fractional) pair index whose pair turns `n_rotations` times within the original context."""
     return dim * math.log(original_context / (n_rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -64,7 +75,7 @@ def extrapolation_mix(scaling: RopeScaling) -> Float64:
     """How much of each pair keeps its own frequency: 1 for fast pairs, 0 for slow ones, times ext_factor; (D/2,)."""
     if scaling.ramp == "turns":
         turns = scaling.original_context / wavelengths(rope_inv_freq(scaling.dim, scaling.rope_theta))
-        keep = np.clip((turns - scaling.beta_slow) / (scaling.beta_fast - scaling.beta_slow), 0, 1)
+        keep = np.clip((turns - scaling.beta_slow) / max(1e-9, scaling.beta_fast - scaling.beta_slow), 0, 1)
     else:
         low, high = correction_range(scaling)
         keep = 1 - np.clip((np.arange(scaling.dim // 2) - low) / max(0.001, high - low), 0, 1)

@@ -121,9 +121,9 @@ class RopeScaling:
             raise YarnEdgeError(
                 f"{self.source('ext_factor')}: ext_factor is {self.ext_factor!r}, a mix from 0 to 1{hint}"
             )
-        if self.beta_fast <= self.beta_slow:
+        if self.beta_fast < self.beta_slow:  # equal ones make a step: Kimi K2 has 1 and 1
             raise YarnEdgeError(
-                f"{self.source('beta_fast')}: beta_fast {self.beta_fast!r} must be above beta_slow {self.beta_slow!r}"
+                f"{self.source('beta_fast')}: beta_fast {self.beta_fast!r} must not be below beta_slow {self.beta_slow!r}"
             )
 
     def _check_frequency_factors(self) -> None:

@@ -14,13 +14,14 @@ import numpy as np
 from yarn_edge import rope
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile
-from yarn_edge.honoured import honoured
-from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.honoured import HONOURED, Honoured, honoured
+from yarn_edge.scaling import MAX_DIM, SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 DEFAULT_FREQ_BASE = 10000.0
 
 
-FREQUENCY_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+FREQUENCY_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 # llama.h: enum llama_rope_scaling_type
@@ -49,10 +50,35 @@ LLAMA_CLASS_DEFAULTS = RuntimeArguments(yarn_attn_factor=1.0, yarn_beta_fast=32.
 
 
 def rotated_dims(file: GGUFFile) -> int:
-    """Rotated dimensions of one head."""
+    """Rotated dimensions of one head, in layers with full attention."""
     heads = file.required_int("attention.head_count")
     head_dim = file.number("attention.key_length", file.required_int("embedding_length") // heads)
-    return int(file.number("rope.dimension_count", head_dim) or 0)
+    rotated = file.number("rope.dimension_count", head_dim) or 0
+    if slides(file, 0):  # the graph asks for those of layer 0, whatever the layer (llama_hparams::n_rot)
+        rotated = number_or(file.number("rope.dimension_count_swa"), rotated)
+    return int(rotated)
+
+
+def has_sliding(file: GGUFFile) -> bool:
+    """Whether llama.cpp tells layers with a sliding window from the others in this file."""
+    row = HONOURED.get(file.architecture)
+    if row is None or row.sliding is None:
+        return False
+    return row.sliding.always or bool(file.number("attention.sliding_window"))
+
+
+def slides(file: GGUFFile, layer: int) -> bool:
+    """Whether a layer has a sliding window (llama_model_base::load_swa_pattern, llama_hparams::set_swa_pattern)."""
+    rule = honoured(file.architecture).sliding if has_sliding(file) else None
+    if rule is None:
+        return False
+    pattern = file.metadata.get(f"{file.architecture}.attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):
+        if layer >= pattern.size:
+            raise YarnEdgeError(f"{file.path}: attention.sliding_window_pattern has {pattern.size} layers")
+        return bool(pattern[layer])
+    period = number_or(file.number("attention.sliding_window_pattern"), rule.period)
+    return period == 0 or bool(layer % period != (0 if rule.dense_first else period - 1))
 
 
 def flag(file: GGUFFile, name: str) -> bool | None:
@@ -61,14 +87,25 @@ def flag(file: GGUFFile, name: str) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def refuse_frequency_factors(file: GGUFFile) -> None:
-    """Refuse what carries frequencies of its own: its keys alone do not tell its angles."""
-    for name in FREQUENCY_FACTORS:
+def frequency_factors(file: GGUFFile) -> tuple[float, ...] | None:
+    """The values of `rope_freqs.weight`, by which llama.cpp divides each pair's frequency; None where there is none.
+
+    Raises YarnEdgeError where the architecture does not use it (llama.cpp refuses the file, or goes on without), and for
+    LongRoPE's two tables, of which the runtime takes one by the size of the context.
+    """
+    for name in (LONG_FACTORS, SHORT_FACTORS):
         if name in file.tensors:
             raise YarnEdgeError(
-                f"{file.path}: has its own frequency factors ({name}: Llama 3, LongRoPE or baked); "
-                "they cannot be judged yet"
+                f"{file.path}: has {name}: LongRoPE, whose frequencies depend on the context that is asked for; "
+                "that cannot be judged"
             )
+    if FREQUENCY_FACTORS not in file.tensors:
+        return None
+    if not honoured(file.architecture).frequency_factors:
+        raise YarnEdgeError(
+            f"{file.path}: has {FREQUENCY_FACTORS}, which architecture {file.architecture} does not load, or not use: it cannot be judged"
+        )
+    return tuple(float(v) for v in file.float32_tensor(FREQUENCY_FACTORS, MAX_DIM // 2))
 
 
 def scaling_type(file: GGUFFile) -> str:
@@ -99,10 +136,16 @@ def file_origin(file: GGUFFile) -> int:
 
 def effective(file: GGUFFile, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
     """What llama.cpp computes for this file when a context is made with `arguments`, by its own rules."""
-    refuse_frequency_factors(file)
+    return simulate(file, arguments, frequency_factors(file))
+
+
+def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None) -> RopeScaling:
+    """`effective` with the values of `rope_freqs.weight` given: for files that are yet to be written."""
     row = honoured(file.architecture)
     factor_in_file, file_type = file_factor(file), scaling_type(file)
-    kind = arguments.rope_scaling_type if arguments.rope_scaling_type != -1 else ROPE_SCALING_TYPES.get(file_type, -1)
+    if file_type not in ROPE_SCALING_TYPES:
+        raise YarnEdgeError(f"{file.path}: {file.architecture}.rope.scaling.type {file_type!r} cannot be judged")
+    kind = arguments.rope_scaling_type if arguments.rope_scaling_type != -1 else ROPE_SCALING_TYPES[file_type]
     scale = arguments.rope_freq_scale or (1.0 / factor_in_file if factor_in_file else 1.0)
     if kind == ROPE_SCALING_TYPES["none"]:
         scale = 1.0
@@ -110,24 +153,83 @@ def effective(file: GGUFFile, arguments: RuntimeArguments = FROM_MODEL) -> RopeS
     if ext < 0:
         ext = 1.0 if kind == ROPE_SCALING_TYPES["yarn"] else 0.0
     factor = 1.0 / scale
-    if ext != 0:
-        attention = yarn_attention_factor(factor)  # yarn_attn_factor is overwritten, whatever was passed
-    else:
-        attention = _from(arguments.yarn_attn_factor, file, "rope.scaling.yarn_attn_factor", row.yarn_attn_factor, 1.0)
-    attention *= float(number_or(file.number("rope.scaling.attn_factor"), 1.0))
-    method = "yarn" if ext != 0 else "linear" if factor != 1 else "none"
+    attention, softmax = magnitudes(file, row, arguments, factor, ext)
     return RopeScaling(
-        method=method,  # type: ignore[arg-type]
-        rope_theta=arguments.rope_freq_base or float(file.number("rope.freq_base", DEFAULT_FREQ_BASE) or 0.0),
+        method="yarn" if ext != 0 else "linear" if factor != 1 else "none",
+        rope_theta=arguments.rope_freq_base or file_base(file),
         dim=rotated_dims(file),
         original_context=arguments.yarn_orig_ctx or file_origin(file),
         factor=factor,
         ext_factor=ext if ext else 1.0,
-        beta_fast=_from(arguments.yarn_beta_fast, file, "rope.scaling.yarn_beta_fast", row.betas, 32.0),
+        beta_fast=_from(arguments.yarn_beta_fast, file, "rope.scaling.yarn_beta_fast", row.betas, row.beta_fast),
         beta_slow=_from(arguments.yarn_beta_slow, file, "rope.scaling.yarn_beta_slow", row.betas, 1.0),
         attention_factor=attention,
+        softmax_factor=softmax,
         finetuned=flag(file, "rope.scaling.finetuned"),
-        provenance={"method": "llama.cpp"},
+        frequency_factors=factors,
+        provenance={"method": "llama.cpp", "frequency_factors": FREQUENCY_FACTORS},
+    )
+
+
+def magnitudes(
+    file: GGUFFile, row: Honoured, arguments: RuntimeArguments, factor: float, ext: float
+) -> tuple[float, float]:
+    """(A, what multiplies the softmax scale besides). With ext_factor, yarn_attn_factor is overwritten, whatever was passed."""
+    log = row.log_multiplier
+    all_dim = float(number_or(file.number("rope.scaling.yarn_log_multiplier"), 0.0)) / log.unit if log else 0.0
+    if ext == 0:
+        attention = _from(arguments.yarn_attn_factor, file, "rope.scaling.yarn_attn_factor", row.yarn_attn_factor, 1.0)
+    elif log and all_dim:
+        mscale = all_dim if log.same_mscale else 1.0
+        attention = yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
+    else:
+        attention = yarn_attention_factor(factor)
+    attention *= ratio_in_file(file)
+    if log is None or not log.in_softmax:
+        return attention, 1.0
+    undone = attention if ext else attention * yarn_attention_factor(factor)  # the graph undoes ggml's own 0.1 ln s + 1
+    return attention, (undone * yarn_attention_factor(factor, 0.1 * all_dim)) ** 2
+
+
+def file_base(file: GGUFFile) -> float:
+    """The base of the file, with `rope.scaling.alpha` where the architecture reads it."""
+    row = honoured(file.architecture)
+    if row.finetuned_switch and flag(file, "rope.scaling.finetuned") is False:
+        raise YarnEdgeError(
+            f"{file.path}: {file.architecture}.rope.scaling.finetuned is false: llama.cpp then rotates nothing at all"
+        )
+    base = float(number_or(file.number("rope.freq_base"), DEFAULT_FREQ_BASE))
+    alpha = file.number("rope.scaling.alpha") if row.ntk_alpha else None
+    if alpha:
+        dim = file.number("attention.key_length", rotated_dims(file)) or 0
+        if alpha < 0 or dim <= 2:
+            raise YarnEdgeError(
+                f"{file.path}: {file.architecture}.rope.scaling.alpha is {alpha!r} for heads of {dim:g}"
+            )
+        base *= alpha ** (dim / (dim - 2))
+    return base
+
+
+def ratio_in_file(file: GGUFFile) -> float:
+    """`rope.scaling.attn_factor`, which every architecture multiplies A with."""
+    return float(number_or(file.number("rope.scaling.attn_factor"), 1.0))
+
+
+def spelled_out(scaling: RopeScaling, ratio: float) -> RuntimeArguments:
+    """Arguments that ask for `scaling` (none, linear or yarn) value by value, for a file with this attn_factor."""
+    yarn = scaling.method == "yarn"
+    return RuntimeArguments(
+        rope_scaling_type=ROPE_SCALING_TYPES[scaling.method],
+        rope_freq_base=scaling.rope_theta,
+        rope_freq_scale=1.0 / scaling.factor,
+        yarn_ext_factor=scaling.ext_factor if yarn else 0.0,
+        # Overwritten where ext_factor is not 0; multiplied with the file's own factor otherwise.
+        yarn_attn_factor=yarn_attention_factor(scaling.factor)
+        if yarn and scaling.ext_factor
+        else scaling.attention_factor / ratio,
+        yarn_beta_fast=scaling.beta_fast,
+        yarn_beta_slow=scaling.beta_slow,
+        yarn_orig_ctx=scaling.original_context,
     )
 
 
@@ -140,7 +242,7 @@ def _from(argument: float, file: GGUFFile, key: str, read: bool, default: float)
 
 @dataclass(frozen=True)
 class AngleError:
-    """By how much one scaling misses another: the worst pair's relative frequency error, and A's."""
+    """By how much one scaling misses another: the worst pair's relative frequency error, and that of A or of the softmax."""
 
     frequency: float
     pair: int
@@ -158,4 +260,5 @@ def angle_error(actual: RopeScaling, goal: RopeScaling) -> AngleError:
     target = rope.inv_freq(goal)
     relative = np.abs(rope.inv_freq(actual) / target - 1)
     pair = int(relative.argmax())
-    return AngleError(float(relative[pair]), pair, abs(actual.attention_factor / goal.attention_factor - 1))
+    magnitudes = (abs(getattr(actual, n) / getattr(goal, n) - 1) for n in ("attention_factor", "softmax_factor"))
+    return AngleError(float(relative[pair]), pair, max(magnitudes))

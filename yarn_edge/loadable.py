@@ -13,13 +13,12 @@ import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile
+from yarn_edge.honoured import HONOURED, Honoured
 
 ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # llama-hparams.h
 MAX_CONTEXT = 2**31 - 1
 NO_WEIGHTS = frozenset({"F64", "I8", "I16", "I32", "I64"})
-# Their graphs assert that the whole head is rotated, and that keys and values are equally wide.
-WHOLE_HEAD_ROTATED = frozenset({"llama", "qwen2", "qwen3"})
 _BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -42,11 +41,6 @@ def _check_scaling_type(file: GGUFFile) -> None:
     kind = file.metadata.get(key, "linear")
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise _bad(file, key, kind, f"llama.cpp knows {', '.join(ROPE_TYPES)}")
-    pieces = file.metadata.get("split.count", 1)
-    if not isinstance(pieces, int):
-        raise _bad(file, "split.count", pieces, "need a whole number")
-    if pieces > 1:
-        raise YarnEdgeError(f"{file.path}: split GGUFs are not supported yet; join it with llama-gguf-split --merge")
 
 
 def _check_vocabulary(file: GGUFFile) -> None:
@@ -113,8 +107,31 @@ def _check_heads(file: GGUFFile) -> None:
     rotated = file.number("rope.dimension_count", key_width) or 0
     if not 0 < rotated <= key_width or rotated % 2:
         raise _bad(file, f"{arch}.rope.dimension_count", rotated, f"heads have {key_width:g} dimensions")
-    if arch in WHOLE_HEAD_ROTATED and not rotated == key_width == value_width:
+    row = HONOURED.get(arch)
+    if row is None:
+        return
+    if not row.partial_rotation and not rotated == key_width == value_width:
         raise _bad(
             file, f"{arch}.rope.dimension_count", rotated,
             f"llama.cpp runs {arch} only where it is the key and the value length, which are {key_width:g} and {value_width:g}",
         )  # fmt: skip
+    latent = file.number("attention.key_length_mla")
+    if latent is not None and rotated >= latent:
+        raise _bad(file, f"{arch}.rope.dimension_count", rotated, f"attention.key_length_mla is {latent:g}")
+    sliding = file.number("rope.dimension_count_swa", rotated)
+    if row.sliding is not None and not row.partial_rotation and sliding != rotated:
+        raise _bad(
+            file, f"{arch}.rope.dimension_count_swa", sliding, f"llama.cpp runs {arch} only where it is {rotated:g}"
+        )
+    _check_windows(file, row)
+
+
+def _check_windows(file: GGUFFile, row: Honoured) -> None:
+    """llama.cpp makes a second cache for layers with a sliding window, and asserts that there is one."""
+    pattern = file.metadata.get(f"{file.architecture}.attention.sliding_window_pattern")
+    if row.sliding is None or not (row.sliding.always or file.number("attention.sliding_window")):
+        return
+    if isinstance(pattern, np.ndarray) and not pattern[: file.required_int("block_count")].any():
+        raise _bad(
+            file, f"{file.architecture}.attention.sliding_window_pattern", "all false", "no layer has the window"
+        )

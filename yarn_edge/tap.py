@@ -27,7 +27,10 @@ _NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
 
 @dataclass(frozen=True)
 class RopeNode:
-    """One rope as it was computed. Arrays: positions (n,), x and y (n, n_heads, head_dim) float32; factors (D/2,)."""
+    """One rope as it was computed. Arrays: positions (n,), x and y (n, n_heads, head_dim) float32; factors (D/2,).
+
+    buffer: the memory that holds the result, by ggml's name ("CPU", "CUDA0", …).
+    """
 
     name: str
     layer: int
@@ -36,6 +39,7 @@ class RopeNode:
     x: npt.NDArray[np.float32]
     y: npt.NDArray[np.float32]
     factors: npt.NDArray[np.float32] | None
+    buffer: str = ""
 
 
 class _Recorder:
@@ -72,7 +76,11 @@ class _Recorder:
         match = _NAME.match(name)
         arguments = RopeArguments.from_node(tensor.contents.op_params)
         y = read_tensor(tensor, np.float32)[0]
-        self.nodes.append(RopeNode(name, int(match["layer"]) if match else -1, arguments, positions, x, y, factors))
+        before = self.nodes[-1].layer if self.nodes else -1  # some K nodes have no name of their own
+        layer = int(match["layer"]) if match else before
+        buffer = tensor.contents.buffer
+        where = function("ggml_backend_buffer_name")(buffer).decode(errors="replace") if buffer else ""
+        self.nodes.append(RopeNode(name, layer, arguments, positions, x, y, factors, where))
 
 
 def record_ropes(

@@ -176,10 +176,13 @@ def main() -> int:
     parser.add_argument("--family", choices=FAMILIES, default="llama")
     parser.add_argument("--dtype", choices=("F32", "BF16"), default="F32")
     parser.add_argument("--attention-factor", type=float, help="default: none in the config, so 0.1 ln 4 + 1")
+    parser.add_argument("--beta-fast", type=float, help="default: none in the config, so 32")
+    parser.add_argument("--beta-slow", type=float, help="default: none in the config, so 1")
     args = parser.parse_args()
     scaling: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
-    if args.attention_factor is not None:
-        scaling["attention_factor"] = args.attention_factor
+    for key in ("attention_factor", "beta_fast", "beta_slow"):
+        if getattr(args, key) is not None:
+            scaling[key] = getattr(args, key)
     config = {"rope_scaling": scaling, "max_position_embeddings": 4 * CONTEXT}
     write_checkpoint(args.folder, family=args.family, dtype=args.dtype, config=config)
     return 0

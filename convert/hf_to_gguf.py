@@ -18,17 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge import __version__, ggml, rope
+from yarn_edge.checks import check_kernel
 from yarn_edge.config_scaling import read_scaling
+from yarn_edge.dialects import head_dim
 from yarn_edge.effective import angle_error, effective
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import add_scaling_flags, add_threads_flag, scaling_overrides
-from yarn_edge.metadata import canonical, canonical_keys, gguf_keys
+from yarn_edge.flags import add_planner_flags, add_scaling_flags, add_threads_flag, scaling_overrides
+from yarn_edge.metadata import canonical, canonical_keys, explicit_arguments
+from yarn_edge.planner import Bake, RopePlan, plan_rope
 from yarn_edge.progress import bar, note
 from yarn_edge.reference_tokenizer import Reference
 from yarn_edge.runtime import Model
 from yarn_edge.scaling import RopeScaling
 from yarn_edge.tokenizer_check import check_tokens, reference_encoder
-from yarn_edge.verify import check_kernel
 
 from .architectures import (
     TRANSFORMS,
@@ -62,19 +64,34 @@ class Plan:
     architecture: Architecture
     sizes: Sizes
     scaling: RopeScaling
+    rope: RopePlan
     reference: Reference
     vocabulary: Vocabulary
     rows: list[TensorRow]
     keys: dict[str, Any]
 
 
-def plan_conversion(folder: Path, overrides: Mapping[str, Any]) -> Plan:
+def plan_conversion(
+    folder: Path,
+    overrides: Mapping[str, Any],
+    *,
+    freeze_at: int | None = None,
+    bake: Bake = "auto",
+    allow_approximate: bool = False,
+) -> Plan:
     """Read and check all but the weights' values. Raises YarnEdgeError for whatever cannot be carried over."""
     checkpoint = open_checkpoint(folder)
     config = checkpoint.config
     row = architecture_of(config)
-    scaling = read_scaling(config, overrides)
-    rope_keys = gguf_keys(scaling, row.gguf)
+    scaling = read_scaling(config, overrides, freeze_at)
+    if scaling.dim != head_dim(config):
+        raise YarnEdgeError(
+            f"{scaling.source('dim')}: {scaling.dim} of {head_dim(config)} dimensions are rotated; llama.cpp runs {row.gguf} "
+            "only where all are"
+        )
+    rope_plan = plan_rope(scaling, row.gguf, bake=bake, allow_approximate=allow_approximate)
+    if rope_plan.told:
+        note(rope_plan.told)
     check_sliding_window(row, config, scaling)
     sizes = sizes_of(row, config)
     rows = _match_tensors(checkpoint, row, sizes, scaling)
@@ -88,11 +105,11 @@ def plan_conversion(folder: Path, overrides: Mapping[str, Any]) -> Plan:
         "general.quantization_version": QUANTIZATION_VERSION,
         "yarn_edge.version": __version__,
         **hyper_parameters(row, config, sizes, scaling.extended_context),
-        **rope_keys,
-        **canonical_keys(scaling),
+        **rope_plan.keys,
+        **canonical_keys(scaling, rope_plan.form),
         **vocabulary.keys(),
     }
-    return Plan(checkpoint, row, sizes, scaling, reference, vocabulary, rows, keys)
+    return Plan(checkpoint, row, sizes, scaling, rope_plan, reference, vocabulary, rows, keys)
 
 
 def _model_name(folder: Path) -> str:
@@ -198,6 +215,9 @@ def _tensor_plans(plan: Plan, quant: str) -> list[TensorPlan]:
         found.append(
             TensorPlan(row.target, shape, kind, _n_bytes(shape, kind), lambda r=row, k=kind: _chunks(plan, r, k))  # type: ignore[misc]
         )
+    factors = plan.rope.factors
+    if factors is not None:
+        found.append(TensorPlan("rope_freqs.weight", factors.shape, "F32", factors.nbytes, lambda: iter([factors])))
     return found
 
 
@@ -220,9 +240,10 @@ def _check_result(plan: Plan, path: Path) -> None:
     """Read the written file back: its positions by llama.cpp's rules, its description, its token ids."""
     with Model(path, vocab_only=True) as model:
         mismatch = check_tokens(model, plan.reference).mismatch
-    if angle_error(effective(model.gguf), plan.scaling).any_difference or canonical(model.gguf) != plan.scaling:
+    runs = effective(model.gguf, explicit_arguments(model.gguf))
+    if angle_error(runs, plan.rope.runs).any_difference or canonical(model.gguf) != plan.scaling:
         raise YarnEdgeError(f"{path}: the written file would not run the checkpoint's positions")
-    kernel = check_kernel(plan.scaling, plan.architecture.gguf)
+    kernel = check_kernel(runs, runs, plan.architecture.gguf)
     if kernel.status != "pass":
         raise YarnEdgeError(f"{path}: ggml's rope kernel computes other positions here: {kernel.detail}")
     if mismatch is not None:
@@ -246,10 +267,14 @@ def convert(
     force: bool = False,
     threads: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    freeze_at: int | None = None,
+    bake: Bake = "auto",
+    allow_approximate: bool = False,
 ) -> list[Path]:
     """Convert a checkpoint folder. Returns the files written, one for each type in `quant` (comma-separated).
 
-    overrides: RopeScaling fields by name, on top of config.json. Raises YarnEdgeError when anything cannot be carried
+    overrides: RopeScaling fields by name, on top of config.json; freeze_at: the length, in tokens, whose angles a dynamic
+    scaling gets; bake, allow_approximate: see `yarn_edge.planner`. Raises YarnEdgeError when anything cannot be carried
     over exactly; each file is whole or not there, and files that were finished before an error stay.
     """
     quants = parse_quants(quant)
@@ -257,7 +282,7 @@ def convert(
     folder = Path(checkpoint)
     sources = list(folder.iterdir()) if folder.is_dir() else []
     paths = {name: check_output(path, force, sources) for name, path in paths.items()}
-    plan = plan_conversion(folder, overrides or {})
+    plan = plan_conversion(folder, overrides or {}, freeze_at=freeze_at, bake=bake, allow_approximate=allow_approximate)
     note(f"{plan.architecture.hf_name}: {_describe(plan.scaling)}; tokenizer {plan.vocabulary.pre}, proved")
     done: list[Path] = []
     with ExitStack() as stack:
@@ -298,11 +323,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]", help="llama.cpp names (default: Q4_K_M)")
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     add_threads_flag(parser)
+    add_planner_flags(parser)
     add_scaling_flags(parser, "on top of config.json, or YaRN for a plain checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge convert`."""
-    overrides = scaling_overrides(args)
-    convert(args.checkpoint, args.output, args.quant, force=args.force, threads=args.threads, overrides=overrides)
+    convert(
+        args.checkpoint, args.output, args.quant, force=args.force, threads=args.threads, overrides=scaling_overrides(args),
+        freeze_at=args.freeze_at, bake=args.bake_rope, allow_approximate=args.allow_approximate_rope,
+    )  # fmt: skip
     return 0

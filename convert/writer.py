@@ -74,13 +74,14 @@ def partial_file(output: Path, label: str = "") -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def publish(partial: Path, output: Path, force: bool) -> None:
-    """Make a finished partial file the output: on the disk first, then under its name.
+def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> None:
+    """Make a finished partial file the output: with `flush` on the disk first, then under its name.
 
     Without `force` a file that has appeared under the name meanwhile is left alone: YarnEdgeError.
     """
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    if flush:
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
     if force:
         partial.replace(output)
     else:
@@ -92,7 +93,7 @@ def publish(partial: Path, output: Path, force: bool) -> None:
             if output.exists():
                 raise _exists(output) from None
             partial.replace(output)
-    if hasattr(os, "O_DIRECTORY"):
+    if flush and hasattr(os, "O_DIRECTORY"):
         folder = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

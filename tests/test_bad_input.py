@@ -97,8 +97,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "factor below 1": (lambda f: edit_config(f, **yarn(factor=0.25)), "below 1"),
     "factor a string": (lambda f: edit_config(f, **yarn(factor="4")), "not a number"),
     "factor and context contradict": (lambda f: edit_config(f, max_position_embeddings=8192), "max_position_embeddings is 8192"),
-    "betas that a GGUF cannot carry": (
-        lambda f: edit_config(f, **yarn(beta_fast=8, beta_slow=4)), "beta_fast is 8.0, llama.cpp would use 32.0"),
+    "betas crossed": (
+        lambda f: edit_config(f, **yarn(mscale_all_dim=1, beta_fast=2, beta_slow=4)), "must not be below beta_slow"),
     "unknown key": (lambda f: edit_config(f, **yarn(swirl=1)), "swirl is unknown"),
     "per layer type": (
         lambda f: edit_config(f, rope_scaling=..., rope_parameters={"full_attention": {}, "sliding_attention": {}}), "layer type"),
@@ -112,7 +112,6 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two families": (lambda f: edit_config(f, model_type="mistral"), "model_type is 'mistral', but architectures says"),
     "code of its own": (
         lambda f: edit_config(f, auto_map={"AutoModelForCausalLM": "modeling_mine.MyLlama"}), "own code modeling_mine"),
-    "truncate null": (lambda f: edit_config(f, **yarn(truncate=None)), "truncate (null, which transformers takes as false)"),
     "linear without its origin": (
         lambda f: edit_config(f, rope_scaling={"rope_type": "linear", "factor": 4.0}), "may be the context before the scaling"),
     "eps not a number": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps"),

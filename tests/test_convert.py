@@ -19,6 +19,7 @@ import pytest
 import torch
 from gguf.quants import dequantize
 
+from yarn_edge.bench.dialect_oracles import Truth, nous
 from yarn_edge.convert import hf_to_gguf
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
@@ -304,8 +305,8 @@ def test_a_name_that_is_taken_meanwhile_is_left_alone(tmp_path: Path, monkeypatc
 
 
 def test_forms_of_nous_checkpoints(tmp_path: Path) -> None:
-    """The authors' formulas, written out: 0.1 (Llama) or 0.07 (Mistral) ln s + 1, times attn_factor."""
-    nous = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "finetuned": True}
+    """The authors' formulas, written out: 0.1 (Llama) or 0.07 (Mistral, with betas 128 and 2) ln s + 1, times attn_factor."""
+    block = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "finetuned": True}
     table = [
         ("llama", {}, "modeling_llama_together_yarn", 0.1 * np.log(4) + 1),
         ("llama", {"attn_factor": 1.5}, "modeling_llama_yarn", 1.5 * (0.1 * np.log(4) + 1)),
@@ -313,14 +314,17 @@ def test_forms_of_nous_checkpoints(tmp_path: Path) -> None:
     ]
     for i, (family, extra, module, attention_factor) in enumerate(table):
         auto_map = {"AutoModelForCausalLM": f"{module}.Model"}
-        folder = tiny.write_checkpoint(tmp_path / f"ck{i}", family, rope_scaling={**nous, **extra})
+        folder = tiny.write_checkpoint(tmp_path / f"ck{i}", family, rope_scaling={**block, **extra})
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
         path = convert(folder, str(tmp_path / f"{i}.gguf"), "F32")[0]
         tokens = [(5 * k + 1) % 300 for k in range(64)]
-        truth = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256,
-                 "attention_factor": attention_factor}  # fmt: skip
-        assert divergence(reference_logits(folder, tokens, truth), logits_of(path, tokens)).kl_mean < 1e-9
+        betas = (128.0, 2.0) if family == "mistral" else (32.0, 1.0)
+        truth = Truth.load(folder)
+        frequencies, magnitude = nous(0.07 if family == "mistral" else 0.1, betas)(config)
+        assert magnitude == pytest.approx(attention_factor)
+        truth.by_formula(frequencies, magnitude)
+        assert divergence(truth.logits(tokens), logits_of(path, tokens)).kl_mean < 1e-9
         assert {c.status for c in verify(path, folder, n_tokens=64)} == {"pass"}
 
 

@@ -21,10 +21,10 @@ from yarn_edge.metadata import (
     canonical_keys,
     declared,
     explicit_arguments,
-    gguf_keys,
     llama_class_arguments,
     wanted,
 )
+from yarn_edge.planner import plan_rope
 from yarn_edge.scaling import RopeScaling
 
 A4 = 1.1386294361119891  # 0.1 ln 4 + 1
@@ -73,7 +73,7 @@ CARRIED = {
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("described", CARRIED.values(), ids=CARRIED)
 def test_round_trip_through_a_file(tmp_path, described, arch):
-    keys = gguf_keys(described, arch) | canonical_keys(described)
+    keys = plan_rope(described, arch).keys | canonical_keys(described, "native")
     file = written(tmp_path, keys, arch)
     back = canonical(file)
     assert back.differences(described) == {}
@@ -98,7 +98,7 @@ def test_the_keys_are_those_of_the_gguf_specification():
         names.SCALING_YARN_ATTN_FACTOR: 1.0, names.SCALING_YARN_BETA_FAST: 32.0, names.SCALING_YARN_BETA_SLOW: 1.0,
         "{arch}.rope.scaling.attn_factor": pytest.approx(1.35 / A4),
     }  # fmt: skip
-    keys = gguf_keys(scaled(finetuned=True, attention_factor=1.35, rope_theta=1000000, factor=4), "llama")
+    keys = plan_rope(scaled(finetuned=True, attention_factor=1.35, rope_theta=1000000, factor=4), "llama").keys
     assert keys == {name.format(arch="llama"): value for name, value in want.items()}
     types = {name.rsplit(".", 1)[1]: type(value) for name, value in keys.items()}
     assert types.pop("finetuned") is bool
@@ -108,38 +108,15 @@ def test_the_keys_are_those_of_the_gguf_specification():
 
 
 def test_no_ratio_key_where_the_default_holds():
-    assert "llama.rope.scaling.attn_factor" not in gguf_keys(scaled(), "llama")
-    assert gguf_keys(scaled("none"), "llama").keys() == {
+    assert "llama.rope.scaling.attn_factor" not in plan_rope(scaled(), "llama").keys
+    assert plan_rope(scaled("none"), "llama").keys.keys() == {
         "llama.rope.dimension_count", "llama.rope.freq_base", "llama.rope.scaling.type",
     }  # fmt: skip
 
 
-REFUSED = {
-    "beta_fast": (scaled(beta_fast=8.0), "here.beta_fast is 8.0, llama.cpp would use 32.0"),
-    "beta_slow": (scaled(beta_slow=2.0), "here.beta_slow is 2.0, llama.cpp would use 1.0"),
-    "ext_factor": (scaled(ext_factor=0.5), "here.ext_factor is 0.5, llama.cpp would use 1.0"),
-    "ext_factor 0": (scaled(ext_factor=0.0), "here.ext_factor is 0.0, llama.cpp would use 1.0"),
-    "truncate": (scaled(truncate=False), "here.truncate is False, llama.cpp would use True"),
-    "ramp": (scaled(ramp="turns"), "here.ramp is 'turns', llama.cpp would use 'index'"),
-    "ntk": (scaled("ntk"), "here.method: ntk has no form"),
-    "ntk-by-parts": (scaled("ntk-by-parts"), "here.method: ntk-by-parts has no form"),
-    "dynamic-ntk": (scaled("dynamic-ntk"), "here.method: dynamic-ntk has no form"),
-    "dynamic-yarn": (scaled("dynamic-yarn"), "here.method: dynamic-yarn has no form"),
-}
-
-
-@pytest.mark.parametrize("described, part", REFUSED.values(), ids=REFUSED)
-def test_what_llama_cpp_would_run_otherwise_is_never_written(described, part):
-    fields = {name: f"here.{name}" for name in described.as_dict()}
-    with pytest.raises(YarnEdgeError) as caught:
-        gguf_keys(replace(described, provenance=fields), "llama")
-    assert part in str(caught.value)
-    assert str(caught.value).isprintable()
-
-
 def test_an_unknown_architecture_is_refused():
-    for call in (lambda: gguf_keys(scaled(), "olmo3"), lambda: honoured("olmo3")):
-        with pytest.raises(YarnEdgeError, match="'olmo3' is not known yet; known: llama, qwen2, qwen3"):
+    for call in (lambda: plan_rope(scaled(), "olmo3"), lambda: honoured("olmo3")):
+        with pytest.raises(YarnEdgeError, match="'olmo3' is not known yet; known: llama, "):
             call()
 
 
@@ -203,12 +180,30 @@ def test_declared_takes_every_key_at_its_word(tmp_path):
     assert got.provenance["dim"] == "llama.cpp's default for llama.rope.dimension_count"
 
 
-@pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"])
-def test_files_with_their_own_factors_are_not_judged(tmp_path, name):
+FACTORS = np.ones(32, np.float32)
+
+
+def test_frequency_factors_are_read_with_the_file(tmp_path):
+    """The file's factors (1 in this helper's tensors) belong to what is declared and to what runs."""
+    file = written(tmp_path, {}, tensors=("rope_freqs.weight",))
+    for reading in (declared, effective):
+        assert reading(file).frequency_factors == tuple(FACTORS.tolist())
+        assert not angle_error(reading(file), scaled("none", rope_theta=1e4)).any_difference
+
+
+@pytest.mark.parametrize("name", ["rope_factors_long.weight", "rope_factors_short.weight"])
+def test_longrope_files_are_not_judged(tmp_path, name):
     file = written(tmp_path, {}, tensors=(name,))
     for reading in (declared, effective):
-        with pytest.raises(YarnEdgeError, match="frequency factors"):
+        with pytest.raises(YarnEdgeError, match="LongRoPE, whose frequencies depend on the context"):
             reading(file)
+    assert explicit_arguments(file) == FROM_MODEL
+
+
+def test_factors_where_the_architecture_loads_none(tmp_path):
+    file = written(tmp_path, {}, "qwen2", tensors=("rope_freqs.weight",))
+    with pytest.raises(YarnEdgeError, match="which architecture qwen2 does not load"):
+        effective(file)
 
 
 # ---- arguments for a plain llama_cpp.Llama
@@ -220,14 +215,14 @@ ARGUMENTS = {
     "yarn": (YARN, {}),
     "yarn with its A": (YARN | {S + "attn_factor": 1.5}, {}),
     "own betas": (OWN_KEYS, {"yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}),
-    "own betas, wanted": (OWN_KEYS | canonical_keys(OWN), {"yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}),
+    "own betas, wanted": (OWN_KEYS | canonical_keys(OWN, "arguments"), {"yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}),
     "own ext_factor": (YARN | {S + "yarn_ext_factor": 0.5}, {"yarn_ext_factor": 0.5}),
     "ext_factor 0": (YARN | {S + "yarn_ext_factor": 0.0}, {"yarn_ext_factor": 0.0, "yarn_attn_factor": A4}),
     "another A is wanted": (
-        YARN | canonical_keys(replace(OWN, beta_fast=32.0, beta_slow=1.0, attention_factor=2.0)),
+        YARN | canonical_keys(replace(OWN, beta_fast=32.0, beta_slow=1.0, attention_factor=2.0), "native"),
         None,
     ),
-    "truncate false is wanted": (YARN | canonical_keys(scaled(rope_theta=5e5, truncate=False)), None),
+    "truncate false is wanted": (YARN | canonical_keys(scaled(rope_theta=5e5, truncate=False), "native"), None),
     "yarn_attn_factor is not read": (YARN | {S + "yarn_attn_factor": 2.0}, None),
 }
 
@@ -249,7 +244,7 @@ def test_explicit_arguments(tmp_path):
     want = RuntimeArguments(2, 5e5, 0.25, 1.0, A4, 32.0, 1.0, 8192)
     got = explicit_arguments(written(tmp_path, YARN))
     assert asdict(got) == pytest.approx(asdict(want))
-    assert explicit_arguments(written(tmp_path, {}, "gemma3")) == FROM_MODEL
+    assert explicit_arguments(written(tmp_path, {}, "olmo3")) == FROM_MODEL
 
 
 def test_angle_error_by_hand():

@@ -18,33 +18,7 @@ from yarn_edge.gguf_file import GGUFFile, TensorInfo, read_gguf
 from yarn_edge.loadable import check_loadable
 from yarn_edge.metadata import canonical, declared, explicit_arguments, llama_class_arguments, wanted
 
-U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-PACK = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
-
-
-def text(value: str | bytes) -> bytes:
-    value = value.encode() if isinstance(value, str) else value
-    return struct.pack("<Q", len(value)) + value
-
-
-def kv(key: str | bytes, kind: int, value) -> bytes:
-    body = text(value) if kind == STRING else value if kind == ARRAY else struct.pack("<" + PACK[kind], value)
-    return text(key) + struct.pack("<I", kind) + body
-
-
-def array(inner: int, count: int, body: bytes = b"") -> bytes:
-    return struct.pack("<IQ", inner, count) + body
-
-
-def tensor(name="a", shape=(32,), kind=0, offset=0) -> bytes:
-    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
-
-
-def image(kvs=(), tensors=(), data=b"", version=3, n_kvs=None, n_tensors=None, magic=b"GGUF", alignment=32) -> bytes:
-    counts = (len(tensors) if n_tensors is None else n_tensors, len(kvs) if n_kvs is None else n_kvs)
-    head = magic + struct.pack("<IQQ", version, *counts) + b"".join(kvs) + b"".join(tensors)
-    return head + bytes(-len(head) % alignment) + data if tensors else head
-
+from gguf_bytes import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, array, image, kv, tensor, text
 
 R = "llama.rope."
 GOOD_KVS = [
@@ -156,6 +130,23 @@ def test_bytes_that_are_no_utf8_survive(read):
     )
 
 
+VECTORS = [tensor("v", (3,)), tensor("matrix", (4, 4), 0, 32), tensor("half", (16,), 1, 96)]
+
+
+def test_a_small_vector_reads(read):
+    file = read(image(GOOD_KVS, VECTORS, struct.pack("<3f", 1, 2.5, float("inf")) + bytes(116)))
+    np.testing.assert_array_equal(file.float32_tensor("v", 3), np.float32([1, 2.5, np.inf]))
+    assert "tensor not\x1bthere is missing".replace("\x1b", " ") in refusal(file.float32_tensor, "not\x1bthere", 3)
+    assert "tensor v is F32 of shape [3], not F32 with at most 2 values" in refusal(file.float32_tensor, "v", 2)
+    assert "matrix is F32 of shape [4, 4]" in refusal(file.float32_tensor, "matrix", 99)
+    assert "half is F16 of shape [16]" in refusal(file.float32_tensor, "half", 99)
+    with file.path.open("r+b") as cut:
+        cut.truncate(file.tensors["v"].offset + 8)
+    assert "was cut while it was read" in refusal(file.float32_tensor, "v", 3)
+    file.path.unlink()
+    assert "No such file" in refusal(file.float32_tensor, "v", 3)
+
+
 # ---- bad files
 
 
@@ -230,9 +221,6 @@ UNLOADABLE = {
         "scaling.type is 'yarm'; llama.cpp knows none, linear, yarn"),
     "scaling type a number": (kv(R + "scaling.type", U32, 2), "scaling.type is 2"),
     "scaling type an array": (kv(R + "scaling.type", ARRAY, array(U32, 2, bytes(8))), "scaling.type is array"),
-    "split": (kv("split.count", U16, 2), "split GGUFs are not supported"),
-    "split a string": (kv("split.count", STRING, "two"), "split.count is 'two'"),
-    "split an array": (kv("split.count", ARRAY, array(U32, 2, bytes(8))), "split.count is array"),
     "token twice": (kv("tokenizer.ggml.tokens", ARRAY, array(STRING, 2, text("a") * 2)), "the same token twice"),
     "heads 0": (kv("llama.attention.head_count", U32, 0), "llama.attention.head_count is 0"),
     "heads a string": (kv("llama.attention.head_count", STRING, "2"), "llama.attention.head_count is '2'"),

@@ -25,6 +25,7 @@ from yarn_edge.progress import set_quiet
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("yarn_edge.convert.hf_to_gguf", "Hugging Face checkpoint -> quantized GGUF"),
     "inspect": ("yarn_edge.inspect", "what a GGUF or a checkpoint declares, and what the runtime will really apply"),
+    "patch": ("yarn_edge.convert.patch", "repair or add scaling in a GGUF, without touching its weights"),
     "verify": ("yarn_edge.verify", "prove that a GGUF runs the positions that were fine-tuned"),
     "chat": ("yarn_edge.chat", "talk to a model"),
     "demo": ("yarn_edge.bench.demo", "the whole road on a real small model"),

@@ -1,46 +1,52 @@
 """Reading a GGUF that may be truncated or hostile: every count, length and offset is checked against the file's size.
 
 Nothing is allocated that the file's bytes do not justify, tensors are described but not read, and what llama.cpp would
-answer with abort() (which would take Python along) is refused first by `yarn_edge.loadable`. Format: ggml's docs/gguf.md, versions 2 and 3.
+answer with abort() (which would take Python along) is refused first by `yarn_edge.loadable`. Format: ggml's docs/gguf.md,
+versions 2 and 3. A model split over several files is read by the name of the first (`yarn_edge.split_gguf`).
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.split_gguf import join_shards
 
 MAGIC = b"GGUF"
+HEADER_BYTES = 24  # magic, version, tensor count, key count
 DEFAULT_ALIGNMENT = 32
 MAX_KEY_BYTES = 65535  # docs/gguf.md
 MAX_DIMS = 4
 
 # GGUF value type -> NumPy dtype of its scalars; 8 is a string, 9 an array.
-_SCALARS: dict[int, str] = {
+SCALARS: dict[int, str] = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
-_STRING, _ARRAY = 8, 9
+STRING, ARRAY = 8, 9
 _MIN_KV_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor's header. `shape` is in GGUF order: the contiguous dimension first. `offset` is from the file's start."""
+    """One tensor's header. `shape` is in GGUF order: the contiguous dimension first. `offset` is from the start of `path`."""
 
     name: str
     shape: tuple[int, ...]
     type_name: str
     offset: int
     n_bytes: int
+    path: Path = field(default=Path(), compare=False)
 
     @property
     def n_elements(self) -> int:
@@ -48,8 +54,21 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class KeyEntry:
+    """Where one key stands: its GGUF value type, and the bytes [start, end) of the file that hold key, type and value."""
+
+    kind: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class GGUFFile:
-    """A parsed header: `metadata` by key (arrays of numbers as NumPy arrays, of strings as lists), `tensors` by name."""
+    """A parsed header: `metadata` by key (arrays of numbers as NumPy arrays, of strings as lists), `tensors` by name.
+
+    Of a split model all `shards` are in order and `tensors` has those of all; everything else is of the first, `path`.
+    `header_end`: where the tensor infos end. `mtime_ns`: when the file was last changed, before it was read.
+    """
 
     path: Path
     version: int
@@ -58,6 +77,10 @@ class GGUFFile:
     alignment: int
     data_offset: int
     file_bytes: int
+    shards: tuple[Path, ...] = ()
+    entries: Mapping[str, KeyEntry] = field(default_factory=dict)
+    header_end: int = 0
+    mtime_ns: int = 0
 
     @property
     def architecture(self) -> str:
@@ -91,17 +114,45 @@ class GGUFFile:
             )
         return int(value)
 
+    def float32_tensor(self, name: str, limit: int) -> npt.NDArray[np.float32]:
+        """The values of a small vector. Raises YarnEdgeError if it is missing, no F32 vector, or longer than `limit`."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise YarnEdgeError(f"{self.path}: tensor {one_line(name, 100)} is missing")
+        if tensor.type_name != "F32" or len(tensor.shape) != 1 or tensor.n_elements > limit:
+            raise YarnEdgeError(
+                f"{tensor.path}: tensor {one_line(name, 100)} is {tensor.type_name} of shape {list(tensor.shape)}, "
+                f"not F32 with at most {limit} values"
+            )
+        try:
+            with tensor.path.open("rb") as file:
+                file.seek(tensor.offset)
+                data = file.read(tensor.n_bytes)
+        except OSError as error:
+            raise os_error(error, tensor.path) from error
+        if len(data) != tensor.n_bytes:
+            raise YarnEdgeError(f"{tensor.path}: was cut while it was read")
+        return np.frombuffer(data, "<f4").astype(np.float32)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of all tensor data."""
         return sum(t.n_bytes for t in self.tensors.values())
 
 
+@dataclass(frozen=True)
+class SkippedStrings:
+    """An array of strings that was checked and not kept (`read_gguf` without vocabulary)."""
+
+    count: int
+
+
 class _Cursor:
     """Sequential reads that refuse to pass the end of the file."""
 
-    def __init__(self, data: mmap.mmap | bytes, path: Path) -> None:
-        self.data, self.path, self.at, self.end = data, path, 0, len(data)
+    def __init__(self, data: mmap.mmap, path: Path, mtime_ns: int, keep_strings: bool) -> None:
+        self.data, self.path, self.at, self.end, self.mtime_ns = data, path, 0, len(data), mtime_ns
+        self.keep_strings = keep_strings
 
     def fail(self, what: str) -> YarnEdgeError:
         return YarnEdgeError(f"{self.path}: not a valid GGUF: {one_line(what, 200)}")
@@ -126,9 +177,9 @@ class _Cursor:
         start = self.need(length, what)
         return self.data[start : start + length].decode("utf-8", errors="surrogateescape")
 
-    def strings(self, count: int, what: str) -> list[str]:
+    def strings(self, count: int, what: str) -> list[str] | SkippedStrings:
         """`count` strings; the loop is written out because vocabularies have 10^5 of them."""
-        data, at, end, found = self.data, self.at, self.end, []
+        data, at, end, found, keep = self.data, self.at, self.end, [], self.keep_strings
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at + 8 > end:
@@ -137,33 +188,42 @@ class _Cursor:
             at += 8
             if length > end - at:
                 raise self.fail(f"{what} has a string of {length} bytes at byte {at}, the file has {end - at} left")
-            found.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
+            if keep:
+                found.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
             at += length
         self.at = at
-        return found
+        return found if keep else SkippedStrings(count)
 
-    def value(self, key: str) -> Any:
-        kind = self.u32(f"type of {key}")
-        if kind == _STRING:
+    def value(self, key: str, kind: int) -> Any:
+        if kind == STRING:
             return self.string(key)
-        if kind in _SCALARS:
-            dtype = np.dtype(_SCALARS[kind])
+        if kind in SCALARS:
+            dtype = np.dtype(SCALARS[kind])
             return np.frombuffer(self.data, dtype, 1, self.need(dtype.itemsize, key))[0].item()
-        if kind != _ARRAY:
+        if kind != ARRAY:
             raise self.fail(f"{key} has the unknown value type {kind}")
         inner, count = self.u32(f"type of {key}"), self.u64(f"length of {key}")
-        if inner == _STRING:
+        if inner == STRING:
             if count * 8 > self.end - self.at:
                 raise self.fail(f"{key} claims {count} strings, the file has {self.end - self.at} bytes left")
             return self.strings(count, key)
-        if inner not in _SCALARS:
+        if inner not in SCALARS:
             raise self.fail(f"{key} is an array of the unknown or nested type {inner}")
-        dtype = np.dtype(_SCALARS[inner])
+        dtype = np.dtype(SCALARS[inner])
         return np.frombuffer(self.data, dtype, count, self.need(count * dtype.itemsize, key)).copy()
 
 
-def read_gguf(path: str | Path) -> GGUFFile:
-    """Parse and check the header of a GGUF. Raises YarnEdgeError with the first thing that is wrong."""
+def read_gguf(path: str | Path, *, vocabulary: bool = True) -> GGUFFile:
+    """Parse and check the header of a GGUF; of a split one, given its first shard, those of all shards.
+
+    vocabulary: False leaves out the values of string arrays, most of the time that a header takes.
+    Raises YarnEdgeError with the first thing that is wrong.
+    """
+    return join_shards(read_shard(path, vocabulary=vocabulary), read_shard)
+
+
+def read_shard(path: str | Path, *, vocabulary: bool = True) -> GGUFFile:
+    """Parse and check the header of this one file, whether or not it is a part of a split model."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -171,10 +231,11 @@ def read_gguf(path: str | Path) -> GGUFFile:
         if path.exists() and not path.is_file():
             raise YarnEdgeError(f"{path}: is not a regular file")
         with path.open("rb") as file:
-            if path.stat().st_size < 24:
-                raise YarnEdgeError(f"{path}: not a GGUF: {path.stat().st_size} bytes are less than a header")
+            state = os.fstat(file.fileno())
+            if state.st_size < HEADER_BYTES:
+                raise YarnEdgeError(f"{path}: not a GGUF: {state.st_size} bytes are less than a header")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(_Cursor(data, path))
+                return _parse(_Cursor(data, path, state.st_mtime_ns, vocabulary))
     except (OSError, ValueError) as error:
         raise os_error(error, path) if isinstance(error, OSError) else YarnEdgeError(f"{path}: {error}") from error
 
@@ -195,11 +256,15 @@ def _parse(cursor: _Cursor) -> GGUFFile:
             raise cursor.fail(f"claims {count} {what}, the file has {left} bytes left")
 
     metadata: dict[str, Any] = {}
+    entries: dict[str, KeyEntry] = {}
     for _ in range(n_keys):
+        start = cursor.at
         key = cursor.string("key", MAX_KEY_BYTES)
         if key in metadata:
             raise cursor.fail(f"key {key} stands there twice")
-        metadata[key] = cursor.value(key)
+        kind = cursor.u32(f"type of {key}")
+        metadata[key] = cursor.value(key, kind)
+        entries[key] = KeyEntry(kind, start, cursor.at)
 
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     whole = isinstance(alignment, int) and not isinstance(alignment, bool)
@@ -208,7 +273,10 @@ def _parse(cursor: _Cursor) -> GGUFFile:
     headers = list(_tensor_headers(cursor, n_tensors))
     data_offset = -(-cursor.at // alignment) * alignment
     tensors = _place(cursor, headers, data_offset, alignment)
-    return GGUFFile(cursor.path, version, metadata, tensors, alignment, data_offset, cursor.end)
+    return GGUFFile(
+        cursor.path, version, metadata, tensors, alignment, data_offset, cursor.end,
+        shards=(cursor.path,), entries=entries, header_end=cursor.at, mtime_ns=cursor.mtime_ns,
+    )  # fmt: skip
 
 
 def _tensor_headers(cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
@@ -245,7 +313,7 @@ def _place(
                 f"{cursor.path}: truncated: tensor {one_line(name, 100)} ends at byte {data_offset + offset + n_bytes}, "
                 f"the file at {cursor.end}"
             )
-        tensors[name] = TensorInfo(name, shape, type_name, data_offset + offset, n_bytes)
+        tensors[name] = TensorInfo(name, shape, type_name, data_offset + offset, n_bytes, cursor.path)
     end = data_offset
     for tensor in sorted(tensors.values(), key=lambda t: t.offset):
         if tensor.offset < end:

@@ -1,0 +1,238 @@
+"""`yarn-edge patch`: repair or add scaling in an existing GGUF. The weights are copied as they are, byte for byte.
+
+What the file shall run comes from its own description, from a checkpoint, or from flags; the planner decides how a file of
+this architecture can carry it; `gguf_edit` rewrites the header. The outcome is read back and judged before it gets its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yarn_edge import metadata
+from yarn_edge.config_file import read_config
+from yarn_edge.config_scaling import read_scaling
+from yarn_edge.effective import FREQUENCY_FACTORS, angle_error, effective, file_factor
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.flags import FLAGS, add_planner_flags, add_scaling_flags, scaling_overrides
+from yarn_edge.gguf_file import GGUFFile, read_gguf
+from yarn_edge.honoured import CHECKPOINT_ARCHITECTURES
+from yarn_edge.loadable import check_loadable
+from yarn_edge.planner import Bake, RopePlan, plan_rope
+from yarn_edge.progress import bar, note
+from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+
+from .gguf_shards import edit_gguf_files, output_files, partial_files, publish_files, total_bytes
+from .writer import check_space
+
+# What a checkpoint and a GGUF of it must agree on: config key -> GGUF key.
+_SIZES = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+}
+
+
+def from_checkpoint(
+    file: GGUFFile, folder: Path, overrides: Mapping[str, Any], freeze_at: int | None = None
+) -> RopeScaling:
+    """The scaling of the checkpoint that `file` was made from. Raises YarnEdgeError if it was made from another."""
+    config = read_config(folder)
+    architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
+    if architecture != file.architecture:
+        raise config.error(
+            "model_type", f"is {one_line(repr(config.values.get('model_type')), 60)}, the GGUF's architecture "
+            f"{file.architecture}: this is not the checkpoint of that file"
+        )  # fmt: skip
+    for key, name in _SIZES.items():
+        theirs, ours = config.integer(key), file.number(name)
+        if theirs is not None and ours is not None and theirs != ours:
+            raise config.error(
+                key, f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: another model's checkpoint"
+            )
+    return read_scaling(config, overrides, freeze_at)
+
+
+def from_file(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
+    """What the file describes, with its known slips put right, and `overrides` on top.
+
+    Raises YarnEdgeError where the file leaves open what it means: nothing is guessed.
+    """
+    base = metadata.canonical(file)
+    if base is None:
+        base = metadata.declared(_without_slips(file, overrides))
+    if not overrides:
+        return base
+    flags = {field: FLAGS[field] for field in overrides}
+    if base.method == "linear" and set(overrides) == {"original_context"}:
+        return replace(base, **overrides, provenance={**base.provenance, **flags})
+    if base.method not in ("none", "yarn") and "factor" not in overrides:
+        raise YarnEdgeError(
+            f"{file.path}: has {base.method} scaling: the --yarn-… flags need --yarn-factor to make it YaRN"
+        )
+    if base.method != "yarn":
+        missing = [FLAGS[f] for f in ("factor", "original_context") if f not in overrides]
+        if missing:
+            raise YarnEdgeError(f"{file.path}: has no YaRN, so {missing[0]} is needed too")
+        base = replace(base, method="yarn", factor=1.0, attention_factor=1.0, provenance={"method": "--yarn-factor"})
+    values = dict(overrides)
+    if "factor" in values and "attention_factor" not in values:
+        own = base.attention_factor / base.default_attention_factor
+        if abs(own - 1) > SAME_RELATIVE:
+            raise YarnEdgeError(
+                f"{file.path}: its attention factor {base.attention_factor:.6g} was made for another factor than --yarn-factor: "
+                "pass --yarn-attention-factor too"
+            )
+        values["attention_factor"] = yarn_attention_factor(values["factor"])
+        flags["attention_factor"] = "0.1 ln(--yarn-factor) + 1"
+    return replace(base, **values, provenance={**base.provenance, **flags})
+
+
+def _without_slips(file: GGUFFile, overrides: Mapping[str, Any]) -> GGUFFile:
+    """The file's header with mistakes undone whose meaning is clear; errors for those whose meaning is open."""
+    prefix = f"{file.architecture}.rope.scaling."
+    meta = dict(file.metadata)
+    no_origin = prefix + "original_context_length" not in meta and "original_context" not in overrides
+    if (
+        meta.get(prefix + "type", "linear") == "linear"
+        and no_origin
+        and (file_factor(file) or 1.0) != 1
+        and "factor" not in overrides
+    ):
+        raise YarnEdgeError(
+            f"{file.path}: has linear scaling and no {prefix}original_context_length, so its context_length may be meant before "
+            "the scaling or after it: pass --yarn-orig-ctx"
+        )
+    if meta.get(prefix + "type") != "yarn":
+        return file
+    ext = meta.get(prefix + "yarn_ext_factor")
+    if isinstance(ext, (int, float)) and ext > 1:
+        if not file.number("rope.scaling.factor") and "factor" not in overrides:
+            meta[prefix + "factor"] = float(ext)
+        meta[prefix + "yarn_ext_factor"] = 1.0
+    if no_origin:
+        raise YarnEdgeError(
+            f"{file.path}: {prefix}original_context_length is missing, and nothing else in the file tells it: "
+            "pass --yarn-orig-ctx, or --from CHECKPOINT"
+        )
+    multiplier = file.number("rope.scaling.yarn_attn_factor")
+    if multiplier is not None and abs(multiplier - 1) > SAME_RELATIVE and "attention_factor" not in overrides:
+        raise YarnEdgeError(
+            f"{file.path}: {prefix}yarn_attn_factor is {multiplier:.7g}, and its meaning is open: llama.cpp's converter writes "
+            "transformers' attention_factor there (A itself) and the Nous attn_factor too (multiplies 0.1 ln s + 1): "
+            "pass --yarn-attention-factor, or --from CHECKPOINT"
+        )
+    if multiplier is not None:
+        meta[prefix + "yarn_attn_factor"] = 1.0
+    return replace(file, metadata=meta)
+
+
+def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """(keys to set, keys to remove, tensors to set)."""
+    keys = {**plan.keys, **metadata.canonical_keys(goal, plan.form)}
+    keys[f"{file.architecture}.context_length"] = goal.extended_context
+    ours = (f"{file.architecture}.rope.scaling.", metadata.CANONICAL)
+    stale = [k for k in file.metadata if k.startswith(ours) and k not in keys]
+    stale += [k for k in (f"{file.architecture}.rope.scale_linear",) if k in file.metadata]
+    tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
+    if (
+        plan.factors is None and FREQUENCY_FACTORS in file.tensors
+    ):  # a tensor cannot be taken out, but it can be made to do nothing
+        tensors[FREQUENCY_FACTORS] = np.ones(goal.dim // 2, np.float32)
+    return keys, stale, tensors
+
+
+def patch(
+    source: str | Path,
+    output: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    freeze_at: int | None = None,
+    bake: Bake = "auto",
+    allow_approximate: bool = False,
+    force: bool = False,
+    sync: bool = False,
+) -> tuple[list[Path], RopePlan, list[str]]:
+    """Write `source` to `output` with its scaling put right. Returns (files, form and numbers, what changed in sentences).
+
+    The scaling is that of `checkpoint`, else what the file describes; `overrides` (RopeScaling fields) on top. Raises
+    YarnEdgeError where it cannot be carried or is not known; then nothing is written. sync: wait until all of it is on the
+    disk; otherwise the system writes it out when it will, as after cp.
+    """
+    file = read_gguf(source, vocabulary=False)
+    check_loadable(file)
+    outputs = output_files(file, Path(output), force)
+    if checkpoint is not None:
+        goal = from_checkpoint(file, Path(checkpoint), overrides or {}, freeze_at)
+    else:
+        goal = from_file(file, overrides or {})
+    plan = plan_rope(goal, file.architecture, bake=bake, allow_approximate=allow_approximate)
+    if plan.told:
+        note(plan.told)
+    keys, stale, tensors = _edits(file, goal, plan)
+    total = total_bytes(file)
+    check_space(outputs[0].parent, total, "the patched file")
+    with partial_files(outputs) as partials:
+        with bar("Copying", total, "bytes") as advance:
+            changes = edit_gguf_files(
+                file, partials, set_keys=keys, remove_keys=stale, set_tensors=tensors, advance=advance, flush=sync
+            )
+        _check(partials[0], goal, plan)
+        publish_files(partials, outputs, force, sync)
+    return outputs, plan, changes
+
+
+def _check(path: Path, goal: RopeScaling, plan: RopePlan) -> None:
+    """Read the outcome back: its description, and what llama.cpp runs of it."""
+    written = read_gguf(path, vocabulary=False)
+    check_loadable(written)
+    runs = effective(written, metadata.explicit_arguments(written))
+    if metadata.canonical(written) != goal or angle_error(runs, plan.runs).any_difference:
+        raise YarnEdgeError(f"{path}: the patched file would not run what was asked for")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `yarn-edge patch`."""
+    parser.add_argument("model", metavar="IN.gguf", help="a GGUF; of a split one the first file")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT.gguf", help="the new file; IN.gguf is never changed"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--from", dest="checkpoint", metavar="CHECKPOINT", help="take the scaling of this folder's config"
+    )
+    where.add_argument("--repair", action="store_true", help="make the file run what it describes")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+    parser.add_argument("--sync", action="store_true", help="wait until the new file is on the disk (cp does not)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_planner_flags(parser)
+    add_scaling_flags(parser, "what the file shall run, on top of its own description or of CHECKPOINT")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`yarn-edge patch`: prints what changed."""
+    overrides = scaling_overrides(args)
+    if not (args.repair or args.checkpoint or overrides):
+        raise YarnEdgeError("nothing to do: give --repair, --from CHECKPOINT, or --yarn-… flags")
+    if args.freeze_at is not None and not args.checkpoint:
+        raise YarnEdgeError("--freeze-at needs --from CHECKPOINT: a GGUF is static")
+    outputs, plan, changes = patch(
+        args.model, args.output, checkpoint=args.checkpoint, overrides=overrides, freeze_at=args.freeze_at,
+        bake=args.bake_rope, allow_approximate=args.allow_approximate_rope, force=args.force, sync=args.sync,
+    )  # fmt: skip
+    if args.json:
+        told = {"model": str(args.model), "output": [str(p) for p in outputs], "form": plan.form, "changes": changes}
+        sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write("".join(f"{change}\n" for change in changes or ["no key had to change"]))
+    for path in outputs:
+        note(f"{path}: {path.stat().st_size / 1e6:.1f} MB; yarn-edge verify {path} proves it")
+    return 0

@@ -166,14 +166,11 @@ def test_the_simulated_rules_are_those_of_the_running_library(name: str, rich_fi
     assert max(rotation_error(n.x, n.y, n.positions, said, "interleaved").of_budget for n in nodes) <= 1
 
 
-def test_the_kernel_check_fails_for_another_goal(smol_f32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_check_fails_for_another_goal(smol_f32: Path) -> None:
     goal = metadata.wanted(read_gguf(smol_f32))
-    assert check_kernel(goal, "llama").status == "pass"
-    from yarn_edge import ggml
-
-    right = ggml.rope_arguments
-    monkeypatch.setattr(ggml, "rope_arguments", lambda s, p: right(s.with_overrides("t", factor=4.001), p))
-    assert check_kernel(goal, "llama").status == "fail"
+    assert check_kernel(goal, goal, "llama").status == "pass"
+    for wrong in ({"factor": 4.001}, {"beta_fast": 16.0}, {"attention_factor": 1.14}):
+        assert check_kernel(goal.with_overrides("test", **wrong), goal, "llama").status == "fail"
 
 
 def test_another_checkpoint_fails(rich_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +182,7 @@ def test_another_checkpoint_fails(rich_file: Path, tmp_path: Path, capsys: pytes
     del status["logits"]  # a tiny random model's attention is flat: its logits may hide positions
     assert status == {"metadata": "fail", "kernel": "pass", "live-graph": "fail", "tokenizer": "pass"}
     metadata_check = report["checks"][0]
-    assert set(metadata_check) == {"name", "status", "value", "limit", "detail"}
+    assert set(metadata_check) == {"name", "status", "value", "limit", "detail", "data"}
     assert "attention_factor is 1.35" in metadata_check["detail"]
 
 

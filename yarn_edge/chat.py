@@ -148,20 +148,25 @@ def _context_size(args: argparse.Namespace, model: Model, renderer: Renderer, pr
     return needed
 
 
+_SCALINGS = {"yarn": "YaRN", "linear": "linear scaling", "ntk": "NTK-aware scaling", "ntk-by-parts": "NTK-by-parts"}
+
+
 def _what_runs(context: Context) -> str:
     """One line: file, architecture, scaling that the runtime applies, context, cache type."""
-    from yarn_edge.effective import effective
+    from yarn_edge.effective import angle_error, effective
+    from yarn_edge.metadata import wanted
 
     gguf = context.model.gguf
     try:
-        scaling = effective(gguf, context.arguments)
+        scaling, goal = effective(gguf, context.arguments), wanted(gguf)
     except YarnEdgeError:
         told = "position scaling from the file, not checked"
     else:
-        names = {"yarn": "YaRN", "linear": "linear scaling"}
-        told = "no position scaling"
-        if scaling.method != "none":
-            told = f"{names[scaling.method]} factor {scaling.factor:g} from {scaling.original_context}"
+        if not angle_error(scaling, goal).any_difference:
+            scaling = goal  # the same angles in the words of the file's own description, such as YaRN for a baked file
+        told = "no position scaling" if scaling.frequency_factors is None else "frequency factors of its own"
+        if scaling.method not in ("none", "llama3", "longrope"):
+            told = f"{_SCALINGS[scaling.method]} factor {scaling.factor:g} from {scaling.original_context}"
         if scaling.method == "yarn" or scaling.attention_factor != 1:
             told += f", attention factor {scaling.attention_factor:.4f}"
     trained = context.model.n_ctx_train

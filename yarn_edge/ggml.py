@@ -69,6 +69,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_name": (ctypes.c_char_p, [_P]),
     "ggml_backend_dev_description": (ctypes.c_char_p, [_P]),
     "ggml_backend_dev_type": (_INT, [_P]),
+    "ggml_backend_dev_backend_reg": (_P, [_P]),
+    "ggml_backend_reg_name": (ctypes.c_char_p, [_P]),
+    "ggml_backend_buffer_name": (ctypes.c_char_p, [_P]),
     "ggml_backend_dev_init": (_P, [_P, ctypes.c_char_p]),
     "ggml_quantize_chunk": (_SIZE, [_INT, _P, _P, _I64, _I64, _I64, _P]),
     "ggml_row_size": (_SIZE, [_INT, _I64]),
@@ -152,9 +155,10 @@ def rope_arguments(scaling: RopeScaling, pairing: Pairing) -> RopeArguments:
 
 @dataclass(frozen=True)
 class Device:
-    """One of ggml's devices: `name` such as "CPU" or "CUDA0", `kind` cpu, gpu, igpu or accel."""
+    """One of ggml's devices: `name` such as "CPU" or "CUDA0", `backend` its library's, `kind` cpu, gpu, igpu or accel."""
 
     name: str
+    backend: str
     kind: str
     description: str
     index: int
@@ -166,21 +170,38 @@ def devices() -> list[Device]:
     for index in range(function("ggml_backend_dev_count")()):
         handle = function("ggml_backend_dev_get")(index)
         name, text = (function(f"ggml_backend_dev_{what}")(handle).decode() for what in ("name", "description"))
-        found.append(Device(name, DEVICE_TYPES.get(function("ggml_backend_dev_type")(handle), "other"), text, index))
+        backend = function("ggml_backend_reg_name")(function("ggml_backend_dev_backend_reg")(handle)).decode()
+        kind = DEVICE_TYPES.get(function("ggml_backend_dev_type")(handle), "other")
+        found.append(Device(name, backend, kind, text, index))
     return found
 
 
+def device_handle(device: Device) -> Any:
+    """ggml_backend_dev_t."""
+    return function("ggml_backend_dev_get")(device.index)
+
+
 def rope(
-    x: npt.NDArray[np.float32], positions: npt.ArrayLike, arguments: RopeArguments, device: Device | None = None
+    x: npt.NDArray[np.float32],
+    positions: npt.ArrayLike,
+    arguments: RopeArguments,
+    device: Device | None = None,
+    factors: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.float32]:
-    """ggml's rope kernel on `device` (the CPU by default). x: (n_positions, n_heads, head_dim) float32, same returned."""
+    """ggml's rope kernel on `device` (the CPU by default). x: (n_positions, n_heads, head_dim) float32, same returned.
+
+    factors: (D/2,), by which the frequencies are divided, or None.
+    """
     check_struct()
     device = device or next(d for d in devices() if d.kind == "cpu")
     values = np.ascontiguousarray(x, dtype=np.float32)
     where = np.ascontiguousarray(positions, dtype=np.int32)
+    divisors = None if factors is None else np.ascontiguousarray(factors, dtype=np.float32)
+    if divisors is not None and divisors.shape != (arguments.n_dims // 2,):
+        raise ValueError(f"{divisors.shape} frequency factors for {arguments.n_dims} dimensions")
     if values.ndim != 3 or where.shape != values.shape[:1]:
         raise ValueError(f"x {values.shape} and positions {where.shape} do not fit")
-    backend = function("ggml_backend_dev_init")(function("ggml_backend_dev_get")(device.index), None)
+    backend = function("ggml_backend_dev_init")(device_handle(device), None)
     if not backend:
         raise YarnEdgeError(f"device {device.name} cannot be started")
     buffer = None
@@ -188,9 +209,10 @@ def rope(
         with _context(8) as ctx:
             inputs = function("ggml_new_tensor_3d")(ctx, TYPE_F32, *reversed(values.shape))
             pos = function("ggml_new_tensor_1d")(ctx, TYPE_I32, len(where))
+            table = None if divisors is None else function("ggml_new_tensor_1d")(ctx, TYPE_F32, len(divisors))
             a = arguments
             node = function("ggml_rope_ext")(
-                ctx, inputs, pos, None, a.n_dims, a.mode, a.n_ctx_orig, a.freq_base, a.freq_scale, a.ext_factor,
+                ctx, inputs, pos, table, a.n_dims, a.mode, a.n_ctx_orig, a.freq_base, a.freq_scale, a.ext_factor,
                 a.attn_factor, a.beta_fast, a.beta_slow,
             )  # fmt: skip
             if not function("ggml_backend_supports_op")(backend, node):
@@ -200,8 +222,9 @@ def rope(
             buffer = function("ggml_backend_alloc_ctx_tensors")(ctx, backend)
             if not buffer:
                 raise YarnEdgeError(f"device {device.name} has no memory for {values.nbytes} bytes")
-            function("ggml_backend_tensor_set")(inputs, values.ctypes.data, 0, values.nbytes)
-            function("ggml_backend_tensor_set")(pos, where.ctypes.data, 0, where.nbytes)
+            for tensor, data in ((inputs, values), (pos, where), (table, divisors)):
+                if data is not None:
+                    function("ggml_backend_tensor_set")(tensor, data.ctypes.data, 0, data.nbytes)
             status = function("ggml_backend_graph_compute")(backend, graph)
             if status:
                 raise YarnEdgeError(f"device {device.name} failed to compute rope (status {status})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge import rope
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.scaling import RopeScaling
 
@@ -25,12 +26,12 @@ class Divergence:
 
 
 def reference_logits(
-    folder: Path, tokens: Sequence[int], rope_parameters: Mapping[str, Any] | None = None
+    folder: Path, tokens: Sequence[int], replaced: RopeScaling | None = None
 ) -> npt.NDArray[np.float32]:
     """Logits of every position by transformers, float32, shape (n_tokens, n_vocab).
 
-    rope_parameters: replaces what transformers would read from config.json (only for overrides and for dialects that
-    transformers itself reads otherwise).
+    replaced: a static scaling whose frequencies and A its rotary embedding gets, in place of what transformers would read
+    from config.json (only for flags and for dialects that transformers itself reads otherwise).
     """
     try:
         import torch
@@ -41,18 +42,32 @@ def reference_logits(
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if rope_parameters is not None:
-            config.rope_parameters = dict(rope_parameters)
+        if replaced is not None:
+            config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta}
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
             attn_implementation="eager",
         )  # fmt: skip
     except Exception as error:  # of many libraries, many kinds
         raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
+    if replaced is not None:
+        _replace_rotary(model, replaced)
     model.eval()
     with torch.inference_mode():
         logits = model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
     return np.asarray(logits.numpy(), dtype=np.float32)
+
+
+def _replace_rotary(model: Any, scaling: RopeScaling) -> None:
+    """Give every rotary embedding of a transformers model the reference's frequencies and A."""
+    import torch
+
+    found = [m for m in model.modules() if hasattr(m, "inv_freq") and hasattr(m, "attention_scaling")]
+    if not found or any(m.inv_freq.shape != (scaling.dim // 2,) for m in found):
+        raise YarnEdgeError("transformers keeps this model's positions elsewhere: they cannot be replaced")
+    for module in found:
+        module.inv_freq = torch.from_numpy(rope.inv_freq(scaling).astype(np.float32))
+        module.attention_scaling = scaling.attention_factor
 
 
 def rope_parameters(scaling: RopeScaling) -> dict[str, Any]:

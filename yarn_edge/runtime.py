@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge import ggml
 from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import MAX_THREADS
@@ -36,7 +37,8 @@ _FLASH = {"auto": -1, "off": 0, "on": 1}
 class Model:
     """A loaded GGUF. Use as a context manager, or call `close`.
 
-    `overrides` replace metadata values for this load only (str, bool, int or float by key).
+    `overrides` replace metadata values for this load only (str, bool, int or float by key). `device`: where all the layers
+    and the cache go (`yarn_edge.backends`); the CPU by default, whatever else this build could use.
     Raises YarnEdgeError when the file is invalid or llama.cpp refuses it.
     """
 
@@ -46,6 +48,7 @@ class Model:
         *,
         vocab_only: bool = False,
         overrides: Mapping[str, str | bool | int | float] | None = None,
+        device: ggml.Device | None = None,
     ) -> None:
         self.path = Path(path)
         self.gguf: GGUFFile = read_gguf(path)
@@ -53,7 +56,11 @@ class Model:
         self.api = llama()
         params = self.api.llama_model_default_params()
         params.vocab_only = vocab_only
-        params.n_gpu_layers = 0
+        self.device = device if device is not None and device.kind != "cpu" else None
+        chosen = [] if self.device is None else [ggml.device_handle(self.device)]
+        self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # ended by NULL
+        params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+        params.n_gpu_layers = 0 if self.device is None else -1
         self._overrides = kv_overrides(self.api, overrides or {})
         if overrides:
             params.kv_overrides = self._overrides
@@ -190,7 +197,7 @@ class Context:
         params.n_threads = params.n_threads_batch = threads or physical_threads()
         params.type_k = params.type_v = KV_TYPES[kv_type][0]
         params.flash_attn_type = _FLASH[flash_attention]
-        params.offload_kqv = params.op_offload = False
+        params.offload_kqv = params.op_offload = model.device is not None
         params.no_perf = True
         for name, value in vars(self.arguments).items():
             setattr(params, name, value)

@@ -50,7 +50,9 @@ def test_findings(case: str, rich_file: Path, tmp_path: Path, capsys: pytest.Cap
     for key, value in changes.items():
         tiny.edit_key(path, key, value)
     report = report_on(path, capsys)
-    assert any(message in f for f in report["findings"]), report["findings"]
+    told = [f"{f['name']}: {f['what']} {f['evidence']}" for f in report["findings"]]
+    assert any(message in t for t in told), told
+    assert all(f["remedy"] for f in report["findings"])
     if arguments is None:
         assert report["runtime_arguments"] is None
     else:
@@ -72,11 +74,17 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "config.json: rope_scaling.factor" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_no_gguf_can_carry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scaling = {**tiny.YARN["rope_scaling"], "beta_fast": 8, "beta_slow": 4}
-    report = report_on(tiny.write_checkpoint(tmp_path / "ck", rope_scaling=scaling), capsys)
-    assert report["declared"]["beta_fast"] == 8
-    assert "cannot carry this in GGUF keys yet" in report["findings"][0]
+def test_how_a_checkpoint_could_be_carried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Own betas are baked for llama, need arguments on qwen2; truncate false has no way there."""
+    own = {**tiny.YARN["rope_scaling"], "beta_fast": 8, "beta_slow": 4}
+    for family, form in (("llama", "baked"), ("qwen2", "arguments")):
+        report = report_on(tiny.write_checkpoint(tmp_path / family, family, rope_scaling=own), capsys)
+        assert report["declared"]["beta_fast"] == 8
+        assert report["plans"][""]["form"] == form
+    folder = tiny.write_checkpoint(tmp_path / "none", "qwen2", rope_scaling={**own, "truncate": False})
+    (finding,) = report_on(folder, capsys)["findings"]
+    assert finding["name"] == "cannot be carried"
+    assert "truncate is False, llama.cpp would use True" in finding["what"]
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0", "q4_0"])

@@ -4,7 +4,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test check dev clean
+.PHONY: demo test check dev fuzz clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/yarn-edge demo --output demo-out --force --numbers demo-out/demo.json --plot demo-out/demo.png
@@ -16,6 +16,10 @@ check: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy yarn_edge convert bench
+
+# About ten minutes on two cores; the record of a run is in docs/fuzzing.md.
+fuzz: $(VENV)/.test
+	cd tests && ../$(VENV)/bin/python fuzz.py --inputs 120000 --deep 2000
 
 dev: $(VENV)/.test
 	@echo "ready: source $(VENV)/bin/activate"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
-from yarn_edge.gguf_file import ARRAY, HEADER_BYTES, MAGIC, STRING, GGUFFile, TensorInfo
+from yarn_edge.gguf_file import ARRAY, HEADER_BYTES, MAGIC, STRING, GGUFFile, SkippedStrings, TensorInfo
 
 from .kernel_copy import BLOCK, copy_range, write_at
 
@@ -257,6 +257,8 @@ def _shown(value: Any, kind: int) -> str:
     """A value for people: float32 in as few digits as tell it apart, long ones cut."""
     if kind == _F32:
         return str(np.float32(value))
+    if isinstance(value, SkippedStrings):
+        return f"{value.count} strings"
     if kind == ARRAY:
         items = list(value[:4])
         return (

@@ -120,17 +120,27 @@ def _copy(shard: GGUFFile, partial: Path, advance: Callable[[float], None], flus
 def publish_files(partials: Sequence[Path], outputs: Sequence[Path], force: bool, flush: bool = True) -> None:
     """Give finished files their names: all, or none if one cannot have its own.
 
-    The first shard, by which a model is loaded, is the last to appear, and with `force` the first to go: whatever happens,
-    nobody loads shards of two models.
+    The first shard, by which a model is loaded, is the last to appear, and with `force` the first to be set aside: nobody loads
+    shards of two models, and on an error the old ones come back.
     """
-    if len(outputs) > 1 and force:
-        outputs[0].unlink(missing_ok=True)
     done: list[Path] = []
+    kept: dict[Path, Path] = {}
     try:
+        for output in outputs if len(outputs) > 1 and force else ():
+            if output.exists():
+                aside = output.with_name(f"{output.name}.{os.getpid()}.replaced")
+                output.rename(aside)
+                kept[output] = aside
         for partial, output in reversed(list(zip(partials, outputs, strict=True))):
             publish(partial, output, force, flush)
             done.append(output)
-    except BaseException:
+    except BaseException as error:
         for output in done:
             output.unlink(missing_ok=True)
+        for output, aside in kept.items():
+            aside.rename(output)
+        if isinstance(error, OSError):
+            raise os_error(error) from error
         raise
+    for aside in kept.values():
+        aside.unlink(missing_ok=True)

@@ -17,47 +17,62 @@ from typing import Any
 import numpy as np
 
 from yarn_edge import metadata
-from yarn_edge.config_file import read_config
-from yarn_edge.config_scaling import read_scaling
-from yarn_edge.effective import FREQUENCY_FACTORS, angle_error, effective, file_factor
+from yarn_edge.config_file import is_mistral_params, read_config
+from yarn_edge.config_scaling import read_positions
+from yarn_edge.dialects import text_section
+from yarn_edge.effective import FREQUENCY_FACTORS, angle_error, effective, file_factor, rotated_dims
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import FLAGS, add_planner_flags, add_scaling_flags, scaling_overrides
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.honoured import CHECKPOINT_ARCHITECTURES
 from yarn_edge.loadable import check_loadable
-from yarn_edge.planner import Bake, RopePlan, plan_rope
+from yarn_edge.planner import Bake, RopePlan, plan_parts
 from yarn_edge.progress import bar, note
 from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 from .gguf_shards import edit_gguf_files, output_files, partial_files, publish_files, total_bytes
 from .writer import check_space
 
+PARAMS_ARCHITECTURES = (
+    "llama",
+    "mistral3",
+)  # what becomes of a folder that has Mistral's params.json and no model_type
 # What a checkpoint and a GGUF of it must agree on: config key -> GGUF key.
 _SIZES = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",
     "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "intermediate_size": "feed_forward_length",
+    "vocab_size": "vocab_size",
 }
 
 
 def from_checkpoint(
     file: GGUFFile, folder: Path, overrides: Mapping[str, Any], freeze_at: int | None = None
-) -> RopeScaling:
-    """The scaling of the checkpoint that `file` was made from. Raises YarnEdgeError if it was made from another."""
+) -> Mapping[str, RopeScaling]:
+    """The scaling of the checkpoint that `file` was made from, by layer type where it differs ("" alone where not).
+
+    Raises YarnEdgeError if it was made from another.
+    """
     config = read_config(folder)
     architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
-    if architecture != file.architecture:
+    params_alone = config.values.get("model_type") is None and file.architecture in PARAMS_ARCHITECTURES
+    if architecture != file.architecture and not (params_alone and is_mistral_params(config.values)):
         raise config.error(
             "model_type", f"is {one_line(repr(config.values.get('model_type')), 60)}, the GGUF's architecture "
             f"{file.architecture}: this is not the checkpoint of that file"
         )  # fmt: skip
+    text, extra = text_section(config), file.number("nextn_predict_layers", 0) or 0
     for key, name in _SIZES.items():
-        theirs, ours = config.integer(key), file.number(name)
-        if theirs is not None and ours is not None and theirs != ours:
+        if isinstance(file.metadata.get(f"{file.architecture}.{name}"), np.ndarray):
+            continue  # one number a layer
+        theirs, ours = text.integer(key), file.number(name)
+        if theirs is not None and ours is not None and ours not in (theirs, theirs + extra * (name == "block_count")):
             raise config.error(
                 key, f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: another model's checkpoint"
             )
-    return read_scaling(config, overrides, freeze_at)
+    return read_positions(config, overrides, freeze_at).parts
 
 
 def from_file(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
@@ -68,8 +83,23 @@ def from_file(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
     base = metadata.canonical(file)
     if base is None:
         base = metadata.declared(_without_slips(file, overrides))
+    context = file.required_int("context_length")
+    if base.method != "none" and not overrides and context > base.extended_context:
+        raise YarnEdgeError(
+            f"{file.path}: context_length is {context}, but factor {base.factor:g} makes {base.original_context} tokens "
+            f"{base.extended_context}: pass --yarn-factor and --yarn-orig-ctx"
+        )
     if not overrides:
         return base
+    if base.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in base.frequency_factors):
+        raise YarnEdgeError(
+            f"{file.path}: has frequency factors of its own ({FREQUENCY_FACTORS}: Llama 3, or baked by others): YaRN on top of "
+            "them would scale twice"
+        )
+    if abs(base.softmax_factor - 1) > SAME_RELATIVE and overrides.keys() & {"factor", "attention_factor"}:
+        raise YarnEdgeError(
+            f"{file.path}: its softmax factor {base.softmax_factor:.6g} belongs to its factor: use --from CHECKPOINT"
+        )
     flags = {field: FLAGS[field] for field in overrides}
     if base.method == "linear" and set(overrides) == {"original_context"}:
         return replace(base, **overrides, provenance={**base.provenance, **flags})
@@ -112,22 +142,31 @@ def _without_slips(file: GGUFFile, overrides: Mapping[str, Any]) -> GGUFFile:
         )
     if meta.get(prefix + "type") != "yarn":
         return file
-    ext = meta.get(prefix + "yarn_ext_factor")
+    ext, factor = meta.get(prefix + "yarn_ext_factor"), file_factor(file)
     if isinstance(ext, (int, float)) and ext > 1:
-        if not file.number("rope.scaling.factor") and "factor" not in overrides:
-            meta[prefix + "factor"] = float(ext)
+        if factor not in (0.0, 1.0, float(ext)) and "factor" not in overrides:
+            raise YarnEdgeError(
+                f"{file.path}: {prefix}yarn_ext_factor is {ext:g} and {prefix}factor is {factor:g}: which one is the factor? "
+                "pass --yarn-factor"
+            )
+        meta[prefix + "factor"] = factor = float(ext)
         meta[prefix + "yarn_ext_factor"] = 1.0
+    if factor <= 1 and "factor" not in overrides:
+        raise YarnEdgeError(
+            f"{file.path}: says YaRN and has no {prefix}factor: pass --yarn-factor, or --from CHECKPOINT"
+        )
     if no_origin:
         raise YarnEdgeError(
             f"{file.path}: {prefix}original_context_length is missing, and nothing else in the file tells it: "
             "pass --yarn-orig-ctx, or --from CHECKPOINT"
         )
-    multiplier = file.number("rope.scaling.yarn_attn_factor")
-    if multiplier is not None and abs(multiplier - 1) > SAME_RELATIVE and "attention_factor" not in overrides:
+    multiplier = metadata.open_attention_factor(file)
+    if multiplier is not None and "attention_factor" not in overrides:
+        default = yarn_attention_factor(overrides.get("factor") or file_factor(file) or 1.0)
         raise YarnEdgeError(
             f"{file.path}: {prefix}yarn_attn_factor is {multiplier:.7g}, and its meaning is open: llama.cpp's converter writes "
-            "transformers' attention_factor there (A itself) and the Nous attn_factor too (multiplies 0.1 ln s + 1): "
-            "pass --yarn-attention-factor, or --from CHECKPOINT"
+            f"transformers' attention_factor there (then A is {multiplier:.7g}) and the Nous attn_factor too (then it is "
+            f"{multiplier * default:.7g}): pass --yarn-attention-factor, or --from CHECKPOINT"
         )
     if multiplier is not None:
         meta[prefix + "yarn_attn_factor"] = 1.0
@@ -171,12 +210,21 @@ def patch(
     check_loadable(file)
     outputs = output_files(file, Path(output), force)
     if checkpoint is not None:
-        goal = from_checkpoint(file, Path(checkpoint), overrides or {}, freeze_at)
+        parts = from_checkpoint(file, Path(checkpoint), overrides or {}, freeze_at)
     else:
-        goal = from_file(file, overrides or {})
-    plan = plan_rope(goal, file.architecture, bake=bake, allow_approximate=allow_approximate)
+        parts = {"": from_file(file, overrides or {})}
+    for scaling in parts.values():
+        if scaling.dim != rotated_dims(file) and not scaling.source("dim").startswith(metadata.CANONICAL):
+            raise YarnEdgeError(
+                f"{scaling.source('dim')}: {scaling.dim} dimensions are rotated, in {file.path} {rotated_dims(file)}: another model"
+            )
+    plan = plan_parts(parts, file.architecture, bake=bake, allow_approximate=allow_approximate)
+    goal = parts["full_attention"] if len(parts) > 1 else next(iter(parts.values()))
     if plan.told:
         note(plan.told)
+    base = file.number("rope.freq_base")
+    if checkpoint is not None and base and goal.method != "ntk" and abs(base / goal.rope_theta - 1) > SAME_RELATIVE:
+        note(f"warning: the base becomes {goal.rope_theta:g}, it was {base:g}: is this the checkpoint of that file?")
     keys, stale, tensors = _edits(file, goal, plan)
     total = total_bytes(file)
     check_space(outputs[0].parent, total, "the patched file")
@@ -234,5 +282,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write("".join(f"{change}\n" for change in changes or ["no key had to change"]))
     for path in outputs:
-        note(f"{path}: {path.stat().st_size / 1e6:.1f} MB; yarn-edge verify {path} proves it")
+        note(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    note(f"yarn-edge verify {outputs[0]} proves it")
     return 0

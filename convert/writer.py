@@ -35,7 +35,10 @@ class TensorPlan:
 
 def check_output(output: Path, force: bool, sources: Iterable[Path] = ()) -> Path:
     """Refuse an output that cannot or must not be written, before any work. Returns the file that a link stands for."""
-    output = output.resolve() if output.is_symlink() else output
+    try:
+        output = output.resolve() if output.is_symlink() else output
+    except (OSError, RuntimeError) as error:
+        raise YarnEdgeError(f"{output}: is a link that leads nowhere") from error
     if output.is_dir():
         raise YarnEdgeError(f"{output}: is a folder; give the name of a file")
     if output.exists() and not output.is_file():
@@ -43,7 +46,7 @@ def check_output(output: Path, force: bool, sources: Iterable[Path] = ()) -> Pat
     if not output.parent.is_dir():
         raise YarnEdgeError(f"{output.parent}: no such folder for the output")
     if output.exists() and any(source.exists() and output.samefile(source) for source in sources):
-        raise YarnEdgeError(f"{output}: is part of the checkpoint")
+        raise YarnEdgeError(f"{output}: is one of the files that are read")
     if output.exists() and not force:
         raise _exists(output)
     if not os.access(output.parent, os.W_OK):

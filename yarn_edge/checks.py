@@ -24,6 +24,7 @@ from yarn_edge.tap import RopeNode, record_ropes
 Status = Literal["pass", "fail", "skip"]
 LONGEST_POSITION = 131071
 LIVE_TOKENS = 16
+CHECKPOINT = "the checkpoint"  # whose word the goal is, in messages
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
         "what llama.cpp runs": effective(file, metadata.explicit_arguments(file)),
         "yarn_edge.rope.*": metadata.canonical(file),
     }
-    worst, told = 0.0, []
+    worst, told, besides = 0.0, [], ""
+    if sides["yarn_edge.rope.*"] is None and goal_name == CHECKPOINT:
+        # Somebody else's keys beside a checkpoint: what runs is judged, dead keys are only told.
+        error = angle_error(metadata.declared(file), goal)
+        if sides.pop("the rope keys") is not None and error.any_difference:
+            besides = "; its keys, read literally, say other positions (yarn-edge inspect shows them)"
     for side, scaling in sides.items():
         if scaling is None:
             continue
@@ -93,7 +99,13 @@ def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
     detail = "; ".join(told) or f"the keys say what {goal_name} says"
     if angle_error(alone, goal).any_difference and not told:
         detail += "; only with the runtime arguments that yarn-edge passes: other programs run other positions"
-    return judge("metadata", worst, SAME_RELATIVE, detail)
+    open_factor = metadata.open_attention_factor(file)
+    if open_factor is not None and goal_name != CHECKPOINT:
+        besides += (
+            f"; yarn_attn_factor is {open_factor:.7g}: if that is the model's attention_factor, A should be it and is not: "
+            "only --against CHECKPOINT can tell"
+        )
+    return judge("metadata", worst, SAME_RELATIVE, detail + besides)
 
 
 def check_kernel(
@@ -120,11 +132,18 @@ def check_kernel(
     return judge(name, worst.of_budget, 1.0, f"{where}: worst {worst}", {"device": where, "phase": table})
 
 
-def check_live_graph(model: Model, goal: RopeScaling, threads: int | None = None, backend: str = "cpu") -> Check:
+def check_live_graph(
+    model: Model,
+    goal: RopeScaling,
+    threads: int | None = None,
+    backend: str = "cpu",
+    sliding_goal: RopeScaling | None = None,
+) -> Check:
     """Every layer's ROPE nodes, in windows at the start, around the original context and at the end of the extended one.
 
     Their parameters against llama.cpp's rules for this file, their outputs against the reference on their actual inputs, and
-    the memory they ran in against the device that was asked for.
+    the memory they ran in against the device that was asked for. sliding_goal: of layers with a sliding window, None where only
+    the file tells.
     """
     file, name = model.gguf, on_backend("live-graph", backend)
     pairing = honoured(file.architecture).pairing
@@ -136,7 +155,7 @@ def check_live_graph(model: Model, goal: RopeScaling, threads: int | None = None
     kinds = layer_kinds(file, model.n_layer)
     slides = sliding_scaling(file, runs)
     told = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)
-    groups = {"full": (runs, goal), "sliding": (slides, slides)}
+    groups = {"full": (runs, goal), "sliding": (slides, sliding_goal or slides)}
     judged: list[tuple[list[RopeNode], RopeScaling]] = []
     for kind, (rules, target) in groups.items():
         some = [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == kind]
@@ -144,7 +163,10 @@ def check_live_graph(model: Model, goal: RopeScaling, threads: int | None = None
             told += _wrong_parameters(some, ggml.rope_arguments(rules, pairing), rules.frequency_factors)
             judged.append((some, target))
     said = in_keys(goal)
-    if said is not None and _has_arguments(said) and runs.frequency_factors is None:
+    changed = metadata.declared(file).differences(
+        goal
+    )  # other words than the goal's, even if they make the same angles
+    if changed and said is not None and _has_arguments(said) and runs.frequency_factors is None:
         full = [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == "full"]
         told += _wrong_parameters(full, ggml.rope_arguments(said, pairing), None)
     error = angle_error(runs, goal)
@@ -153,8 +175,9 @@ def check_live_graph(model: Model, goal: RopeScaling, threads: int | None = None
             f"llama.cpp runs frequencies up to {error.frequency:.2%} off (pair {error.pair}), "
             f"an attention factor {error.attention:.2%} off"
         )
-    for side in (metadata.declared(file), metadata.canonical(file)):
-        if side is not None and angle_error(side, goal).any_difference:
+    canonical = metadata.canonical(file)
+    for side in (metadata.declared(file), canonical):
+        if side is not None and canonical is not None and angle_error(side, goal).any_difference:
             told.append(f"{side.source('method').rsplit('.', 1)[0]}.* says other positions")
     if not judged or any(n.arguments.n_dims != g.dim or n.x.shape[-1] < g.dim for some, g in judged for n in some):
         return Check(name, "fail", float("inf"), 1.0, "; ".join([*told, f"nodes do not rotate {goal.dim} dimensions"]))
@@ -162,6 +185,8 @@ def check_live_graph(model: Model, goal: RopeScaling, threads: int | None = None
     worst = max(errors, key=lambda e: e.of_budget)
     value = max(worst.of_budget, float("inf") if told else 0.0)
     detail = f"{len(nodes)} nodes at positions from {', '.join(map(str, starts))}: worst {worst}"
+    if slides is not None and sliding_goal is None:
+        detail += "; layers with a sliding window are held against the file's own keys only"
     return judge(name, value, 1.0, "; ".join([*dict.fromkeys(told), detail]), {"n_nodes": len(nodes), "starts": starts})
 
 

@@ -112,12 +112,15 @@ class Block:
 
     def plain(self) -> RopeScaling:
         """Plain RoPE of this config: base, rotated dimensions, context."""
-        top = {} if self.theta else {self.config.where("rope_theta"): self.config.values.get("rope_theta")}
+        key = self.family.theta_key
+        top = {} if self.theta else {self.config.where(key): self.config.values.get(key)}
         default = self.theta or (
             f"transformers' default for {self.family.model_type or 'rope_theta'}",
             self.family.rope_theta,
         )
         where, theta = the_one({self.where("rope_theta"): self.values.get("rope_theta"), **top}) or default
+        if key != "rope_theta":  # not read by such a family's code, but it must not say otherwise
+            the_one({where: theta, self.config.where("rope_theta"): self.config.values.get("rope_theta")})
         dim, dim_source = rotated_dim(
             self.config, (self.where("partial_rotary_factor"), self.values.get("partial_rotary_factor"))
         )

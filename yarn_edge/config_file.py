@@ -91,6 +91,8 @@ def refuse_pointer(path: Path, start: bytes) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a YarnEdgeError that says what is wrong with it."""
     try:
+        if path.exists() and not path.is_file():
+            raise YarnEdgeError(f"{path}: is not a regular file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise YarnEdgeError(f"{path}: {path.stat().st_size} bytes are too many for this file")
         data = path.read_bytes()

@@ -53,6 +53,14 @@ def used_layer_types(config: ConfigFile) -> frozenset[str]:
 def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[str, Block | None]:
     """The blocks by layer type, one named "" for a model with one; None where a layer type has no positions."""
     section = config.section(dialect.block)
+    if family.default_block is not None and (
+        section is None or (not section.values and dialect is not TRANSFORMERS_V5)
+    ):
+        raise config.error(
+            dialect.block, f"is missing, where transformers 5 fills in its own scaling for {family.model_type} and "
+            "transformers 4 may not: add rope_parameters, as the model was trained; transformers' own is "
+            f'{family.default_block}, plain RoPE is {{"rope_type": "default"}}'
+        )  # fmt: skip
     values = section.values if section else {}
     whole = Block(config, dialect, family, values)
     layers = family.layers

@@ -61,10 +61,11 @@ def _ramp(block: Block) -> dict[str, Sourced]:
         if block.values.get(key) is not None:
             fields[name] = block.number(key), block.where(key)
     truncate = block.values.get("truncate", True)
-    if block.label and truncate in (None, False):
+    if (block.label or block.family.layers) and truncate in (None, False):
+        nests = "" if block.label else f"{block.family.model_type} gets its block nested by layer type, and "
         raise block.error(
-            "truncate", f"is {shown(truncate)}, which transformers reads beside the layer types and not inside one, so its "
-            "meaning here is open: remove it"
+            "truncate", f"is {shown(truncate)}, which transformers reads beside the layer types and not inside one ({nests}"
+            "it is lost): its meaning here is open: remove it"
         )  # fmt: skip
     if truncate is None:
         fields["truncate"] = False, f"{block.where('truncate')} (null, which transformers takes as false)"

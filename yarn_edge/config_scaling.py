@@ -19,8 +19,8 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.families import family_of
 from yarn_edge.flags import FLAGS
 from yarn_edge.mistral_params import read_params
-from yarn_edge.rope import dynamic_factor
-from yarn_edge.scaling import MAX_CONTEXT, RopeScaling, yarn_attention_factor
+from yarn_edge.rope import correction_range, dynamic_factor
+from yarn_edge.scaling import MAX_CONTEXT, RAMPED_METHODS, RopeScaling, yarn_attention_factor
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ def read_positions(
         parts, notes = _read_blocks(text_section(config), dialect, flags)
     if freeze_at is not None:
         parts = _frozen(config, dialect, parts, freeze_at)
+    for scaling in parts.values():
+        _check_ramp(config, scaling)
     if config.params is not None and not flags:
         _check_params(config, config.params, parts)
     longrope = any(scaling.method == "longrope" for scaling in parts.values())
@@ -104,6 +106,22 @@ def _read_blocks(
         ((label, base),) = parts.items()
         parts = {label: _with_flags(text, base, flags)}
     return parts, tuple(notes)
+
+
+def _check_ramp(config: ConfigFile, scaling: RopeScaling) -> None:
+    """Refuse a ramp that ends before it starts: transformers' then runs backwards, ours and ggml's is a step."""
+    if scaling.method not in RAMPED_METHODS or scaling.ramp != "index":
+        return
+    low, high = correction_range(scaling)
+    if low > high:
+        told = ", ".join(
+            f"{name} {getattr(scaling, name):g} ({scaling.source(name)})"
+            for name in ("rope_theta", "original_context", "beta_fast", "beta_slow")
+        )
+        raise YarnEdgeError(
+            f"{config.name}: the ramp of {scaling.method} would start at correction dimension {low:g} and end at {high:g}: "
+            f"backwards in transformers, a step in llama.cpp. It comes from {told}: correct what is wrong"
+        )
 
 
 def _with_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any]) -> RopeScaling:

@@ -13,7 +13,7 @@ import numpy as np
 
 from yarn_edge import rope
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.gguf_file import GGUFFile
+from yarn_edge.gguf_file import GGUFFile, told_of
 from yarn_edge.honoured import HONOURED, Honoured, honoured
 from yarn_edge.scaling import MAX_DIM, SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
@@ -51,9 +51,9 @@ LLAMA_CLASS_DEFAULTS = RuntimeArguments(yarn_attn_factor=1.0, yarn_beta_fast=32.
 
 def rotated_dims(file: GGUFFile) -> int:
     """Rotated dimensions of one head, in layers with full attention."""
-    heads = file.required_int("attention.head_count")
-    head_dim = file.number("attention.key_length", file.required_int("embedding_length") // heads)
-    rotated = file.number("rope.dimension_count", head_dim) or 0
+    rotated = file.number("rope.dimension_count", file.number("attention.key_length"))
+    if rotated is None:
+        rotated = file.required_int("embedding_length") // file.required_int("attention.head_count")
     if slides(file, 0):  # the graph asks for those of layer 0, whatever the layer (llama_hparams::n_rot)
         rotated = number_or(file.number("rope.dimension_count_swa"), rotated)
     return int(rotated)
@@ -154,21 +154,22 @@ def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, 
         ext = 1.0 if kind == ROPE_SCALING_TYPES["yarn"] else 0.0
     factor = 1.0 / scale
     attention, softmax = magnitudes(file, row, arguments, factor, ext)
-    return RopeScaling(
-        method="yarn" if ext != 0 else "linear" if factor != 1 else "none",
-        rope_theta=arguments.rope_freq_base or file_base(file),
-        dim=rotated_dims(file),
-        original_context=arguments.yarn_orig_ctx or file_origin(file),
-        factor=factor,
-        ext_factor=ext if ext else 1.0,
-        beta_fast=_from(arguments.yarn_beta_fast, file, "rope.scaling.yarn_beta_fast", row.betas, row.beta_fast),
-        beta_slow=_from(arguments.yarn_beta_slow, file, "rope.scaling.yarn_beta_slow", row.betas, 1.0),
-        attention_factor=attention,
-        softmax_factor=softmax,
-        finetuned=flag(file, "rope.scaling.finetuned"),
-        frequency_factors=factors,
-        provenance={"method": "llama.cpp", "frequency_factors": FREQUENCY_FACTORS},
-    )
+    with told_of(file):
+        return RopeScaling(
+            method="yarn" if ext != 0 else "linear" if factor != 1 else "none",
+            rope_theta=arguments.rope_freq_base or file_base(file),
+            dim=rotated_dims(file),
+            original_context=arguments.yarn_orig_ctx or file_origin(file),
+            factor=factor,
+            ext_factor=ext if ext else 1.0,
+            beta_fast=_from(arguments.yarn_beta_fast, file, "rope.scaling.yarn_beta_fast", row.betas, row.beta_fast),
+            beta_slow=_from(arguments.yarn_beta_slow, file, "rope.scaling.yarn_beta_slow", row.betas, 1.0),
+            attention_factor=attention,
+            softmax_factor=softmax,
+            finetuned=flag(file, "rope.scaling.finetuned"),
+            frequency_factors=factors,
+            provenance={"method": "llama.cpp", "frequency_factors": FREQUENCY_FACTORS},
+        )
 
 
 def magnitudes(

@@ -35,7 +35,8 @@ class Family:
     """One `model_type`. `softmax`: attention logits are multiplied by m(mscale_all_dim) squared (DeepSeek).
 
     `original_context`: what stands for a missing original_max_position_embeddings at the top of the config, whatever the
-    block says. `aliases`: rope types that this family calls otherwise.
+    block says. `aliases`: rope types that this family calls otherwise. `theta_key`: what the config calls the base outside of
+    a block. `default_block`: what transformers takes where the config has no block at all, None for plain RoPE.
     """
 
     model_type: str
@@ -48,6 +49,8 @@ class Family:
     original_context: int | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     extra_keys: frozenset[str] = frozenset()
+    theta_key: str = "rope_theta"
+    default_block: str | None = None
 
 
 ROPE_THETAS: dict[str, float] = {
@@ -87,6 +90,37 @@ _PHI3: Mapping[str, object] = {"aliases": {"yarn": "longrope"}, "original_contex
 _LLAMA4_SCALING: Mapping[str, object] = {"extra_keys": frozenset({"llama_4_scaling_beta", "max_position_embeddings"})}
 _OTHERS: dict[str, Mapping[str, object]] = {"phi3": _PHI3, "phi4_multimodal": _PHI3, "ministral3": _LLAMA4_SCALING}
 _OTHERS |= {name: {"head_dim_key": "qk_rope_head_dim", "softmax": True} for name in LATENT}
+_OTHERS |= {name: {"theta_key": "rotary_emb_base"} for name in ("gpt_neox", "gpt_neox_japanese")}
+# Families whose configuration class has a scaling of its own for configs without a block: that block, as JSON.
+_OPENAI = (
+    '{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false, '
+    '"original_max_position_embeddings": 4096, "rope_theta": 150000.0}'
+)
+_GEMMA4 = (
+    '{"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": '
+    '{"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}}'
+)
+DEFAULT_BLOCKS: dict[str, str] = {
+    "apertus": '{"rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0, "original_max_position_embeddings": 8192, '
+    '"low_freq_factor": 1.0, "high_freq_factor": 4.0}',
+    "cwm": '{"rope_type": "llama3", "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 8192, '
+    '"low_freq_factor": 1.0, "high_freq_factor": 4.0}',
+    "diffusion_gemma_text": _GEMMA4, "gemma4_text": _GEMMA4, "gemma4_unified_text": _GEMMA4,
+    "gpt_oss": _OPENAI,
+    "higgs_audio_v2": '{"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "original_max_position_embeddings": '
+    '1024, "low_freq_factor": 0.125, "high_freq_factor": 0.5}',
+    "lfm3": '{"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": '
+    '{"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1000000.0}}',
+    "ministral3": '{"rope_type": "yarn", "type": "yarn", "rope_theta": 1000000.0, "factor": 16.0, '
+    '"original_max_position_embeddings": 16384, "max_position_embeddings": 262144, "beta_fast": 32.0, "beta_slow": 1.0, '
+    '"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}',
+    "mistral4": '{"rope_type": "yarn", "type": "yarn", "rope_theta": 10000.0, "factor": 128.0, '
+    '"original_max_position_embeddings": 8192, "max_position_embeddings": 1048576, "beta_fast": 32.0, "beta_slow": 1.0, '
+    '"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1, "partial_rotary_factor": 0.5}',
+    "mistral_large4_text": '{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2048.0, '
+    '"original_max_position_embeddings": 512, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0}',
+    "openai_privacy_filter": _OPENAI,
+}  # fmt: skip
 
 
 def family_of(config: ConfigFile) -> Family:
@@ -95,7 +129,7 @@ def family_of(config: ConfigFile) -> Family:
     name = model_type if isinstance(model_type, str) else ""
     others: dict[str, object] = {
         "rope_theta": ROPE_THETAS.get(name, 10000.0), "head_dim": HEAD_DIMS.get(name), "partial": PARTIAL.get(name, 1.0),
-        "layers": LAYERS.get(name), **_OTHERS.get(name, {}),
+        "layers": LAYERS.get(name), "default_block": DEFAULT_BLOCKS.get(name), **_OTHERS.get(name, {}),
     }  # fmt: skip
     return Family(name, **others)  # type: ignore[arg-type]
 

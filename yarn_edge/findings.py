@@ -6,14 +6,14 @@ One function per illness, all in `DOCTORS`; each looks at the file and at its th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from yarn_edge import metadata
 from yarn_edge.effective import FREQUENCY_FACTORS, angle_error
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile
 from yarn_edge.honoured import HONOURED
-from yarn_edge.metadata import CANONICAL
 from yarn_edge.planner import plan_rope
 from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
@@ -57,14 +57,12 @@ class Patient:
     @property
     def is_ours(self) -> bool:
         """Whether the file carries its own description, which leaves nothing open."""
-        return CANONICAL + "version" in self.file.metadata
+        return metadata.CANONICAL + "version" in self.file.metadata
 
     @property
     def unclear_factor(self) -> float | None:
         """A yarn_attn_factor whose meaning is open: written for A itself, and for what multiplies it."""
-        value = self.number("yarn_attn_factor")
-        unclear = value is not None and abs(value - 1) > SAME_RELATIVE and self.is_yarn and not self.is_ours
-        return value if unclear else None
+        return metadata.open_attention_factor(self.file)
 
     def patch(self, *flags: str) -> str:
         """The patch command with `flags`, and with one for what the file leaves open besides."""
@@ -117,13 +115,22 @@ _SELDOM_READ = {
 }
 
 
+def _keys_change_nothing(p: Patient) -> bool:
+    """Whether what the keys say comes to the same angles as what runs (a beta of 31 for 32, say)."""
+    both = p.declared is not None and p.effective is not None
+    return both and not angle_error(p.effective, p.declared).any_difference and p.unclear_factor is None  # type: ignore[arg-type]
+
+
 def _dead_keys(p: Patient) -> Iterator[Finding]:
     row = HONOURED.get(p.file.architecture)
     if row is None or not p.is_yarn or (p.is_ours and _runs_otherwise(p)):
         return  # a description tells it all: then "other positions" has the numbers
     for name, (column, harmless) in _SELDOM_READ.items():
         value = p.number(name)
-        if value is None or getattr(row, column, False) or (name == "yarn_ext_factor" and value > 1):
+        spelled_out = name == "yarn_attn_factor" and p.unclear_factor is None
+        if name != "yarn_log_multiplier" and _keys_change_nothing(p):
+            continue
+        if value is None or getattr(row, column, False) or (name == "yarn_ext_factor" and value > 1) or spelled_out:
             continue
         if abs(value - harmless) > SAME_RELATIVE:
             readers = [arch for arch, other in HONOURED.items() if getattr(other, column, False)]
@@ -135,6 +142,18 @@ def _dead_keys(p: Patient) -> Iterator[Finding]:
             yield Finding(
                 "dead key", f"{p.key(name)} is written and not honoured", f"{p.key(name)} = {value:g}; {told}", p.repair
             )
+
+
+def _open_attention_factor(p: Patient) -> Iterator[Finding]:
+    """1 is what a converter writes for a model whose A is 1 (Laguna), too."""
+    if p.unclear_factor is not None and abs(p.unclear_factor - 1) <= SAME_RELATIVE and p.effective is not None:
+        yield Finding(
+            "open attention factor",
+            f"converters write a config's attention_factor into a key that llama.cpp does not read: if it is 1 there, A should "
+            f"be 1, and {p.effective.attention_factor:.4f} runs",
+            f"{p.key('yarn_attn_factor')} = 1",
+            p.repair,
+        )
 
 
 def _ext_factor_is_the_factor(p: Patient) -> Iterator[Finding]:
@@ -153,7 +172,7 @@ def _ext_factor_is_the_factor(p: Patient) -> Iterator[Finding]:
 
 def _capped_context(p: Patient) -> Iterator[Finding]:
     context, said = p.file.number("context_length"), p.wanted
-    if not p.is_ours and not p.raw("original_context_length"):
+    if not p.is_ours and not p.number("original_context_length"):
         return  # what it was before the scaling is not told
     if said is not None and said.method != "none" and context is not None and context < said.extended_context:
         at_origin = " (the original context)" if context == said.original_context else ""
@@ -215,6 +234,23 @@ def _mistral_before_apply_scale(p: Patient) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+# Architectures whose checkpoints have truncate false, which no key of a GGUF says and llama.cpp does not do.
+_WITHOUT_ROUNDING = frozenset({"gpt-oss"})
+
+
+def _trained_without_rounding(p: Patient) -> Iterator[Finding]:
+    if p.file.architecture not in _WITHOUT_ROUNDING or not p.is_yarn or p.is_ours or p.effective is None:
+        return
+    error = angle_error(p.effective, replace(p.effective, truncate=False))
+    if error.any_difference:
+        yield Finding(
+            "trained without rounding",
+            "these checkpoints have truncate false, llama.cpp rounds the ends of the ramp to whole pairs",
+            f"frequencies up to {error.frequency:.2%} off (pair {error.pair}) if the checkpoint's config says truncate false",
+            "no GGUF of this architecture can carry it: know of it, or run the checkpoint elsewhere",
+        )
+
+
 # Architectures whose checkpoints extend their context in another way than YaRN, with that way.
 _NEVER_YARN = {
     "phi3": "LongRoPE", "gemma": "plain RoPE", "gemma2": "plain RoPE", "gemma3": "linear scaling on full-attention layers",
@@ -274,7 +310,7 @@ def _other_positions(p: Patient) -> Iterator[Finding]:
 
 
 def _description_disagrees(p: Patient) -> Iterator[Finding]:
-    approximate = p.file.metadata.get(CANONICAL + "form") == "approximate"  # as it was asked for
+    approximate = str(p.file.metadata.get(metadata.CANONICAL + "form")) == "approximate"  # as it was asked for
     if p.declared is None or p.wanted is None or approximate:
         return
     error = angle_error(p.declared, p.wanted)
@@ -285,6 +321,7 @@ def _description_disagrees(p: Patient) -> Iterator[Finding]:
 
 
 DOCTORS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+    _open_attention_factor, _trained_without_rounding,
     _ext_factor_is_the_factor, _dead_keys, _missing_origin, _capped_context, _mistral_with_the_llama_formula,
     _mistral_before_apply_scale, _never_had_yarn, _description_disagrees, _other_positions,
 )  # fmt: skip

@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,16 @@ class GGUFFile:
     def weight_bytes(self) -> int:
         """Bytes of all tensor data."""
         return sum(t.n_bytes for t in self.tensors.values())
+
+
+@contextmanager
+def told_of(file: GGUFFile) -> Iterator[None]:
+    """Errors inside name the file, where they do not yet."""
+    try:
+        yield
+    except YarnEdgeError as error:
+        name = str(file.path)
+        raise (error if str(error).startswith(name) else YarnEdgeError(f"{name}: {error}")) from error
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.honoured import CHECKPOINT_ARCHITECTURES, GGUF_ARCHITECTURES
 from yarn_edge.loadable import check_loadable
 from yarn_edge.memory import PLAIN_CACHE, kv_bytes
-from yarn_edge.planner import plain_llama_cpp, plan_rope
+from yarn_edge.planner import plain_llama_cpp, plan_parts
 from yarn_edge.progress import note
 from yarn_edge.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.scaling_plot import plot_scaling
@@ -104,21 +104,17 @@ def inspect_checkpoint(folder: Path, freeze_at: int | None = None) -> dict[str, 
         )
     architecture = CHECKPOINT_ARCHITECTURES.get(model_type)
     plans = {}
-    for part, scaling in positions.parts.items():
-        if architecture is None:
-            continue
-        plan, refusal = _try(plan_rope, scaling, architecture)
+    if architecture is not None:
+        plan, refusal = _try(plan_parts, positions.parts, architecture)
         if refusal:
-            findings.append(
-                Finding(
-                    "cannot be carried",
-                    refusal,
-                    f"{part or 'all layers'}",
-                    "the nearest that can be carried, known to be wrong: --allow-approximate-rope",
-                )
-            )
+            remedy = "the nearest that can be carried, known to be wrong: --allow-approximate-rope"
+            if any(not scaling.is_static for scaling in positions.parts.values()):
+                remedy = "--freeze-at N, the length in tokens whose angles are taken"
+            findings.append(Finding("cannot be carried", refusal, ", ".join(positions.parts) or "all layers", remedy))
         else:
-            plans[part] = {"architecture": architecture, "form": plan.form, "keys": plan.keys}
+            plans["" if len(positions.parts) == 1 else "full_attention"] = {
+                "architecture": architecture, "form": plan.form, "keys": plan.keys
+            }  # fmt: skip
     parts = {part: _as_json(scaling) for part, scaling in positions.parts.items()}
     return {
         "model": str(folder),
@@ -159,7 +155,9 @@ def _columns(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _print(report: dict[str, Any]) -> None:
     out = sys.stdout.write
-    out(f"{report['model']}: {one_line(str(report['architecture']), 80)} {report.get('dialect', 'GGUF')}\n")
+    out(
+        f"{one_line(report['model'], 400)}: {one_line(str(report['architecture']), 80)} {report.get('dialect', 'GGUF')}\n"
+    )
     if report["kind"] == "gguf":
         types = ", ".join(f"{n} {name}" for name, n in sorted(report["tensor_types"].items(), key=lambda i: -i[1]))
         files = f" in {report['n_files']} files" if report["n_files"] > 1 else ""
@@ -194,6 +192,8 @@ def _plot(path: Path, target: Path, freeze_at: int | None) -> None:
     if path.is_dir():
         config = read_config(path)
         wanted = read_scaling(config, freeze_at=freeze_at)
+        if not wanted.is_static:
+            raise YarnEdgeError(f"{path}: {wanted.method} has no fixed frequencies to draw: pass --freeze-at N")
         architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
         runs = plain_llama_cpp(wanted, architecture) if architecture else None
     else:
@@ -208,6 +208,17 @@ def _plot(path: Path, target: Path, freeze_at: int | None) -> None:
     note(f"{target}: {n_wrong} of {wanted.dim // 2} pairs would be wrong in plain llama.cpp{also}")
 
 
+def _check_picture(target: Path, source: Path, force: bool) -> None:
+    """Refuse to write over what is there, and over the model whatever is said."""
+    if not target.name:
+        raise YarnEdgeError("--plot is empty; give the name of a file")
+    if target.is_symlink() or target.exists():
+        if not target.is_file() or target.is_symlink() or (source.is_file() and target.samefile(source)):
+            raise YarnEdgeError(f"{target}: is no picture to write over; give the name of a new file")
+        if not force:
+            raise YarnEdgeError(f"{target}: exists already; --force overwrites it")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge inspect`."""
     parser.add_argument("model", metavar="MODEL", help="a GGUF, or a checkpoint folder")
@@ -217,6 +228,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.png",
         help="draw wavelengths by pair before and after, and what plain llama.cpp gets wrong",
     )
+    parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
     parser.add_argument(
         "--freeze-at",
         type=count(1, 2**31 - 1),
@@ -231,7 +243,8 @@ def run(args: argparse.Namespace) -> int:
     if args.freeze_at is not None and not path.is_dir():
         raise YarnEdgeError("--freeze-at is for checkpoints; a GGUF is static")
     report = inspect_checkpoint(path, args.freeze_at) if path.is_dir() else inspect_gguf(path)
-    if args.plot:
+    if args.plot is not None:
+        _check_picture(Path(args.plot), path, args.force)
         _plot(path, Path(args.plot), args.freeze_at)
     if args.json:
         sys.stdout.write(json.dumps(_finite(report), ensure_ascii=False) + "\n")
@@ -246,6 +259,8 @@ def _finite(value: Any) -> Any:
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return [_finite(v) for v in value[:32].tolist()]
     if isinstance(value, np.generic):
         return _finite(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value

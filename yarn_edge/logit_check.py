@@ -9,7 +9,7 @@ from typing import Any
 
 from yarn_edge.checks import Check, judge, on_backend
 from yarn_edge.config_file import read_config
-from yarn_edge.config_scaling import read_scaling
+from yarn_edge.config_scaling import read_positions, read_scaling
 from yarn_edge.dialects import recognise, text_section
 from yarn_edge.hf_reference import Divergence, divergence, merge, reference_logits
 from yarn_edge.memory import KV_TYPES
@@ -103,14 +103,19 @@ def _data(found: Divergence, parts: list[Divergence], kv_type: str) -> dict[str,
 
 def checkpoint_scaling(
     folder: Path, overrides: Mapping[str, Any], freeze_at: int | None = None
-) -> tuple[RopeScaling, RopeScaling | None]:
-    """(scaling, what to give transformers where it would not read this config itself).
+) -> tuple[RopeScaling, RopeScaling | None, RopeScaling | None]:
+    """(scaling, that of layers with a sliding window if it is another, what to give transformers where it would not read this
+    config itself).
 
     transformers ignores the flags and --freeze-at, and of the Nous code all that its own YaRN has not (0.07, attn_factor, other
     betas): there our own reading is given to it, and its logits then prove all but that reading.
     """
     config = read_config(folder)
-    scaling = read_scaling(config, overrides, freeze_at)
+    parts = read_positions(config, overrides, freeze_at).parts
+    sliding = parts.get("sliding_attention") if len(parts) > 1 else None
+    scaling = (
+        parts["full_attention"] if sliding and "full_attention" in parts else read_scaling(config, overrides, freeze_at)
+    )
     dialect = recognise(config)
     block = text_section(config).section(dialect.block)
     kind = (block.values.get("rope_type") or block.values.get("type")) if block else None
@@ -119,4 +124,4 @@ def checkpoint_scaling(
     )
     own_code = dialect.attn_factor_multiplies and bool(scaling.differences(theirs))
     foreign = bool(overrides) or freeze_at is not None or own_code or kind in NOT_IN_TRANSFORMERS
-    return scaling, scaling if foreign else None
+    return scaling, sliding, scaling if foreign else None

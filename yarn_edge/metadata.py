@@ -8,6 +8,7 @@ canonical `yarn_edge.rope.*` that convert wrote; declared where there is none), 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -37,9 +38,9 @@ from yarn_edge.effective import (
     spelled_out,
 )
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.gguf_file import GGUFFile
+from yarn_edge.gguf_file import GGUFFile, told_of
 from yarn_edge.honoured import HONOURED, Honoured
-from yarn_edge.scaling import MAX_DIM, OPTIONAL, RopeScaling
+from yarn_edge.scaling import MAX_DIM, OPTIONAL, SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 CANONICAL = "yarn_edge.rope."
 CANONICAL_VERSION = 1
@@ -50,7 +51,8 @@ def declared(file: GGUFFile) -> RopeScaling:
     """What the keys of `{arch}.rope.*` say, read literally, whether or not the runtime honours each of them.
 
     Factors multiply: A = (0.1 ln s + 1 for yarn, else 1) * rope.scaling.attn_factor * rope.scaling.yarn_attn_factor; where the
-    architecture has yarn_log_multiplier, that takes part by llama.cpp's rule.
+    architecture has yarn_log_multiplier, that takes part by llama.cpp's rule. A yarn_attn_factor that is 0.1 ln s + 1 itself
+    is A spelled out (OLMo 3), not a multiplier.
     """
     arch = file.architecture
     factors = frequency_factors(file)
@@ -62,7 +64,9 @@ def declared(file: GGUFFile) -> RopeScaling:
     row = HONOURED.get(arch, Honoured("half"))
     attention, softmax = magnitudes(file, row, FROM_MODEL, factor, 1.0 if method == "yarn" else 0.0)
     if method == "yarn":
-        attention *= float(file.number("rope.scaling.yarn_attn_factor", 1.0) or 0.0)
+        multiplier = float(number_or(file.number("rope.scaling.yarn_attn_factor"), 1.0))
+        if row.yarn_attn_factor or not math.isclose(multiplier, yarn_attention_factor(factor), rel_tol=SAME_RELATIVE):
+            attention *= multiplier
     present = {
         "method": "rope.scaling.type", "rope_theta": "rope.freq_base", "dim": "rope.dimension_count",
         "factor": "rope.scaling.factor", "original_context": "rope.scaling.original_context_length",
@@ -74,23 +78,52 @@ def declared(file: GGUFFile) -> RopeScaling:
         field: f"{arch}.{key}" if f"{arch}.{key}" in file.metadata else f"{NOT_IN_THE_FILE} {arch}.{key}"
         for field, key in present.items()
     }
-    return RopeScaling(
-        method=method,  # type: ignore[arg-type]
-        rope_theta=file_base(file)
-        if arch in HONOURED
-        else float(file.number("rope.freq_base", DEFAULT_FREQ_BASE) or 0.0),
-        dim=rotated_dims(file),
-        original_context=file_origin(file),
-        factor=factor if method != "none" else 1.0,
-        ext_factor=float(number_or(file.number("rope.scaling.yarn_ext_factor"), 1.0)) if method == "yarn" else 1.0,
-        beta_fast=float(number_or(file.number("rope.scaling.yarn_beta_fast"), row.beta_fast)),
-        beta_slow=float(number_or(file.number("rope.scaling.yarn_beta_slow"), 1.0)),
-        attention_factor=attention,
-        softmax_factor=softmax,
-        finetuned=flag(file, "rope.scaling.finetuned"),
-        frequency_factors=factors,
-        provenance={**provenance, "frequency_factors": FREQUENCY_FACTORS},
-    )
+    with told_of(file):
+        return RopeScaling(
+            method=method,  # type: ignore[arg-type]
+            rope_theta=file_base(file)
+            if arch in HONOURED
+            else float(file.number("rope.freq_base", DEFAULT_FREQ_BASE) or 0.0),
+            dim=rotated_dims(file),
+            original_context=file_origin(file),
+            factor=factor if method != "none" else 1.0,
+            ext_factor=float(number_or(file.number("rope.scaling.yarn_ext_factor"), 1.0)) if method == "yarn" else 1.0,
+            beta_fast=float(number_or(file.number("rope.scaling.yarn_beta_fast"), row.beta_fast)),
+            beta_slow=float(number_or(file.number("rope.scaling.yarn_beta_slow"), 1.0)),
+            attention_factor=attention,
+            softmax_factor=softmax,
+            finetuned=flag(file, "rope.scaling.finetuned"),
+            frequency_factors=factors,
+            provenance={**provenance, "frequency_factors": FREQUENCY_FACTORS},
+        )
+
+
+def open_attention_factor(file: GGUFFile) -> float | None:
+    """A yarn_attn_factor of somebody else's file whose meaning is open, None where there is none.
+
+    llama.cpp's converter writes transformers' attention_factor there (A itself, 1 for Laguna) and the Nous attn_factor (which
+    multiplies 0.1 ln s + 1), and llama.cpp reads neither.
+    """
+    value = file.number("rope.scaling.yarn_attn_factor")
+    row = HONOURED.get(file.architecture)
+    if value is None or scaling_type(file) != "yarn" or CANONICAL + "version" in file.metadata:
+        return None
+    spelled = math.isclose(value, yarn_attention_factor(file_factor(file) or 1.0), rel_tol=SAME_RELATIVE)
+    return None if spelled or (row is not None and row.yarn_attn_factor) else value
+
+
+def _stored_provenance(file: GGUFFile) -> dict[str, str]:
+    """Where the values came from when the file was written, as far as it still tells."""
+    stored = file.metadata.get(CANONICAL + "provenance")
+    try:
+        found = json.loads(stored) if isinstance(stored, str) and len(stored) < 1 << 16 else {}
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {
+        k: one_line(v, 200) for k, v in found.items() if k in RopeScaling.__dataclass_fields__ and isinstance(v, str)
+    }
 
 
 def canonical(file: GGUFFile) -> RopeScaling | None:
@@ -111,7 +144,8 @@ def canonical(file: GGUFFile) -> RopeScaling | None:
     factors = values.get("frequency_factors")
     if isinstance(factors, np.ndarray) and factors.size <= MAX_DIM:
         values["frequency_factors"] = tuple(factors.tolist())
-    return RopeScaling(**values, provenance={n: CANONICAL + n for n in names})
+    with told_of(file):
+        return RopeScaling(**values, provenance={n: CANONICAL + n for n in names} | _stored_provenance(file))
 
 
 def wanted(file: GGUFFile) -> RopeScaling:
@@ -123,17 +157,19 @@ def wanted(file: GGUFFile) -> RopeScaling:
 def explicit_arguments(file: GGUFFile) -> RuntimeArguments:
     """Every scaling value spelled out, so that no default of anyone can change it: what makes the file run as wanted.
 
-    Where the file alone does, its own values; else those of the description, if arguments can ask for it. For architectures
+    Where the file alone does, its own values; else those that come nearest to the description. For architectures
     outside the table and LongRoPE's two tables "from the model", without a claim.
     """
     if file.architecture not in HONOURED or LONG_FACTORS in file.tensors or SHORT_FACTORS in file.tensors:
         return FROM_MODEL
     ratio, runs, goal = ratio_in_file(file), effective(file), wanted(file)
-    if angle_error(runs, goal).any_difference:
-        for said in (goal, declared(file)):
-            if said.method in ROPE_SCALING_TYPES:
-                return spelled_out(said, ratio)
-    return spelled_out(runs, ratio)
+    ways = [spelled_out(said, ratio) for said in (runs, goal, declared(file)) if said.method in ROPE_SCALING_TYPES]
+
+    def missed(arguments: RuntimeArguments) -> float:
+        error = angle_error(effective(file, arguments), goal)
+        return error.frequency + error.attention if error.any_difference else 0.0
+
+    return min(ways, key=missed)  # the first of equals: the file alone, where that is enough
 
 
 def llama_class_arguments(file: GGUFFile) -> dict[str, Any] | None:

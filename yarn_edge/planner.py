@@ -9,6 +9,7 @@ approximate  nothing of this fits, and the caller insisted on the nearest
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from yarn_edge import rope
 from yarn_edge.effective import (
     FROM_MODEL,
+    LLAMA_CLASS_DEFAULTS,
     ROPE_SCALING_TYPES,
     AngleError,
     RuntimeArguments,
@@ -29,6 +31,7 @@ from yarn_edge.effective import (
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile
 from yarn_edge.honoured import honoured
+from yarn_edge.layers import sliding_scaling
 from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 Form = Literal["native", "baked", "arguments", "approximate"]
@@ -49,12 +52,15 @@ class RopePlan:
     arguments: RuntimeArguments
     runs: RopeScaling
     error: AngleError
+    in_llama_class: bool = True  # exact in llama_cpp.Llama with its own defaults, too
 
     @property
     def told(self) -> str:
         """What the form means for a person; empty for plain keys."""
         return {
-            "native": "",
+            "native": ""
+            if self.in_llama_class
+            else "warning: llama_cpp.Llama's own defaults would override the betas in the file: pass what yarn-edge inspect shows",
             "baked": "positions are baked into rope_freqs.weight: every llama.cpp program runs them",
             "arguments": "warning: these positions need runtime arguments, which yarn-edge passes by itself; other programs run "
             "others (yarn-edge inspect shows the arguments)",
@@ -146,13 +152,44 @@ def plan_rope(
         "auto": (_native, _baked, _with_arguments) if row.frequency_factors else (_native, _with_arguments),
     }[bake]
     found = [plan for form in forms if (plan := form(scaling, architecture)) is not None]
-    for plan in found:
-        if not plan.error.any_difference:
-            return plan
+    exact = [plan for plan in found if not plan.error.any_difference]
+    if exact:
+        return next((plan for plan in exact if plan.in_llama_class and plan.form != "arguments"), exact[0])
     nearest = min(found, key=lambda plan: plan.error.frequency + plan.error.attention, default=None)
     if allow_approximate and nearest is not None:
         return replace(nearest, form="approximate")
     raise _refusal(scaling, architecture, nearest)
+
+
+def plan_parts(parts: Mapping[str, RopeScaling], architecture: str, **options: Any) -> RopePlan:
+    """`plan_rope` for a model whose layers with a sliding window have positions of their own (parts by layer type).
+
+    The plan is that of full attention; what llama.cpp then gives the other layers is compared with what they shall have.
+    """
+    if len(parts) == 1:
+        return plan_rope(next(iter(parts.values())), architecture, **options)
+    full, sliding = parts.get("full_attention"), parts.get("sliding_attention")
+    if full is None or sliding is None or len(parts) > 2:
+        raise YarnEdgeError(f"positions differ by {', '.join(parts)}: that has no form in a GGUF")
+    plan = plan_rope(full, architecture, **options)
+    keys = dict(plan.keys)
+    rule = honoured(architecture).sliding
+    if rule is not None and rule.base != "model":
+        keys[f"{architecture}.rope.freq_base_swa"] = float(sliding.rope_theta)
+    file = _file_to_write(plan.runs, architecture, keys | {f"{architecture}.attention.sliding_window": 1})
+    runs = sliding_scaling(file, plan.runs)
+    error = None if runs is None else angle_error(runs, sliding)
+    if error is None or error.any_difference:
+        told = (
+            "the same positions"
+            if error is None
+            else f"frequencies up to {error.frequency:.2%} off (pair {error.pair})"
+        )
+        raise YarnEdgeError(
+            f"{sliding.source('rope_theta')}: architecture {architecture} would give layers with a sliding window {told}, and "
+            "has no keys for their own"
+        )
+    return replace(plan, keys=keys)
 
 
 def plain_llama_cpp(scaling: RopeScaling, architecture: str) -> RopeScaling | None:
@@ -196,6 +233,14 @@ def _simulated(
     arguments: RuntimeArguments,
 ) -> RopePlan:
     """llama.cpp's rules on the keys about to be written."""
+    file = _file_to_write(scaling, architecture, keys)
+    table = None if factors is None else tuple(float(f) for f in factors)
+    runs = simulate(file, arguments, table)
+    portable = not angle_error(simulate(file, LLAMA_CLASS_DEFAULTS, table), scaling).any_difference
+    return RopePlan(form, keys, factors, arguments, runs, angle_error(runs, scaling), portable)
+
+
+def _file_to_write(scaling: RopeScaling, architecture: str, keys: Mapping[str, Any]) -> GGUFFile:
     shape = {
         f"{architecture}.embedding_length": scaling.dim,
         f"{architecture}.attention.head_count": 1,
@@ -203,9 +248,7 @@ def _simulated(
         "general.architecture": architecture,
     }
     stored = {k: float(np.float32(v)) if isinstance(v, float) else v for k, v in keys.items()}
-    file = GGUFFile(Path("(the file to write)"), 3, {**stored, **shape}, {}, 32, 0, 0)
-    runs = simulate(file, arguments, None if factors is None else tuple(float(f) for f in factors))
-    return RopePlan(form, keys, factors, arguments, runs, angle_error(runs, scaling))
+    return GGUFFile(Path("(the file to write)"), 3, {**stored, **shape}, {}, 32, 0, 0)
 
 
 def _refusal(scaling: RopeScaling, architecture: str, nearest: RopePlan | None) -> YarnEdgeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from yarn_edge.scaling import RAMPED_METHODS, SAME_RELATIVE, RopeScaling
 BLUE, GREY, ORANGE, RED = "#1f5fa8", "#888888", "#c77700", "#c02020"
 
 
+KINDS = ("png", "svg", "pdf", "jpg")
+
+
 def plot_scaling(path: Path, title: str, wanted: RopeScaling, runs: RopeScaling | None) -> int | None:
     """Draw `wanted` to `path` (.png, .svg, .pdf, …). `runs`: what llama.cpp computes, or None where that is not known.
 
@@ -28,9 +32,9 @@ def plot_scaling(path: Path, title: str, wanted: RopeScaling, runs: RopeScaling 
     except ImportError as error:
         raise YarnEdgeError("--plot needs matplotlib: pip install 'yarn-edge[plot]'") from error
     figure = Figure(figsize=(9, 5.5), layout="constrained")
-    kind, known = path.suffix[1:].lower(), figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise YarnEdgeError(f"{path}: a picture's name ends with one of {', '.join(f'.{k}' for k in sorted(known))}")
+    kind = path.suffix[1:].lower()
+    if kind not in KINDS:
+        raise YarnEdgeError(f"{path}: a picture's name ends with one of {', '.join(f'.{k}' for k in KINDS)}")
     wrong = wrong_pairs(wanted, runs)
     _draw(figure, title, wanted, runs, wrong)
     picture = io.BytesIO()
@@ -104,7 +108,7 @@ def _draw_wrong(
 
 
 def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         try:
             partial.write_bytes(data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -21,7 +22,16 @@ import numpy as np
 
 from yarn_edge import metadata
 from yarn_edge.backends import BACKENDS, devices_of, missing
-from yarn_edge.checks import Check, check_kernel, check_live_graph, check_metadata, judge, on_backend, skipped
+from yarn_edge.checks import (
+    CHECKPOINT,
+    Check,
+    check_kernel,
+    check_live_graph,
+    check_metadata,
+    judge,
+    on_backend,
+    skipped,
+)
 from yarn_edge.effective import angle_error, effective
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_scaling_flags, add_threads_flag, count, scaling_overrides
@@ -64,10 +74,10 @@ def verify(
     file = read_gguf(path)
     check_loadable(file)
     honoured(file.architecture)
-    goal, goal_name, replaced = metadata.wanted(file), "the file's own description", None
+    goal, sliding, goal_name, replaced = metadata.wanted(file), None, "the file's own description", None
     if against is not None:
-        goal, replaced = checkpoint_scaling(Path(against), overrides or {}, freeze_at)
-        goal_name = "the checkpoint"
+        goal, sliding, replaced = checkpoint_scaling(Path(against), overrides or {}, freeze_at)
+        goal_name = CHECKPOINT
     checks: list[Check] = []
 
     def add(check: Check) -> None:
@@ -88,7 +98,7 @@ def verify(
         for device in devices:
             add(check_kernel(runs, reference, file.architecture, device, name))
         with Model(path, device=devices[0]) as model:
-            add(check_live_graph(model, goal, threads, name))
+            add(check_live_graph(model, goal, threads, name, sliding))
             if against is None:
                 for what in ("tokenizer", "logits"):
                     add(skipped(on_backend(what, name), "needs --against CHECKPOINT"))
@@ -140,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     ok = not nothing_ran and all(check.status != "fail" for check in checks)
     if args.json:
         told = [asdict(c) | {"value": _finite(c.value)} for c in checks]
-        sys.stdout.write(json.dumps({"ok": ok, "model": str(args.model), "checks": told}, ensure_ascii=False) + "\n")
+        _out(json.dumps({"ok": ok, "model": str(args.model), "checks": told}, ensure_ascii=False) + "\n")
     else:
         show_tables(checks)
     return 0 if ok else 1
@@ -150,17 +160,25 @@ def _finite(value: float | None) -> float | None:
     return value if value is None or np.isfinite(value) else None
 
 
+def _out(text: str) -> None:
+    """To stdout; a reader that left (`| head`) changes nothing of the verdict."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def show(check: Check) -> None:
     """One check as a line on stdout."""
     width = 11 if ":" not in check.name else 17
     number = "" if check.value is None else f"{check.value:.3g} (limit {check.limit:.3g})"
-    sys.stdout.write(f"{check.status:<5} {check.name:<{width}} {number:<24} {check.detail}\n")
-    sys.stdout.flush()
+    _out(f"{check.status:<5} {check.name:<{width}} {number:<24} {check.detail}\n")
 
 
 def show_tables(checks: list[Check]) -> None:
     """What lies behind the numbers: phase error by position, divergence by position."""
-    out = sys.stdout.write
+    out = _out
     for check in checks:
         rows = check.data.get("phase")
         if rows:

@@ -217,39 +217,33 @@ def fuzz(target: Target, n_inputs: int, n_workers: int) -> tuple[Counter[str], l
     return counts, failures
 
 
+def _verify_child(path: Path) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    code = 70
+    try:
+        code = 1 if any(c.status == "fail" for c in verify(path, threads=1)) else 0
+    except YarnEdgeError:
+        code = 2
+    finally:
+        os._exit(code)
+
+
 def deep(target: Target, n_inputs: int) -> Counter[str]:
     """`verify` of mutated files, each in a child: llama.cpp loads them. Counts by outcome; a signal is llama.cpp's abort."""
+    names = {0: "passed", 1: "failed a check", 2: "refused", 70: "exception", None: "took over 30 s"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["yarn_edge.verify", "llama_cpp"])
     counts: Counter[str] = Counter()
     with bar("Loading into llama.cpp", n_inputs) as advance:
-        for number in range(n_inputs):
-            path = target.gguf(number)
-            child = os.fork()
-            if child == 0:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                code = 70
-                try:
-                    code = 1 if any(c.status == "fail" for c in verify(path)) else 0
-                except YarnEdgeError:
-                    code = 2
-                finally:
-                    os._exit(code)
-            start = time.monotonic()
-            while not _ended(child, counts):
-                if time.monotonic() - start > 60:
-                    os.kill(child, signal.SIGKILL)
-                time.sleep(0.002)
+        for number in range(0, 2 * n_inputs, 2):
+            child = context.Process(target=_verify_child, args=(target.gguf(number),))
+            child.start()
+            child.join(30)
+            code = child.exitcode
+            child.kill()
+            counts[names.get(code, f"ended by signal {-(code or 0)}")] += 1
             advance(1)
     return counts
-
-
-def _ended(child: int, counts: Counter[str]) -> bool:
-    done, status = os.waitpid(child, os.WNOHANG)
-    if not done:
-        return False
-    names = {0: "passed", 1: "failed a check", 2: "refused", 70: "exception"}
-    code = os.waitstatus_to_exitcode(status)
-    counts[names.get(code, f"ended by signal {-code}")] += 1
-    return True
 
 
 def main() -> int:

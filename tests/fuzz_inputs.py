@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -80,11 +81,10 @@ def mutate_json(rng: random.Random, values: Any) -> Any:
         if keys and rng.random() < 0.25:
             del node[rng.choice(keys)]
         elif keys and rng.random() < 0.2:
-            node[rng.choice(("rope_scaling", "rope_parameters", "factor", "type", "yarn", "text_config"))] = node[
-                rng.choice(keys)
-            ]
+            place = rng.choice(("rope_scaling", "rope_parameters", "factor", "type", "yarn", "text_config"))
+            node[place] = json.loads(json.dumps(node[rng.choice(keys)]))  # a copy: it may hold the place itself
         else:
-            node[rng.choice(keys or ["factor"])] = rng.choice(VALUES)
+            node[rng.choice(keys or ["factor"])] = copy.deepcopy(rng.choice(VALUES))
     return tree
 
 

@@ -193,7 +193,7 @@ def test_bad_outputs_and_flags(good: Path, tmp_path: Path, capsys: pytest.Captur
     ]
     (tmp_path / "link.gguf").symlink_to(existing)
     table += [
-        (["convert", ck, "-o", str(good / SHARD), "--force"], "is part of the checkpoint"),
+        (["convert", ck, "-o", str(good / SHARD), "--force"], "is one of the files that are read"),
         (["convert", ck, "-o", "/dev/null", "--force"], "no regular file"),
         (["convert", ck, "-o", str(tmp_path / "link.gguf")], "there.gguf: exists already"),
     ]

@@ -132,8 +132,13 @@ def test_deepseek_carries_its_softmax_factor() -> None:
         plan_rope(scaling, "llama")
 
 
-def test_mistral3_honours_the_betas() -> None:
-    assert plan_rope(OWN, "mistral3").form == "native"
+def test_betas_that_llama_cpp_reads_and_llama_cpp_python_overrides() -> None:
+    """mistral3 and grok read the betas, llama_cpp.Llama passes its own over them: baked where that is possible."""
+    assert plan_rope(OWN, "mistral3").form == "baked"
+    assert plan_rope(scaled(attention_factor=1.35), "mistral3").form == "native"
+    grok = plan_rope(OWN, "grok")
+    assert (grok.form, grok.in_llama_class) == ("native", False)
+    assert "override the betas" in grok.told
 
 
 def test_in_keys_keeps_the_angles() -> None:

@@ -120,7 +120,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no suffix": (lambda f: f / "p", "a picture's name ends with one of"),
     "no such folder": (lambda f: f / "none" / "p.png", "No such file or directory"),
     "a file as folder": (lambda f: f / "a file" / "p.png", "Not a directory"),
-    "a folder": (lambda f: f / "folder.png", "Is a directory"),
+    "a folder": (lambda f: f / "folder.png", "is no picture to write over"),
 }
 
 
@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_old_picture(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert main(["inspect", str(models["qwen2 GGUF"]), "--plot", str(out)]) == 2
+    assert main(["inspect", str(models["qwen2 GGUF"]), "--plot", str(out), "--force"]) == 2
     assert capsys.readouterr().err == f"yarn-edge: error: {out}: No space left on device\n"
     assert out.read_bytes() == b"the old one"
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]

@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from yarn_edge import ggml, rope
 from yarn_edge.hf_reference import rope_parameters
-from yarn_edge.phase import budget
+from yarn_edge.phase import EDGES, budget
 from yarn_edge.scaling import RopeScaling, yarn_attention_factor
 
-EDGES = (512, 4096, 8192, 16384, 32768, 65536, 131072)
 MODELS: dict[str, RopeScaling] = {
     "Yarn-Llama-2 (1e4, 128, 4096 x 32)": RopeScaling(
         "yarn", 1e4, 128, 4096, 32.0, attention_factor=yarn_attention_factor(32)

@@ -72,7 +72,13 @@ def from_checkpoint(
             raise config.error(
                 key, f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: another model's checkpoint"
             )
-    return read_positions(config, overrides, freeze_at).parts
+    parts = read_positions(config, overrides, freeze_at).parts
+    for scaling in parts.values():
+        if scaling.dim != rotated_dims(file):
+            raise YarnEdgeError(
+                f"{scaling.source('dim')}: {scaling.dim} dimensions are rotated, in {file.path} {rotated_dims(file)}: another model"
+            )
+    return parts
 
 
 def from_file(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
@@ -181,9 +187,8 @@ def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str,
     stale = [k for k in file.metadata if k.startswith(ours) and k not in keys]
     stale += [k for k in (f"{file.architecture}.rope.scale_linear",) if k in file.metadata]
     tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
-    if (
-        plan.factors is None and FREQUENCY_FACTORS in file.tensors
-    ):  # a tensor cannot be taken out, but it can be made to do nothing
+    if plan.factors is None and FREQUENCY_FACTORS in file.tensors:
+        # A tensor cannot be taken out, but it can be made to do nothing.
         tensors[FREQUENCY_FACTORS] = np.ones(goal.dim // 2, np.float32)
     return keys, stale, tensors
 
@@ -213,11 +218,6 @@ def patch(
         parts = from_checkpoint(file, Path(checkpoint), overrides or {}, freeze_at)
     else:
         parts = {"": from_file(file, overrides or {})}
-    for scaling in parts.values():
-        if scaling.dim != rotated_dims(file) and not scaling.source("dim").startswith(metadata.CANONICAL):
-            raise YarnEdgeError(
-                f"{scaling.source('dim')}: {scaling.dim} dimensions are rotated, in {file.path} {rotated_dims(file)}: another model"
-            )
     plan = plan_parts(parts, file.architecture, bake=bake, allow_approximate=allow_approximate)
     goal = parts["full_attention"] if len(parts) > 1 else next(iter(parts.values()))
     if plan.told:

@@ -25,6 +25,7 @@ Status = Literal["pass", "fail", "skip"]
 LONGEST_POSITION = 131071
 LIVE_TOKENS = 16
 CHECKPOINT = "the checkpoint"  # whose word the goal is, in messages
+KEYS, CANONICAL_KEYS = "the rope keys", f"{metadata.CANONICAL}*"
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,20 @@ def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
     Angles are compared; words too where both sides use the same ones, because another origin with the same angles is still
     not what was written.
     """
-    alone = effective(file)
-    sides: dict[str, RopeScaling | None] = {
-        "the rope keys": metadata.declared(file),
-        "what llama.cpp runs": effective(file, metadata.explicit_arguments(file)),
-        "yarn_edge.rope.*": metadata.canonical(file),
-    }
+    said, canonical = metadata.declared(file), metadata.canonical(file)
+    sides = {"what llama.cpp runs": effective(file, metadata.explicit_arguments(file))}
     worst, told, besides = 0.0, [], ""
-    if sides["yarn_edge.rope.*"] is None and goal_name == CHECKPOINT:
-        # Somebody else's keys beside a checkpoint: what runs is judged, dead keys are only told.
-        error = angle_error(metadata.declared(file), goal)
-        if sides.pop("the rope keys") is not None and error.any_difference:
-            besides = "; its keys, read literally, say other positions (yarn-edge inspect shows them)"
+    if canonical is not None:
+        sides |= {KEYS: said, CANONICAL_KEYS: canonical}
+    elif goal_name != CHECKPOINT:
+        sides[KEYS] = said
+    elif angle_error(said, goal).any_difference:  # somebody else's dead keys beside a checkpoint: what runs is judged
+        besides = "; its keys, read literally, say other positions (yarn-edge inspect shows them)"
     for side, scaling in sides.items():
-        if scaling is None:
-            continue
         error = angle_error(scaling, goal)
         worst = max(worst, error.frequency, error.attention)
-        words = side == "yarn_edge.rope.*" or (
-            side == "the rope keys" and scaling.method == goal.method and scaling.frequency_factors is None
+        words = side == CANONICAL_KEYS or (
+            side == KEYS and scaling.method == goal.method and scaling.frequency_factors is None
         )
         differing = goal.differences(scaling) if error.any_difference or words else {}
         if differing and not error.any_difference:
@@ -97,7 +93,7 @@ def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
         worst = max(worst, 1.0)
         told.append(f"context_length is {context}, {goal_name} makes it {goal.extended_context}")
     detail = "; ".join(told) or f"the keys say what {goal_name} says"
-    if angle_error(alone, goal).any_difference and not told:
+    if angle_error(effective(file), goal).any_difference and not told:
         detail += "; only with the runtime arguments that yarn-edge passes: other programs run other positions"
     open_factor = metadata.open_attention_factor(file)
     if open_factor is not None and goal_name != CHECKPOINT:
@@ -155,30 +151,29 @@ def check_live_graph(
     kinds = layer_kinds(file, model.n_layer)
     slides = sliding_scaling(file, runs)
     told = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)
-    groups = {"full": (runs, goal), "sliding": (slides, sliding_goal or slides)}
+    full, sliding = (
+        [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == kind] for kind in ("full", "sliding")
+    )
     judged: list[tuple[list[RopeNode], RopeScaling]] = []
-    for kind, (rules, target) in groups.items():
-        some = [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == kind]
+    for some, rules, target in ((full, runs, goal), (sliding, slides, sliding_goal or slides)):
         if some and rules is not None and target is not None:
             told += _wrong_parameters(some, ggml.rope_arguments(rules, pairing), rules.frequency_factors)
             judged.append((some, target))
-    said = in_keys(goal)
-    changed = metadata.declared(file).differences(
-        goal
-    )  # other words than the goal's, even if they make the same angles
-    if changed and said is not None and _has_arguments(said) and runs.frequency_factors is None:
-        full = [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == "full"]
-        told += _wrong_parameters(full, ggml.rope_arguments(said, pairing), None)
+    said, canonical = metadata.declared(file), metadata.canonical(file)
+    in_words = in_keys(goal)
+    # Keys in other words than the goal's are told even if they make the same angles.
+    if said.differences(goal) and in_words and _has_arguments(in_words) and runs.frequency_factors is None:
+        told += _wrong_parameters(full, ggml.rope_arguments(in_words, pairing), None)
     error = angle_error(runs, goal)
     if error.any_difference:
         told.append(
             f"llama.cpp runs frequencies up to {error.frequency:.2%} off (pair {error.pair}), "
             f"an attention factor {error.attention:.2%} off"
         )
-    canonical = metadata.canonical(file)
-    for side in (metadata.declared(file), canonical):
-        if side is not None and canonical is not None and angle_error(side, goal).any_difference:
-            told.append(f"{side.source('method').rsplit('.', 1)[0]}.* says other positions")
+    if canonical is not None:
+        for side, scaling in ((f"{file.architecture}.rope.scaling.*", said), (CANONICAL_KEYS, canonical)):
+            if angle_error(scaling, goal).any_difference:
+                told.append(f"{side} says other positions")
     if not judged or any(n.arguments.n_dims != g.dim or n.x.shape[-1] < g.dim for some, g in judged for n in some):
         return Check(name, "fail", float("inf"), 1.0, "; ".join([*told, f"nodes do not rotate {goal.dim} dimensions"]))
     errors = (rotation_error(n.x, n.y, n.positions, g, pairing) for some, g in judged for n in some)

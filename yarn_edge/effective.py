@@ -14,7 +14,7 @@ import numpy as np
 from yarn_edge import rope
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile, told_of
-from yarn_edge.honoured import HONOURED, Honoured, honoured
+from yarn_edge.honoured import HONOURED, Honoured, LogMultiplier, honoured
 from yarn_edge.scaling import MAX_DIM, SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 DEFAULT_FREQ_BASE = 10000.0
@@ -172,6 +172,12 @@ def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, 
         )
 
 
+def mscale_ratio(log: LogMultiplier, all_dim: float, factor: float) -> float:
+    """m(mscale) / m(mscale_all_dim), the A of an architecture that reads yarn_log_multiplier, for all_dim other than 0."""
+    mscale = all_dim if log.same_mscale else 1.0
+    return yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
+
+
 def magnitudes(
     file: GGUFFile, row: Honoured, arguments: RuntimeArguments, factor: float, ext: float
 ) -> tuple[float, float]:
@@ -181,8 +187,7 @@ def magnitudes(
     if ext == 0:
         attention = _from(arguments.yarn_attn_factor, file, "rope.scaling.yarn_attn_factor", row.yarn_attn_factor, 1.0)
     elif log and all_dim:
-        mscale = all_dim if log.same_mscale else 1.0
-        attention = yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
+        attention = mscale_ratio(log, all_dim, factor)
     else:
         attention = yarn_attention_factor(factor)
     attention *= ratio_in_file(file)

@@ -29,12 +29,13 @@ def add_scaling_flags(parser: argparse.ArgumentParser, told: str) -> None:
     group = parser.add_argument_group("scaling", told)
     for field, (flag, kind, text) in _ROWS.items():
         group.add_argument(flag, dest=field, type=kind, metavar="N", help=text)
-    group.add_argument(
-        "--freeze-at",
-        type=count(1, 2**31 - 1),
-        metavar="N",
-        help="dynamic scaling: take the angles of a length of N tokens",
-    )
+    add_freeze_flag(group)
+
+
+def add_freeze_flag(parser: argparse._ActionsContainer) -> None:
+    """--freeze-at, None where it is not given."""
+    text = "dynamic scaling: take the angles of a length of N tokens"
+    parser.add_argument("--freeze-at", type=count(1, 2**31 - 1), metavar="N", help=text)
 
 
 def add_planner_flags(parser: argparse.ArgumentParser) -> None:

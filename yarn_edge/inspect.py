@@ -22,7 +22,7 @@ from yarn_edge.config_scaling import read_positions, read_scaling
 from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.findings import Finding, Patient, examine
-from yarn_edge.flags import count
+from yarn_edge.flags import add_freeze_flag
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.honoured import CHECKPOINT_ARCHITECTURES, GGUF_ARCHITECTURES
 from yarn_edge.loadable import check_loadable
@@ -229,12 +229,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw wavelengths by pair before and after, and what plain llama.cpp gets wrong",
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
-    parser.add_argument(
-        "--freeze-at",
-        type=count(1, 2**31 - 1),
-        metavar="N",
-        help="dynamic scaling of a checkpoint: as it is at N tokens",
-    )
+    add_freeze_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:

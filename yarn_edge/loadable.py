@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from yarn_edge.effective import has_sliding
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf_file import GGUFFile
-from yarn_edge.honoured import HONOURED, Honoured
+from yarn_edge.honoured import HONOURED
 
 ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # llama-hparams.h
@@ -123,13 +124,13 @@ def _check_heads(file: GGUFFile) -> None:
         raise _bad(
             file, f"{arch}.rope.dimension_count_swa", sliding, f"llama.cpp runs {arch} only where it is {rotated:g}"
         )
-    _check_windows(file, row)
+    _check_windows(file)
 
 
-def _check_windows(file: GGUFFile, row: Honoured) -> None:
+def _check_windows(file: GGUFFile) -> None:
     """llama.cpp makes a second cache for layers with a sliding window, and asserts that there is one."""
     pattern = file.metadata.get(f"{file.architecture}.attention.sliding_window_pattern")
-    if row.sliding is None or not (row.sliding.always or file.number("attention.sliding_window")):
+    if not has_sliding(file):
         return
     if isinstance(pattern, np.ndarray) and not pattern[: file.required_int("block_count")].any():
         raise _bad(

@@ -25,6 +25,7 @@ from yarn_edge.effective import (
     AngleError,
     RuntimeArguments,
     angle_error,
+    mscale_ratio,
     simulate,
     spelled_out,
 )
@@ -108,10 +109,7 @@ def native_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
         all_dim = (math.sqrt(scaling.softmax_factor) / scaling.attention_factor - 1) / (0.1 * math.log(scaling.factor))
         keys[prefix + "scaling.yarn_log_multiplier"] = all_dim * log.unit
         if all_dim:
-            mscale = all_dim if log.same_mscale else 1.0
-            own = yarn_attention_factor(scaling.factor, 0.1 * mscale) / yarn_attention_factor(
-                scaling.factor, 0.1 * all_dim
-            )
+            own = mscale_ratio(log, all_dim, scaling.factor)
     ratio = scaling.attention_factor / own
     if abs(ratio - 1) > SAME_RELATIVE:
         keys[prefix + "scaling.attn_factor"] = ratio

@@ -6,7 +6,6 @@ rope of the live graph. Each architecture has a process of its own, for a failed
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import resource
 from collections import Counter
@@ -32,6 +31,7 @@ from yarn_edge.scaling import RopeScaling, yarn_attention_factor
 
 import tiny_gguf
 from tiny_gguf import HEAD_DIM
+from tiny_runs import Ended, in_children
 
 ARCHITECTURES = [name for name in HONOURED if name in tiny_gguf.ARCHITECTURES]
 TOKENS = list(range(5, 13))
@@ -155,24 +155,11 @@ def child(connection: Connection, architecture: str, folder: Path, kinds: list[s
 
 
 def observe(architecture: str, folder: Path) -> dict[str, Outcome]:
-    """Every kind on one architecture; where one ends the process, another goes on with the next (as in tiny_runs)."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "llama_cpp", "gguf", "yarn_edge.tap"])
+    """Every kind on one architecture."""
     found: dict[str, Outcome] = {}
-    while left := [kind for kind in KINDS if kind not in found]:
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=child, args=(theirs, architecture, folder, left))
-        process.start()
-        theirs.close()
-        try:
-            while True:
-                kind, outcome = ours.recv()
-                found[kind] = outcome
-        except EOFError:
-            process.join()
-        ended = [kind for kind in left if kind not in found]
-        if ended:
-            found[ended[0]] = Outcome("ended", why=f"the process ended with {process.exitcode}")
+    for kind, value in in_children(child, architecture, folder, list(KINDS)):
+        ended = isinstance(value, Ended)
+        found[kind] = Outcome("ended", why=f"the process ended with {value.code}") if ended else value
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import resource
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -83,6 +84,13 @@ class Seen:
 Observed = dict[tuple[str, str], Seen | str]  # (file, arguments) -> what was seen, or why nothing was
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A process that did not come to its end by itself."""
+
+    code: int | None
+
+
 class Recorder(tap._Recorder):
     """Sees the softmax of attention too."""
 
@@ -130,23 +138,39 @@ def child(connection: Connection, architecture: str, folder: Path, files: list[s
     connection.close()
 
 
-def observe(architecture: str, folder: Path) -> Observed:
-    """Every file of one architecture; where one ends the process, another goes on with the next."""
+def in_children(
+    target: Callable[..., None], architecture: str, folder: Path, jobs: Sequence[str]
+) -> Iterator[tuple[Any, Any]]:
+    """What `target(connection, architecture, folder, jobs)` sends; where a job ends the process, another goes on with the next.
+
+    A message is (key, value), its key the job or a tuple that begins with it; of a job that ended the process it is (job, Ended).
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "llama_cpp", "gguf", "yarn_edge.tap"])
-    found: Observed = {}
-    while left := [name for name in FILES if (name, "") not in found]:
+    left = list(jobs)
+    while left:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=child, args=(theirs, architecture, folder, left))
+        process = context.Process(target=target, args=(theirs, architecture, folder, left))
         process.start()
         theirs.close()
         try:
             while True:
                 key, value = ours.recv()
-                found[key] = value
-                left = [name for name in left if name != key[0]]
+                yield key, value
+                job = key[0] if isinstance(key, tuple) else key
+                left = [name for name in left if name != job]
         except EOFError:
             process.join()
         if left:
-            found[left[0], ""] = f"the process ended with {process.exitcode}"
+            yield left.pop(0), Ended(process.exitcode)
+
+
+def observe(architecture: str, folder: Path) -> Observed:
+    """Every file of one architecture."""
+    found: Observed = {}
+    for key, value in in_children(child, architecture, folder, list(FILES)):
+        if isinstance(value, Ended):
+            found[key, ""] = f"the process ended with {value.code}"
+        else:
+            found[key] = value
     return found

@@ -18,19 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from yarn_edge.convert.writer import CHUNK_BYTES, TensorPlan, check_space, write_gguf
+from yarn_edge.convert.gguf_header import TensorSpec, lay_out, pack_key
+from yarn_edge.convert.writer import check_space
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.ggml_types import type_named
 from yarn_edge.progress import bar, note
 
 LIMIT = 1.2  # ours / cp
 TENSORS = 32
+_CHUNK_BYTES = 32 << 20
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 PATCH = [
     sys.executable, "-m", "yarn_edge", "patch", "--quiet", "--yarn-factor", "4", "--yarn-orig-ctx", "8192", "--yarn-beta-fast", "8",
@@ -48,24 +49,23 @@ def parse_size(text: str) -> int:
 def write_random_gguf(path: Path, n_bytes: int) -> None:
     """A GGUF with about `n_bytes` of random half-precision tensors, and the keys of a vocabulary of 50000 tokens."""
     columns = max(1, n_bytes // TENSORS // 2 // 64)
-    rng = np.random.default_rng(0)
-
-    def chunks() -> Iterator[npt.NDArray[Any]]:
-        left = columns * 64 * 2
-        while left:
-            part = min(left, CHUNK_BYTES)
-            yield np.frombuffer(rng.bytes(part), np.uint8)
-            left -= part
-
-    plans = [TensorPlan(f"blk.{i}.weight", (64, columns), "F16", columns * 128, chunks) for i in range(TENSORS)]
+    half = type_named("F16")
+    specs = [TensorSpec(f"blk.{i}.weight", (columns, 64), half.number, columns * 128) for i in range(TENSORS)]
     sizes: dict[str, Any] = {
         "context_length": 8192, "embedding_length": 2048, "block_count": 22, "attention.head_count": 32,
         "attention.head_count_kv": 4, "attention.layer_norm_rms_epsilon": 1e-5,
     }  # fmt: skip
-    keys = {f"llama.{name}": value for name, value in sizes.items()}
-    keys |= {"tokenizer.ggml.tokens": [f"token {i}" for i in range(50_000)]}
-    with bar("Writing the source", n_bytes, "bytes") as advance:
-        write_gguf(path, "llama", keys, plans, advance)
+    keys: dict[str, Any] = {
+        "general.architecture": "llama",
+        **{f"llama.{name}": value for name, value in sizes.items()},
+    }
+    keys["tokenizer.ggml.tokens"] = [f"token {i}" for i in range(50_000)]
+    layout = lay_out([pack_key(key, value) for key, value in keys.items()], specs)
+    rng = np.random.default_rng(0)
+    with path.open("wb") as file, bar("Writing the source", layout.file_bytes, "bytes") as advance:
+        file.write(layout.header)
+        while left := layout.file_bytes - file.tell():
+            advance(file.write(rng.bytes(min(left, _CHUNK_BYTES))))
 
 
 def _timed(commands: list[list[str]], output: Path) -> float:

@@ -117,7 +117,7 @@ def write_checkpoint(
             save_file({n: stored[n] for n in order if homes[n] == shard}, folder / shard, {"format": "pt"})
         _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": homes})
     _write_json(folder / "config.json", _config(dress, str(kind).removeprefix("torch.")) | (config or {}))
-    _write_tokenizer(folder, file)
+    write_tokenizer(folder, file)
     return folder
 
 
@@ -131,7 +131,7 @@ def _config(dress: Family, torch_dtype: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_tokenizer(folder: Path, file: GGUFFile) -> None:
+def write_tokenizer(folder: Path, file: GGUFFile) -> None:
     """tokenizer.json and tokenizer_config.json as the original repository has them."""
     meta = file.metadata
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]

@@ -6,11 +6,10 @@ family does differently is data in its row: no code below looks at a family's na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.config_file import ConfigFile
@@ -41,47 +40,45 @@ class Sizes:
         )
 
 
-def _interleave(n_heads: int, raw: Raw) -> Raw:
-    """Half-split pairs -> interleaved pairs, head by head: row d and row d + D/2 become rows 2d and 2d + 1."""
-    pairs = raw.reshape(n_heads, 2, raw.shape[0] // n_heads // 2, *raw.shape[1:])
+def interleave(sizes: Sizes, raw: Raw) -> Raw:
+    """Half-split pairs -> interleaved pairs: of each head the rows d and d + D/2 become 2d and 2d + 1.
+
+    raw: rows of whole heads, of any dtype.
+    """
+    pairs = raw.reshape(-1, 2, sizes.head_dim // 2, *raw.shape[1:])
     return pairs.swapaxes(1, 2).reshape(raw.shape)
-
-
-# Transforms work on raw bits (any dtype) of a whole tensor.
-TRANSFORMS: dict[str, Callable[[Sizes, Raw], Raw]] = {
-    "": lambda _sizes, raw: raw,
-    "interleave_q": lambda sizes, raw: _interleave(sizes.n_head, raw),
-    "interleave_k": lambda sizes, raw: _interleave(sizes.n_kv_head, raw),
-}
 
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor (or one per layer, with {i}). `when`: a config key that says whether it is there; "" is always."""
+    """One tensor (or one per layer, with {i}). `interleaved`: its rows go through `interleave`, head by head.
+
+    `when`: a config key that says whether it is there; "" is always.
+    """
 
     source: str
     target: str
     shape: tuple[str, ...]
-    transform: str = ""
+    interleaved: bool = False
     when: str = ""
 
 
-def _projection(hf: str, gguf: str, out: str, into: str, transform: str = "") -> TensorRow:
-    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (out, into), transform)
+def _projection(hf: str, gguf: str, out: str, into: str, interleaved: bool = False) -> TensorRow:
+    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (out, into), interleaved)
 
 
-def _bias(hf: str, gguf: str, size: str, transform: str = "", when: str = "") -> TensorRow:
-    return TensorRow(f"model.layers.{{i}}.{hf}.bias", f"blk.{{i}}.{gguf}.bias", (size,), transform, when)
+def _bias(hf: str, gguf: str, size: str, interleaved: bool = False, when: str = "") -> TensorRow:
+    return TensorRow(f"model.layers.{{i}}.{hf}.bias", f"blk.{{i}}.{gguf}.bias", (size,), interleaved, when)
 
 
 def _norm(hf: str, gguf: str, size: str) -> TensorRow:
     return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (size,))
 
 
-def _attention(transform_q: str = "", transform_k: str = "") -> tuple[TensorRow, ...]:
+def _attention(interleaved: bool = False) -> tuple[TensorRow, ...]:
     return (
-        _projection("self_attn.q_proj", "attn_q", "q", "hidden", transform_q),
-        _projection("self_attn.k_proj", "attn_k", "kv", "hidden", transform_k),
+        _projection("self_attn.q_proj", "attn_q", "q", "hidden", interleaved),
+        _projection("self_attn.k_proj", "attn_k", "kv", "hidden", interleaved),
         _projection("self_attn.v_proj", "attn_v", "kv", "hidden"),
         _projection("self_attn.o_proj", "attn_output", "hidden", "q"),
     )
@@ -128,20 +125,20 @@ _COMMON_CONSTANTS = {"hidden_act": "silu", "quantization_config": None}
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "LlamaForCausalLM", "llama",
-        (*_EMBEDDINGS, *_BLOCK, *_attention("interleave_q", "interleave_k"),
-         _bias("self_attn.q_proj", "attn_q", "q", "interleave_q", "attention_bias"),
-         _bias("self_attn.k_proj", "attn_k", "kv", "interleave_k", "attention_bias"),
-         _bias("self_attn.v_proj", "attn_v", "kv", "", "attention_bias"),
-         _bias("self_attn.o_proj", "attn_output", "hidden", "", "attention_bias"),
-         _bias("mlp.gate_proj", "ffn_gate", "ffn", "", "mlp_bias"),
-         _bias("mlp.up_proj", "ffn_up", "ffn", "", "mlp_bias"),
-         _bias("mlp.down_proj", "ffn_down", "hidden", "", "mlp_bias")),
+        (*_EMBEDDINGS, *_BLOCK, *_attention(interleaved=True),
+         _bias("self_attn.q_proj", "attn_q", "q", True, "attention_bias"),
+         _bias("self_attn.k_proj", "attn_k", "kv", True, "attention_bias"),
+         _bias("self_attn.v_proj", "attn_v", "kv", False, "attention_bias"),
+         _bias("self_attn.o_proj", "attn_output", "hidden", False, "attention_bias"),
+         _bias("mlp.gate_proj", "ffn_gate", "ffn", False, "mlp_bias"),
+         _bias("mlp.up_proj", "ffn_up", "ffn", False, "mlp_bias"),
+         _bias("mlp.down_proj", "ffn_down", "hidden", False, "mlp_bias")),
         {**_COMMON_DEFAULTS, "attention_bias": False, "mlp_bias": False},
         _COMMON_CONSTANTS,
     ),
     Architecture(
         "MistralForCausalLM", "mistral",
-        (*_EMBEDDINGS, *_BLOCK, *_attention("interleave_q", "interleave_k")),
+        (*_EMBEDDINGS, *_BLOCK, *_attention(interleaved=True)),
         {**_COMMON_DEFAULTS, "sliding_window": 4096},
         _COMMON_CONSTANTS, sliding_window=True,
     ),
@@ -261,20 +258,10 @@ def tensor_rows(row: Architecture, config: ConfigFile, sizes: Sizes) -> list[Ten
     whole = [r for r in rows if "{i}" not in r.source]
     per_layer = [r for r in rows if "{i}" in r.source]
     return whole + [
-        TensorRow(r.source.format(i=i), r.target.format(i=i), r.shape, r.transform)
+        TensorRow(r.source.format(i=i), r.target.format(i=i), r.shape, r.interleaved)
         for i in range(sizes.n_layer)
         for r in per_layer
     ]
-
-
-def same_bits(a: Raw, b: Raw, step: int = 4096) -> bool:
-    """Whether two mapped tensors hold the same bits (tied embeddings that were saved twice), `step` rows at a time."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    bits = f"u{a.itemsize}"
-    return all(
-        np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits)) for i in range(0, a.shape[0], step)
-    )
 
 
 def unknown_tensor(name: str) -> YarnEdgeError:

@@ -1,4 +1,4 @@
-"""The tensors and the config of a Hugging Face checkpoint folder, whatever its shards, memory-mapped.
+"""The tensors and the config of a Hugging Face checkpoint folder, whatever its shards; weights are read when asked for.
 
 safetensors (one file, or shards with an index) is read here directly: its header is a length and a JSON object, and
 bfloat16, which NumPy does not have, stays raw until it is needed. `pytorch_model*.bin` goes through torch, when it is
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.config_file import POINTER, ConfigFile, read_config, read_json, refuse_pointer
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.source_file import SourceFile
 
 MAX_DIMS = 8
+_COMPARED_BYTES = 4 << 20
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 # safetensors dtype -> (NumPy dtype that holds its bits, is it bfloat16?)
 DTYPES: dict[str, tuple[str, bool]] = {"F32": ("<f4", False), "F16": ("<f2", False), "BF16": ("<u2", True)}
@@ -30,25 +31,33 @@ DTYPES: dict[str, tuple[str, bool]] = {"F32": ("<f4", False), "F16": ("<f2", Fal
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the checkpoint. `raw` maps the file: bits of dtype F32, F16, or BF16 (as uint16)."""
+    """One tensor of the checkpoint: F32, F16 or BF16. `read(offset, buffer)` fills a buffer from that byte of it."""
 
     name: str
     dtype: str
-    raw: npt.NDArray[Any]
+    shape: tuple[int, ...]
+    read: Callable[[int, Any], None]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """As the checkpoint has it."""
-        return self.raw.shape
+    def row_bytes(self) -> int:
+        """Bytes of one row of the first dimension."""
+        return math.prod(self.shape[1:]) * np.dtype(DTYPES[self.dtype][0]).itemsize
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the tensor in the file."""
-        return int(self.raw.nbytes)
+        return self.shape[0] * self.row_bytes if self.shape else self.row_bytes
 
-    def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
-        """Rows [start, stop) of the first dimension as float32, a copy (exact for every dtype)."""
-        return to_float32(self.raw[start:stop], self.dtype)
+    def bits(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Rows [start, stop) of the first dimension as they are; BF16 as uint16."""
+        n = len(range(*slice(start, stop).indices(self.shape[0])))
+        found = np.empty((n, *self.shape[1:]), DTYPES[self.dtype][0])
+        self.read(start * self.row_bytes, found.reshape(-1).view(np.uint8))
+        return found
+
+    def float32(self) -> npt.NDArray[np.float32]:
+        """The whole tensor as float32 (exact for every dtype)."""
+        return to_float32(self.bits(), self.dtype)
 
 
 def to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
@@ -60,11 +69,26 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json and weights. `tensors` by name, in the order of the files."""
+    """A folder with config.json and weights. `tensors` by name, in the order of the `files`, which stay open."""
 
     path: Path
     config: ConfigFile
     tensors: Mapping[str, Tensor]
+    files: tuple[SourceFile, ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Raise YarnEdgeError if a file of the weights is no longer what it was when it was opened."""
+        for file in self.files:
+            file.check_unchanged()
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bits (tied embeddings that were saved twice), some rows at a time."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    step = max(1, _COMPARED_BYTES // max(1, a.row_bytes))
+    starts = range(0, a.shape[0], step)
+    return all(a.bits(i, i + step).tobytes() == b.bits(i, i + step).tobytes() for i in starts)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -74,7 +98,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     for index_name, pattern, read in FORMATS:
         located = _shards(folder, index_name, pattern)
         if located is not None:
-            return Checkpoint(folder, config, _gather(*located, read))
+            files, weight_map = located
+            sources = tuple(SourceFile(file) for file in files)
+            return Checkpoint(folder, config, _gather(sources, weight_map, read), sources)
     raise YarnEdgeError(f"{folder}: has no model*.safetensors and no pytorch_model*.bin")
 
 
@@ -104,19 +130,20 @@ def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], di
 
 
 def _gather(
-    files: list[Path], weight_map: dict[str, str] | None, read: Callable[[Path], dict[str, Tensor]]
+    sources: tuple[SourceFile, ...], weight_map: dict[str, str] | None, read: Callable[[SourceFile], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """The tensors of all files; none twice, and where there is an index, each in the file that it names."""
     tensors: dict[str, Tensor] = {}
     homes: dict[str, Path] = {}
-    for file in files:
-        for name, tensor in read(file).items():
+    for source in sources:
+        file = source.path
+        for name, tensor in read(source).items():
             if name in tensors:
                 raise YarnEdgeError(f"{file}: tensor {one_line(name, 100)} is also in {homes[name].name}")
             tensors[name], homes[name] = tensor, file
     if weight_map is None:
         return tensors
-    by_name = {file.name: file for file in files}
+    by_name = {source.path.name: source.path for source in sources}
     for name, home in weight_map.items():
         if name not in homes or homes[name].name != home:
             raise YarnEdgeError(f"{by_name[home]}: tensor {one_line(name, 100)} is missing, though the index names it")
@@ -126,26 +153,21 @@ def _gather(
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file, mapped, not read. Every offset is checked against the file's size."""
+def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
+    """The tensors of one safetensors file: its header. Every offset is checked against the file's size."""
+    path, size = source.path, source.size
 
     def bad(what: str) -> YarnEdgeError:
         return YarnEdgeError(f"{path}: not a valid safetensors file: {one_line(what, 200)}")
 
+    if size < 8:
+        raise bad(f"{size} bytes")
+    refuse_pointer(path, source.read(min(size, len(POINTER))))
+    length = int.from_bytes(source.read(8), "little")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise bad(f"truncated: its header claims {length} bytes, the file has {size}")
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < 8:
-                raise bad(f"{size} bytes")
-            refuse_pointer(path, file.read(len(POINTER)))
-            file.seek(0)
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(size - 8, MAX_HEADER_BYTES):
-                raise bad(f"truncated: its header claims {length} bytes, the file has {size}")
-            header = json.loads(file.read(length))
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise os_error(error, path) from error
+        header = json.loads(source.read(length, 8))
     except (ValueError, RecursionError) as error:
         raise bad(f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
@@ -174,11 +196,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         if begin != covered or end - begin != math.prod(shape) * numpy_dtype.itemsize:
             raise bad(f"tensor {name} of shape {shape} and dtype {dtype} does not fill bytes {begin} to {end}")
         covered = end
-        raw = np.frombuffer(data, numpy_dtype, math.prod(shape), base + begin).reshape(shape)
-        tensors[name] = Tensor(name, dtype, raw)
+        tensors[name] = Tensor(name, dtype, tuple(shape), _reader(source, base + begin))
     if base + covered != size:
         raise bad(f"{size - base - covered} bytes after the last tensor")
     return tensors
+
+
+def _reader(source: SourceFile, start: int) -> Callable[[int, Any], None]:
+    return lambda offset, buffer: source.read_into(buffer, start + offset)
 
 
 def _offsets(entry: Any) -> tuple[int, int] | None:
@@ -188,8 +213,9 @@ def _offsets(entry: Any) -> tuple[int, int] | None:
     return None
 
 
-def read_torch(path: Path) -> dict[str, Tensor]:
+def read_torch(source: SourceFile) -> dict[str, Tensor]:
     """The tensors of one pytorch_model*.bin, mapped where its format allows, through torch with weights_only."""
+    path = source.path
     try:
         import torch
     except ImportError as error:
@@ -214,12 +240,24 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             raise YarnEdgeError(f"{path}: {one_line(name, 100)} is a {kind}; supported: {', '.join(DTYPES)}")
         dtype = names[value.dtype]
         bits = value.detach().contiguous()
-        tensors[name] = Tensor(name, dtype, bits.view(torch.uint16).numpy() if dtype == "BF16" else bits.numpy())
+        held = bits.view(torch.uint16).numpy() if dtype == "BF16" else bits.numpy()
+        tensors[name] = Tensor(name, dtype, held.shape, _copier(source, held))
     return tensors
 
 
+def _copier(source: SourceFile, held: npt.NDArray[Any]) -> Callable[[int, Any], None]:
+    """A reader of a mapped tensor. Looking first that the file is whole leaves a shrinking one a moment, no more."""
+    data = held.reshape(-1).view(np.uint8)
+
+    def read(offset: int, buffer: Any) -> None:
+        source.check_unchanged()
+        buffer[:] = data[offset : offset + len(buffer)]
+
+    return read
+
+
 # Index, files, reader: the first that a folder has is taken, in the order of transformers.
-FORMATS: tuple[tuple[str, str, Callable[[Path], dict[str, Tensor]]], ...] = (
+FORMATS: tuple[tuple[str, str, Callable[[SourceFile], dict[str, Tensor]]], ...] = (
     ("model.safetensors.index.json", "model*.safetensors", read_safetensors),
     ("pytorch_model.bin.index.json", "pytorch_model*.bin", read_torch),
 )

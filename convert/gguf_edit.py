@@ -18,20 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
-from yarn_edge.gguf_file import ARRAY, HEADER_BYTES, MAGIC, STRING, GGUFFile, SkippedStrings, TensorInfo
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.gguf_file import ARRAY, HEADER_BYTES, STRING, GGUFFile, SkippedStrings, TensorInfo
+from yarn_edge.source_file import SourceFile
 
+from .gguf_header import F32, F32_TENSOR, KIND_NAMES, MAX_NAME_BYTES, aligned, pack_header, pack_key, tensor_info
 from .kernel_copy import BLOCK, copy_range, write_at
 
 PADDING_KEY = "yarn_edge.padding"
 FIXED_KEYS = frozenset({"general.alignment", "split.no", "split.count", "split.tensors.count"})  # data hangs on them
-MAX_NAME_BYTES = 63  # ggml.h: GGML_MAX_NAME, with its NUL
 Vector = npt.NDArray[np.float32]
-_U32, _I32, _F32, _BOOL, _F64, _F32_TENSOR = 4, 5, 6, 7, 12, 0
-_FORMATS = {_U32: "<I", _I32: "<i", _F32: "<f", _BOOL: "<?", _F64: "<d"}
-_KIND_NAMES = (
-    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64", "int64", "float64",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,38 +69,17 @@ def write_edited(source: GGUFFile, output: Path, edit: Edit, advance: Callable[[
     check_edit(source, edit)
     own = [t for t in source.tensors.values() if t.path == source.path]
     _check_contiguous(source, own)
-    with open_source(source) as raw, output.open("wb", buffering=0) as target:
-        changes = _write(source, own, edit, raw, target, advance)
-        check_unchanged(source, raw)
+    with open_source(source) as file, output.open("wb", buffering=0) as target:
+        changes = _write(source, own, edit, file, target, advance)
+        file.check_unchanged()
         if edit.flush:
             os.fsync(target.fileno())
     return changes
 
 
-def open_source(source: GGUFFile) -> io.FileIO:
+def open_source(source: GGUFFile) -> SourceFile:
     """The file of a header, open for reading. Raises YarnEdgeError if it is not the file that was read any more."""
-    try:
-        file = io.FileIO(source.path)
-    except OSError as error:
-        raise os_error(error, source.path) from error
-    try:
-        check_unchanged(source, file)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def check_unchanged(source: GGUFFile, file: io.FileIO) -> None:
-    """Raise YarnEdgeError if the open file is no longer the one whose header was read."""
-    state = os.fstat(file.fileno())
-    if (state.st_size, state.st_mtime_ns) != (source.file_bytes, source.mtime_ns):
-        raise changed(source.path)
-
-
-def changed(path: Path) -> YarnEdgeError:
-    """What a source gets whose size or time is not that of its header any more."""
-    return YarnEdgeError(f"{path}: was changed while it was read; run this again when it is complete")
+    return SourceFile(source.path, size=source.file_bytes, mtime_ns=source.mtime_ns)
 
 
 def check_edit(source: GGUFFile, edit: Edit) -> None:
@@ -134,29 +109,25 @@ def _check_contiguous(source: GGUFFile, tensors: list[TensorInfo]) -> None:
                 f"{source.path}: tensor {one_line(tensor.name, 100)} lies at byte {tensor.offset}, llama.cpp expects it at "
                 f"{at}: the file is damaged"
             )
-        at = _aligned(tensor.offset + tensor.n_bytes, source.alignment)
-
-
-def _aligned(n: int, alignment: int) -> int:
-    return -(-n // alignment) * alignment
+        at = aligned(tensor.offset + tensor.n_bytes, source.alignment)
 
 
 def _write(
-    source: GGUFFile, own: list[TensorInfo], edit: Edit, raw: io.FileIO, target: io.FileIO, advance: Callable[[float], None]
+    source: GGUFFile, own: list[TensorInfo], edit: Edit, file: SourceFile, target: io.FileIO, advance: Callable[[float], None]
 ) -> list[str]:  # fmt: skip
     """Header, data, new tensors. Returns the sentences."""
-    header = _read(source, raw, 0, source.header_end)
+    header = file.read(source.header_end)
     entries, changes = _edited_keys(source, header, edit)
     keys_end = max((entry.end for entry in source.entries.values()), default=HEADER_BYTES)
     present = {tensor.name: tensor for tensor in own}
     new = {name: values for name, values in edit.set_tensors.items() if name not in present}
     end = own[-1].offset + own[-1].n_bytes if own else source.data_offset
-    infos, at = [header[keys_end:]], _aligned(end, source.alignment)
+    infos, at = [header[keys_end:]], aligned(end, source.alignment)
     appended: list[tuple[int, Vector]] = []
     for name, values in new.items():
-        infos.append(_tensor_info(name, values, at - source.data_offset))
+        infos.append(tensor_info(name, values.shape, F32_TENSOR, at - source.data_offset))
         appended.append((at, values))
-        at = _aligned(at + values.nbytes, source.alignment)
+        at = aligned(at + values.nbytes, source.alignment)
         changes.append(f"tensor {name}: absent -> {_shown_vector(values)}")
 
     data_start = source.data_offset if own or new else source.header_end
@@ -164,34 +135,25 @@ def _write(
     body = b"".join(infos)
     filler = _filler(len(b"".join(entries)) + len(body), source) if own else b""
     entries += [filler] if filler else []
-    counts = struct.pack("<IQQ", source.version, len(own) + len(new), len(entries))
-    packed = b"".join((MAGIC, counts, *entries, body))
+    packed = pack_header(source.version, len(own) + len(new), entries, body)
     if own or new:
         packed += bytes(-len(packed) % source.alignment)
     moved = len(packed) - data_start
 
     write_at(target, 0, packed)
     if own or not new:
-        copy_range(raw, target, data_start, data_start + moved, stop - data_start, advance, edit.flush)
+        copy_range(file.raw, target, data_start, data_start + moved, stop - data_start, advance, edit.flush)
     for offset, values in appended:
         written = target.seek(0, os.SEEK_END)
         write_at(target, written, bytes(offset + moved - written) + _bytes(values, source.alignment))
     for name, values in edit.set_tensors.items():
         if name in present:
             tensor = present[name]
-            old = np.frombuffer(_read(source, raw, tensor.offset, tensor.n_bytes), "<f4")
+            old = np.frombuffer(file.read(tensor.n_bytes, tensor.offset), "<f4")
             if old.tobytes() != values.astype("<f4").tobytes():
                 write_at(target, tensor.offset + moved, values.astype("<f4").tobytes())
                 changes.append(f"tensor {name}: {_shown_vector(old)} -> {_shown_vector(values)}")
     return changes
-
-
-def _read(source: GGUFFile, raw: io.FileIO, at: int, n_bytes: int) -> bytes:
-    raw.seek(at)
-    data = raw.read(n_bytes)
-    if len(data) != n_bytes:
-        raise changed(source.path)
-    return data
 
 
 def _filler(n_bytes: int, source: GGUFFile) -> bytes:
@@ -200,14 +162,10 @@ def _filler(n_bytes: int, source: GGUFFile) -> bytes:
     n_bytes: of all keys and tensor infos without it.
     """
     length = HEADER_BYTES + n_bytes
-    if (_aligned(length, source.alignment) - source.data_offset) % BLOCK == 0:
+    if (aligned(length, source.alignment) - source.data_offset) % BLOCK == 0:
         return b""
     empty = len(pack_key(PADDING_KEY, ""))
     return pack_key(PADDING_KEY, " " * ((source.data_offset - length - empty) % BLOCK))
-
-
-def _tensor_info(name: str, values: Vector, offset: int) -> bytes:
-    return _string(name) + struct.pack("<IQIQ", 1, values.size, _F32_TENSOR, offset)
 
 
 def _bytes(values: Vector, alignment: int) -> bytes:
@@ -249,13 +207,13 @@ def _change(key: str, old: Any, old_kind: int, new: Any, packed: bytes) -> str:
     if before == after and kind == old_kind:
         after += " with other values"
     elif before == after:
-        before, after = f"{before} ({_KIND_NAMES[old_kind]})", f"{after} ({_KIND_NAMES[kind]})"
+        before, after = f"{before} ({KIND_NAMES[old_kind]})", f"{after} ({KIND_NAMES[kind]})"
     return f"{key}: {before} -> {after}"
 
 
 def _shown(value: Any, kind: int) -> str:
     """A value for people: float32 in as few digits as tell it apart, long ones cut."""
-    if kind == _F32:
+    if kind == F32:
         return str(np.float32(value))
     if isinstance(value, SkippedStrings):
         return f"{value.count} strings"
@@ -269,43 +227,3 @@ def _shown(value: Any, kind: int) -> str:
 
 def _shown_vector(values: npt.NDArray[Any]) -> str:
     return f"{values.size} values from {values.min():g} to {values.max():g}"
-
-
-def _string(text: str) -> bytes:
-    data = text.encode("utf-8", errors="surrogateescape")
-    return struct.pack("<Q", len(data)) + data
-
-
-def pack_key(key: str, value: Any) -> bytes:
-    """A key's entry: its name, type and value. Types as in `edit_gguf`. Raises ValueError for what no type holds."""
-    own = key.startswith("yarn_edge.")
-    if isinstance(value, (list, tuple)):
-        kind = _scalar_kind(key, value[0], own, _I32) if value else None
-        if kind is None or any(_scalar_kind(key, item, own, _I32) != kind for item in value):
-            raise ValueError(f"{key}: {value!r} has no GGUF type: need items of one type")
-        return (
-            _string(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + b"".join(_packed(key, v, kind) for v in value)
-        )
-    kind = _scalar_kind(key, value, own, _U32)
-    return _string(key) + struct.pack("<I", kind) + _packed(key, value, kind)
-
-
-def _scalar_kind(key: str, value: Any, own: bool, integer: int) -> int:
-    if isinstance(value, bool):
-        return _BOOL
-    if isinstance(value, int):
-        return integer
-    if isinstance(value, float):
-        return _F64 if own else _F32
-    if isinstance(value, str):
-        return STRING
-    raise ValueError(f"{key}: {type(value).__name__} has no GGUF type")
-
-
-def _packed(key: str, value: Any, kind: int) -> bytes:
-    if kind == STRING:
-        return _string(value)
-    try:
-        return struct.pack(_FORMATS[kind], value)
-    except (OverflowError, struct.error) as error:
-        raise ValueError(f"{key}: {value!r} does not fit into {_KIND_NAMES[kind]}") from error

@@ -17,9 +17,10 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.gguf_file import GGUFFile, read_shard
+from yarn_edge.source_file import changed
 from yarn_edge.split_gguf import TENSORS_COUNT, parse_shard_name, shard_name
 
-from .gguf_edit import Edit, Vector, changed, check_edit, check_unchanged, open_source, write_edited
+from .gguf_edit import Edit, Vector, check_edit, open_source, write_edited
 from .kernel_copy import copy_range
 from .writer import check_output, partial_file, publish
 
@@ -110,9 +111,9 @@ def _tensor_count(shard: GGUFFile, total: int) -> dict[str, bytes]:
 
 def _copy(shard: GGUFFile, partial: Path, advance: Callable[[float], None], flush: bool) -> None:
     """The whole file."""
-    with open_source(shard) as raw, partial.open("wb", buffering=0) as target:
-        copy_range(raw, target, 0, 0, shard.file_bytes, advance, flush)
-        check_unchanged(shard, raw)
+    with open_source(shard) as file, partial.open("wb", buffering=0) as target:
+        copy_range(file.raw, target, 0, 0, shard.file_bytes, advance, flush)
+        file.check_unchanged()
         if flush:
             os.fsync(target.fileno())
 

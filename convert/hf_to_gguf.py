@@ -7,9 +7,7 @@ every tensor of the checkpoint with a row of the family; prove the tokenizer; on
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,43 +15,44 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge import __version__, ggml, rope
+from yarn_edge import __version__, rope
 from yarn_edge.checks import check_kernel
 from yarn_edge.config_scaling import read_scaling
 from yarn_edge.dialects import head_dim
-from yarn_edge.effective import angle_error, effective
+from yarn_edge.effective import FREQUENCY_FACTORS, angle_error, effective
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import add_planner_flags, add_scaling_flags, add_threads_flag, scaling_overrides
+from yarn_edge.flags import add_planner_flags, add_scaling_flags, scaling_overrides
+from yarn_edge.ggml_types import type_named
+from yarn_edge.gguf_file import DEFAULT_ALIGNMENT
 from yarn_edge.metadata import canonical, canonical_keys, explicit_arguments
 from yarn_edge.planner import Bake, RopePlan, plan_rope
-from yarn_edge.progress import bar, note
+from yarn_edge.progress import note
 from yarn_edge.reference_tokenizer import Reference
 from yarn_edge.runtime import Model
 from yarn_edge.scaling import RopeScaling
 from yarn_edge.tokenizer_check import check_tokens, reference_encoder
 
 from .architectures import (
-    TRANSFORMS,
     Architecture,
     Sizes,
     TensorRow,
     architecture_of,
     check_sliding_window,
     hyper_parameters,
-    same_bits,
+    interleave,
     sizes_of,
     tensor_rows,
     unknown_tensor,
 )
-from .checkpoint import Checkpoint, Tensor, open_checkpoint
-from .quantize import Quant, known_quants, parse_quants, quantize_file
+from .checkpoint import DTYPES, Checkpoint, Tensor, open_checkpoint, same_bits
+from .file_plan import FilePlan, Source, plan_files
+from .gguf_header import pack_key
+from .imatrix import ImportanceMatrix, read_imatrix
+from .one_pass import SourceTensor
+from .quant_types import parse_quants
+from .quantize import add_recipe_flags, carry_out, checked_paths, choice_of, make_files
+from .recipe import Choice
 from .vocab import Vocabulary, prove, read_vocabulary
-from .writer import CHUNK_BYTES, TensorPlan, check_output, check_space, partial_file, publish, write_gguf
-
-QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
-_ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-Q8_LARGEST = 65504.0 * 127  # a block's scale is its largest value / 127, in half precision
-_Q8_BLOCK, _Q8_BLOCK_BYTES, _Q8_TYPE = 32, 34, 8
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,6 @@ def plan_conversion(
     keys: dict[str, Any] = {
         "general.type": "model",
         "general.name": one_line(_model_name(folder), 200),
-        "general.quantization_version": QUANTIZATION_VERSION,
         "yarn_edge.version": __version__,
         **hyper_parameters(row, config, sizes, scaling.extended_context),
         **rope_plan.keys,
@@ -139,7 +137,7 @@ def _match_tensors(checkpoint: Checkpoint, row: Architecture, sizes: Sizes, scal
         if name.endswith("rotary_emb.inv_freq"):
             _check_inv_freq(checkpoint, tensor, scaling)
         elif name == "lm_head.weight":
-            if not same_bits(tensor.raw, tensors["model.embed_tokens.weight"].raw):
+            if not same_bits(tensor, tensors["model.embed_tokens.weight"]):
                 raise YarnEdgeError(
                     f"{checkpoint.path}: lm_head.weight differs from the embeddings, but config.json ties them "
                     "(tie_word_embeddings): correct one of them"
@@ -163,77 +161,47 @@ def _check_inv_freq(checkpoint: Checkpoint, tensor: Tensor, scaling: RopeScaling
     )
 
 
-def _type_for(shape: tuple[int, ...], quant: str) -> str:
-    """The type of one tensor in a direct file: vectors stay float32; rows that Q8_0 cannot hold become F16."""
-    if len(shape) == 1:
-        return "F32"
-    return "F16" if quant == "Q8_0" and shape[-1] % _Q8_BLOCK else quant
+def checkpoint_source(plan: Plan) -> Source:
+    """The checkpoint as something to quantize: its tensors under their names in the GGUF, its keys packed.
 
-
-def _n_bytes(shape: tuple[int, ...], type_name: str) -> int:
-    n = math.prod(shape)
-    return n // _Q8_BLOCK * _Q8_BLOCK_BYTES if type_name == "Q8_0" else n * _ELEMENT_BYTES[type_name]
-
-
-def _chunks(plan: Plan, row: TensorRow, type_name: str) -> Iterator[npt.NDArray[Any]]:
-    """The bytes of one tensor in its new type, some rows at a time."""
-    tensor = plan.checkpoint.tensors[row.source]
-    raw = TRANSFORMS[row.transform](plan.sizes, tensor.raw)
-    whole = Tensor(tensor.name, tensor.dtype, raw)
-    step = max(1, CHUNK_BYTES // max(1, 4 * math.prod(raw.shape[1:])))
-    for start in range(0, raw.shape[0], step):
-        values = whole.float32(start, start + step)
-        if not np.isfinite(values).all():
-            raise YarnEdgeError(f"{plan.checkpoint.path}: tensor {row.source} has values that are not finite numbers")
-        if tensor.dtype == type_name:
-            yield raw[start : start + step]
-        elif type_name == "F32":
-            yield values
-        elif type_name == "BF16":
-            yield ggml.bfloat16(values)
-        elif type_name == "Q8_0":
-            if np.abs(values).max(initial=0) > Q8_LARGEST:
-                raise YarnEdgeError(
-                    f"{plan.checkpoint.path}: tensor {row.source} has values above {Q8_LARGEST:g}, whose scale Q8_0 cannot hold"
-                )
-            yield ggml.quantize_rows(values, _Q8_TYPE)
-        else:
-            with np.errstate(over="ignore"):
-                half = values.astype(np.float16)
-            if not np.isfinite(half).all():
-                raise YarnEdgeError(
-                    f"{plan.checkpoint.path}: tensor {row.source} has values above 65504, which F16 cannot hold: use BF16"
-                )
-            yield half
-
-
-def _tensor_plans(plan: Plan, quant: str) -> list[TensorPlan]:
-    found = []
-    for row in plan.rows:
-        shape = plan.checkpoint.tensors[row.source].shape
-        kind = _type_for(shape, quant)
-        found.append(
-            TensorPlan(row.target, shape, kind, _n_bytes(shape, kind), lambda r=row, k=kind: _chunks(plan, r, k))  # type: ignore[misc]
-        )
+    llama.cpp's recipe starts from what upstream's converter would write: vectors in float32, matrices as they are.
+    """
+    tensors = [_source_tensor(plan, row) for row in plan.rows]
+    declared = {t.name: type_named("F32") if len(t.ne) == 1 else t.kind for t in tensors}
     factors = plan.rope.factors
     if factors is not None:
-        found.append(TensorPlan("rope_freqs.weight", factors.shape, "F32", factors.nbytes, lambda: iter([factors])))
-    return found
+        tensors.append(_factors_tensor(factors))
+        declared[tensors[-1].name] = tensors[-1].kind
+    keys = {"general.architecture": plan.architecture.gguf, **plan.keys}
+    entries = {key: pack_key(key, value) for key, value in keys.items()}
+    checkpoint = plan.checkpoint
+    return Source(checkpoint.path, entries, tensors, declared, DEFAULT_ALIGNMENT, checkpoint.check_unchanged)
 
 
-def _write_direct(plan: Plan, quant: Quant, path: Path) -> None:
-    tensors = _tensor_plans(plan, quant.name)
-    total = sum(t.n_bytes for t in tensors)
-    check_space(path.parent, total, f"the {quant.name} file")
-    keys = {**plan.keys, "general.file_type": quant.ftype}
-    with bar(f"Writing {quant.name}", total, "bytes") as advance:
-        write_gguf(path, plan.architecture.gguf, keys, tensors, advance)
+def _source_tensor(plan: Plan, row: TensorRow) -> SourceTensor:
+    tensor, sizes = plan.checkpoint.tensors[row.source], plan.sizes
+    kind, ne = type_named(tensor.dtype), tuple(reversed(tensor.shape))
+    told = f"{plan.checkpoint.path}: tensor {row.source}"
+    item = DTYPES[tensor.dtype][0]
+
+    def read(first_row: int, out: npt.NDArray[np.uint8]) -> None:
+        tensor.read(first_row * kind.row_bytes(ne[0]), out.reshape(-1))
+
+    def read_interleaved(first_row: int, out: npt.NDArray[np.uint8]) -> None:
+        read(first_row, out)
+        rows = out.view(item).reshape(-1) if len(ne) == 1 else out
+        rows[:] = interleave(sizes, rows)
+
+    if not row.interleaved:
+        return SourceTensor(row.target, ne, kind, read, told)
+    return SourceTensor(row.target, ne, kind, read_interleaved, told, 1 if len(ne) == 1 else sizes.head_dim)
 
 
-def _source_precision(plan: Plan) -> str:
-    """The type in which an intermediate file loses nothing of the checkpoint."""
-    dtypes = {plan.checkpoint.tensors[row.source].dtype for row in plan.rows if len(row.shape) > 1}
-    return dtypes.pop() if len(dtypes) == 1 else "F32"
+def _factors_tensor(factors: npt.NDArray[np.float32]) -> SourceTensor:
+    def read(_first_row: int, out: npt.NDArray[np.uint8]) -> None:
+        out[0] = factors.view(np.uint8)
+
+    return SourceTensor(FREQUENCY_FACTORS, factors.shape, type_named("F32"), read, FREQUENCY_FACTORS)
 
 
 def _check_result(plan: Plan, path: Path) -> None:
@@ -250,20 +218,13 @@ def _check_result(plan: Plan, path: Path) -> None:
         raise YarnEdgeError(f"{path}: the written file tokenizes otherwise than the checkpoint: {mismatch}")
 
 
-def output_paths(output: str, quants: list[Quant]) -> dict[str, Path]:
-    """Quant name -> output file; `{quant}` in the name is filled in, and needed for several types."""
-    if not output:
-        raise YarnEdgeError("-o is empty; give the name of a file")
-    if len(quants) > 1 and "{quant}" not in output:
-        raise YarnEdgeError(f"-o {output}: {len(quants)} types were asked for, so the name must hold {{quant}}")
-    return {q.name: Path(output.replace("{quant}", q.name)) for q in quants}
-
-
 def convert(
     checkpoint: str | Path,
     output: str,
     quant: str = "Q4_K_M",
     *,
+    imatrix: str | Path | None = None,
+    choice: Choice | None = None,
     force: bool = False,
     threads: int | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -273,36 +234,61 @@ def convert(
 ) -> list[Path]:
     """Convert a checkpoint folder. Returns the files written, one for each type in `quant` (comma-separated).
 
-    overrides: RopeScaling fields by name, on top of config.json; freeze_at: the length, in tokens, whose angles a dynamic
-    scaling gets; bake, allow_approximate: see `yarn_edge.planner`. Raises YarnEdgeError when anything cannot be carried
-    over exactly; each file is whole or not there, and files that were finished before an error stay.
+    imatrix: an importance matrix of llama.cpp's kind; choice: types of single tensors; overrides: RopeScaling fields by
+    name, on top of config.json; freeze_at: the length, in tokens, whose angles a dynamic scaling gets; bake,
+    allow_approximate: see `yarn_edge.planner`. Raises YarnEdgeError when anything cannot be carried over exactly; then
+    no file was written.
     """
-    quants = parse_quants(quant)
-    paths = output_paths(output, quants)
+    job = plan_files_of(
+        checkpoint, output, quant, imatrix=imatrix, choice=choice, force=force, overrides=overrides, freeze_at=freeze_at,
+        bake=bake, allow_approximate=allow_approximate,
+    )  # fmt: skip
+    return job.make(threads, force)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion that is planned to the last byte."""
+
+    plan: Plan
+    source: Source
+    files: list[FilePlan]
+    matrix: ImportanceMatrix | None
+
+    def make(self, threads: int | None, force: bool) -> list[Path]:
+        """Write the files. Returns their paths."""
+        return make_files(
+            self.source,
+            self.files,
+            self.matrix,
+            lambda path: _check_result(self.plan, path),
+            threads=threads,
+            force=force,
+        )
+
+
+def plan_files_of(
+    checkpoint: str | Path,
+    output: str,
+    quant: str,
+    *,
+    imatrix: str | Path | None = None,
+    choice: Choice | None = None,
+    force: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    freeze_at: int | None = None,
+    bake: Bake = "auto",
+    allow_approximate: bool = False,
+) -> Job:
+    """`convert` as far as nothing is written."""
     folder = Path(checkpoint)
     sources = list(folder.iterdir()) if folder.is_dir() else []
-    paths = {name: check_output(path, force, sources) for name, path in paths.items()}
+    paths = checked_paths(output, parse_quants(quant), force, sources)
+    matrix = None if imatrix is None else read_imatrix(imatrix)
     plan = plan_conversion(folder, overrides or {}, freeze_at=freeze_at, bake=bake, allow_approximate=allow_approximate)
     note(f"{plan.architecture.hf_name}: {_describe(plan.scaling)}; tokenizer {plan.vocabulary.pre}, proved")
-    done: list[Path] = []
-    with ExitStack() as stack:
-        intermediate: Path | None = None
-        for q in quants:
-            path = paths[q.name]
-            with partial_file(path) as partial:
-                if q.is_direct:
-                    _write_direct(plan, q, partial)
-                else:
-                    if intermediate is None:
-                        intermediate = stack.enter_context(partial_file(path, ".source"))
-                        _write_direct(plan, known_quants()[_source_precision(plan)], intermediate)
-                    check_space(path.parent, intermediate.stat().st_size // 8, f"the {q.name} file")
-                    quantize_file(intermediate, partial, q, threads)
-                _check_result(plan, partial)
-                publish(partial, path, force)
-            note(f"{path}: {q.name}, {path.stat().st_size / 1e6:.1f} MB")
-            done.append(path)
-    return done
+    source = checkpoint_source(plan)
+    return Job(plan, source, plan_files(source, paths, choice or Choice(), matrix), matrix)
 
 
 def _describe(scaling: RopeScaling) -> str:
@@ -320,17 +306,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT.gguf", help="{quant} in it becomes the type's name"
     )
-    parser.add_argument("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]", help="llama.cpp names (default: Q4_K_M)")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
-    add_threads_flag(parser)
+    add_recipe_flags(parser)
     add_planner_flags(parser)
     add_scaling_flags(parser, "on top of config.json, or YaRN for a plain checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge convert`."""
-    convert(
-        args.checkpoint, args.output, args.quant, force=args.force, threads=args.threads, overrides=scaling_overrides(args),
-        freeze_at=args.freeze_at, bake=args.bake_rope, allow_approximate=args.allow_approximate_rope,
+    job = plan_files_of(
+        args.checkpoint, args.output, args.quant, imatrix=args.imatrix, choice=choice_of(args), force=args.force,
+        overrides=scaling_overrides(args), freeze_at=args.freeze_at, bake=args.bake_rope,
+        allow_approximate=args.allow_approximate_rope,
     )  # fmt: skip
-    return 0
+    return carry_out(job.source, job.files, args, lambda: job.make(args.threads, args.force))

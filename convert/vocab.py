@@ -34,8 +34,8 @@ from yarn_edge.tokenizer_check import (
     stress_texts,
 )
 
+from .gguf_header import pack_key, write_arrays
 from .pretokenizers import candidates, signature
-from .writer import write_gguf
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.h: enum llama_token_type
 _ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
@@ -301,5 +301,6 @@ def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
 
 def write_vocab_gguf(vocabulary: Vocabulary, path: Path) -> Path:
     """A GGUF without tensors, loadable with `Model(path, vocab_only=True)`. Returns `path`."""
-    write_gguf(path, "llama", vocabulary.keys(), [])
+    keys = {"general.architecture": "llama", **vocabulary.keys()}
+    write_arrays(path, [pack_key(key, value) for key, value in keys.items()], {})
     return path

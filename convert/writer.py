@@ -1,4 +1,4 @@
-"""Writing a GGUF: typed keys and tensors in chunks, to a partial file that becomes the real one only when it is whole.
+"""Writing files safely: to a partial file that becomes the real one only when it is whole.
 
 A reader of the output folder sees either no file or a complete one: everything goes to `NAME.PID.partial` beside the
 target, is flushed to the disk and renamed. Errors and Ctrl-C remove the partial file; kill -9 can leave one, never the name.
@@ -8,29 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, os_error
-
-CHUNK_BYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """One tensor to write: its logical shape (NumPy order), its type, its bytes, and who makes them, chunk by chunk."""
-
-    name: str
-    shape: tuple[int, ...]
-    type_name: str
-    n_bytes: int
-    chunks: Callable[[], Iterator[npt.NDArray[Any]]]
 
 
 def check_output(output: Path, force: bool, sources: Iterable[Path] = ()) -> Path:
@@ -102,65 +84,3 @@ def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> Non
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def write_gguf(
-    path: Path,
-    architecture: str,
-    keys: Mapping[str, Any],
-    tensors: Sequence[TensorPlan],
-    advance: Callable[[float], None] = lambda _amount: None,
-) -> None:
-    """Write a GGUF v3. Python types choose GGUF types (`_add_key`). `advance` gets the bytes written."""
-    import gguf
-
-    writer = gguf.GGUFWriter(path, architecture)
-    try:
-        for key, value in keys.items():
-            _add_key(writer, key, value)
-        for plan in tensors:
-            kind = gguf.GGMLQuantizationType[plan.type_name]
-            writer.add_tensor_info(plan.name, plan.shape, np.dtype(np.float32), plan.n_bytes, kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        file = writer.fout[0]
-        writer.write_padding(file, file.tell())
-        for plan in tensors:
-            written = 0
-            for chunk in plan.chunks():
-                file.write(np.ascontiguousarray(chunk).view(np.uint8).data)
-                written += chunk.nbytes
-                advance(chunk.nbytes)
-            if written != plan.n_bytes:
-                raise AssertionError(f"{plan.name}: wrote {written} of {plan.n_bytes} bytes")
-            writer.write_padding(file, written)
-        file.flush()
-        os.fsync(file.fileno())
-    finally:
-        try:
-            writer.close()
-        except OSError:  # the write that failed is the error to report, not its second try
-            if writer.fout:
-                writer.fout = None
-
-
-def _add_key(writer: Any, key: str, value: Any) -> None:
-    """int -> uint32, float -> float32 (float64 under yarn_edge.), bool, str; lists by their first item."""
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        (writer.add_float64 if key.startswith("yarn_edge.") else writer.add_float32)(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, (list, tuple)) and key.startswith("yarn_edge.") and isinstance(value[0], float):
-        import gguf
-
-        kinds = gguf.GGUFValueType
-        writer.add_key_value(key, value, kinds.ARRAY, sub_type=kinds.FLOAT64)
-    elif isinstance(value, (list, tuple)):
-        writer.add_array(key, value)
-    else:
-        raise TypeError(f"{key}: {type(value).__name__} has no GGUF type")

@@ -106,7 +106,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / SHARD).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "git lfs pull"),
     "more dimensions than bytes": (lambda f: lie_about(f / SHARD, shape=[0, 2**62, 2**62]), "has the shape"),
     "dtype an object": (lambda f: lie_about(f / SHARD, dtype={}), "dtype {}"),
-    "values that Q8_0 cannot scale": (lambda f: change_tensors(f, lambda s: s[Q].view(-1)[:1].fill_(1e8)), "whose scale Q8_0"),
+    "values that Q8_0 cannot scale": (lambda f: change_tensors(f, lambda s: s[Q].view(-1)[:1].fill_(1e8)), "which Q8_0 cannot hold"),
     "chat template not text": (lambda f: add_template(f, 3), "chat_template is a int, not text"),
     "chat template with half a character": (lambda f: add_template(f, "\ud800"), "lone surrogate"),
     "two families": (lambda f: edit_config(f, model_type="mistral"), "model_type is 'mistral', but architectures says"),
@@ -208,7 +208,7 @@ def test_a_type_that_needs_an_importance_matrix_is_refused(tmp_path: Path, capsy
     folder = tiny.write_checkpoint(tmp_path / "ck", hidden_size=256, intermediate_size=256)
     words = ["convert", str(folder), "-o", str(tmp_path / "x.gguf"), "--quant", "IQ2_XXS", "--quiet"]
     assert main(words) == 2
-    assert "llama.cpp cannot quantize to IQ2_XXS" in one_error(capsys)
+    assert "IQ2_XXS needs an importance matrix" in one_error(capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["ck"]
 
 

@@ -238,10 +238,18 @@ def test_the_filler_is_there_only_where_it_moves_the_data(tmp_path):
     ("yarn_edge.x", 0.1, "FLOAT64"), ("yarn_edge.x", [0.1, 2.0], "FLOAT64"), ("x", [0.5, 2.0], "FLOAT32"),
     ("x", ["a", ""], "STRING"), ("x", [1, -1], "INT32"), ("x", [True, False], "BOOL"),
 ])  # fmt: skip
-def test_types_of_new_keys_are_those_of_the_writer(tmp_path, key, value, kind):
-    from yarn_edge.convert.writer import write_gguf
-
-    write_gguf(tmp_path / "writer.gguf", "llama", {key: value}, [])
+def test_new_keys_are_packed_as_gguf_py_does(tmp_path, key, value, kind):
+    writer = gguf.GGUFWriter(tmp_path / "writer.gguf", "llama")
+    add = {"UINT32": writer.add_uint32, "BOOL": writer.add_bool, "FLOAT32": writer.add_float32, "STRING": writer.add_string,
+           "FLOAT64": writer.add_float64}  # fmt: skip
+    if isinstance(value, list):
+        writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType[kind])
+    else:
+        add[kind](key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
     theirs = gguf.GGUFReader(tmp_path / "writer.gguf").fields[key]
     (tmp_path / "in.gguf").write_bytes(image([kv("general.architecture", STRING, "llama")]))
     edited(tmp_path / "in.gguf", tmp_path / "out.gguf", set_keys={key: value})

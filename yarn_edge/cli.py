@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from yarn_edge import __version__
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import Terminated, YarnEdgeError, one_line, os_error, raise_terminated
 from yarn_edge.progress import set_quiet
 
 # command -> (module with add_arguments(parser) and run(args) -> exit code, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("yarn_edge.convert.hf_to_gguf", "Hugging Face checkpoint -> quantized GGUF"),
+    "quantize": ("yarn_edge.convert.quantize", "16-bit GGUF -> quantized GGUFs, all from one reading"),
+    "imatrix": ("yarn_edge.convert.collect", "importance matrix of a model over a text"),
     "inspect": ("yarn_edge.inspect", "what a GGUF or a checkpoint declares, and what the runtime will really apply"),
     "patch": ("yarn_edge.convert.patch", "repair or add scaling in a GGUF, without touching its weights"),
     "verify": ("yarn_edge.verify", "prove that a GGUF runs the positions that were fine-tuned"),
@@ -38,14 +40,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise YarnEdgeError(f"{one_line(message)} (see {self.prog} --help)")
-
-
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP, raised so that what is half-written is cleaned up on the way out."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -112,15 +106,11 @@ def _open_streams() -> None:
 
 def _clean_up_on_signals() -> None:
     """SIGTERM and the closing of the terminal end a command as Ctrl-C does, unless someone else handles them."""
-
-    def leave(number: int, _frame: object) -> None:
-        raise _Terminated(number)
-
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, leave)
+                signal.signal(number, raise_terminated)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, debug)
-    except _Terminated as signalled:
+    except Terminated as signalled:
         return _fail(f"ended by signal {signalled.number}", 128 + signalled.number, debug)
     except YarnEdgeError as error:
         return _fail(str(error), EXIT_BAD_INPUT, debug)

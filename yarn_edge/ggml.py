@@ -1,4 +1,4 @@
-"""The one door into ggml by ctypes: its tensor struct, its rope kernel on any device, its row quantizers.
+"""The one door into ggml by ctypes: its tensor struct, its rope kernel on any device.
 
 Functions come from the libggml* that llama-cpp-python installs; the struct is that of ggml.h in the pinned version, and
 `check_struct` proves the layout before anything is read through it.
@@ -74,9 +74,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_buffer_name": (ctypes.c_char_p, [_P]),
     "ggml_backend_dev_init": (_P, [_P, ctypes.c_char_p]),
     "ggml_quantize_chunk": (_SIZE, [_INT, _P, _P, _I64, _I64, _I64, _P]),
-    "ggml_row_size": (_SIZE, [_INT, _I64]),
     "ggml_blck_size": (_I64, [_INT]),
-    "ggml_fp32_to_bf16_row": (None, [_P, _P, _I64]),
+    "ggml_type_name": (ctypes.c_char_p, [_INT]),
+    "ggml_get_type_traits": (_P, [_INT]),
+    "ggml_quantize_requires_imatrix": (ctypes.c_bool, [_INT]),
+    "ggml_validate_row_data": (ctypes.c_bool, [_INT, _P, _SIZE]),
+    "ggml_fp16_to_fp32_row": (None, [_P, _P, _I64]),
+    "ggml_bf16_to_fp32_row": (None, [_P, _P, _I64]),
 }
 
 
@@ -249,24 +253,3 @@ def read_tensor(tensor: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     function("ggml_backend_tensor_get")(tensor, raw.ctypes.data, 0, span)
     view = np.ndarray(tuple(reversed(ne)), dtype=dtype, buffer=raw, strides=tuple(reversed(nb)))
     return view.copy()
-
-
-def quantize_rows(values: npt.NDArray[np.float32], ggml_type: int) -> npt.NDArray[np.uint8]:
-    """Rows (n, width) of float32 in `ggml_type`'s blocks, by ggml's own kernel; shape (n, bytes per row)."""
-    rows = np.ascontiguousarray(values, dtype=np.float32)
-    n, width = rows.shape
-    if width % function("ggml_blck_size")(ggml_type):
-        raise ValueError(f"rows of {width} do not hold whole blocks")
-    out = np.empty((n, function("ggml_row_size")(ggml_type, width)), dtype=np.uint8)
-    done = function("ggml_quantize_chunk")(ggml_type, rows.ctypes.data, out.ctypes.data, 0, n, width, None)
-    if done != out.nbytes:
-        raise YarnEdgeError("ggml cannot quantize these rows")
-    return out
-
-
-def bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """float32 -> bfloat16 bits, rounded to nearest even by ggml."""
-    source = np.ascontiguousarray(values, dtype=np.float32)
-    out = np.empty(source.shape, dtype=np.uint16)
-    function("ggml_fp32_to_bf16_row")(source.ctypes.data, out.ctypes.data, source.size)
-    return out

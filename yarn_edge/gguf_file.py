@@ -34,6 +34,8 @@ SCALARS: dict[int, str] = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 STRING, ARRAY = 8, 9
+# Types that the pinned llama.cpp has and the pinned gguf package has not: enum ggml_type -> (name, weights, bytes of a block).
+NEWER_TYPES = {42: ("Q2_0", 64, 18)}
 _MIN_KV_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
 
@@ -306,7 +308,7 @@ def _place(
     """Sizes and absolute offsets, checked: known type, whole blocks, aligned, inside the file, not overlapping."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    sizes = {int(kind): (kind.name, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType}
+    sizes = {int(kind): (kind.name, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType} | NEWER_TYPES
     tensors: dict[str, TensorInfo] = {}
     for name, shape, kind, offset in headers:
         if name in tensors:

@@ -8,14 +8,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import c_void_p
+from types import FrameType
 from typing import Any
 
-from yarn_edge.errors import one_line
+from yarn_edge.errors import one_line, raise_terminated
 from yarn_edge.flags import MAX_THREADS
 
 _LOG_LINES: list[tuple[int, str]] = []
+_CAPTURES: list[list[str]] = []
 _LOG_ERROR = 4  # ggml.h: enum ggml_log_level
 _state: dict[str, Any] = {}
+DEFERRED = tuple(n for n in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")) if n is not None)
 
 
 def llama() -> Any:
@@ -26,8 +29,11 @@ def llama() -> Any:
 
         @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
         def log(level: int, text: bytes, _user_data: object) -> None:
-            _LOG_LINES.append((level, text.decode("utf-8", errors="replace").rstrip()))
+            told = text.decode("utf-8", errors="surrogateescape")
+            _LOG_LINES.append((level, told.rstrip()))
             del _LOG_LINES[:-200]
+            for captured in _CAPTURES:
+                captured.append(told)
 
         _state["log"] = log  # must outlive every call into llama.cpp
         llama_cpp.llama_log_set(log, c_void_p(0))
@@ -39,6 +45,18 @@ def llama() -> Any:
 def clear_log() -> None:
     """Forget the log so far."""
     _LOG_LINES.clear()
+
+
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """All that llama.cpp logs while open, one item for each call, as it is; `failure_reason` then tells of this part."""
+    clear_log()
+    lines: list[str] = []
+    _CAPTURES.append(lines)
+    try:
+        yield lines
+    finally:
+        _CAPTURES.remove(lines)
 
 
 def failure_reason() -> str:
@@ -55,30 +73,35 @@ def physical_threads() -> int:
 
 @contextmanager
 def deferred_ctrl_c(act: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
-    """Around a long call into C: Ctrl-C calls `act`, and is raised as KeyboardInterrupt at the end.
+    """Around a long call into C: Ctrl-C (and SIGTERM, SIGHUP) calls `act`, and is raised as it would have been at the end.
 
-    Python's own handler would raise inside a callback (log, progress, abort), where ctypes prints and drops it. Yields
-    the question whether Ctrl-C was pressed. Off the main thread, or where someone else handles SIGINT: nothing.
+    Python's own handlers would raise inside a callback (log, progress, abort), where ctypes prints and drops it. Yields
+    the question whether a signal came. Off the main thread, or for signals that nobody or someone else handles: nothing.
     """
-    pressed = False
+    came: list[int] = []
 
-    def handler(_number: int, _frame: object) -> None:
-        nonlocal pressed
-        pressed = True
+    def handler(number: int, _frame: object) -> None:
+        came.append(number)
         if act:
             act()
 
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, handler)
+    ours: dict[int, Callable[[int, FrameType | None], object]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in DEFERRED:
+            usual = signal.getsignal(number)
+            if usual is signal.default_int_handler or usual is raise_terminated:
+                ours[number] = usual
+                signal.signal(number, handler)
     try:
-        yield lambda: pressed
+        yield lambda: bool(came)
+    except KeyboardInterrupt:  # how an evaluation says that it was stopped
+        if not came:
+            raise
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
+        for number, usual in ours.items():
+            signal.signal(number, usual)
+    if came:
+        ours[came[0]](came[0], None)
 
 
 def kv_overrides(api: Any, values: Mapping[str, str | bool | int | float]) -> Any:

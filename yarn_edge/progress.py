@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
 from yarn_edge.errors import one_line
 
-Advance = Callable[[float], None]
 Unit = Literal["bytes", "tokens", "steps", "percent"]
+
+
+class Advance(Protocol):
+    """Called with the amount done since the last call, and with what is being worked on, where that is worth showing."""
+
+    def __call__(self, amount: float, what: str = "") -> None: ...
+
 
 _quiet = False
 _showing = False
@@ -47,7 +53,7 @@ def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
     """
     global _showing
     if _quiet or _showing or not sys.stderr.isatty():
-        yield lambda _amount: None
+        yield lambda _amount, _what="": None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -70,6 +76,11 @@ def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(label, total=total)
-            yield lambda amount: progress.advance(task, amount)
+
+            def advance(amount: float, what: str = "") -> None:
+                described = f"{label}: {one_line(what, 40)}" if what else label
+                progress.update(task, advance=amount, description=described)
+
+            yield advance
     finally:
         _showing = False

@@ -1,0 +1,251 @@
+"""What will be written before anything is: for each file its recipe, its header, its size, and the time it should take.
+
+A `Source` is what can be read once and quantized: a checkpoint as convert sees it, or a GGUF. Recipes are llama.cpp's
+(`recipe`), keys are those that llama.cpp's quantizer adds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.ggml_types import GGMLType, quantize_rows, requires_weights
+from yarn_edge.progress import note
+
+from .gguf_header import Layout, TensorSpec, lay_out, pack_key
+from .imatrix import ImportanceMatrix
+from .one_pass import Output, SourceTensor
+from .quant_types import Quant
+from .recipe import EMBEDDINGS, Choice, Recipe, header_file, read_recipe
+
+QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
+_STRING_BYTES = 127  # llama.h: llama_model_kv_override.val_str, with its NUL
+_SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to quantize. `entries`: packed keys by name; `declared`: the types that llama.cpp is told to start from.
+
+    header: a GGUF on the disk that says all this, if there is one. check_unchanged: raises YarnEdgeError if it is not
+    what it was any more.
+    """
+
+    path: Path
+    entries: Mapping[str, bytes]
+    tensors: Sequence[SourceTensor]
+    declared: Mapping[str, GGMLType]
+    alignment: int
+    check_unchanged: Callable[[], None]
+    header: Path | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensors, as they are read."""
+        return sum(t.n_bytes for t in self.tensors)
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of all tensors."""
+        return sum(t.n_rows * t.width for t in self.tensors)
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file to make: where, by which recipe, and its header."""
+
+    path: Path
+    quant: Quant
+    recipe: Recipe
+    layout: Layout
+    n_weights: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the file's tensors for each weight."""
+        return 8 * (self.layout.file_bytes - len(self.layout.header)) / self.n_weights
+
+    def output(self, path: Path) -> Output:
+        """For the pipeline, under another name."""
+        return Output(path, self.layout.header, self.layout.file_bytes, self.recipe.types, self.layout.offsets)
+
+
+def plan_files(
+    source: Source, paths: Mapping[Path, Quant], choice: Choice, matrix: ImportanceMatrix | None, allow_requantize: bool = False
+) -> list[FilePlan]:  # fmt: skip
+    """A plan for each path. Raises YarnEdgeError for what llama.cpp refuses, and where importance is needed and missing."""
+    widths = {t.name: t.width for t in source.tensors}
+    plans = []
+    with ExitStack() as stack:
+        header = source.header or stack.enter_context(header_file(*_for_recipe(source)))
+        for path, quant in paths.items():
+            recipe = read_recipe(header, widths, quant, choice, matrix is not None)
+            _check_importance(source, recipe, matrix)
+            _check_requantized(source, recipe, allow_requantize)
+            entries = dict(source.entries) | _added_keys(quant, matrix)
+            specs = [_spec(t, recipe.types[t.name]) for t in source.tensors]
+            layout = lay_out(list(entries.values()), specs, source.alignment)
+            plans.append(FilePlan(path, quant, recipe, layout, source.n_weights))
+    _tell(plans)
+    return plans
+
+
+def _for_recipe(source: Source) -> tuple[list[bytes], list[TensorSpec]]:
+    """Keys and tensors of the header that llama.cpp is asked about; it does not look at the vocabulary."""
+    keys = [entry for key, entry in source.entries.items() if not key.startswith("tokenizer.")]
+    return keys, [_spec(t, source.declared[t.name]) for t in source.tensors]
+
+
+def _spec(tensor: SourceTensor, kind: GGMLType) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.ne, kind.number, tensor.n_rows * kind.row_bytes(tensor.width))
+
+
+def _added_keys(quant: Quant, matrix: ImportanceMatrix | None) -> dict[str, bytes]:
+    """What llama.cpp's quantizer writes (llama-quant.cpp; tools/quantize/quantize.cpp for the importance matrix)."""
+    added: dict[str, Any] = {"general.quantization_version": QUANTIZATION_VERSION, "general.file_type": quant.ftype}
+    if matrix is not None:
+        added["quantize.imatrix.file"] = _cut(str(matrix.path))
+        if matrix.datasets:
+            added["quantize.imatrix.dataset"] = _cut(matrix.datasets[0])
+        added["quantize.imatrix.entries_count"] = len(matrix.entries)
+        if matrix.chunk_count > 0:
+            added["quantize.imatrix.chunks_count"] = matrix.chunk_count
+    return {key: pack_key(key, value) for key, value in added.items()}
+
+
+def _cut(text: str) -> str:
+    data = text.encode("utf-8", errors="surrogateescape")[:_STRING_BYTES]
+    return data.decode("utf-8", errors="ignore") if len(data) == _STRING_BYTES else text
+
+
+def weights_of(source: Source, matrix: ImportanceMatrix | None) -> dict[str, Any]:
+    """Importance weights by tensor name, (matrices * width,) float32, of the tensors that have an entry."""
+    found = {}
+    for tensor in source.tensors if matrix is not None else ():
+        entry = matrix.entries.get(tensor.name)  # type: ignore[union-attr]
+        if entry is None:
+            continue
+        weights = entry.weights()
+        if weights.size == tensor.n_rows // tensor.rows_per_matrix * tensor.width:
+            found[tensor.name] = weights
+        elif tensor.name not in EMBEDDINGS:  # llama.cpp passes over these alone
+            raise YarnEdgeError(
+                f"{matrix.path}: has {weights.size} values for {one_line(tensor.name, 100)}, whose shape is "  # type: ignore[union-attr]
+                f"{list(tensor.ne)}: it was made for another model"
+            )
+    return found
+
+
+def _check_importance(source: Source, recipe: Recipe, matrix: ImportanceMatrix | None) -> None:
+    have = weights_of(source, matrix)
+    lacking = [name for name in recipe.requires_importance if name not in have]
+    if lacking:
+        needs = f"{recipe.quant.name} needs an importance matrix for {_listed(lacking)}"
+        if matrix is None:
+            raise YarnEdgeError(f"{needs}: `yarn-edge imatrix` makes one, --imatrix FILE takes it")
+        raise YarnEdgeError(f"{matrix.path}: {needs}, and has none for them")
+
+
+def _check_requantized(source: Source, recipe: Recipe, allowed: bool) -> None:
+    again = [t for t in source.tensors if not t.kind.is_float and recipe.types[t.name] != t.kind]
+    if again and not allowed:
+        kinds = ", ".join(sorted({t.kind.name for t in again}))
+        raise YarnEdgeError(
+            f"{source.path}: {_listed([t.name for t in again])} are quantized already ({kinds}); to {recipe.quant.name} from there "
+            "costs quality: take the 16-bit file, or pass --allow-requantize"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = one_line(", ".join(names[:2]), 120)
+    return f"{len(names)} tensors ({shown}, …)" if len(names) > 2 else shown
+
+
+def _tell(plans: Iterable[FilePlan]) -> None:
+    """Notes on what is not as asked: rows that a type cannot hold, patterns that change nothing."""
+    for plan in plans:
+        replaced = Counter((f.width, f.wanted, f.used) for f in plan.recipe.fallbacks)
+        for (width, wanted, used), n in replaced.items():
+            note(f"{plan.quant.name}: {n} tensors have rows of {width}, which {wanted} cannot hold: {used} instead")
+        for pattern in plan.recipe.without_effect:
+            note(f"warning: {plan.quant.name}: --tensor-type {pattern!r} changes no tensor's type")
+
+
+def estimated_seconds(source: Source, plans: Sequence[FilePlan], threads: int) -> float:
+    """Seconds of computing for all plans, from a sample of each type that is measured here; reading and writing overlap it."""
+    work: Counter[GGMLType] = Counter()
+    for tensor in source.tensors:
+        for kind in {plan.recipe.types[tensor.name] for plan in plans}:
+            if kind != tensor.kind:
+                work[kind] += tensor.n_rows * tensor.width
+    return sum(n / _weights_per_second(kind) for kind, n in work.items()) / threads
+
+
+def _weights_per_second(kind: GGMLType) -> float:
+    """What one core does, on rows as weights are: normally distributed."""
+    rows = np.random.default_rng(0).normal(0, 0.02, (_SAMPLE_ROWS, _SAMPLE_WIDTH)).astype(np.float32)
+    weights = np.ones(_SAMPLE_WIDTH, np.float32) if requires_weights(kind) else None
+    quantize_rows(rows[:1], kind, weights)  # ggml builds its tables at the first call
+    done, start = 0, time.perf_counter()
+    while (took := time.perf_counter() - start) < _SAMPLE_SECONDS:
+        quantize_rows(rows, kind, weights)
+        done += rows.size
+    return done / took
+
+
+def as_json(source: Source, plans: Sequence[FilePlan], seconds: float, threads: int) -> dict[str, Any]:
+    """The plan as data: every tensor's type and bytes of every file."""
+    by_name = {t.name: t for t in source.tensors}
+    return {
+        "source": str(source.path),
+        "source_bytes": source.n_bytes,
+        "n_weights": source.n_weights,
+        "threads": threads,
+        "seconds": round(seconds, 2),
+        "files": [
+            {
+                "quant": plan.quant.name,
+                "output": str(plan.path),
+                "file_bytes": plan.layout.file_bytes,
+                "bits_per_weight": round(plan.bits_per_weight, 4),
+                "fallbacks": [vars(f) for f in plan.recipe.fallbacks],
+                "tensors": [
+                    {"name": name, "ne": list(by_name[name].ne), "type": kind.name, "from": by_name[name].kind.name}
+                    for name, kind in plan.recipe.types.items()
+                ],
+            }
+            for plan in plans
+        ],
+    }
+
+
+def as_table(source: Source, plans: Sequence[FilePlan], seconds: float, threads: int) -> str:
+    """The plan for people: a line for each file, and one for each type in it."""
+    lines = []
+    by_name = {t.name: t for t in source.tensors}
+    for plan in plans:
+        size, bits = plan.layout.file_bytes / 1e6, plan.bits_per_weight
+        lines.append(f"{plan.path}: {plan.quant.name}, {size:.1f} MB, {bits:.2f} bits per weight")
+        tensors: Counter[GGMLType] = Counter(plan.recipe.types.values())
+        weights: Counter[GGMLType] = Counter()
+        for name, kind in plan.recipe.types.items():
+            weights[kind] += by_name[name].n_rows * by_name[name].width
+        for kind, n in sorted(weights.items(), key=lambda item: -item[1]):
+            n_bytes = n // kind.block * kind.block_bytes
+            lines.append(
+                f"  {kind.name:<8}{tensors[kind]:>5} tensors {n / 1e6:>10.2f} M weights {n_bytes / 1e6:>10.1f} MB"
+            )
+    total = sum(plan.layout.file_bytes for plan in plans) / 1e6
+    lines.append(
+        f"in all {total:.1f} MB from one reading of {source.n_bytes / 1e6:.1f} MB, about {seconds:.0f} s of computing with "
+        f"{threads} threads (measured on a sample)"
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,261 @@
+"""The pipeline: every tensor is read once, slice by slice, and goes into every output in the type that its recipe says.
+
+A slice is some rows, a quarter of a million weights. Threads take slices in turn; each reads its own, turns it into
+float32, quantizes it by ggml's kernel and writes it where it belongs in each output, so that reading, computing and
+writing overlap and memory does not grow with the model. Outputs that want the same type share the work.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.ggml_types import GGMLType, dequantize_into, is_valid, quantize_into, requires_weights
+
+from .kernel_copy import disk_starter
+
+SLICE_WEIGHTS = 1 << 18
+_CANNOT_RESERVE = frozenset((errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS))
+_HALF_LARGEST = 65504.0  # above it a scale, or a half-precision weight, may overflow
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor to read. `ne`: its shape as ggml counts it, row width first; `kind`: its type where it is read.
+
+    read(first_row, out): fill `out`, (n_rows, bytes per row), with the rows from `first_row` on, counted over all
+    matrices. `grain`: rows that must be read together (a head). `told`: how messages call it.
+    """
+
+    name: str
+    ne: tuple[int, ...]
+    kind: GGMLType
+    read: Callable[[int, Bytes], None]
+    told: str
+    grain: int = 1
+
+    @property
+    def width(self) -> int:
+        """Weights of a row."""
+        return self.ne[0]
+
+    @property
+    def rows_per_matrix(self) -> int:
+        """Rows of one matrix; an expert tensor has several matrices."""
+        return self.ne[1] if len(self.ne) > 1 else 1
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all matrices."""
+        return int(np.prod(self.ne[1:], dtype=np.int64))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensor in the source."""
+        return self.n_rows * self.kind.row_bytes(self.width)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to fill: its types and absolute offsets by tensor name. `header` goes to its beginning."""
+
+    path: Path
+    header: bytes
+    file_bytes: int
+    types: Mapping[str, GGMLType]
+    offsets: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    tensor: SourceTensor
+    first_row: int
+    n_rows: int
+
+
+def fill(
+    tensors: Sequence[SourceTensor],
+    outputs: Sequence[Output],
+    importance: Mapping[str, npt.NDArray[np.float32]],
+    threads: int,
+    advance: Callable[[float, str], None] = lambda _bytes, _name: None,
+) -> None:
+    """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,).
+
+    `advance` gets the bytes read and the name of the tensor. Raises YarnEdgeError for values that are no numbers or that
+    a type cannot hold, and for a source that ends early; OSError for a full disk. The caller removes outputs on errors.
+    """
+    files = [_File(output) for output in outputs]
+    try:
+        for file in files:
+            file.begin()
+        _in_threads(_slices(tensors), lambda: _Worker(files, importance), threads, advance)
+    finally:
+        for file in files:
+            file.close()
+
+
+def _slices(tensors: Sequence[SourceTensor]) -> Iterator[_Slice]:
+    """Slices that begin at a multiple of the grain within one matrix."""
+    for tensor in tensors:
+        whole = tensor.rows_per_matrix
+        step = max(tensor.grain, SLICE_WEIGHTS // max(1, tensor.width) // tensor.grain * tensor.grain)
+        for matrix in range(0, tensor.n_rows, whole):
+            for row in range(0, whole, step):
+                yield _Slice(tensor, matrix + row, min(step, whole - row))
+
+
+def _in_threads(
+    slices: Iterator[_Slice], worker: Callable[[], _Worker], threads: int, advance: Callable[[float, str], None]
+) -> None:
+    """Let `threads` threads take slices until there are none, or one fails. Ctrl-C stops after the running slices."""
+    lock, stop, errors = threading.Lock(), threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        own = worker()
+        while not stop.is_set():
+            with lock:
+                slice_ = next(slices, None)
+            if slice_ is None:
+                return
+            try:
+                done = own.make(slice_)
+            except BaseException as error:
+                errors.append(error)
+                stop.set()
+                return
+            with lock:
+                advance(done, slice_.tensor.name)
+
+    crew = [threading.Thread(target=work, name=f"slices-{i}", daemon=True) for i in range(threads)]
+    try:
+        for thread in crew:
+            thread.start()
+        for thread in crew:
+            thread.join()
+    finally:
+        stop.set()
+        for thread in crew:
+            if thread.is_alive():
+                thread.join()
+    if errors:
+        raise errors[0]
+
+
+class _File:
+    """An output that any thread writes into by position."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self._file = output.path.open("wb", buffering=0)
+        self._lock = threading.Lock()
+        self._start_writing = disk_starter()
+
+    def begin(self) -> None:
+        """Reserve the room, where the system can, so that a disk that is too small says so now; write the header."""
+        size = self.output.file_bytes
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _CANNOT_RESERVE:
+                raise
+            self._file.truncate(size)
+        self.write(0, np.frombuffer(self.output.header, np.uint8))
+
+    def write(self, at: int, data: Bytes) -> None:
+        left = data.reshape(-1).data
+        start, n_bytes = at, len(left)
+        while left:
+            done = self._write(at, left)
+            left, at = left[done:], at + done
+        self._start_writing(self._file, start, n_bytes)
+
+    def _write(self, at: int, data: memoryview) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self._file.fileno(), data, at)
+        with self._lock:
+            self._file.seek(at)
+            return self._file.write(data) or 0
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Worker:
+    """One thread's memory, and what it does with a slice."""
+
+    def __init__(self, files: Sequence[_File], importance: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        self._files, self._importance = files, importance
+        self._raw, self._floats, self._made = _Room(np.uint8), _Room(np.float32), _Room(np.uint8)
+
+    def make(self, slice_: _Slice) -> int:
+        """Read, quantize, write. Returns the bytes read."""
+        tensor, n_rows = slice_.tensor, slice_.n_rows
+        raw = self._raw.take(n_rows, tensor.kind.row_bytes(tensor.width))
+        tensor.read(slice_.first_row, raw)
+        wanted: dict[GGMLType, list[_File]] = {}
+        for file in self._files:
+            wanted.setdefault(file.output.types[tensor.name], []).append(file)
+        values: npt.NDArray[np.float32] | None = None
+        largest = 0.0
+        if tensor.kind.is_float or set(wanted) != {tensor.kind}:
+            values = self._floats.take(n_rows, tensor.width)
+            dequantize_into(tensor.kind, raw.reshape(-1), values.reshape(-1))
+            largest = max(float(values.max()), -float(values.min()))
+            if not math.isfinite(largest):
+                raise YarnEdgeError(f"{tensor.told} has values that are not finite numbers")
+        for kind, files in wanted.items():
+            data = raw if kind == tensor.kind or values is None else self._quantized(slice_, kind, values, largest)
+            if values is None and not is_valid(kind, data):
+                raise YarnEdgeError(
+                    f"{tensor.told} has {kind.name} blocks whose scale is no finite number: it is damaged"
+                )
+            for file in files:
+                file.write(file.output.offsets[tensor.name] + slice_.first_row * kind.row_bytes(tensor.width), data)
+        return int(raw.nbytes)
+
+    def _quantized(self, slice_: _Slice, kind: GGMLType, values: npt.NDArray[np.float32], largest: float) -> Bytes:
+        tensor = slice_.tensor
+        weights = self._importance.get(tensor.name)
+        if weights is not None:
+            matrix = slice_.first_row // tensor.rows_per_matrix
+            weights = weights[matrix * tensor.width : (matrix + 1) * tensor.width]
+        elif requires_weights(kind):
+            raise YarnEdgeError(f"{tensor.told}: {kind.name} cannot be made without an importance matrix")
+        out: Bytes = self._made.take(slice_.n_rows, kind.row_bytes(tensor.width))
+        quantize_into(kind, values, out, weights)
+        if (largest > _HALF_LARGEST and not _holds(kind, out, values)) or not is_valid(kind, out):
+            remedy = "use BF16" if kind.name == "F16" else "choose another type for it"
+            raise YarnEdgeError(f"{tensor.told} has values up to {largest:g}, which {kind.name} cannot hold: {remedy}")
+        return out
+
+
+class _Room:
+    """Memory that is taken again and again, and grows to the largest that was asked for."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._held = np.empty(0, dtype)
+
+    def take(self, n_rows: int, width: int) -> Any:
+        if self._held.size < n_rows * width:
+            self._held = np.empty(n_rows * width, self._held.dtype)
+        found: Any = self._held[: n_rows * width].reshape(n_rows, width)
+        return found
+
+
+def _holds(kind: GGMLType, out: Bytes, values: npt.NDArray[np.float32]) -> bool:
+    """Whether what was made of large values is finite again."""
+    again = np.empty(values.size, np.float32)
+    dequantize_into(kind, out.reshape(-1), again)
+    return bool(np.isfinite(again).all())

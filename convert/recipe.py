@@ -1,0 +1,182 @@
+"""Which type each tensor gets: asked of llama.cpp, not copied from it.
+
+`llama_model_quantize` with `dry_run` reads only a file's header and logs its decision for every tensor. For a checkpoint
+such a file is made: header and length of the GGUF that upstream's converter would write, without data (a sparse file).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.ggml_types import QUANTIZABLE, GGMLType, type_named
+from yarn_edge.llama_api import captured_log, failure_reason, llama
+
+from .gguf_header import TensorSpec, lay_out
+from .quant_types import Quant
+
+# What is logged for each tensor, in two calls: "[  1/ 10] NAME - [NE], type = TYPE, " and "size = A MiB -> B MiB (TYPE)".
+_TENSOR = re.compile(r"\[\s*\d+/\s*\d+\] (?P<name>.*?)\s+- \[[^\]]*\], type =\s+(?P<kind>\S+), $", re.DOTALL)
+_SIZE = re.compile(r"size = [^(]*(?:\((?P<kind>\w+)\))?\s*$")
+_FALLBACK = re.compile(
+    r"warning: (?P<name>.*?)\s+- ncols\s+(?P<width>\d+) not divisible by\s+(?P<block>\d+) \(required for type\s+(?P<wanted>\w+)\)",
+    re.DOTALL,
+)
+# llama-quant.cpp, tensor_requires_imatrix: of the tensor types, and of one type in one kind of file; not the embeddings.
+_REQUIRES = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+_REQUIRES_IN_FILE = frozenset({("Q2_K", "Q2_K_S")})
+_NEVER_REQUIRE = frozenset({"token_embd.weight", "per_layer_token_embd.weight", "output.weight"})
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+OUTPUT = "output.weight"
+_NO_TYPE = 43  # GGML_TYPE_COUNT: what llama_model_quantize_params has for "not given"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user asks of the recipe. `tensor_types`: (regular expression, type) pairs, the first that matches counts."""
+
+    pure: bool = False
+    tensor_types: tuple[tuple[str, GGMLType], ...] = ()
+    output_type: GGMLType | None = None
+    embedding_type: GGMLType | None = None
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A tensor whose rows the wanted type cannot hold, so that llama.cpp takes another."""
+
+    name: str
+    width: int
+    wanted: str
+    used: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file: the type of every tensor by name, what was replaced and why, and who cannot do without importance."""
+
+    quant: Quant
+    types: Mapping[str, GGMLType]
+    fallbacks: tuple[Fallback, ...] = ()
+    requires_importance: tuple[str, ...] = ()
+    without_effect: tuple[str, ...] = ()
+
+
+@contextmanager
+def header_file(entries: Sequence[bytes], tensors: Sequence[TensorSpec]) -> Iterator[Path]:
+    """A GGUF of the right length that has only its header, for `read_recipe`; gone afterwards."""
+    layout = lay_out(entries, tensors)
+    with tempfile.TemporaryDirectory(prefix="yarn-edge-") as folder:
+        path = Path(folder, "header.gguf")
+        try:
+            with path.open("wb") as file:
+                file.write(layout.header)
+                file.truncate(layout.file_bytes)
+        except OSError as error:
+            raise os_error(error, path) from error
+        yield path
+
+
+def read_recipe(path: Path, widths: Mapping[str, int], quant: Quant, choice: Choice, has_importance: bool) -> Recipe:
+    """Ask llama.cpp what it makes of the GGUF `path`. widths: of the rows of every tensor in it, by name.
+
+    Raises YarnEdgeError with llama.cpp's reason when it refuses, or for a type that some rows cannot hold.
+    """
+    _check_widths(widths, choice)
+    types, log = _ask(path, quant, choice, has_importance)
+    if types.keys() != widths.keys():
+        raise YarnEdgeError(
+            f"{path}: llama.cpp plans {len(types)} tensors of {len(widths)}: install the pinned version"
+        )
+    for name, kind in types.items():
+        if kind.name in QUANTIZABLE and not kind.holds(widths[name]):
+            raise YarnEdgeError(
+                f"tensor {one_line(name, 100)}: rows of {widths[name]} do not hold whole {kind.name} blocks"
+            )
+    fallbacks = tuple(
+        Fallback(m["name"], int(m["width"]), m["wanted"].upper(), types[m["name"]].name)
+        for m in map(_FALLBACK.match, log)
+        if m and m["name"] in types
+    )
+    requires = tuple(
+        name
+        for name, kind in types.items()
+        if name not in _NEVER_REQUIRE and (kind.name in _REQUIRES or (kind.name, quant.name) in _REQUIRES_IN_FILE)
+    )
+    return Recipe(quant, types, fallbacks, requires, _without_effect(path, quant, choice, has_importance, types))
+
+
+def _without_effect(
+    path: Path, quant: Quant, choice: Choice, has_importance: bool, types: Mapping[str, GGMLType]
+) -> tuple[str, ...]:
+    """The --tensor-type patterns without which the types would be the same: a slip, most likely."""
+    found = []
+    for index, (pattern, _kind) in enumerate(choice.tensor_types):
+        others = choice.tensor_types[:index] + choice.tensor_types[index + 1 :]
+        fewer = Choice(choice.pure, others, choice.output_type, choice.embedding_type)
+        if _ask(path, quant, fewer, has_importance)[0] == types:
+            found.append(pattern)
+    return tuple(found)
+
+
+def _check_widths(widths: Mapping[str, int], choice: Choice) -> None:
+    """llama.cpp takes --output-type and --embedding-type as they are, and ends the process where rows do not fit."""
+    given = (((OUTPUT,), choice.output_type), (EMBEDDINGS, choice.embedding_type))
+    for names, kind in given:
+        for name in names:
+            if kind is not None and name in widths and not kind.holds(widths[name]):
+                raise YarnEdgeError(
+                    f"{name}: rows of {widths[name]} do not hold whole {kind.name} blocks of {kind.block}"
+                )
+
+
+def _ask(path: Path, quant: Quant, choice: Choice, has_importance: bool) -> tuple[dict[str, GGMLType], list[str]]:
+    """(type of every tensor by name, the log) of a dry run."""
+    api = llama()
+    params = api.llama_model_quantize_default_params()
+    params.ftype, params.dry_run, params.nthread, params.pure = quant.ftype, True, 1, choice.pure
+    params.allow_requantize = True  # whether that may be is asked of the user, not here
+    params.output_tensor_type = _number(choice.output_type)
+    params.token_embedding_type = _number(choice.embedding_type)
+    patterns = (api.llama_model_tensor_override * (len(choice.tensor_types) + 1))()
+    for item, (pattern, kind) in zip(patterns, choice.tensor_types, strict=False):
+        item.pattern, item.type = pattern.encode(), kind.number
+    patterns[-1].pattern, patterns[-1].type = None, _NO_TYPE
+    if choice.tensor_types:
+        params.tt_overrides = patterns
+    held = _some_importance(api)
+    if has_importance:
+        params.imatrix = held
+    with captured_log() as log:
+        failed = api.llama_model_quantize(os.fsencode(path), b"", ctypes.byref(params))
+    if failed:
+        reason = failure_reason().removeprefix("failed to quantize: ")
+        raise YarnEdgeError(f"llama.cpp has no recipe for {quant.name} here: {reason}")
+    types: dict[str, GGMLType] = {}
+    for line, size in pairwise(log):
+        tensor, told = _TENSOR.match(line), _SIZE.match(size)
+        if tensor and told:
+            types[tensor["name"]] = type_named(told["kind"] or tensor["kind"])
+    return types, log
+
+
+def _number(kind: GGMLType | None) -> int:
+    return _NO_TYPE if kind is None else kind.number
+
+
+def _some_importance(api: Any) -> Any:
+    """An importance matrix of one number, which is all that a dry run looks at: whether there is one."""
+    held = (api.llama_model_imatrix_data * 2)()
+    held[0].name, held[0].size = b"-", 1
+    held[0].data = (ctypes.c_float * 1)(1.0)
+    held[1].name = None
+    return held

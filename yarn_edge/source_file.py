@@ -1,0 +1,93 @@
+"""A file of weights while it is read: opened once, read by position, and the same file from beginning to end.
+
+Weights are read, not mapped: a mapped file that shrinks ends the process (SIGBUS) where a read is an error with a name,
+and what was read does not count as this process's memory.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError, os_error
+
+
+def changed(path: Path) -> YarnEdgeError:
+    """What a source gets whose size or time is no longer what it was."""
+    return YarnEdgeError(f"{path}: was changed while it was read; run this again when it is complete")
+
+
+class SourceFile:
+    """An open file, remembered by size and time. Any thread may read. Raises YarnEdgeError where it cannot be opened.
+
+    size, mtime_ns: the state that an earlier reading of its header saw; another state now is an error.
+    """
+
+    def __init__(self, path: Path, *, size: int | None = None, mtime_ns: int | None = None) -> None:
+        self.path = path
+        try:
+            self._file = io.FileIO(path)
+        except OSError as error:
+            raise os_error(error, path) from error
+        state = os.fstat(self._file.fileno())
+        self.size = state.st_size if size is None else size
+        self.mtime_ns = state.st_mtime_ns if mtime_ns is None else mtime_ns
+        self._lock = threading.Lock()
+        try:
+            self.check_unchanged()
+        except BaseException:
+            self.close()
+            raise
+
+    def check_unchanged(self) -> None:
+        """Raise YarnEdgeError if the file is no longer what it was when it was opened."""
+        state = os.fstat(self._file.fileno())
+        if (state.st_size, state.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise changed(self.path)
+
+    def read_into(self, buffer: Any, offset: int) -> None:
+        """Fill `buffer` from byte `offset`. Raises YarnEdgeError where the file ends before that, or cannot be read."""
+        view = memoryview(buffer).cast("B")
+        try:
+            while view:
+                done = self._read(view, offset)
+                if not done:
+                    raise changed(self.path)
+                view, offset = view[done:], offset + done
+        except OSError as error:
+            raise os_error(error, self.path) from error
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.readinto(view) or 0
+
+    def read(self, n_bytes: int, offset: int = 0) -> bytes:
+        """`n_bytes` from byte `offset`."""
+        data = bytearray(n_bytes)
+        self.read_into(data, offset)
+        return bytes(data)
+
+    @property
+    def raw(self) -> io.FileIO:
+        """The open file, for copies inside the kernel."""
+        return self._file
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> SourceFile:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()

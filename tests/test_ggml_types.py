@@ -30,7 +30,8 @@ def test_sizes_are_those_of_gguf_py() -> None:
     assert ours.keys() - theirs.keys() == {"Q2_0"}
 
 
-@pytest.mark.parametrize("name", [n for n in QUANTIZABLE if n not in ("F32", "Q1_0", "Q2_0")]  # gguf-py cannot read the last two)
+# gguf-py cannot read the last two.
+@pytest.mark.parametrize("name", [n for n in QUANTIZABLE if n not in ("F32", "Q1_0", "Q2_0")])
 def test_what_is_made_is_read_back_alike_by_gguf_py(name: str) -> None:
     kind = type_named(name)
     weights = np.ones(512, np.float32) if requires_weights(kind) else None

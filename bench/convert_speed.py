@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -148,6 +149,7 @@ def measure(
                     commands = ours(checkpoint, quants, threads, work)
                     if name == "llama.cpp" and peer and binaries:
                         commands = theirs(checkpoint, quants, threads, work, peer, binaries)
+                    os.sync()  # neither side waits for what the other left to write
                     sides[name].runs.append([run_process(command) for command in commands])
                     advance(1)
                     seconds = ", ".join(f"{p.seconds:.1f}" for p in sides[name].runs[-1])

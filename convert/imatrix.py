@@ -149,27 +149,26 @@ def _entry(path: Path, name: str, halves: Mapping[str, TensorInfo]) -> Importanc
     sums, counts = halves[SUMS_SUFFIX], halves[COUNTS_SUFFIX]
     if sums.n_elements % counts.n_elements:
         raise YarnEdgeError(f"{path}: {name} has {sums.n_elements} sums for {counts.n_elements} experts")
-    values = [_values(path, half) for half in (sums, counts)]
-    _check_values(path, name, *values)
+    values = [_checked(path, name, _values(path, half)) for half in (sums, counts)]
     if values[1].max() >= 2**63:
         raise YarnEdgeError(f"{path}: {name} has a count of {values[1].max():g} tokens")
     whole = np.floor(values[1] + 0.5).astype(np.int64)  # std::lround
     return Importance(values[0].reshape(len(whole), -1), whole)
 
 
-def _values(path: Path, tensor: TensorInfo) -> npt.NDArray[np.float64]:
+def _values(path: Path, tensor: TensorInfo) -> npt.NDArray[np.float32]:
     with tensor.path.open("rb") as file:
         file.seek(tensor.offset)
-        values = np.fromfile(file, "<f4", tensor.n_elements).astype(np.float64)
+        values = np.fromfile(file, "<f4", tensor.n_elements)
     if len(values) != tensor.n_elements:
         raise YarnEdgeError(f"{path}: was cut while it was read")
     return values
 
 
-def _check_values(path: Path, name: str, *values: npt.NDArray[np.float64]) -> None:
-    for part in values:
-        if not np.isfinite(part).all() or part.min() < 0:
-            raise YarnEdgeError(f"{path}: {name} has values that are negative, infinite or no number")
+def _checked(path: Path, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise YarnEdgeError(f"{path}: {name} has values that are negative, infinite or no number")
+    return values.astype(np.float64)
 
 
 class _Legacy:
@@ -213,9 +212,8 @@ class _Legacy:
                 raise self.fail(f"{told} stands there twice")
             calls = self.int32(f"number of calls of {told}", -(2**31), 2**31 - 1)
             n_values = self.int32(f"number of values of {told}", 1, (self.left - 4) // 4)
-            sums = np.frombuffer(self.data, "<f4", n_values, self.at).astype(np.float64)
+            sums = _checked(self.path, told, np.frombuffer(self.data[self.at : self.at + 4 * n_values], "<f4"))
             self.at += 4 * n_values
-            _check_values(self.path, told, sums)
             # Without calls llama-quantize takes the values as they are.
             entries[name] = Importance(sums[None], np.array([max(calls, 0) or 1], np.int64))
         chunks = 0

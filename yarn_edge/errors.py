@@ -1,9 +1,10 @@
-"""The one error type that users see: a single line that names the file, the key, the value and the remedy."""
+"""The one error type that users see: a single line that names the file, the key, the value and the remedy; and signals."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 MAX_MESSAGE = 2000
 
@@ -16,6 +17,19 @@ class YarnEdgeError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message, MAX_MESSAGE))
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP, raised so that what is half-written is cleaned up on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def raise_terminated(number: int, _frame: object) -> NoReturn:
+    """The handler of those signals."""
+    raise Terminated(number)
 
 
 def one_line(text: str, limit: int = 600) -> str:

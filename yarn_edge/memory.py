@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile
 
 # Types of the KV cache by llama.cpp's names: (enum ggml_type, bytes of one element = block bytes / block elements).
@@ -35,3 +36,15 @@ def available_bytes() -> int | None:
     found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
     kib = found.get("MemAvailable", "").split()[:1]
     return int(kib[0]) * 1024 if kib else None
+
+
+def check_memory(file: GGUFFile, n_ctx: int, kv_type: str) -> None:
+    """Refuse a KV cache for `n_ctx` tokens that the machine cannot hold, before it is asked to try: YarnEdgeError."""
+    if file.architecture not in PLAIN_CACHE:  # its cache may be of another form
+        return
+    needed, free = kv_bytes(file, n_ctx, kv_type), available_bytes()
+    if free is not None and needed > free:
+        raise YarnEdgeError(
+            f"{file.path}: a context of {n_ctx} tokens with a {kv_type} cache needs {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free: ask for a smaller context or cache type"
+        )

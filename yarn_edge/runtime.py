@@ -19,19 +19,21 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge import ggml
+from yarn_edge.batch import Batch
 from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import MAX_THREADS
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama, physical_threads
 from yarn_edge.loadable import MAX_CONTEXT, check_loadable
-from yarn_edge.memory import KV_TYPES, PLAIN_CACHE, available_bytes, kv_bytes
+from yarn_edge.memory import KV_TYPES, check_memory
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import bar
 
 Outputs = Literal["none", "last", "all"]
 FlashAttention = Literal["auto", "on", "off"]
 _FLASH = {"auto": -1, "off": 0, "on": 1}
+MAX_SEQUENCES = 256  # llama.h: LLAMA_MAX_SEQ
 
 
 class Model:
@@ -149,23 +151,12 @@ class Model:
         self.close()
 
 
-def _check_memory(model: Model, n_ctx: int, kv_type: str) -> None:
-    """Refuse a cache that the machine cannot hold, before it is asked to try."""
-    if model.gguf.architecture not in PLAIN_CACHE:  # its cache may be of another form
-        return
-    needed, free = kv_bytes(model.gguf, n_ctx, kv_type), available_bytes()
-    if free is not None and needed > free:
-        raise YarnEdgeError(
-            f"{model.path}: a context of {n_ctx} tokens with a {kv_type} cache needs {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free: ask for a smaller context or cache type"
-        )
-
-
 class Context:
     """A KV cache and the means to evaluate tokens in it. Use as a context manager, or call `close`.
 
-    n_ctx: tokens that the cache holds (0: what the model declares). kv_type: a key of KV_TYPES, for keys and values.
-    arguments: scaling values; by default every value spelled out from the file. eval_callback: see `yarn_edge.tap`.
+    n_ctx: tokens that the cache holds of each of its n_seq sequences (0: what the model declares). n_batch: tokens of one
+    call of llama.cpp, n_ubatch: of one graph (default: the same). kv_type: a key of KV_TYPES, for keys and values.
+    arguments: scaling values; by default every value spelled out from the file. eval_callback: see `yarn_edge.graph_tap`.
     Raises YarnEdgeError when llama.cpp cannot make it (out of memory, an impossible cache type, …).
     """
 
@@ -175,6 +166,8 @@ class Context:
         *,
         n_ctx: int = 0,
         n_batch: int = 512,
+        n_ubatch: int | None = None,
+        n_seq: int = 1,
         kv_type: str = "f16",
         threads: int | None = None,
         arguments: RuntimeArguments | None = None,
@@ -183,17 +176,19 @@ class Context:
     ) -> None:
         if kv_type not in KV_TYPES:
             raise YarnEdgeError(f"--kv-type {kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
-        if not 0 <= n_ctx <= MAX_CONTEXT or n_batch < 1:
-            raise YarnEdgeError(f"a context of {n_ctx} tokens in batches of {n_batch} is not possible")
+        if not 0 <= n_ctx <= MAX_CONTEXT or n_batch < 1 or not 1 <= n_seq <= MAX_SEQUENCES:
+            raise YarnEdgeError(f"{n_seq} contexts of {n_ctx} tokens in batches of {n_batch} are not possible")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise YarnEdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
-        _check_memory(model, n_ctx or model.n_ctx_train, kv_type)
+        check_memory(model.gguf, (n_ctx or model.n_ctx_train) * n_seq, kv_type)
         self.model, self.api = model, model.api
         self.arguments = explicit_arguments(model.gguf) if arguments is None else arguments
         self.kv_type = kv_type
         params = self.api.llama_context_default_params()
-        params.n_ctx = n_ctx or model.n_ctx_train
-        params.n_batch = params.n_ubatch = min(n_batch, params.n_ctx)
+        params.n_ctx = (n_ctx or model.n_ctx_train) * n_seq
+        params.n_seq_max = n_seq
+        params.n_batch = min(n_batch, params.n_ctx)
+        params.n_ubatch = min(n_ubatch or n_batch, params.n_batch)
         params.n_threads = params.n_threads_batch = threads or physical_threads()
         params.type_k = params.type_v = KV_TYPES[kv_type][0]
         params.flash_attn_type = _FLASH[flash_attention]
@@ -213,10 +208,10 @@ class Context:
             raise YarnEdgeError(
                 f"{model.path}: no context of {params.n_ctx} tokens with a {kv_type} cache: {failure_reason()}"
             )
-        self.n_ctx: int = self.api.llama_n_ctx(self._handle)
+        self.n_ctx: int = self.api.llama_n_ctx_seq(self._handle)
         self.n_batch: int = self.api.llama_n_batch(self._handle)
         self._memory = self.api.llama_get_memory(self._handle)
-        self._batch = self.api.llama_batch_init(self.n_batch, 0, 1)
+        self._batch = Batch(self.api, self.n_batch)
         self._n_outputs = 0
 
     @property
@@ -241,33 +236,34 @@ class Context:
             raise ValueError(f"logits of {len(tokens)} tokens at once, the batch holds {self.n_batch}")
         for at in range(0, len(tokens), self.n_batch):
             part = tokens[at : at + self.n_batch]
-            last_part = at + len(part) == len(tokens)
-            self._fill(part, start + at, outputs, last_part)
+            self._batch.fill([part], start + at, outputs == "all")
+            if outputs == "last" and at + len(part) == len(tokens):
+                self._batch.mark_last()
             self._decode()
-            self._n_outputs = sum(1 for i in range(len(part)) if self._batch.logits[i])
             if advance:
                 advance(len(part))
 
-    def _fill(self, tokens: Sequence[int], start: int, outputs: Outputs, last_part: bool) -> None:
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i] = token
-            batch.pos[i] = start + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = outputs == "all"
-        if outputs == "last" and last_part and tokens:
-            batch.logits[len(tokens) - 1] = True
+    def evaluate_side_by_side(self, sequences: Sequence[Sequence[int]], start: int = 0) -> None:
+        """Evaluate equally long sequences, each in a cache of its own, from position `start` on, in batches.
+
+        Every token is an output, so that no layer leaves any out; logits are held of the last batch only.
+        """
+        step = self.n_batch // len(sequences)
+        if not step or len({len(tokens) for tokens in sequences}) != 1:
+            raise ValueError(f"{len(sequences)} sequences in batches of {self.n_batch}, or of different lengths")
+        for at in range(0, len(sequences[0]), step):
+            self._batch.fill([tokens[at : at + step] for tokens in sequences], start + at, all_outputs=True)
+            self._decode()
 
     def _decode(self) -> None:
-        code = self.api.llama_decode(self.handle, self._batch)
+        code = self.api.llama_decode(self.handle, self._batch.struct)
         if code == 1:
             raise YarnEdgeError(f"the context of {self.n_ctx} tokens is full")
         if code == 2:
             raise KeyboardInterrupt
         if code:
             raise YarnEdgeError(f"llama.cpp cannot evaluate (code {code}): {failure_reason()}")
+        self._n_outputs = self._batch.n_outputs
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Logits of the last `evaluate`, shape (n_outputs, n_vocab). A copy: the next evaluation may not change it."""
@@ -310,7 +306,7 @@ class Context:
     def close(self) -> None:
         """Free the cache."""
         if self._handle:
-            self.api.llama_batch_free(self._batch)
+            self._batch.free()
             self.api.llama_free(self._handle)
         self._handle = None
 

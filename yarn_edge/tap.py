@@ -1,8 +1,7 @@
 """Reading the live graph: every ROPE node of a real evaluation, with its parameters, inputs and outputs.
 
-A `cb_eval` callback in llama_context_params sees each node before and after it is computed. A rope may write over its
-own input, so the input is copied in the "before" call; to have it ready then, every node is computed on its own. That
-is slow, and for a few dozen tokens it does not matter.
+A rope may write over its own input, so the input is copied in the asking call (`yarn_edge.graph_tap`); to have it ready
+then, every node is computed on its own. That is slow, and for a few dozen tokens it does not matter.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import numpy.typing as npt
 
 from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.ggml import RopeArguments, TensorPointer, check_struct, function, read_tensor
-from yarn_edge.llama_api import deferred_ctrl_c, llama
+from yarn_edge.ggml import RopeArguments, TensorPointer, function, read_tensor
+from yarn_edge.graph_tap import GraphTap, op_number
 from yarn_edge.runtime import Context, Model
 
 _NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
@@ -42,28 +41,21 @@ class RopeNode:
     buffer: str = ""
 
 
-class _Recorder:
+class _Recorder(GraphTap):
     def __init__(self) -> None:
-        check_struct()
+        super().__init__()
         self.nodes: list[RopeNode] = []
         self.inputs: dict[int, Any] = {}
-        self.error: BaseException | None = None
-        self.rope_op = next(op for op in range(128) if function("ggml_op_name")(op) == b"ROPE")
-        self.callback = llama().ggml_backend_sched_eval_callback(self._seen)
+        self.rope_op = op_number(b"ROPE")
 
-    def _seen(self, address: int, asking: bool, _user_data: object) -> bool:
-        """Called by ggml for every node; must not raise through C."""
-        try:
-            tensor = ctypes.cast(address, TensorPointer)
-            if tensor.contents.op == self.rope_op:
-                if asking:
-                    self.inputs[address] = self._input(tensor)
-                else:
-                    self._record(tensor, *self.inputs.pop(address))
-            return True
-        except BaseException as error:  # reported by record_ropes
-            self.error = self.error or error
-            return False
+    def see(self, address: int, asking: bool) -> bool:
+        tensor = ctypes.cast(address, TensorPointer)
+        if tensor.contents.op == self.rope_op:
+            if asking:
+                self.inputs[address] = self._input(tensor)
+            else:
+                self._record(tensor, *self.inputs.pop(address))
+        return True
 
     @staticmethod
     def _input(tensor: Any) -> tuple[Any, Any, Any]:
@@ -101,12 +93,8 @@ def record_ropes(
     ) as context:  # fmt: skip
         for start in starts:
             context.clear()
-            with context.interruptible() as interrupt, deferred_ctrl_c(interrupt):
-                try:
-                    context.evaluate(tokens, start, "last")
-                finally:
-                    if recorder.error is not None:
-                        raise YarnEdgeError(f"the graph tap failed: {recorder.error}") from recorder.error
+            with recorder.watching(context):
+                context.evaluate(tokens, start, "last")
     if not recorder.nodes:
         raise YarnEdgeError(f"{model.path}: no ROPE node in the graph of architecture {model.gguf.architecture}")
     return recorder.nodes

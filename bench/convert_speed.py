@@ -52,7 +52,7 @@ class Side:
 
     def peak(self, which: str) -> int:
         """The largest peak of any process, in bytes."""
-        return max(getattr(process, which) for run in self.runs for process in run)
+        return max(int(getattr(process, which)) for run in self.runs for process in run)
 
 
 def run_process(command: Sequence[str], allowed: Sequence[int] = (0,)) -> Run:
@@ -85,7 +85,8 @@ def _memory(pid: int) -> tuple[int, int]:
     except OSError:
         return 0, 0
     values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return tuple(int(values.get(key, "0 kB").split()[0]) * 1024 for key in ("VmHWM", "RssAnon"))  # type: ignore[return-value]
+    resident, anonymous = (int(values.get(key, "0 kB").split()[0]) * 1024 for key in ("VmHWM", "RssAnon"))
+    return resident, anonymous
 
 
 def ours(checkpoint: Path, quants: Sequence[str], threads: int, folder: Path) -> list[list[str]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from yarn_edge.convert.writer import check_space
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.progress import bar
 
@@ -77,6 +79,8 @@ def write_random_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
     import torch
     from safetensors.torch import save_file
 
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise YarnEdgeError(f"{folder}: is there already; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     check_space(folder, 2 * shape.n_weights, "the checkpoint")
     generator = torch.Generator().manual_seed(seed)
@@ -128,7 +132,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="1.1B")
     args = parser.parse_args()
-    write_random_checkpoint(args.folder, SHAPES[args.shape])
+    try:
+        write_random_checkpoint(args.folder, SHAPES[args.shape])
+    except YarnEdgeError as error:
+        sys.stderr.write(f"random_checkpoint: error: {error}\n")
+        return 2
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from .recipe import EMBEDDINGS, Choice, Recipe, header_file, read_recipe
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
 _STRING_BYTES = 127  # llama.h: llama_model_kv_override.val_str, with its NUL
+_LARGEST_IMPORTANCE = 1e15  # ggml's kernels add up importance times squares in float32
 _SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
 
 
@@ -35,8 +35,7 @@ _SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
 class Source:
     """Something to quantize. `entries`: packed keys by name; `declared`: the types that llama.cpp is told to start from.
 
-    header: a GGUF on the disk that says all this, if there is one. check_unchanged: raises YarnEdgeError if it is not
-    what it was any more.
+    check_unchanged: raises YarnEdgeError if it is not what it was any more.
     """
 
     path: Path
@@ -45,7 +44,6 @@ class Source:
     declared: Mapping[str, GGMLType]
     alignment: int
     check_unchanged: Callable[[], None]
-    header: Path | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -82,10 +80,11 @@ def plan_files(
     source: Source, paths: Mapping[Path, Quant], choice: Choice, matrix: ImportanceMatrix | None, allow_requantize: bool = False
 ) -> list[FilePlan]:  # fmt: skip
     """A plan for each path. Raises YarnEdgeError for what llama.cpp refuses, and where importance is needed and missing."""
+    if not source.tensors:
+        raise YarnEdgeError(f"{source.path}: has no tensors, so there is nothing to quantize")
     widths = {t.name: t.width for t in source.tensors}
     plans = []
-    with ExitStack() as stack:
-        header = source.header or stack.enter_context(header_file(*_for_recipe(source)))
+    with header_file(*_for_recipe(source)) as header:
         for path, quant in paths.items():
             recipe = read_recipe(header, widths, quant, choice, matrix is not None)
             _check_importance(source, recipe, matrix)
@@ -99,8 +98,9 @@ def plan_files(
 
 
 def _for_recipe(source: Source) -> tuple[list[bytes], list[TensorSpec]]:
-    """Keys and tensors of the header that llama.cpp is asked about; it does not look at the vocabulary."""
-    keys = [entry for key, entry in source.entries.items() if not key.startswith("tokenizer.")]
+    """Keys and tensors of the header that llama.cpp is asked about: the architecture's are all that it looks at."""
+    others = ("tokenizer.", "general.alignment", "quantize.", "yarn_edge.")
+    keys = [e for key, e in source.entries.items() if key and key.isprintable() and not key.startswith(others)]
     return keys, [_spec(t, source.declared[t.name]) for t in source.tensors]
 
 
@@ -128,25 +128,40 @@ def _cut(text: str) -> str:
 
 def weights_of(source: Source, matrix: ImportanceMatrix | None) -> dict[str, Any]:
     """Importance weights by tensor name, (matrices * width,) float32, of the tensors that have an entry."""
-    found = {}
-    for tensor in source.tensors if matrix is not None else ():
-        entry = matrix.entries.get(tensor.name)  # type: ignore[union-attr]
+    found: dict[str, Any] = {}
+    if matrix is None:
+        return found
+    for tensor in source.tensors:
+        entry = matrix.entries.get(tensor.name)
         if entry is None:
             continue
-        weights = entry.weights()
+        weights, name = entry.weights(), one_line(tensor.name, 100)
+        if weights.max(initial=0) > _LARGEST_IMPORTANCE:
+            raise YarnEdgeError(f"{matrix.path}: {name} has an importance of {weights.max():g}: it is damaged")
         if weights.size == tensor.n_rows // tensor.rows_per_matrix * tensor.width:
             found[tensor.name] = weights
         elif tensor.name not in EMBEDDINGS:  # llama.cpp passes over these alone
             raise YarnEdgeError(
-                f"{matrix.path}: has {weights.size} values for {one_line(tensor.name, 100)}, whose shape is "  # type: ignore[union-attr]
-                f"{list(tensor.ne)}: it was made for another model"
+                f"{matrix.path}: has {weights.size} values for {name}, whose shape is {list(tensor.ne)}: it was made for "
+                "another model"
             )
     return found
 
 
 def _check_importance(source: Source, recipe: Recipe, matrix: ImportanceMatrix | None) -> None:
     have = weights_of(source, matrix)
-    lacking = [name for name in recipe.requires_importance if name not in have]
+    kinds = {t.name: t.kind for t in source.tensors}
+    cannot = [n for n, kind in recipe.types.items() if kind != kinds[n] and requires_weights(kind)]
+    lacking = [name for name in dict.fromkeys((*recipe.requires_importance, *cannot)) if name not in have]
+    quantized = [
+        n for n, kind in recipe.types.items() if not kind.is_float and kind != kinds[n] and n not in EMBEDDINGS
+    ]
+    if matrix is not None and quantized and not have:
+        raise YarnEdgeError(
+            f"{matrix.path}: has no entry for any tensor of {source.path}: it was made for another model"
+        )
+    if matrix is not None and (without := [n for n in quantized if n not in have]) and not lacking:
+        note(f"{recipe.quant.name}: {_listed(without)} have no entry in the importance matrix: quantized without")
     if lacking:
         needs = f"{recipe.quant.name} needs an importance matrix for {_listed(lacking)}"
         if matrix is None:

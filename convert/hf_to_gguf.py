@@ -283,6 +283,7 @@ def plan_files_of(
     """`convert` as far as nothing is written."""
     folder = Path(checkpoint)
     sources = list(folder.iterdir()) if folder.is_dir() else []
+    sources += [Path(imatrix)] if imatrix else []
     paths = checked_paths(output, parse_quants(quant), force, sources)
     matrix = None if imatrix is None else read_imatrix(imatrix)
     plan = plan_conversion(folder, overrides or {}, freeze_at=freeze_at, bake=bake, allow_approximate=allow_approximate)

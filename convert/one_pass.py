@@ -27,6 +27,9 @@ from .kernel_copy import disk_starter
 SLICE_WEIGHTS = 1 << 18
 _CANNOT_RESERVE = frozenset((errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS))
 _HALF_LARGEST = 65504.0  # above it a scale, or a half-precision weight, may overflow
+_SAFE = {"NVFP4": 2000.0}  # its scales have no half-precision exponent: 2688 is the largest
+_SPREAD = {"NVFP4": 2.0}
+_IQ_LARGEST = 1e9  # ggml's search sums squares in float32, and ends the process when they overflow
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -123,27 +126,32 @@ def _in_threads(
     lock, stop, errors = threading.Lock(), threading.Event(), list[BaseException]()
 
     def work() -> None:
-        own = worker()
-        while not stop.is_set():
-            with lock:
-                slice_ = next(slices, None)
-            if slice_ is None:
-                return
-            try:
+        try:
+            own = worker()
+            while not stop.is_set():
+                with lock:
+                    slice_ = next(slices, None)
+                if slice_ is None:
+                    return
                 done = own.make(slice_)
-            except BaseException as error:
-                errors.append(error)
-                stop.set()
-                return
-            with lock:
-                advance(done, slice_.tensor.name)
+                with lock:
+                    advance(done, slice_.tensor.name)
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
 
     crew = [threading.Thread(target=work, name=f"slices-{i}", daemon=True) for i in range(threads)]
     try:
         for thread in crew:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system gives no more: go on with those that there are
+                if thread is crew[0]:
+                    raise YarnEdgeError("the system gives no thread to work in") from error
+                break
         for thread in crew:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
     finally:
         stop.set()
         for thread in crew:
@@ -233,11 +241,14 @@ class _Worker:
             weights = weights[matrix * tensor.width : (matrix + 1) * tensor.width]
         elif requires_weights(kind):
             raise YarnEdgeError(f"{tensor.told}: {kind.name} cannot be made without an importance matrix")
+        if kind.name.startswith("IQ") and largest > _IQ_LARGEST:
+            raise _cannot_hold(tensor, kind, largest)
         out: Bytes = self._made.take(slice_.n_rows, kind.row_bytes(tensor.width))
         quantize_into(kind, values, out, weights)
-        if (largest > _HALF_LARGEST and not _holds(kind, out, values)) or not is_valid(kind, out):
-            remedy = "use BF16" if kind.name == "F16" else "choose another type for it"
-            raise YarnEdgeError(f"{tensor.told} has values up to {largest:g}, which {kind.name} cannot hold: {remedy}")
+        if (largest > _SAFE.get(kind.name, _HALF_LARGEST) and not _holds(kind, out, largest)) or not is_valid(
+            kind, out
+        ):
+            raise _cannot_hold(tensor, kind, largest)
         return out
 
 
@@ -254,8 +265,14 @@ class _Room:
         return found
 
 
-def _holds(kind: GGMLType, out: Bytes, values: npt.NDArray[np.float32]) -> bool:
-    """Whether what was made of large values is finite again."""
-    again = np.empty(values.size, np.float32)
+def _cannot_hold(tensor: SourceTensor, kind: GGMLType, largest: float) -> YarnEdgeError:
+    remedy = "use BF16" if kind.name == "F16" else "choose another type for it"
+    return YarnEdgeError(f"{tensor.told} has values up to {largest:g}, which {kind.name} cannot hold: {remedy}")
+
+
+def _holds(kind: GGMLType, out: Bytes, largest: float) -> bool:
+    """Whether what was made of large values is finite again, and large again (one-bit types spread a single one)."""
+    again = np.empty(out.nbytes // kind.block_bytes * kind.block, np.float32)
     dequantize_into(kind, out.reshape(-1), again)
-    return bool(np.isfinite(again).all())
+    found = float(np.abs(again).max())
+    return math.isfinite(found) and found * _SPREAD.get(kind.name, 1000.0) >= largest

@@ -33,6 +33,8 @@ from .quant_types import Quant, parse_quants
 from .recipe import Choice
 from .writer import check_output, check_space, partial_file
 
+_MAX_PATTERN = 200  # llama.cpp matches by recursion, and a long one ends the process
+_MAX_REPEATS = 3  # it tries every way to share a name's characters among them, for hours
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
@@ -47,7 +49,22 @@ def output_paths(output: str, quants: Sequence[Quant]) -> dict[Path, Quant]:
 
 def checked_paths(output: str, quants: Sequence[Quant], force: bool, sources: Sequence[Path]) -> dict[Path, Quant]:
     """`output_paths`, each of which can be written (`writer.check_output`)."""
-    return {check_output(path, force, sources): quant for path, quant in output_paths(output, quants).items()}
+    checked: dict[Path, Quant] = {}
+    for path, quant in output_paths(output, quants).items():
+        target = check_output(path, force, sources)
+        if target in checked:
+            raise YarnEdgeError(f"{path}: is the same file as the one for {checked[target].name}")
+        checked[target] = quant
+    return checked
+
+
+def check_room(plans: Sequence[FilePlan]) -> None:
+    """Refuse before work what the disks cannot hold."""
+    by_folder: dict[Path, int] = {}
+    for plan in plans:
+        by_folder[plan.path.parent] = by_folder.get(plan.path.parent, 0) + plan.layout.file_bytes
+    for folder, n_bytes in by_folder.items():
+        check_space(folder, n_bytes, "what was asked for")
 
 
 def make_files(
@@ -60,11 +77,7 @@ def make_files(
     force: bool = False,
 ) -> list[Path]:
     """Write every planned file, let `check` read it back, and give all their names, or none. Returns the paths."""
-    by_folder: dict[Path, int] = {}
-    for plan in plans:
-        by_folder[plan.path.parent] = by_folder.get(plan.path.parent, 0) + plan.layout.file_bytes
-    for folder, n_bytes in by_folder.items():
-        check_space(folder, n_bytes, "what was asked for")
+    check_room(plans)
     paths = [plan.path for plan in plans]
     with ExitStack() as stack:
         partials = [stack.enter_context(partial_file(path)) for path in paths]
@@ -103,9 +116,7 @@ def gguf_source(file: GGUFFile) -> Source:
         for opened in files.values():
             opened.check_unchanged()
 
-    return Source(
-        file.path, entries, tensors, {t.name: t.kind for t in tensors}, file.alignment, check_unchanged, file.path
-    )
+    return Source(file.path, entries, tensors, {t.name: t.kind for t in tensors}, file.alignment, check_unchanged)
 
 
 def _gguf_tensor(info: TensorInfo, kind: GGMLType, file: SourceFile) -> SourceTensor:
@@ -153,7 +164,7 @@ def plan_quantization(
     quants = parse_quants(quant)
     file = read_gguf(model)
     check_loadable(file)
-    paths = checked_paths(output, quants, force, file.shards)
+    paths = checked_paths(output, quants, force, [*file.shards, *([Path(imatrix)] if imatrix else [])])
     matrix = None if imatrix is None else read_imatrix(imatrix)
     source = gguf_source(file)
     return source, plan_files(source, paths, choice or Choice(), matrix, allow_requantize), matrix
@@ -205,12 +216,13 @@ def _tensor_type(text: str) -> tuple[str, GGMLType]:
     pattern, found, kind = text.rpartition("=")
     if not found or not pattern:
         raise argparse.ArgumentTypeError(f"{one_line(repr(text), 60)} is not REGEX=TYPE, such as attn_v=q8_0")
-    if len(pattern) > _MAX_PATTERN or re.search(r"[\x00-\x1f]", pattern):
+    if len(pattern) > _MAX_PATTERN or not pattern.isprintable():
         raise argparse.ArgumentTypeError(f"a pattern of {len(pattern)} characters; at most {_MAX_PATTERN}, printable")
+    if len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS or re.search(r"\)[*+{]", pattern):
+        raise argparse.ArgumentTypeError(
+            f"{one_line(repr(pattern), 60)} repeats too much to be matched in time: at most {_MAX_REPEATS} of * + {{, none of a group"
+        )
     return pattern, _type(kind)
-
-
-_MAX_PATTERN = 200  # llama.cpp matches by recursion, and a long one ends the process
 
 
 def choice_of(args: argparse.Namespace) -> Choice:
@@ -223,6 +235,7 @@ def carry_out(source: Source, plans: Sequence[FilePlan], args: argparse.Namespac
     threads = args.threads or physical_threads()
     start = time.perf_counter()
     if args.dry_run:
+        check_room(plans)
         with bar("Measuring", 1):
             seconds = estimated_seconds(source, plans, threads)
     else:

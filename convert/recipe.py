@@ -1,7 +1,7 @@
-"""Which type each tensor gets: asked of llama.cpp, not copied from it.
+"""Which type each tensor gets: asked of llama.cpp, not copied from it (but for the short list of who needs importance).
 
-`llama_model_quantize` with `dry_run` reads only a file's header and logs its decision for every tensor. For a checkpoint
-such a file is made: header and length of the GGUF that upstream's converter would write, without data (a sparse file).
+`llama_model_quantize` with `dry_run` reads only a file's header and logs its decision for every tensor. Such a file is
+made: the architecture's keys, tensors and length of the 16-bit GGUF, without data (a sparse file).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.ggml_types import QUANTIZABLE, GGMLType, type_named
-from yarn_edge.llama_api import captured_log, failure_reason, llama
+from yarn_edge.llama_api import captured_log, deferred_ctrl_c, failure_reason, llama
 
 from .gguf_header import TensorSpec, lay_out
 from .quant_types import Quant
@@ -37,6 +38,7 @@ _REQUIRES_IN_FILE = frozenset({("Q2_K", "Q2_K_S")})
 _NEVER_REQUIRE = frozenset({"token_embd.weight", "per_layer_token_embd.weight", "output.weight"})
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 OUTPUT = "output.weight"
+_ONE_AT_A_TIME = threading.Lock()  # all that llama.cpp logs goes to everyone who listens
 _NO_TYPE = 43  # GGML_TYPE_COUNT: what llama_model_quantize_params has for "not given"
 
 
@@ -156,11 +158,12 @@ def _ask(path: Path, quant: Quant, choice: Choice, has_importance: bool) -> tupl
     held = _some_importance(api)
     if has_importance:
         params.imatrix = held
-    with captured_log() as log:
+    with _ONE_AT_A_TIME, deferred_ctrl_c(), captured_log() as log:
         failed = api.llama_model_quantize(os.fsencode(path), b"", ctypes.byref(params))
+        reason = failure_reason().removeprefix("failed to quantize: ") if failed else ""
     if failed:
-        reason = failure_reason().removeprefix("failed to quantize: ")
-        raise YarnEdgeError(f"llama.cpp has no recipe for {quant.name} here: {reason}")
+        asked = "".join(f" --tensor-type {pattern}={kind.name}" for pattern, kind in choice.tensor_types[:3])
+        raise YarnEdgeError(f"llama.cpp has no recipe for {quant.name}{one_line(asked, 200)} here: {reason}")
     types: dict[str, GGMLType] = {}
     for line, size in pairwise(log):
         tensor, told = _TENSOR.match(line), _SIZE.match(size)

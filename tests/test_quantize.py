@@ -336,9 +336,11 @@ BAD_FLAGS = [
     (["--tensor-type", "attn_q"], "is not REGEX=TYPE"), (["--tensor-type", "=q8_0"], "is not REGEX=TYPE"),
     (["--tensor-type", "attn_q=q9"], "is no tensor type that can be made"), (["--output-type", "i32"], "is no tensor type"),
     (["--output-type", "q8_k"], "is no tensor type"), (["--tensor-type", "a" * 300 + "=q8_0"], "300 characters"),
-    (["--tensor-type", "attn_[=q8_0"], "no recipe for Q4_K_M here"), (["--quant", "Q9"], "--quant 'Q9' is unknown"),
+    (["--tensor-type", "attn_[=q8_0"], "no recipe for Q4_K_M --tensor-type attn_[=Q8_0 here"), (["--quant", "Q9"], "--quant 'Q9' is unknown"),
     (["--quant", "NVFP4"], "is unknown"), (["--quant", "Q4_K_M,Q8_0"], "must hold {quant}"), (["--threads", "0"], "is not from 1"),
-    (["--imatrix", "nothing.gguf"], "nothing.gguf"),
+    (["--imatrix", "nothing.gguf"], "nothing.gguf"), (["--tensor-type", "(.*)*(.*)*x=q8_0"], "repeats too much"),
+    (["--tensor-type", ".*.*.*.*x=q8_0"], "repeats too much"), (["--tensor-type", "\udcff=q8_0"], "printable"),
+    (["--embedding-type", "iq2_xs"], "needs an importance matrix for token_embd.weight"),
 ]  # fmt: skip
 
 
@@ -543,3 +545,51 @@ def test_memory_does_not_grow_with_the_model(smol_f32: Path, tmp_path: Path) -> 
 ])  # fmt: skip
 def test_names(text: str, names: list[str]) -> None:
     assert [q.name for q in parse_quants(text)] == names
+
+
+def test_a_matrix_that_fits_nothing(wide_bf16: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.gguf"
+    write_imatrix(
+        ImportanceMatrix(path, {"other.weight": Importance(np.ones((1, 256)), np.array([4]))}, (), 1, 512), path
+    )
+    with pytest.raises(YarnEdgeError, match="has no entry for any tensor"):
+        quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q4_K_M", imatrix=path)
+
+
+def test_the_matrix_is_not_overwritten(wide_bf16: Path, importance: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copy(importance, tmp_path / "mine.gguf"))
+    with pytest.raises(YarnEdgeError, match="is one of the files that are read"):
+        quantize(wide_bf16, str(mine), "Q8_0", imatrix=mine, force=True)
+
+
+def test_two_names_of_one_file(wide_bf16: Path, tmp_path: Path) -> None:
+    for name in ("Q8_0", "Q4_0"):
+        (tmp_path / f"x-{name}.gguf").symlink_to("z.gguf")
+    with pytest.raises(YarnEdgeError, match="is the same file as the one for Q8_0"):
+        quantize(wide_bf16, str(tmp_path / "x-{quant}.gguf"), "Q8_0,Q4_0")
+
+
+def test_a_worker_that_fails_anywhere_fails_the_run(
+    wide_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(one_pass._Worker, "__init__", no_memory)
+    with pytest.raises(MemoryError):
+        quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q8_0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_tensors(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "in.gguf", "llama")
+    for key, value in (("block_count", 1), ("context_length", 64), ("embedding_length", 256), ("feed_forward_length", 512),
+                       ("attention.head_count", 4)):  # fmt: skip
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with pytest.raises(YarnEdgeError, match="has no tensors"):
+        quantize(tmp_path / "in.gguf", str(tmp_path / "o.gguf"), "Q8_0")

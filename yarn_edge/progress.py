@@ -66,7 +66,7 @@ def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
             speed = getattr(task, "speed", None)
             return Text(f"{speed:,.0f} {unit}/s" if speed else "")
 
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()]
     if unit == "bytes":
         columns += [BytesColumn(), ByteRateColumn()]
     elif unit == "tokens":

@@ -126,10 +126,10 @@ def publish_files(partials: Sequence[Path], outputs: Sequence[Path], force: bool
     """
     done: list[Path] = []
     kept: dict[Path, Path] = {}
-    for partial in partials if flush else ():  # before any name changes, for it can take long
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
     try:
+        for partial in partials if flush else ():  # before any name changes, for it can take long
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
         for output in outputs if len(outputs) > 1 and force else ():
             if output.exists():
                 aside = output.with_name(f"{output.name}.{os.getpid()}.replaced")

@@ -583,7 +583,8 @@ def test_a_name_taken_meanwhile_takes_all_back(shards, tmp_path):
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {outputs[1].name: "mine"}
 
 
-def test_an_error_midway_brings_the_old_shards_back(shards, tmp_path):
+@pytest.mark.parametrize("flush", [True, False])  # found while flushing, or at the second rename
+def test_an_error_midway_brings_the_old_shards_back(flush, shards, tmp_path):
     outputs = all_or_none(shards[0], tmp_path / "out.gguf")
     file = read_gguf(shards[0])
     with partial_files(outputs) as partials:
@@ -591,7 +592,7 @@ def test_an_error_midway_brings_the_old_shards_back(shards, tmp_path):
         partials[1].unlink()  # the second rename fails, as after the first came a kill
         before = {path: path.read_bytes() for path in outputs}
         with pytest.raises(YarnEdgeError, match="No such file"):
-            publish_files(partials, outputs, True)
+            publish_files(partials, outputs, True, flush)
         assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
 

@@ -24,7 +24,8 @@ from yarn_edge.progress import note
 from yarn_edge.runtime import Model
 from yarn_edge.sample_text import sample_text
 
-from .perplexity import Bucket, by_position, token_nll
+from .averages import Bucket, by_position
+from .scoring import token_nll
 from .smollm2 import CONTEXT, write_checkpoint
 
 FACTOR = 4

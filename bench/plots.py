@@ -1,47 +1,97 @@
-"""Pictures of measurements, drawn with matplotlib (the extra `plot`), never shown in a window."""
+"""Pictures of measurements: charts and heat maps as one image, drawn with matplotlib (the extra `plot`), never in a window.
+
+matplotlib is loaded when something is drawn, and with its own defaults: a user's matplotlibrc changes no picture.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from yarn_edge.convert.writer import partial_file, publish
 from yarn_edge.errors import YarnEdgeError
 
-from .perplexity import Bucket
+from .averages import Bucket
+from .report import Chart, HeatMap, Line, Picture
+
+DPI = 130
+# A formula in a label is text.
+_STYLE = {
+    "text.parse_math": False, "font.size": 10, "axes.titlesize": 11, "axes.grid": False, "hatch.linewidth": 0.6,
+    "axes.spines.top": False, "axes.spines.right": False,
+}  # fmt: skip
+
+
+def need_matplotlib(flag: str = "--plot") -> None:
+    """Raise the YarnEdgeError that says how to install matplotlib, if it cannot be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise YarnEdgeError(f"{flag} needs matplotlib: pip install 'yarn-edge[plot]'") from error
+
+
+def png(pictures: Sequence[Picture]) -> bytes:
+    """The pictures, one below the other, as one PNG; the same pictures are the same bytes.
+
+    Raises YarnEdgeError without matplotlib and without pictures, ValueError for a picture whose parts do not fit together.
+    """
+    need_matplotlib()
+    if not pictures:
+        raise YarnEdgeError("there is no picture to draw in this measurement")
+    from matplotlib.figure import Figure
+
+    from .plot_chart import chart_size, draw_chart
+    from .plot_heat_map import draw_heat_map, heat_map_size
+
+    with own_style():
+        sizes = [chart_size(p) if isinstance(p, Chart) else heat_map_size(p) for p in pictures]
+        heights = [height for _width, height in sizes]
+        figure = Figure(figsize=(max(width for width, _height in sizes), sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(pictures), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, picture in zip(parts, pictures, strict=True):
+            if isinstance(picture, HeatMap):
+                draw_heat_map(part, picture)
+            else:
+                draw_chart(part, picture)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+    return drawn.getvalue()
+
+
+def draw(pictures: Sequence[Picture], path: Path, force: bool = True) -> None:
+    """Draw the pictures, one below the other, into the PNG file `path`: whole or not at all.
+
+    Without `force` a file that is there already is left alone. Raises what `png` raises, and YarnEdgeError where `path`
+    cannot be written.
+    """
+    data = png(pictures)
+    with partial_file(path) as partial:
+        partial.write_bytes(data)
+        publish(partial, path, force)
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib's own defaults and ours, whatever the user's matplotlibrc says; as it was afterwards."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
 
 
 def perplexity_by_position(curves: Mapping[str, Sequence[Bucket]], trained_context: int, path: Path) -> None:
     """Perplexity (log scale) over token position, one line a curve, the trained context marked. Writes `path`."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise YarnEdgeError("--plot needs matplotlib: pip install 'yarn-edge[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, buckets in curves.items():
-        middles = [(b.start + b.end) / 2 for b in buckets]
-        axes.plot(middles, [b.perplexity for b in buckets], marker="o", linewidth=2, label=name)
-    axes.axvline(trained_context, color="grey", linestyle="--", linewidth=1)
-    axes.annotate(
-        f"trained context {trained_context}",
-        (trained_context, 0.97),
-        xycoords=("data", "axes fraction"),
-        xytext=(-6, 0),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color="grey",
+    lines = tuple(
+        Line(name, tuple((b.start + b.end) / 2 for b in buckets), tuple(b.perplexity for b in buckets))
+        for name, buckets in curves.items()
     )
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(MaxNLocator(8))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _position: ""))
-    axes.set_xlabel("position (tokens)")
-    axes.set_ylabel("perplexity")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="upper left")
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    marks = ((float(trained_context), f"trained context {trained_context}"),)
+    chart = Chart("Perplexity by position", "position (tokens)", "perplexity", lines, log_y=True, marks=marks)
+    draw([chart], path)

@@ -26,10 +26,10 @@ class Batch:
                 at += 1
         batch.n_tokens = at
 
-    def mark_last(self) -> None:
-        """The last token is an output."""
-        if self.struct.n_tokens:
-            self.struct.logits[self.struct.n_tokens - 1] = True
+    def mark_last(self, n_tokens: int) -> None:
+        """The last `n_tokens` tokens are outputs."""
+        for at in range(max(0, self.struct.n_tokens - n_tokens), self.struct.n_tokens):
+            self.struct.logits[at] = True
 
     @property
     def n_outputs(self) -> int:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -29,6 +30,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("yarn_edge.inspect", "what a GGUF or a checkpoint declares, and what the runtime will really apply"),
     "patch": ("yarn_edge.convert.patch", "repair or add scaling in a GGUF, without touching its weights"),
     "verify": ("yarn_edge.verify", "prove that a GGUF runs the positions that were fine-tuned"),
+    "passkey": ("yarn_edge.bench.passkey", "passkey and needle retrieval by length and depth"),
+    "perplexity": ("yarn_edge.bench.perplexity", "how well a model predicts a text, by length and by position"),
+    "compare": (
+        "yarn_edge.bench.divergence",
+        "divergence of quantizations, caches and scalings from a base, by position",
+    ),
+    "sweep": ("yarn_edge.bench.sweep", "perplexity or divergence over attention factor, factor or scaling method"),
     "chat": ("yarn_edge.chat", "talk to a model"),
     "demo": ("yarn_edge.bench.demo", "the whole road on a real small model"),
 }
@@ -78,6 +86,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     module.add_arguments(parser)
     _add_common(parser)
     args = parser.parse_args(argv[1:])
+    args.command_line = shlex.join(["yarn-edge", *argv])
     set_quiet(args.quiet)
     return int(module.run(args))
 

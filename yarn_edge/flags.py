@@ -74,3 +74,26 @@ def count(low: int, high: int) -> Callable[[str], int]:
 def add_threads_flag(parser: argparse.ArgumentParser) -> None:
     """--threads, None where it is not given."""
     parser.add_argument("--threads", type=count(1, MAX_THREADS), metavar="N", help="threads (default: all cores)")
+
+
+def length(text: str) -> int:
+    """An argparse type: a number of tokens, such as 4096 or 4k (k: 1024)."""
+    digits, unit = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
+    try:
+        value = int(digits) * unit
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens, such as 4096 or 4k") from None
+    if not 1 < value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not from 2 to {2**31 - 1}")
+    return value
+
+
+def lengths(text: str) -> list[int]:
+    """An argparse type: numbers of tokens, ascending: 2k,4k,8k, or first:last:step as 2k:16k:1k."""
+    found: list[int] = []
+    for item in text.split(","):
+        first, *rest = [length(part) for part in item.split(":")]
+        if len(rest) not in (0, 2) or (rest and (rest[0] < first or (rest[0] - first) // rest[1] > 10_000)):
+            raise argparse.ArgumentTypeError(f"{item!r} is no length and no first:last:step")
+        found += [first] if not rest else range(first, rest[0] + 1, rest[1])
+    return sorted(set(found))

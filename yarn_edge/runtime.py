@@ -225,20 +225,22 @@ class Context:
         self,
         tokens: Sequence[int],
         start: int,
-        outputs: Outputs = "last",
+        outputs: Outputs | int = "last",
         advance: Callable[[float], None] | None = None,
     ) -> None:
         """Evaluate `tokens` at positions start, start + 1, …, in batches. `advance` gets the tokens done so far.
 
-        outputs: which tokens get logits. "all" is for at most `n_batch` tokens: read `logits` after each call.
+        outputs: which tokens get logits; a number is that many of the last ones. More than one are for at most `n_batch`
+        tokens: read `logits` after each call.
         """
-        if outputs == "all" and len(tokens) > self.n_batch:
-            raise ValueError(f"logits of {len(tokens)} tokens at once, the batch holds {self.n_batch}")
+        wanted = {"none": 0, "last": 1, "all": len(tokens)}[outputs] if isinstance(outputs, str) else outputs
+        if wanted > 1 and len(tokens) > self.n_batch:
+            raise ValueError(f"logits of {wanted} of {len(tokens)} tokens at once, the batch holds {self.n_batch}")
         for at in range(0, len(tokens), self.n_batch):
             part = tokens[at : at + self.n_batch]
-            self._batch.fill([part], start + at, outputs == "all")
-            if outputs == "last" and at + len(part) == len(tokens):
-                self._batch.mark_last()
+            self._batch.fill([part], start + at)
+            if at + len(part) == len(tokens):
+                self._batch.mark_last(wanted)
             self._decode()
             if advance:
                 advance(len(part))
@@ -267,10 +269,44 @@ class Context:
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Logits of the last `evaluate`, shape (n_outputs, n_vocab). A copy: the next evaluation may not change it."""
+        return self.logits_in_place().copy()
+
+    def logits_in_place(self) -> npt.NDArray[np.float32]:
+        """`logits` without the copy: valid until the next evaluation, and only while the context is open."""
         if not self._n_outputs:
             raise ValueError("the last evaluation was asked for no logits")
         data = self.api.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(data, shape=(self._n_outputs, self.model.n_vocab)).copy()
+        return np.ctypeslib.as_array(data, shape=(self._n_outputs, self.model.n_vocab))
+
+    def synchronize(self) -> None:
+        """Wait until the last evaluation is done (a GPU works on its own)."""
+        self.api.llama_synchronize(self.handle)
+
+    def save_state(self, path: Path, tokens: Sequence[int]) -> None:
+        """Write the cache of sequence 0, which holds `tokens`, to `path`. Raises YarnEdgeError (a full disk)."""
+        data = (self.api.llama_token * len(tokens))(*tokens)
+        with deferred_ctrl_c():
+            written = self.api.llama_state_seq_save_file(self.handle, os.fsencode(path), 0, data, len(tokens))
+        if not written or written != path.stat().st_size:
+            raise YarnEdgeError(f"{path}: the cache of {len(tokens)} tokens cannot be written: {failure_reason()}")
+
+    def load_state(self, path: Path, tokens: Sequence[int]) -> bool:
+        """Fill the cache from a file of `save_state`; False (and an empty cache) where it does not hold `tokens`.
+
+        The file must be known to be whole: llama.cpp checks little of it.
+        """
+        room = len(tokens) + 1
+        found, count = (self.api.llama_token * room)(), ctypes.c_size_t(0)
+        self.clear()
+        clear_log()
+        with deferred_ctrl_c():
+            read = self.api.llama_state_seq_load_file(
+                self.handle, os.fsencode(path), 0, found, room, ctypes.byref(count)
+            )
+        if read and list(found[: count.value]) == list(tokens):
+            return True
+        self.clear()
+        return False
 
     def sample(self, sampler: Any) -> int:
         """The next token from the last token's logits by a llama_sampler chain (see `yarn_edge.sampling`)."""

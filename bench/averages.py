@@ -1,0 +1,117 @@
+"""Means with their standard errors, over everything, up to a length, and by position.
+
+The standard error is that of the mean over tokens, as llama-perplexity gives it. Neighbouring tokens are not independent: where
+two runs over the same tokens are compared, take the paired difference in blocks (`paired`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from .likelihood import Float64
+
+BLOCK = 256  # tokens of a block that counts as one observation
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over n values and its standard error (NaN for fewer than 2)."""
+
+    n: int
+    mean: float
+    stderr: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp of a mean negative log-likelihood."""
+        return math.exp(self.mean) if self.mean < 700 else math.inf
+
+    @property
+    def perplexity_stderr(self) -> float:
+        """The perplexity's own standard error."""
+        return self.perplexity * self.stderr
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tokens predicted at positions [start, end): their number, their perplexity and its standard error."""
+
+    start: int
+    end: int
+    n_tokens: int
+    perplexity: float
+    stderr: float = math.nan
+
+    def as_json(self) -> dict[str, float]:
+        """With the contract's names."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "ppl": self.perplexity,
+            "stderr": self.stderr,
+            "n_tokens": self.n_tokens,
+        }
+
+
+def mean_of(values: Float64) -> Mean:
+    """Mean and standard error of independent values; NaN for none."""
+    n = len(values)
+    if not n:
+        return Mean(0, math.nan, math.nan)
+    return Mean(n, float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan)
+
+
+def edges_of(n_ctx: int, width: int | None = None) -> list[int]:
+    """Edges of at most 32 buckets of `width` tokens (default: a power of two from 256 on), 0 to n_ctx."""
+    if width is None:
+        width = 256
+        while n_ctx > 32 * width:
+            width *= 2
+    return [*range(0, n_ctx, width), n_ctx]
+
+
+def by_position(nll: Float64, edges: Sequence[int], positions: npt.NDArray[np.int64] | None = None) -> list[Bucket]:
+    """Perplexity between consecutive `edges`. positions: of the predicted tokens, by default 1, 2, 3, …; empty buckets are
+    left out."""
+    at = np.arange(1, len(nll) + 1) if positions is None else positions
+    found = []
+    for start, end in pairwise(edges):
+        part = nll[(at >= start) & (at < end)]
+        if len(part):
+            mean = mean_of(part)
+            found.append(Bucket(start, end, mean.n, mean.perplexity, mean.perplexity_stderr))
+    return found
+
+
+def lengths_up_to(n_ctx: int, first: int = 512) -> list[int]:
+    """first, twice that, …, and n_ctx itself."""
+    found = []
+    while first < n_ctx:
+        found.append(first)
+        first *= 2
+    return [*found, n_ctx]
+
+
+def blocks_of(groups: Iterable[Float64], size: int = BLOCK) -> Float64:
+    """Means of blocks of `size` neighbours within each group; a shorter rest counts where it is at least half a block."""
+    found = []
+    for values in groups:
+        for at in range(0, len(values), size):
+            part = values[at : at + size]
+            if len(part) * 2 >= size or len(values) < size:
+                found.append(float(part.mean()))
+    return np.array(found)
+
+
+def paired(a: Sequence[Float64], b: Sequence[Float64], size: int = BLOCK) -> Mean:
+    """The mean of a - b over the same tokens, its standard error from blocks of neighbours."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    whole = np.concatenate(differences)
+    blocks = mean_of(blocks_of(differences, size))
+    return Mean(len(whole), float(whole.mean()), blocks.stderr)

@@ -1,0 +1,142 @@
+"""A model and how to run it, in one word: `model.gguf@kv=q4_0,yarn-factor=2`.
+
+So the errors of weights, cache and positions can be told apart: the same file runs with another cache type, another backend
+or another scaling, by arguments of the runtime and overrides of its metadata in memory; no file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.backends import BACKENDS, devices_of, missing
+from yarn_edge.convert.patch import from_file
+from yarn_edge.effective import RuntimeArguments, angle_error, effective, ratio_in_file, spelled_out
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import FLAGS
+from yarn_edge.gguf_file import GGUFFile, read_gguf
+from yarn_edge.memory import KV_TYPES
+from yarn_edge.planner import in_keys
+from yarn_edge.runtime import Context, FlashAttention, Model
+from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+
+# key of a variant -> RopeScaling field, with the flags' own names and types
+_SCALING: dict[str, str] = {flag.removeprefix("--"): name for name, flag in FLAGS.items()}
+KEYS = ("kv", "backend", *_SCALING)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata, for this load only."""
+
+    label: str
+    path: Path
+    kv_type: str = "f16"
+    backend: str = "cpu"
+    arguments: RuntimeArguments | None = None
+    overrides: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """Equal for variants that can share a loaded model."""
+        return (self.path.resolve(), self.backend, tuple(sorted(self.overrides.items())))
+
+    def load(self) -> Model:
+        """The model, on its backend. Raises YarnEdgeError where this machine has none: nothing takes its place."""
+        devices = devices_of(self.backend)
+        if not devices:
+            raise YarnEdgeError(f"{self.label}: {missing(self.backend)}")
+        return Model(self.path, device=devices[0], overrides=self.overrides)
+
+    def context(
+        self, model: Model, *, n_ctx: int, n_batch: int, threads: int | None = None, flash_attention: FlashAttention = "auto"
+    ) -> Context:  # fmt: skip
+        """A context of this variant in a model that `load` gave."""
+        return Context(
+            model, n_ctx=n_ctx, n_batch=n_batch, kv_type=self.kv_type, threads=threads, arguments=self.arguments,
+            flash_attention=flash_attention,
+        )  # fmt: skip
+
+
+def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> Variant:
+    """`PATH`, `PATH@key=value,key=value`; KEYS are the keys. The others are the defaults. Raises YarnEdgeError."""
+    path, wanted = split_variant(text)
+    given: dict[str, Any] = {}
+    for item in wanted:
+        key, _, value = item.partition("=")
+        if key not in KEYS:
+            raise YarnEdgeError(f"{text}: {key!r} is unknown behind @; known: {', '.join(KEYS)}")
+        if key in given:
+            raise YarnEdgeError(f"{text}: {key} stands twice")
+        given[key] = _VALUES[key](text, value)
+    scaling = {_SCALING[key]: value for key, value in given.items() if key in _SCALING}
+    found = Variant(text, Path(path), given.get("kv", kv_type), given.get("backend", backend))
+    return scaled(found, from_file(read_gguf(path), scaling)) if scaling else found
+
+
+def split_variant(text: str) -> tuple[str, list[str]]:
+    """The path and the items behind the last @; a file whose own name holds an @ is taken as it is."""
+    path, at, rest = text.rpartition("@")
+    if not at or "=" not in rest or Path(text).exists():
+        return text, []
+    return path, rest.split(",")
+
+
+def _number(kind: Callable[[str], float]) -> Callable[[str, str], float]:
+    def parse(text: str, value: str) -> float:
+        try:
+            return kind(value)
+        except ValueError:
+            raise YarnEdgeError(f"{text}: {value!r} is no number") from None
+
+    return parse
+
+
+def _one_of(names: Mapping[str, Any]) -> Callable[[str, str], str]:
+    def parse(text: str, value: str) -> str:
+        if value not in names:
+            raise YarnEdgeError(f"{text}: {value!r} is unknown; known: {', '.join(names)}")
+        return value
+
+    return parse
+
+
+_VALUES: dict[str, Callable[[str, str], Any]] = {
+    "kv": _one_of(KV_TYPES),
+    "backend": _one_of(BACKENDS),
+    **{key: _number(int if name == "original_context" else float) for key, name in _SCALING.items()},
+}
+
+
+def scaled(variant: Variant, goal: RopeScaling) -> Variant:
+    """The variant with `goal` in place of the file's own scaling.
+
+    A goes in by overriding `rope.scaling.attn_factor`: the argument yarn_attn_factor has no effect beside an ext_factor.
+    Raises YarnEdgeError where the runtime cannot compute it from this file by arguments (frequencies baked into the file,
+    tables, dynamic scaling): nothing approximate is run.
+    """
+    file = read_gguf(variant.path)
+    words = in_keys(goal)
+    if words is None:
+        raise YarnEdgeError(f"{variant.label}: the runtime has no arguments for {goal.method} scaling")
+    own = yarn_attention_factor(words.factor) if words.method == "yarn" else 1.0
+    ratio = words.attention_factor / own
+    overrides: dict[str, float] = {}
+    if abs(ratio / ratio_in_file(file) - 1) > SAME_RELATIVE:
+        overrides = {f"{file.architecture}.rope.scaling.attn_factor": ratio}
+    arguments = spelled_out(words, ratio)
+    error = angle_error(effective(overridden(file, overrides), arguments), words)
+    if error.any_difference:
+        raise YarnEdgeError(
+            f"{variant.label}: {goal.method} scaling cannot be run from this file by arguments: frequencies would be "
+            f"{error.frequency:.2%} off, the attention factor {error.attention:.2%} (are they baked into the file? "
+            "convert --bake-rope never keeps them apart)"
+        )
+    return replace(variant, arguments=arguments, overrides=overrides)
+
+
+def overridden(file: GGUFFile, overrides: Mapping[str, float]) -> GGUFFile:
+    """The file's header as the runtime sees it with `overrides`."""
+    return replace(file, metadata={**file.metadata, **overrides})

@@ -173,11 +173,10 @@ def report_of(data: dict[str, Any]) -> Report:
     ]
     if data["base_on_disk"]:
         kept = data["base_on_disk"]
-        worst = max(kept["loss"].values(), key=lambda x: abs(x["kld_stored"] / x["kld_true"] - 1), default=None)
+        losses = [x["kld_stored"] / x["kld_true"] - 1 for x in kept["loss"].values() if x["kld_true"] > 0]
         size = f"the base's distributions took {kept['bytes'] / kept['tokens'] / 1e3:.1f} kB a token on the disk"
-        if worst is not None:
-            change = worst["kld_stored"] / worst["kld_true"] - 1
-            size += f"; on the tokens that were kept whole, that changed the divergence by {change:+.2%} at most"
+        if losses:
+            size += f"; on the tokens that were kept whole, that changed the divergence by {max(losses, key=abs):+.2%} at most"
         said.append(size)
     if not data["complete"]:
         said.append("not complete: the run was ended before the text was")

@@ -169,7 +169,7 @@ def as_json(found: Sweep, settings: Settings, metric: str, width: int | None, la
         whole = np.concatenate(swept.nll)
         mean = mean_of(whole)
         row: dict[str, Any] = {
-            "value": swept.value.number if swept.value.number is not None else swept.value.label,
+            "value": swept.value.label if swept.value.number is None else float(swept.value.label),
             "ppl": mean.perplexity, "stderr": mean.perplexity_stderr, "n_tokens": mean.n,
             "behind_best": behind.mean, "behind_best_stderr": behind.stderr,
             "tok_per_s": swept.tokens / swept.seconds if swept.seconds else None,
@@ -212,7 +212,7 @@ def report_of(data: dict[str, Any]) -> Report:
         for i, b in enumerate(data["values"][0]["buckets"])
     )
     tables.append(
-        Table("Perplexity by position", ("positions", *(str(r["value"]) for r in data["values"])), places, digits=4)
+        Table("Perplexity by position", ("positions", *(_named(r["value"]) for r in data["values"])), places, digits=4)
     )
     middles = tuple((b["start"] + b["end"]) / 2 for b in data["values"][0]["buckets"])
     pictures = []
@@ -224,21 +224,28 @@ def report_of(data: dict[str, Any]) -> Report:
         at = ((float(data["recommended"]["value"]), "best"),)
         pictures.append(Chart(f"{unit} over {over}", over, unit, (line,), log_x=over == "factor", marks=at))
     original = float(data["original_context"])
-    lines = tuple(Line(str(r["value"]), middles, tuple(b["ppl"] for b in r["buckets"])) for r in data["values"])
+    lines = tuple(Line(_named(r["value"]), middles, tuple(b["ppl"] for b in r["buckets"])) for r in data["values"])
     marks = ((original, f"original context {data['original_context']}"),) if original <= data["ctx"] else ()
     pictures.append(Chart("Perplexity by position", "position (tokens)", "perplexity", lines, log_y=True, marks=marks))
     return Report(f"Sweep over {over}", _said(data), tuple(tables), tuple(pictures))
 
 
+def _named(value: float | str) -> str:
+    """A value as people write it."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def _said(data: dict[str, Any]) -> tuple[str, ...]:
     best, said = data["recommended"], []
-    name = f"{data['over']} {best['value']}" if data["over"] != "method" else str(best["value"])
+    name = _named(best["value"]) if data["over"] == "method" else f"{data['over']} {_named(best['value'])}"
     said.append(f"best over these {data['values'][0]['n_tokens']} tokens: {name}")
     if best["not_distinguishable"]:
-        others = ", ".join(str(v) for v in best["not_distinguishable"])
+        others = ", ".join(map(_named, best["not_distinguishable"]))
         said.append(f"not to be told from it on this much text (within 2 standard errors): {others}")
     if best["next_best"] is not None and best["standard_errors_ahead"] is not None:
-        said.append(f"ahead of the next, {best['next_best']}, by {best['standard_errors_ahead']:.1f} standard errors")
+        said.append(
+            f"ahead of the next, {_named(best['next_best'])}, by {best['standard_errors_ahead']:.1f} standard errors"
+        )
     if best["fitted"] is not None:
         said.append(
             f"a parabola through the best and its neighbours has its lowest point at {best['fitted']:.4g}, 95 % of the resamplings "

@@ -33,11 +33,12 @@ _POLL_S = 0.02
 
 @dataclass
 class Run:
-    """One process: seconds, and the peaks of its resident and its anonymous memory in bytes (0 where /proc is not)."""
+    """One process: seconds, the peaks of its resident and its anonymous memory in bytes (0 where /proc is not), its words."""
 
     seconds: float
     rss_bytes: int
     anonymous_bytes: int
+    output: str = ""
 
 
 @dataclass
@@ -71,11 +72,12 @@ def run_process(command: Sequence[str], allowed: Sequence[int] = (0,)) -> Run:
             process.wait()
             raise
         seconds = time.perf_counter() - start
+        told.seek(0)
+        output = told.read().decode(errors="replace")
         if process.returncode not in allowed:
-            told.seek(0)
-            last = told.read().decode(errors="replace").strip().splitlines()[-1:]
+            last = output.strip().splitlines()[-1:]
             raise YarnEdgeError(f"{Path(command[0]).name} … ended with {process.returncode}: {' '.join(last)}")
-    return Run(seconds, rss, anonymous)
+    return Run(seconds, rss, anonymous, output)
 
 
 def _memory(pid: int) -> tuple[int, int]:

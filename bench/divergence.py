@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
         scratch=scratch,
     )
     data = as_json(comparison, ctx, settings, args.bucket)
-    deliver(args, data, report_of(data))
+    deliver(args, data, report_of(data), sorted({v.path for v in (base, *others)}))
     if comparison.ended is not None:
         raise comparison.ended
     return 0

@@ -307,7 +307,7 @@ def run(args: argparse.Namespace) -> int:
     )
     outcome = summarize(measured.scores, settings.protocol, measured.ctx, args.lengths, args.bucket)
     data = as_json(variant, settings, measured, outcome)
-    deliver(args, data, report_of(variant, settings, measured, data, outcome))
+    deliver(args, data, report_of(variant, settings, measured, data, outcome), [variant.path])
     if measured.ended is not None:
         raise measured.ended
     return 0

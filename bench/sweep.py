@@ -316,7 +316,7 @@ def run(args: argparse.Namespace) -> int:
         attention=args.flash_attention,
     )  # fmt: skip
     data = as_json(found, settings, args.metric, args.bucket, args.model)
-    deliver(args, data, report_of(data))
+    deliver(args, data, report_of(data), [variant.path])
     if found.ended is not None:
         raise found.ended
     return 0

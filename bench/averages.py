@@ -14,8 +14,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.errors import YarnEdgeError
+
 from .likelihood import Float64
 
+MAX_BUCKETS = 4096
 BLOCK = 256  # tokens of a block that counts as one observation
 
 
@@ -30,7 +33,7 @@ class Mean:
     @property
     def perplexity(self) -> float:
         """exp of a mean negative log-likelihood."""
-        return math.exp(self.mean) if self.mean < 700 else math.inf
+        return perplexity_of(self.mean)
 
     @property
     def perplexity_stderr(self) -> float:
@@ -59,6 +62,11 @@ class Bucket:
         }
 
 
+def perplexity_of(mean: float) -> float:
+    """exp of a mean negative log-likelihood, infinite where a float ends."""
+    return math.exp(mean) if mean < 700 else math.inf
+
+
 def mean_of(values: Float64) -> Mean:
     """Mean and standard error of independent values; NaN for none."""
     n = len(values)
@@ -68,11 +76,15 @@ def mean_of(values: Float64) -> Mean:
 
 
 def edges_of(n_ctx: int, width: int | None = None) -> list[int]:
-    """Edges of at most 32 buckets of `width` tokens (default: a power of two from 256 on), 0 to n_ctx."""
+    """Edges of buckets of `width` tokens (default: a power of two from 256 on that makes at most 32), 0 to n_ctx."""
     if width is None:
         width = 256
         while n_ctx > 32 * width:
             width *= 2
+    if n_ctx // width > MAX_BUCKETS:
+        raise YarnEdgeError(
+            f"--bucket {width} makes {n_ctx // width} buckets of {n_ctx} tokens: {MAX_BUCKETS} are the most"
+        )
     return [*range(0, n_ctx, width), n_ctx]
 
 

@@ -1,8 +1,9 @@
 """A base's next-token distributions on the disk, for candidates that do not fit into memory beside it.
 
 Of each distribution the tokens that hold all but TAIL of the probability are kept, each with its log-probability in 16 bits
-(steps of about 0.0005 nats), and the rest as one sum. The divergence over these parts is never more than the true one; what it
-misses is measured on the first tokens, which are kept whole. llama-perplexity keeps 16 bits of every token of the vocabulary.
+(steps of about 0.0005 nats), and the rest as one sum. The divergence over these parts is never more than the true one but for
+that rounding, whose floor is about 1e-8 nats. What it misses is measured on the first tokens, which are kept whole.
+llama-perplexity keeps 16 bits of every token of the vocabulary.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Distributions:
         """Keep the distributions of one batch of the base; returns the targets' negative log-likelihoods."""
         log_z = rows.log_normalizers(batch.logits)
         nll = log_z - np.take_along_axis(batch.logits, batch.targets[:, None], axis=1)[:, 0]
+        if not np.isfinite(nll).all():
+            return nll  # for the caller to refuse
         packed = rows.each(lambda i: _pack(batch.logits[i], float(log_z[i]), float(nll[i])), len(nll))
         for row, data in zip(batch.logits, packed, strict=True):
             if len(self._exact) < EXACT:
@@ -120,21 +123,22 @@ class _Row:
 
     def divergence(self, logits: Float32, log_z: float) -> float:
         """KL over the kept tokens and the rest as one, in nats."""
-        log_q = logits[self.kept].astype(np.float64) - log_z
-        found = float(self.p @ (self.log_p - log_q))
+        log_q = logits.astype(np.float64) - log_z
+        found = float(self.p @ (self.log_p - log_q[self.kept]))
         if self.rest > 0:
-            outside = 1.0 - float(np.exp(log_q).sum())
-            found += self.rest * (math.log(self.rest) - math.log(max(outside, 1e-300)))
+            log_q[self.kept] = -np.inf
+            outside = float(np.exp(log_q).sum())  # no difference from 1, which would cancel
+            found += self.rest * (math.log(self.rest) - math.log(outside)) if outside > 0 else math.inf
         return found
 
 
 def _pack(logits: Float32, log_z: float, nll: float) -> bytes:
     """A row as bytes."""
     p = np.exp(logits.astype(np.float64) - log_z)
-    ordered = np.sort(p)
-    below = np.cumsum(ordered)
-    n_rest = int(np.searchsorted(below, TAIL))  # the smallest ones, together at most TAIL
-    kept = p > (ordered[n_rest - 1] if n_rest else -1.0)
+    order = np.argsort(p)
+    n_rest = int(np.searchsorted(np.cumsum(p[order]), TAIL))  # the smallest ones, together less than TAIL
+    kept = np.zeros(len(p), dtype=bool)
+    kept[order[n_rest:]] = True
     rest = float(p[~kept].sum())
     log_p = logits[kept].astype(np.float64) - log_z
     lowest = float(np.float32(min(log_p.min(), -1e-6)))

@@ -7,6 +7,7 @@ in nats, how often the top token is the same, how the probability of the text's 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -24,9 +25,9 @@ from yarn_edge.progress import note
 from yarn_edge.runtime import FlashAttention, Model
 from yarn_edge.sample_text import sample_text
 
-from .averages import edges_of, mean_of, paired
+from .averages import edges_of, mean_of, paired, perplexity_of
 from .perplexity import STOPPED, Settings, add_running_flags, add_text_flags, plan_windows, settings_of
-from .report import Chart, Line, Report, Table, add_output_flags, check_outputs, deliver
+from .report import Cell, Chart, Line, Report, Table, add_output_flags, check_outputs, deliver
 from .stepping import Comparison, Outcome, fits_together, one_after_the_other, side_by_side
 from .variants import Variant, parse_variant, split_variant
 
@@ -47,9 +48,13 @@ def compare(
 
     Raises YarnEdgeError for models with different vocabularies, and what ends the run before anything was measured.
     """
+    twice = {v.label for v in others if sum(v.label == w.label for w in others) > 1}
+    if twice:
+        raise YarnEdgeError(f"{min(twice)}: stands twice among the candidates")
     with base.load() as model:
         windows, ctx = plan_windows(model, settings)
         probe, n_vocab = model.tokenize(sample_text()[:_PROBE], add_special=False, parse_special=False), model.n_vocab
+        words = vocabulary(model)
     comparison = Comparison(windows, base, [Outcome(variant) for variant in others])
     longest = max(len(w.tokens) for w in windows)
     together = keep == "memory" or (keep == "auto" and fits_together([base, *others], longest, n_vocab))
@@ -58,7 +63,7 @@ def compare(
     for other in others:
         with Model(other.path, vocab_only=True) as model:
             same = model.tokenize(sample_text()[:_PROBE], add_special=False, parse_special=False) == probe
-            if model.n_vocab != n_vocab or not same:
+            if model.n_vocab != n_vocab or not same or vocabulary(model) != words:
                 raise YarnEdgeError(f"{other.label}: has another vocabulary than {base.label}: they cannot be compared")
     start = time.perf_counter()
     try:
@@ -72,6 +77,14 @@ def compare(
         comparison.ended = reason
     comparison.seconds = time.perf_counter() - start
     return comparison, ctx
+
+
+def vocabulary(model: Model) -> str:
+    """SHA-256 of the tokens in the file."""
+    tokens = model.gguf.metadata.get("tokenizer.ggml.tokens")
+    return hashlib.sha256(
+        repr(tokens if isinstance(tokens, list) else None).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def _positions(comparison: Comparison, outcome: Outcome) -> npt.NDArray[np.int64]:
@@ -101,7 +114,7 @@ def figures(comparison: Comparison, outcome: Outcome, width: int | None) -> dict
                 {
                     "start": start, "end": end, "n_tokens": part.n, "kld_mean": part.mean, "kld_stderr": part.stderr,
                     "top1": float(same[inside].mean()), "ppl": mean_of(nll[inside]).perplexity,
-                    "ppl_ratio": math.exp(float((nll - base_nll)[inside].mean())),
+                    "ppl_ratio": perplexity_of(float((nll - base_nll)[inside].mean())),
                 }
             )  # fmt: skip
     quantiles = {f"kld_p{name}": float(np.quantile(kl, q)) for name, q in (("90", 0.9), ("99", 0.99), ("99_9", 0.999))}
@@ -111,7 +124,7 @@ def figures(comparison: Comparison, outcome: Outcome, width: int | None) -> dict
         "top1": top1, "top1_stderr": math.sqrt(top1 * (1 - top1) / max(1, len(same) - 1)),
         "delta_p_mean": moved.mean, "delta_p_stderr": moved.stderr, "delta_p_rms": float(np.sqrt((delta**2).mean())),
         "ppl": ppl.perplexity, "ppl_stderr": ppl.perplexity_stderr,
-        "ppl_ratio": math.exp(ratio.mean), "ppl_ratio_stderr": math.exp(ratio.mean) * ratio.stderr,
+        "ppl_ratio": ratio.perplexity, "ppl_ratio_stderr": ratio.perplexity_stderr,
         "forward_s": outcome.forward_s, "buckets": buckets,
     }  # fmt: skip
 
@@ -138,8 +151,20 @@ def as_json(comparison: Comparison, ctx: int, settings: Settings, width: int | N
 def report_of(data: dict[str, Any]) -> Report:
     """Tables and pictures of `as_json`."""
     names = {m["model"]: _short(m["model"], data["base"]) for m in data["models"]}
-    columns = ("candidate", "KL mean", "±", "median", "p99", "max", "top-1 %", "Δp rms %", "perplexity", "ratio", "±")
-    rows = tuple(
+    columns: tuple[str, ...] = (
+        "candidate",
+        "KL mean",
+        "±",
+        "median",
+        "p99",
+        "max",
+        "top-1 %",
+        "Δp rms %",
+        "perplexity",
+        "ratio",
+        "±",
+    )
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             names[m["model"]], m["kld_mean"], m["kld_stderr"], m["kld_median"], m["kld_p99"], m["kld_max"], 100 * m["top1"],
             100 * m["delta_p_rms"], m["ppl"], m["ppl_ratio"], m["ppl_ratio_stderr"],
@@ -147,6 +172,9 @@ def report_of(data: dict[str, Any]) -> Report:
         for m in data["models"]
     )  # fmt: skip
     told = f"KL(base || candidate) in nats; the base's perplexity is {data['base_ppl']:.4f}. ± are standard errors."
+    if len({m["n_tokens"] for m in data["models"]}) > 1:  # ended early, one after the other
+        columns = (*columns, "tokens")
+        rows = tuple((*row, m["n_tokens"]) for row, m in zip(rows, data["models"], strict=True))
     tables = [Table(f"Divergence from {_short(data['base'], '')}", columns, rows, told, 3)]
     spans = [(b["start"], b["end"]) for b in data["models"][0]["buckets"]]
     by_place = tuple(

@@ -17,6 +17,7 @@ from yarn_edge.sample_text import sample_text
 
 JSON_LINES = (".jsonl", ".ndjson")
 MAX_LINE = 1 << 28  # bytes of one JSON line
+MAX_PIPE = 1 << 30  # bytes of text that does not come from a file
 _BYTES_A_TOKEN = 8  # a first guess: more is read where it turns out too little
 _TAIL = 64  # tokens at a cut that more text could have made others
 
@@ -99,7 +100,20 @@ def _in_folder(folder: Path) -> list[Document]:
     return [Document(p.name, p) for p in files]
 
 
+def _piped(path: Path) -> str:
+    """All that comes out of a pipe; nothing else that is no file has an end."""
+    if not path.is_fifo():
+        raise YarnEdgeError(f"{path}: is no file of text")
+    with path.open("rb") as file:
+        data = file.read(MAX_PIPE + 1)
+    if len(data) > MAX_PIPE:
+        raise YarnEdgeError(f"{path}: more than {MAX_PIPE} bytes come out of it: write them to a file")
+    return _decoded(data, path, True).removesuffix("\n")
+
+
 def _in_file(path: Path, field: str) -> list[Document]:
+    if not path.is_file() and path.exists():
+        return [Document(path.name, words=_piped(path))]
     if path.suffix.lower() not in JSON_LINES:
         return [Document(path.name, path)]
     found: list[Document] = []

@@ -9,7 +9,8 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,18 @@ from yarn_edge.convert.imatrix_progress import model_identity
 from yarn_edge.convert.writer import check_output
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import add_threads_flag, count, lengths
+from yarn_edge.gguf_file import read_gguf
 from yarn_edge.loadable import MAX_CONTEXT
 from yarn_edge.memory import KV_TYPES
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import note
-from yarn_edge.runtime import FlashAttention, Model
+from yarn_edge.runtime import Context, FlashAttention, Model
 
 from .averages import Bucket, Mean, by_position, edges_of, lengths_up_to, mean_of
 from .documents import documents_of, tokenized
 from .report import Chart, Line, Report, Table, add_output_flags, check_outputs, deliver
 from .score_file import ScoreFile
-from .scoring import Scores, open_context, score
+from .scoring import Plan, Scores, open_context, plan_of, score
 from .variants import Variant, parse_variant
 from .windows import PROTOCOLS, STRIDE, Cut, Window, tokens_needed, windows_of
 
@@ -71,7 +73,9 @@ def plan_windows(model: Model, settings: Settings) -> tuple[list[Window], int]:
     return windows, ctx
 
 
-def identity(model: Model, variant: Variant, settings: Settings, windows: Sequence[Window]) -> dict[str, Any]:
+def identity(
+    model: Model, variant: Variant, settings: Settings, windows: Sequence[Window], plan: Plan
+) -> dict[str, Any]:
     """What makes two runs the same, for `--resume`."""
     arguments = variant.arguments or explicit_arguments(model.gguf)
     digest = hashlib.sha256()
@@ -80,7 +84,8 @@ def identity(model: Model, variant: Variant, settings: Settings, windows: Sequen
     return {
         "the model": model_identity(model.gguf), "the scaling": json.dumps([asdict(arguments), dict(variant.overrides)]),
         "the cache type": variant.kv_type, "the backend": variant.backend, "the protocol": settings.protocol,
-        "the text or how it is cut": digest.hexdigest(),
+        "the text or how it is cut": digest.hexdigest(), "the batch or flash attention": list(vars(plan).values()),
+        "the version of llama-cpp-python": version("llama-cpp-python"),
     }  # fmt: skip
 
 
@@ -107,13 +112,16 @@ def measure(
     with variant.load() as model:
         windows, ctx = plan_windows(model, settings)
         scores = Scores.empty(windows)
-        kept = None if save is None else ScoreFile(save, identity(model, variant, settings, windows))
-        if kept is not None and resume and not kept.load(scores):
-            note(f"{save}: is not there yet: the run begins")
+        longest = max(len(w.tokens) for w in windows)
+        plan = plan_of(model.gguf, model.n_vocab, longest, variant.kv_type, variant.backend, attention)
+        kept = None if save is None else ScoreFile(save, identity(model, variant, settings, windows, plan))
+        if kept is not None:
+            if resume and not kept.load(scores):
+                note(f"{save}: is not there yet: the run begins")
+            kept.begin(scores)
         if scores.done == len(windows):
             return Measured(scores, ctx, model.n_ctx_train)
-        longest = max(len(w.tokens) for w in windows)
-        with open_context(model, variant, longest, threads, attention) as context:
+        with open_context(model, variant, longest, threads, plan=plan) as context:
             if kept is not None:
                 kept.restore(context, scores)
             try:
@@ -121,14 +129,25 @@ def measure(
                 score(context, scores, threads=threads, between=between)
             except STOPPED as reason:
                 if kept is not None:
-                    kept.save(context, scores)
-                    note(f"{save}: {scores.n_scored} tokens are scored; --resume goes on from there")
+                    _keep(kept, context, scores)
                 if not scores.n_scored:
                     raise
                 return Measured(scores, ctx, model.n_ctx_train, reason)
-        if kept is not None:
-            kept.finish(scores)
+        try:
+            if kept is not None:
+                kept.finish(scores)
+        except YarnEdgeError as error:
+            return Measured(scores, ctx, model.n_ctx_train, error)
         return Measured(scores, ctx, model.n_ctx_train)
+
+
+def _keep(kept: ScoreFile, context: Context, scores: Scores) -> None:
+    """Save on the way out; what was scored is told even where that fails."""
+    try:
+        kept.save(context, scores)
+        note(f"{kept.path}: {scores.n_scored} tokens are scored; --resume goes on from there")
+    except YarnEdgeError as error:
+        note(f"the scores are not kept: {error}")
 
 
 @dataclass(frozen=True)
@@ -157,15 +176,16 @@ def summarize(scores: Scores, protocol: str, ctx: int, points: Sequence[int] | N
         before = index < length
         mean, n_documents = mean_of(nll[before]), len(np.unique(document[before]))
         if protocol == "truncated":
-            whole = [w.document for w in scores.windows if len(w.tokens) >= length]
-            means = np.array([nll[before & (document == d)].mean() for d in whole if (before & (document == d)).any()])
-            mean, n_documents = Mean(mean.n, float(means.mean()), mean.stderr), len(means)
+            whole = [d for d in np.unique(document) if index[document == d].max() + 1 >= length]
+            mean_of_each = mean_of(np.array([nll[before & (document == d)].mean() for d in whole]))
+            mean, n_documents = replace(mean_of_each, n=int((before & np.isin(document, whole)).sum())), len(whole)
         if mean.n:
             curve.append((length, mean, n_documents))
-    windows = [float(np.nanmean(part)) for part in scores.nll if np.isfinite(part).any()]
-    return Outcome(
-        mean_of(nll), curve, by_position(nll, edges_of(longest, width), index), float(np.exp(np.mean(windows)))
-    )
+    missing = [length for length in points or () if length > reached]
+    if missing:
+        note(f"nothing reaches {missing[0]} tokens: the curve ends before")
+    windows = np.array([float(np.nanmean(part)) for part in scores.nll if np.isfinite(part).any()])
+    return Outcome(mean_of(nll), curve, by_position(nll, edges_of(longest, width), index), mean_of(windows).perplexity)
 
 
 def as_json(variant: Variant, settings: Settings, measured: Measured, outcome: Outcome) -> dict[str, Any]:
@@ -245,8 +265,9 @@ def add_text_flags(parser: argparse.ArgumentParser) -> None:
         "--ctx", type=count(2, MAX_CONTEXT), metavar="N", help="tokens of a window (default: the model's)"
     )
     parser.add_argument(
-        "--chunks", type=count(1, 10**9), metavar="N", help="windows at most (curve: of each document, default 1)"
-    )
+        "--chunks", type=count(1, 10**9), metavar="N",
+        help="windows at most: llama.cpp in all, curve (default 1) and sliding of each document",
+    )  # fmt: skip
     parser.add_argument(
         "--max-tokens", type=count(2, 10**12), metavar="N", help="tokens of all documents together, at most"
     )
@@ -291,6 +312,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_flags(parser)
 
 
+def check_save(save: Path, args: argparse.Namespace, variant: Variant) -> Path:
+    """Refuse a --save that would overwrite what is read or written elsewhere, itself or by its cache, before any work."""
+    text = None if args.text is None else Path(args.text)
+    in_folder = text is not None and text.is_dir()
+    sources = [
+        *(read_gguf(variant.path).shards or (variant.path,)),
+        *([text] if text is not None and not in_folder else []),
+    ]
+    if in_folder and text is not None and save.resolve().parent == text.resolve():
+        raise YarnEdgeError(f"{save}: would become one of the documents in {text}: take another folder")
+    for other in (args.plot, args.report):
+        if other is not None and Path(other).resolve() == save.resolve():
+            raise YarnEdgeError(f"{save}: --save and another output name the same file")
+    check_output(save.with_name(save.name + ".cache"), args.force or args.resume, sources)
+    found: Path = check_output(save, args.force or args.resume, sources)
+    return found
+
+
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge perplexity`."""
     check_outputs(args)
@@ -299,9 +338,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.save is None:
         raise YarnEdgeError("--resume goes on from the file of --save: give it, too")
     if args.save is not None:
-        save = check_output(
-            Path(args.save), args.force or args.resume, [variant.path, *([Path(args.text)] if args.text else [])]
-        )
+        save = check_save(Path(args.save), args, variant)
     measured = measure(
         variant, settings, threads=args.threads, attention=args.flash_attention, save=save, resume=args.resume
     )

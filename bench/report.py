@@ -197,7 +197,8 @@ def _target(path: Path) -> Path:
 
 
 def _json_line(data: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(data), ensure_ascii=False, allow_nan=False) + "\n"
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(_plain(data), ensure_ascii=not utf8, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

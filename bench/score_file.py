@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from yarn_edge.convert.writer import check_space, partial_file, publish
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.memory import kv_bytes
+from yarn_edge.memory import known_kv_bytes
 from yarn_edge.progress import note
 from yarn_edge.runtime import Context
 
@@ -40,6 +39,7 @@ class ScoreFile:
     _cached: float = field(default_factory=time.monotonic)
     _cache_took: float = 0.0
     _cache: dict[str, Any] = field(default_factory=dict)
+    _owns_cache: bool = False
 
     @property
     def cache_path(self) -> Path:
@@ -50,24 +50,40 @@ class ScoreFile:
         """Fill `scores` with what the file holds; False where there is no file. Raises YarnEdgeError for another run's."""
         if not self.path.exists():
             return False
+        damaged = YarnEdgeError(
+            f"{self.path}: is no file of scores, or a damaged one: --force without --resume begins anew"
+        )
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 values = stored["nll"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RecursionError) as error:
-            raise YarnEdgeError(f"{self.path}: is no file of scores, or a damaged one: --force begins anew") from error
-        told = header.get("run") if isinstance(header, dict) else None
+            told, done, cache = dict(header["run"]), int(header["done"]), dict(header["cache"])
+        except Exception as error:  # of archives and of JSON, many kinds
+            raise damaged from error
         for name, value in self.run.items():
-            if not isinstance(told, dict) or told.get(name) != value:
-                raise YarnEdgeError(f"{self.path}: was saved by another run ({name} differs): --force begins anew")
-        if values.dtype != np.float64 or values.shape != (sum(map(len, scores.nll)),):
-            raise YarnEdgeError(f"{self.path}: is damaged: --force begins anew")
+            if told.get(name) != value:
+                raise YarnEdgeError(
+                    f"{self.path}: was saved by another run ({name} differs): --force without --resume begins anew"
+                )
+        whole = sum(map(len, scores.nll[:done]))
+        if (
+            values.dtype != np.float64
+            or values.shape != (sum(map(len, scores.nll)),)
+            or not 0 <= done <= len(scores.nll)
+        ):
+            raise damaged
+        if not np.isfinite(values[:whole]).all():
+            raise damaged
         at = 0
         for part in scores.nll:
             part[:] = values[at : at + len(part)]
             at += len(part)
-        scores.done, self._cache = int(header["done"]), dict(header["cache"])
+        scores.done, self._cache, self._owns_cache = done, cache, bool(cache)
         return True
+
+    def begin(self, scores: Scores) -> None:
+        """Write the file at once, so that a place that cannot be written fails before hours of work."""
+        self._write(scores)
 
     def restore(self, context: Context, scores: Scores) -> None:
         """Put the cache back, so that the window at hand goes on where it stood; else it begins anew, with a note."""
@@ -114,11 +130,14 @@ class ScoreFile:
     def _keep_cache(self, context: Context, scores: Scores) -> None:
         tokens = scores.windows[scores.done].tokens[: scores.inside]
         context.keep(len(tokens))  # an interrupted evaluation may have left more
-        check_space(self.path.parent, kv_bytes(context.model.gguf, len(tokens), context.kv_type), "the cache")
+        check_space(
+            self.path.parent, known_kv_bytes(context.model.gguf, len(tokens), context.kv_type) or 0, "the cache"
+        )
         with partial_file(self.cache_path) as partial:
             context.save_state(partial, tokens)
             found = {"tokens": len(tokens), "bytes": partial.stat().st_size, "hash": _digest(partial)}
             publish(partial, self.cache_path, force=True)
+        self._owns_cache = True
         self._cache = found | {"window": scores.done}
 
     def _write(self, scores: Scores) -> None:
@@ -134,7 +153,8 @@ class ScoreFile:
         """The last saving: the scores stay, the cache goes."""
         self._cache = {}
         self._write(scores)
-        self.cache_path.unlink(missing_ok=True)
+        if self._owns_cache:
+            self.cache_path.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

@@ -49,7 +49,8 @@ def plan_of(
     n_batch = MAX_BATCH
     while n_batch > MIN_BATCH and n_batch * n_vocab * 4 > LOGIT_BYTES:
         n_batch //= 2
-    heads = int(file.number("attention.head_count") or 0)
+    told = file.metadata.get(f"{file.architecture}.attention.head_count", 0)
+    heads = int(np.max(told)) if isinstance(told, (int, float, np.ndarray)) else 0  # some have a number for each layer
     plain = device == "cpu" and kv_type in ("f32", "f16", "bf16") and heads > 0
     if wanted == "on" or (wanted == "auto" and not plain):
         return Plan(n_batch, wanted)

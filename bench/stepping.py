@@ -14,7 +14,7 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.llama_api import physical_threads
-from yarn_edge.memory import available_bytes, kv_bytes
+from yarn_edge.memory import available_bytes, known_kv_bytes
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime import Context, FlashAttention, Model
 
@@ -74,8 +74,9 @@ def fits_together(variants: Sequence[Variant], n_ctx: int, n_vocab: int) -> bool
     """Whether the files, caches and logits of all variants fit into the memory that is free; True where nobody can tell."""
     free = available_bytes()
     weights = {v.weights: sum(t.n_bytes for t in read_gguf(v.path).tensors.values()) for v in variants}
-    caches = sum(kv_bytes(read_gguf(v.path), n_ctx, v.kv_type) for v in variants)
-    logits = len(variants) * (2 * 4 * 512 * n_vocab + COMPUTE_BYTES)
+    caches = sum(known_kv_bytes(read_gguf(v.path), n_ctx, v.kv_type) or 0 for v in variants)
+    plans = [plan_of(read_gguf(v.path), n_vocab, n_ctx, v.kv_type, v.backend) for v in variants]
+    logits = sum(2 * 4 * plan.n_batch * n_vocab + COMPUTE_BYTES for plan in plans)
     return free is None or sum(weights.values()) + caches + logits <= free
 
 

@@ -23,7 +23,7 @@ from yarn_edge.loadable import MAX_CONTEXT
 from yarn_edge.runtime import FlashAttention
 from yarn_edge.scaling import RopeScaling
 
-from .averages import by_position, edges_of, mean_of
+from .averages import by_position, edges_of, mean_of, perplexity_of
 from .best_value import Best, choose
 from .likelihood import Float64
 from .perplexity import STOPPED, Settings, add_running_flags, add_text_flags, plan_windows, settings_of
@@ -77,6 +77,8 @@ def values_of(over: str, base: RopeScaling, texts: Sequence[str] | None, ctx: in
         raise YarnEdgeError(f"--values: {','.join(texts or ())!r} are not numbers") from None
     if numbers is not None and not all(0 < n < 1e6 for n in numbers):
         raise YarnEdgeError("--values: they must be above 0")
+    if over == "factor" and numbers is not None and numbers[0] < 1:
+        raise YarnEdgeError(f"--values: a factor of {numbers[0]:g} is below 1, which is plain RoPE")
     return attention_values(base, numbers) if over == "attention-factor" else factor_values(base, numbers, ctx)
 
 
@@ -103,6 +105,9 @@ def sweep(
         (value, runs_of(value, variant, windows, base.original_context, step or max(512, ctx // 8)))
         for value in planned
     ]
+    moving = [value.label for value, _ in runs if value.dynamic]
+    if metric == "divergence" and moving:
+        raise YarnEdgeError(f"--metric divergence: {moving[0]} has other angles at each length: take perplexity")
     try:
         if metric == "divergence":
             _divergences(found, runs, variant, threads, attention)
@@ -146,8 +151,6 @@ def _divergences(
     reference = scaled(variant, with_factor(found.base, 1.0) if plain else found.base)
     found.reference = "plain RoPE" if plain else f"attention factor {found.base.attention_factor:g}"
     for value, parts in runs:
-        if len(parts) != 1:
-            raise YarnEdgeError(f"--metric divergence: {value.label} has other angles at each length: take perplexity")
         (run,) = parts
         comparison = Comparison(found.windows, reference, [Outcome(run.variant)])
         side_by_side(comparison, max(len(w.tokens) for w in found.windows), threads, attention)
@@ -169,7 +172,7 @@ def as_json(found: Sweep, settings: Settings, metric: str, width: int | None, la
         whole = np.concatenate(swept.nll)
         mean = mean_of(whole)
         row: dict[str, Any] = {
-            "value": swept.value.label if swept.value.number is None else float(swept.value.label),
+            "value": swept.value.label if swept.value.number is None else swept.value.number,
             "ppl": mean.perplexity, "stderr": mean.perplexity_stderr, "n_tokens": mean.n,
             "behind_best": behind.mean, "behind_best_stderr": behind.stderr,
             "tok_per_s": swept.tokens / swept.seconds if swept.seconds else None,
@@ -273,7 +276,9 @@ def _price(data: dict[str, Any]) -> list[str]:
         return float(total / sum(b["n_tokens"] for b in parts))
 
     costs = ", ".join(
-        f"factor {r['value']:g} {math.expm1(mean(r) - mean(plain)):+.1%}" for r in data["values"] if r is not plain
+        f"factor {r['value']:g} {perplexity_of(mean(r) - mean(plain)) - 1:+.1%}"
+        for r in data["values"]
+        if r is not plain
     )
     return [f"perplexity within the original context next to plain RoPE: {costs}"] if costs else []
 

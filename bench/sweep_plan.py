@@ -45,12 +45,13 @@ def base_scaling(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
 
     Raises YarnEdgeError where there is nothing to sweep around: frequency tables, a softmax factor of its own.
     """
-    own: RopeScaling = from_file(file, {})
     given = dict(overrides)
-    if given and own.method != "yarn":
-        given.setdefault("original_context", own.original_context)
-        given.setdefault("factor", max(1.0, own.factor))
-    found: RopeScaling = from_file(file, given) if given else own
+    if not given.keys() >= {"factor", "original_context"}:
+        own: RopeScaling = from_file(file, {})
+        if given and own.method != "yarn":
+            given.setdefault("original_context", own.original_context)
+            given.setdefault("factor", max(1.0, own.factor))
+    found: RopeScaling = from_file(file, given)
     if found.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in found.frequency_factors):
         raise YarnEdgeError(
             f"{file.path}: its frequencies come from a table (Llama 3, LongRoPE): no other can be put in its place"
@@ -63,10 +64,14 @@ def base_scaling(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
 
 
 def with_factor(base: RopeScaling, factor: float, method: str = "yarn", own_attention: bool = True) -> RopeScaling:
-    """Another method or factor around the same base and original context; A is the method's own default."""
+    """Another method or factor around the same base and original context.
+
+    A is the method's own default; of YaRN times what the base's A is of the default for its own factor.
+    """
     if factor <= 1 or method == "none":
         return replace(base, method="none", factor=1.0, attention_factor=1.0)
-    attention = yarn_attention_factor(factor) if own_attention else 1.0
+    ratio = base.attention_factor / base.default_attention_factor if base.method == "yarn" else 1.0
+    attention = yarn_attention_factor(factor) * ratio if own_attention else 1.0
     return replace(base, method=method, factor=float(factor), attention_factor=attention)  # type: ignore[arg-type]
 
 

@@ -17,10 +17,11 @@ from yarn_edge.effective import RuntimeArguments, angle_error, effective, ratio_
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS
 from yarn_edge.gguf_file import GGUFFile, read_gguf
+from yarn_edge.layers import sliding_scaling
 from yarn_edge.memory import KV_TYPES
-from yarn_edge.planner import in_keys
+from yarn_edge.planner import in_keys, native_keys
 from yarn_edge.runtime import Context, FlashAttention, Model
-from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.scaling import SAME_RELATIVE, RopeScaling
 
 # key of a variant -> RopeScaling field, with the flags' own names and types
 _SCALING: dict[str, str] = {flag.removeprefix("--"): name for name, flag in FLAGS.items()}
@@ -48,7 +49,11 @@ class Variant:
         devices = devices_of(self.backend)
         if not devices:
             raise YarnEdgeError(f"{self.label}: {missing(self.backend)}")
-        return Model(self.path, device=devices[0], overrides=self.overrides)
+        model = Model(self.path, device=devices[0], overrides=self.overrides)
+        if model.gguf.metadata.get(f"{model.gguf.architecture}.attention.causal") is False:
+            model.close()
+            raise YarnEdgeError(f"{self.label}: is no language model: its tokens see those after them")
+        return model
 
     def context(
         self, model: Model, *, n_ctx: int, n_batch: int, threads: int | None = None, flash_attention: FlashAttention = "auto"
@@ -121,13 +126,21 @@ def scaled(variant: Variant, goal: RopeScaling) -> Variant:
     words = in_keys(goal)
     if words is None:
         raise YarnEdgeError(f"{variant.label}: the runtime has no arguments for {goal.method} scaling")
-    own = yarn_attention_factor(words.factor) if words.method == "yarn" else 1.0
+    keys = native_keys(words, file.architecture)
+    name = f"{file.architecture}.rope.scaling.attn_factor"
+    # What is left to attn_factor, whatever else of A the architecture makes of the file's keys.
+    own = effective(overridden(file, {name: 1.0}), spelled_out(words, 1.0)).attention_factor
     ratio = words.attention_factor / own
-    overrides: dict[str, float] = {}
-    if abs(ratio / ratio_in_file(file) - 1) > SAME_RELATIVE:
-        overrides = {f"{file.architecture}.rope.scaling.attn_factor": ratio}
+    overrides = {name: ratio} if abs(ratio / ratio_in_file(file) - 1) > SAME_RELATIVE else {}
     arguments = spelled_out(words, ratio)
-    error = angle_error(effective(overridden(file, overrides), arguments), words)
+    seen = overridden(file, overrides)
+    runs = effective(seen, arguments)
+    sliding, meant = sliding_scaling(seen, runs), sliding_scaling(overridden(file, keys), runs)
+    if sliding is not None and meant is not None and angle_error(sliding, meant).any_difference:
+        raise YarnEdgeError(
+            f"{variant.label}: its layers with a sliding window take their scaling from the file, not from arguments: patch the file"
+        )
+    error = angle_error(runs, words)
     if error.any_difference:
         raise YarnEdgeError(
             f"{variant.label}: {goal.method} scaling cannot be run from this file by arguments: frequencies would be "
@@ -137,6 +150,6 @@ def scaled(variant: Variant, goal: RopeScaling) -> Variant:
     return replace(variant, arguments=arguments, overrides=overrides)
 
 
-def overridden(file: GGUFFile, overrides: Mapping[str, float]) -> GGUFFile:
+def overridden(file: GGUFFile, overrides: Mapping[str, Any]) -> GGUFFile:
     """The file's header as the runtime sees it with `overrides`."""
     return replace(file, metadata={**file.metadata, **overrides})

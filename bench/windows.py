@@ -84,7 +84,7 @@ PROTOCOLS: dict[str, tuple[Callable[[int, Sequence[int], Cut], list[Window]], bo
     "curve": (curve, False),
     "llama.cpp": (llama_cpp, True),
     "sliding": (sliding, False),
-    "truncated": (curve, True),
+    "truncated": (curve, False),
 }
 
 
@@ -108,6 +108,8 @@ def windows_of(protocol: str, documents: Sequence[Sequence[int]], cut: Cut) -> l
     found = [w for w in found if w.n_scored > 0]
     if not found:
         longest = max(map(len, documents), default=0)
+        if protocol == "llama.cpp" and cut.ctx < 3:
+            raise YarnEdgeError("--protocol llama.cpp scores the second half of a window: it needs --ctx 3 or more")
         needed = f"--protocol {protocol} scores windows of {cut.ctx} tokens" if whole_only else "2 tokens are the least"
         raise YarnEdgeError(f"the longest text has {longest} tokens, and {needed}: take more text or a smaller --ctx")
     return found

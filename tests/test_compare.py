@@ -109,6 +109,29 @@ def test_stored_distributions_keep_what_matters() -> None:
             np.testing.assert_array_equal(found.same_top, base.argmax(axis=1) == other.argmax(axis=1))
 
 
+def test_stored_distributions_in_odd_forms() -> None:
+    """Ties, a rest that the candidate all but rules out, and what is not a number."""
+    from yarn_edge.bench.likelihood import Rows
+    from yarn_edge.bench.scoring import Batch
+
+    flat = np.zeros((1, 20000), dtype=np.float32)
+    peak = np.full((1, 32000), -22, dtype=np.float32)
+    peak[0, 0] = 0
+    lower = peak - np.float32(40)
+    lower[0, 0] = 0
+    tilted = np.linspace(-1, 1, 20000, dtype=np.float32)[None]
+    at = np.array([0])
+    for base, other in ((flat, flat), (flat, tilted), (peak, lower), (tilted, flat)):
+        with distributions.Distributions(None) as kept, Rows(1) as rows:
+            kept.add(Batch(1, at, base), rows)
+            kept.rewind()
+            stored = kept.compare(Batch(1, at, other), rows).kl[0]
+            exact = kept.exact(Batch(1, at, other), 0, rows)[0]
+        assert stored == pytest.approx(exact, rel=2e-3, abs=1e-7)
+    with distributions.Distributions(None) as kept, Rows(1) as rows:
+        assert np.isnan(kept.add(Batch(1, at, np.full((1, 9), np.nan, np.float32)), rows)).all()
+
+
 def test_what_fits_together(smol_quants: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     variants = [
         Variant("a", smol_quants["F16"]),
@@ -117,7 +140,7 @@ def test_what_fits_together(smol_quants: dict[str, Path], monkeypatch: pytest.Mo
     ]
     size = {name: path.stat().st_size for name, path in smol_quants.items()}
     needed = size["F16"] + size["Q8_0"] + 3 * (2 * 4 * 512 * 49152 + stepping.COMPUTE_BYTES)
-    for free, fits in ((needed * 0.95, False), (needed * 1.3, True), (None, True)):
+    for free, fits in ((needed * 0.9, False), (needed * 1.4, True), (None, True)):
         monkeypatch.setattr(stepping, "available_bytes", lambda free=free: free)
         assert stepping.fits_together(variants, 8192, 49152) is fits
 
@@ -165,7 +188,8 @@ def test_bad_input(
         "no such folder": ["compare", str(tiny_model), str(tiny_model), "--scratch", str(tmp_path / "no")],
         "No such file": ["compare", str(tiny_model), str(tmp_path / "no.gguf")],
         "the following arguments are required": ["compare", str(tiny_model)],
-        "are they baked": ["compare", str(tiny_model), f"{tiny_model}@yarn-factor=2,yarn-orig-ctx=0"],
+        "must be from 1 to": ["compare", str(tiny_model), f"{tiny_model}@yarn-factor=2,yarn-orig-ctx=0"],
+        "stands twice": ["compare", str(tiny_model), f"{tiny_model}@kv=f32", f"{tiny_model}@kv=f32"],
     }
     for message, words in cases.items():
         assert main(words) == 2
@@ -173,7 +197,7 @@ def test_bad_input(
         assert told.err.startswith("yarn-edge: error: ")
         assert told.err.count("\n") == 1
         assert told.out == ""
-        assert message in told.err or message == "are they baked"
+        assert message in told.err
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk"])

@@ -100,13 +100,17 @@ def test_one_pass_gives_what_a_pass_for_each_length_gives(smol_quants: dict[str,
         assert curve[length] == pytest.approx(alone.total.perplexity, rel=1e-3)
 
 
-def test_truncated_counts_long_documents_alone_and_equally() -> None:
+def test_truncated_counts_whole_documents_alone_and_equally() -> None:
     from yarn_edge.bench.windows import Window
 
     windows = [Window(0, 0, tuple(range(5)), 1), Window(1, 0, tuple(range(5)), 1), Window(2, 0, tuple(range(3)), 1)]
     scores = Scores(windows, [np.array([1.0, 1, 3, 3]), np.array([2.0, 2, 2, 2]), np.array([9.0, 9])])
     cut = {n: (m.mean, docs) for n, m, docs in summarize(scores, "truncated", 5, [3, 5], None).curve}
     assert cut == {3: ((1 + 2 + 9) / 3, 3), 5: (2.0, 2)}
+    errors = [m.stderr for _, m, _ in summarize(scores, "truncated", 5, [3], None).curve]
+    assert errors == pytest.approx([np.std([1, 2, 9], ddof=1) / math.sqrt(3)])  # over documents
+    stopped = Scores(windows, [scores.nll[0], np.array([2.0, 2, np.nan, np.nan]), scores.nll[2]])
+    assert [(n, docs) for n, _, docs in summarize(stopped, "truncated", 5, [3, 5], None).curve] == [(3, 3), (5, 1)]
     pooled = {n: (m.mean, docs) for n, m, docs in summarize(scores, "curve", 5, [3, 5], None).curve}
     assert pooled == {3: (24 / 6, 3), 5: (pytest.approx(34 / 10), 3)}
 
@@ -183,6 +187,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "stride": (["--protocol", "sliding", "--ctx", "64", "--stride", "64"], "--stride 64 must be below the context"),
     "resume without save": (["--resume"], "--resume goes on from the file of --save"),
     "save is the text": (["--save", "t.txt", "--force"], "is one of the files that are read"),
+    "save is the report": (["--save", "r.html", "--report", "r.html"], "name the same file"),
+    "its cache is there": (["--save", "old"], "old.cache: exists already"),
+    "save in the folder of texts": (["--text", "texts", "--save", "texts/s.npz"], "would become one of the documents"),
+    "save nowhere": (["--save", "/proc/s.npz"], "/proc"),
     "ctx": (["--ctx", "1"], "is not from 2"),
     "lengths": (["--lengths", "2k:1k:1k"], "is no length and no first:last:step"),
     "unknown cache": (["--kv-type", "q9"], "invalid choice"),
@@ -198,15 +206,19 @@ def test_bad_input(
     monkeypatch.chdir(tmp_path)
     Path("t.txt").write_text(sample_text()[:600])
     Path("empty.txt").write_text("")
+    Path("old.cache").write_text("somebody's")
+    Path("texts").mkdir()
+    Path("texts/t.txt").write_text(sample_text()[:600])
     flags, message = BAD[case]
     suffix = flags.pop(0) if flags[0].startswith("@") else ""
     words = ["perplexity", str(tiny_model) + suffix, *(["--text", "t.txt"] if "--text" not in flags else []), *flags]
     assert main(words) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert message in told.err
-    assert told.err.startswith("yarn-edge: error: ")
-    assert told.err.count("\n") == 1
+    error = told.err.splitlines()[-1]
+    assert error.startswith("yarn-edge: error: ")
+    assert message in error
+    assert "Traceback" not in told.err
 
 
 def test_what_is_not_a_number_is_an_error_and_what_was_scored_is_told(
@@ -229,6 +241,25 @@ def test_what_is_not_a_number_is_an_error_and_what_was_scored_is_told(
     found = json.loads(told.out)
     assert (found["complete"], found["n_tokens"]) == (False, 64)
     assert "the prediction at position 67 of window 1 is not a number" in told.err
+
+
+def test_a_model_whose_tokens_see_the_next_ones_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_gguf.write(tmp_path / "m.gguf", "llama", {"attention.causal": False})
+    assert main(["perplexity", str(path), "--ctx", "64"]) == 2
+    assert "is no language model" in capsys.readouterr().err
+
+
+def test_scores_that_cannot_be_kept_are_told(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise YarnEdgeError("the disk is full")
+
+    monkeypatch.setattr(score_file.ScoreFile, "finish", full)
+    assert main(["perplexity", str(tiny_model), "--ctx", "64", "--save", str(tmp_path / "s.npz"), "--json"]) == 2
+    told = capsys.readouterr()
+    assert json.loads(told.out)["n_tokens"] == 63
+    assert "the disk is full" in told.err
 
 
 def test_broken_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +340,14 @@ def test_another_run_or_a_damaged_file_is_not_gone_on_with(
     for what, (other, settings) in others.items():
         with pytest.raises(YarnEdgeError, match=f"saved by another run \\({what}"):
             measure(other, settings, save=save, resume=True)
-    for data in (b"", b"PK\x03\x04", save.read_bytes()[:-40]):
+    whole = save.read_bytes()
+    for data in (
+        b"",
+        b"PK\x03\x04",
+        whole[:-40],
+        whole.replace(b"done", b"d0ne"),
+        whole.replace(b'"done": 1', b'"done": 9'),
+    ):
         save.write_bytes(data)
         with pytest.raises(YarnEdgeError, match="damaged"):
             measure(variant, Settings(ctx=100), save=save, resume=True)

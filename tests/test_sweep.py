@@ -111,6 +111,7 @@ def test_ctrl_c_keeps_the_values_that_are_done(
 
 BAD = {
     "no numbers": (["--over", "factor", "--values", "a"], "are not numbers"),
+    "a factor below 1": (["--over", "factor", "--values", "0.5,2"], "is below 1, which is plain RoPE"),
     "below 1": (["--over", "attention-factor", "--values", "-1", "--yarn-factor", "2"], "must be above 0"),
     "no method": (["--over", "method", "--values", "yam", "--yarn-factor", "2"], "'yam' is unknown"),
     "no YaRN": (["--over", "attention-factor"], "the file has none, so give --yarn-factor"),

@@ -29,6 +29,7 @@ from yarn_edge.runtime import Model
 from yarn_edge.sample_text import sample_text
 
 import tiny
+import tiny_gguf
 
 N = 400
 
@@ -116,6 +117,34 @@ def test_a_file_with_baked_frequencies_is_refused(tmp_path: Path) -> None:
     (baked,) = convert(checkpoint, str(tmp_path / "b.gguf"), "F32", bake="always")
     with pytest.raises(YarnEdgeError, match="convert --bake-rope never"):
         parse_variant(f"{baked}@yarn-factor=2")
+
+
+def test_layers_that_take_their_scaling_from_the_file_alone(tmp_path: Path) -> None:
+    """gpt-oss: arguments reach the layers with full attention only."""
+    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 256}
+    path = tiny_gguf.write(tmp_path / "m.gguf", "gpt-oss", keys)
+    with pytest.raises(YarnEdgeError, match="layers with a sliding window take their scaling from the file"):
+        parse_variant(f"{path}@yarn-factor=2")
+    assert parse_variant(f"{path}@yarn-attention-factor=1.2").overrides
+
+
+def test_a_model_with_a_log_multiplier(tmp_path: Path) -> None:
+    """mistral3: A is not 0.1 ln s + 1 before attn_factor multiplies it."""
+    keys = {
+        "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 256,
+        "rope.scaling.yarn_log_multiplier": 1.0,
+    }  # fmt: skip
+    path = tiny_gguf.write(tmp_path / "m.gguf", "mistral3", keys)
+    assert parse_variant(f"{path}@yarn-attention-factor=1.2").overrides
+
+
+def test_the_files_own_attention_factor_stays(smol_f32: Path, tmp_path: Path) -> None:
+    patch(smol_f32, tmp_path / "a.gguf", overrides={"attention_factor": 1.35}, bake="never")
+    base = base_scaling(read_gguf(tmp_path / "a.gguf"), {})
+    (value,) = factor_values(base, [4.0], 512)
+    assert value.scaling(0).attention_factor == pytest.approx(1.35)
+    (named,) = method_values(base, ["yarn"], 4.0)
+    assert named.scaling(0).attention_factor == pytest.approx(1.35)
 
 
 # ---- the values of a sweep

@@ -74,11 +74,14 @@ def test_sliding_is_the_authors_loop(n: int, ctx: int, stride: int, bos: bool) -
     assert scored(found) == list(range(0 if bos else 1, n))  # each token once
 
 
-def test_truncated_takes_only_what_is_long_enough() -> None:
+def test_only_whole_chunks_count_for_llama_cpp() -> None:
     long, short = list(range(12)), list(range(7))
-    assert [w.document for w in windows_of("truncated", [short, long], Cut(8))] == [1]
+    assert [w.document for w in windows_of("llama.cpp", [short, long], Cut(8))] == [1]
+    assert [w.document for w in windows_of("truncated", [short, long], Cut(8))] == [0, 1]
     with pytest.raises(YarnEdgeError, match="the longest text has 7 tokens"):
-        windows_of("truncated", [short], Cut(8))
+        windows_of("llama.cpp", [short], Cut(8))
+    with pytest.raises(YarnEdgeError, match="it needs --ctx 3 or more"):
+        windows_of("llama.cpp", [short], Cut(2))
 
 
 def test_too_short_and_how_much_is_needed() -> None:
@@ -156,6 +159,21 @@ def test_bad_json_lines(case: str, model: Model, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(line)
     with pytest.raises(YarnEdgeError, match=message):
         tokenized(model, documents_of(tmp_path / "t.jsonl"))
+
+
+def test_pipes_are_read_and_devices_are_not(tmp_path: Path) -> None:
+    import os
+    import threading
+
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("some words\n"))
+    writer.start()
+    (document,) = documents_of(tmp_path / "pipe")
+    writer.join()
+    assert document.read() == ("some words", True)
+    for device in ("/dev/zero", "/dev/null"):
+        with pytest.raises(YarnEdgeError, match="is no file of text"):
+            documents_of(device)
 
 
 def test_no_documents(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ def kv_bytes(file: GGUFFile, n_ctx: int, kv_type: str) -> int:
     return int(file.required_int("block_count") * kv_heads * widths * n_ctx * KV_TYPES[kv_type][1])
 
 
+def known_kv_bytes(file: GGUFFile, n_ctx: int, kv_type: str) -> int | None:
+    """`kv_bytes` where the architecture's cache is of the plain form, None where it may be another."""
+    return kv_bytes(file, n_ctx, kv_type) if file.architecture in PLAIN_CACHE else None
+
+
 def available_bytes() -> int | None:
     """Memory that a new program can have without swapping, in bytes; None where the system does not tell (not Linux)."""
     try:

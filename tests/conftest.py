@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,16 @@ import pytest
 from yarn_edge.bench.demo import YARN
 from yarn_edge.bench.smollm2 import write_checkpoint
 from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.progress import set_quiet
 
 import tiny
+
+
+@pytest.fixture(autouse=True)
+def no_quiet_left() -> Iterator[None]:
+    """--quiet is for the rest of a process, but no test is to silence the next."""
+    yield
+    set_quiet(False)
 
 
 @pytest.fixture(scope="session")

@@ -345,8 +345,8 @@ def test_another_run_or_a_damaged_file_is_not_gone_on_with(
         b"",
         b"PK\x03\x04",
         whole[:-40],
-        whole.replace(b"done", b"d0ne"),
-        whole.replace(b'"done": 1', b'"done": 9'),
+        whole.replace(*("done".encode("utf-32-le"), "d0ne".encode("utf-32-le"))),
+        whole[:200] + bytes([whole[200] ^ 1]) + whole[201:],
     ):
         save.write_bytes(data)
         with pytest.raises(YarnEdgeError, match="damaged"):

@@ -1,40 +1,58 @@
-"""llama_batch: the tokens of one call of llama_decode, each with its position, its sequence, and whether it is an output."""
+"""llama_batch: the tokens of one call of llama_decode, each with its position, its sequence, and whether it is an output.
+
+Filled through NumPy views of its C arrays: an assignment by ctypes costs as much for one token as these for all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 
 class Batch:
-    """Room for `n_tokens` tokens, each in one sequence. `struct` is the llama_batch; call `free` at the end."""
+    """Room for `n_tokens` tokens, each in one sequence. `struct` is the llama_batch; call `free` at the end.
+
+    n_outputs: tokens that are outputs.
+    """
 
     def __init__(self, api: Any, n_tokens: int) -> None:
         self._api = api
         self.struct = api.llama_batch_init(n_tokens, 0, 1)
+        self.n_outputs = 0
+        views = (np.ctypeslib.as_array(data, (n_tokens,)) for data in self._arrays())
+        self._token, self._pos, self._n_seq_id, self._logits = views
+        self._n_seq_id[:] = 1
+        self._in_sequence_0 = 0  # how many tokens, from the first on, have that as their sequence
+
+    def _arrays(self) -> tuple[Any, Any, Any, Any]:
+        return self.struct.token, self.struct.pos, self.struct.n_seq_id, self.struct.logits
 
     def fill(self, sequences: Sequence[Sequence[int]], start: int, all_outputs: bool = False) -> None:
         """Hold these tokens alone: sequence 0, 1, …, each at the positions start, start + 1, …"""
-        batch, at = self.struct, 0
+        at = 0
         for number, tokens in enumerate(sequences):
-            for position, token in enumerate(tokens, start):
-                batch.token[at] = token
-                batch.pos[at] = position
-                batch.n_seq_id[at] = 1
-                batch.seq_id[at][0] = number
-                batch.logits[at] = all_outputs
-                at += 1
-        batch.n_tokens = at
+            end = at + len(tokens)
+            self._token[at:end] = tokens
+            self._pos[at:end] = np.arange(start, start + len(tokens))
+            self._put_into(number, at, end)
+            at = end
+        self._logits[:at] = all_outputs
+        self.n_outputs = at if all_outputs else 0
+        self.struct.n_tokens = at
+
+    def _put_into(self, number: int, at: int, end: int) -> None:
+        """Tokens at … end - 1 belong to sequence `number`. Each has an array of its own for it: slow, and mostly done."""
+        for i in range(at if number else max(at, self._in_sequence_0), end):
+            self.struct.seq_id[i][0] = number
+        self._in_sequence_0 = min(self._in_sequence_0, at) if number else max(end, self._in_sequence_0)
 
     def mark_last(self, n_tokens: int) -> None:
-        """The last `n_tokens` tokens are outputs."""
-        for at in range(max(0, self.struct.n_tokens - n_tokens), self.struct.n_tokens):
-            self.struct.logits[at] = True
-
-    @property
-    def n_outputs(self) -> int:
-        """Tokens that are outputs."""
-        return sum(self.struct.logits[i] for i in range(self.struct.n_tokens))
+        """The last `n_tokens` tokens are outputs, besides those that are already."""
+        count = self.struct.n_tokens
+        self._logits[max(0, count - n_tokens) : count] = True
+        self.n_outputs = max(self.n_outputs, min(n_tokens, count))
 
     def free(self) -> None:
         """Give its memory back."""

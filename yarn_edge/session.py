@@ -26,7 +26,7 @@ FinishReason = Literal["stop", "length", "context", "interrupted"]
 
 # Tokens that are kept free for an answer before turns are dropped, when the caller sets no max_tokens.
 ANSWER_ROOM = 1024
-_STEP = 128  # tokens between two moves of the progress bar
+_TIMED = 128  # tokens of a prompt that tell the speed of the next one
 _FIRST_GUESS_TOK_PER_S = 100.0
 
 
@@ -208,11 +208,11 @@ class Session:
             _maybe_bar(slow, n_new) as advance,
         ):
             while (at := len(self._cached)) < len(tokens):
-                part = tokens[at : at + _STEP]
+                part = tokens[at : at + self.context.n_batch]
                 self.context.evaluate(part, at, "last" if at + len(part) == len(tokens) else "none")
                 self._cached.extend(part)
                 advance(len(part))
-        if n_new >= _STEP:
+        if n_new >= _TIMED:
             self._prompt_tok_per_s = n_new / max(time.perf_counter() - began, 1e-9)
 
 

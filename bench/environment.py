@@ -7,12 +7,14 @@ import platform
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from yarn_edge import __version__, ggml
 from yarn_edge.errors import one_line
 from yarn_edge.llama_api import llama
 
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+POWER, GOVERNOR = Path("/sys/class/power_supply"), Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 UNKNOWN = "unknown"
 
 
@@ -35,6 +37,8 @@ def environment(model_paths: Sequence[Path] = ()) -> dict[str, str]:
         "CPU": _cpu(devices),
         "cores usable": str(_cores()),
         "memory": _memory(),
+        "CPU governor": _word(GOVERNOR) or UNKNOWN,
+        "power source": _power_source(),
         "llama.cpp built with": _features(llama().llama_print_system_info().decode(errors="replace")),
         "devices": ", ".join(f"{d.name} ({d.description})" for d in devices),
     }
@@ -86,6 +90,40 @@ def _memory() -> str:
         except (AttributeError, OSError, ValueError):  # Windows has no sysconf
             return UNKNOWN
     return f"{n_bytes / 2**30:.1f} GiB"
+
+
+def _word(path: Path) -> str:
+    """What a file of the kernel says, "" where it is not there."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _power_source() -> str:
+    """mains or battery: a laptop on its battery is slower."""
+    try:
+        supplies = {_word(supply / "type"): supply for supply in sorted(POWER.iterdir())}
+    except OSError:
+        return UNKNOWN
+    for kind in ("Mains", "USB"):
+        if kind in supplies and _word(supplies[kind] / "online") == "1":
+            return "mains"
+    if "Battery" not in supplies:
+        return UNKNOWN
+    return "battery" if _word(supplies["Battery"] / "status") == "Discharging" else "mains"
+
+
+def machine_state() -> dict[str, Any]:
+    """load_average: of 1, 5 and 15 minutes until now, None where it is not known; busy: a sentence where others compute, or ""."""
+    try:
+        load = list(os.getloadavg())
+    except (AttributeError, OSError):
+        return {"load_average": None, "busy": ""}
+    cores = os.cpu_count() or 1
+    busy = load[0] > max(0.5, 0.1 * cores)
+    told = f"the machine is busy, or was a moment ago: load average {load[0]:.1f} on {cores} cores"
+    return {"load_average": load, "busy": told if busy else ""}
 
 
 def _model(path: Path) -> str:

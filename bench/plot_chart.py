@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,28 @@ _POINTS_PER_CHARACTER, _MARK_SIZE, _LEVEL = 5.6, 8.5, 12  # of text at 10 points
 _AXES_POINTS = 0.86 * WIDTH_IN * 72
 
 Float64 = npt.NDArray[np.float64]
+_BAR_IN, _BARS_IN = 0.34, 1.3  # of a picture of bars: each of them, and what is around
+
+
+@dataclass(frozen=True)
+class Bars(Chart):
+    """A bar for each line's first y with its error, top to bottom as they stand. bounds: thin marks, None for no bound.
+
+    y_label is of the values; there is no other axis.
+    """
+
+    bounds: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bound(Line):
+    """A limit of other lines: thin, without markers."""
 
 
 def chart_size(chart: Chart) -> tuple[float, float]:
     """Width and height in inches: more lines in the legend and more marks make it higher."""
+    if isinstance(chart, Bars):
+        return WIDTH_IN, _BARS_IN + _BAR_IN * max(2, len(chart.lines))
     rows = math.ceil(len(chart.lines) / _legend_columns(chart))
     return WIDTH_IN, HEIGHT_IN + 0.19 * max(0, rows - 1) + _LEVEL / 72 * min(8, max(0, len(chart.marks) - 1))
 
@@ -36,6 +55,9 @@ def chart_size(chart: Chart) -> tuple[float, float]:
 def draw_chart(figure: Any, chart: Chart) -> None:
     """Draw into a matplotlib figure or subfigure. Raises ValueError where x, y and error differ in length."""
     axes = figure.subplots()
+    if isinstance(chart, Bars):
+        _draw_bars(axes, chart)
+        return
     limits = _log_limits(chart.lines) if chart.log_y else None
     handles = [_draw_line(axes, line, number, chart.log_x, limits) for number, line in enumerate(chart.lines)]
     marks = [(x, label) for x, label in chart.marks if math.isfinite(x) and (x > 0 or not chart.log_x)]
@@ -119,12 +141,44 @@ def _draw_line(axes: Any, line: Line, number: int, log_x: bool, limits: tuple[fl
     colour = COLOURS[number % len(COLOURS)]
     if line.error:
         _draw_error(axes, x, y, np.where(np.isfinite(error), error, 0.0), alone, colour, limits)
+    if isinstance(line, Bound):
+        return axes.plot(x, y, color=GREY, linestyle=DASHES[number % len(DASHES)], linewidth=0.8, zorder=1.5)[0]
     shown = np.arange(len(x)) % max(1, len(x) // MARKERS_SHOWN) == 0 if len(x) > MANY_POINTS else np.ones(len(x), bool)
     (handle,) = axes.plot(
         x, y, color=colour, linestyle=DASHES[number % len(DASHES)], linewidth=1.6, marker=MARKERS[number % len(MARKERS)],
         markersize=5, markeredgecolor="white", markeredgewidth=0.5, markevery=(shown | alone).tolist() or None,
     )  # fmt: skip
     return handle
+
+
+def _draw_bars(axes: Any, chart: Bars) -> None:
+    """Labels at the left, the value at the end of each bar; a bound is a thin line across it."""
+    for place, line in enumerate(chart.lines):
+        value, error = line.y[0], line.error[0] if line.error else 0.0
+        text = f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+        axes.barh(
+            place,
+            value,
+            0.7,
+            color=COLOURS[0],
+            xerr=error or None,
+            error_kw={"capsize": 3, "ecolor": GREY},
+        )
+        axes.annotate(
+            text, (value + error, place), xytext=(4, 0), textcoords="offset points", va="center",
+            fontsize=_MARK_SIZE, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8}, zorder=4,
+        )  # fmt: skip
+    bounded = [(place, bound) for place, bound in enumerate(chart.bounds) if bound is not None and math.isfinite(bound)]
+    for place, bound in bounded:
+        axes.plot([bound, bound], [place - 0.45, place + 0.45], color=GREY, linewidth=1.2, linestyle=DASHES[1])
+    places = range(len(chart.lines))
+    axes.set_yticks(list(places), [shortened(line.label, MAX_Y_LABEL) for line in chart.lines])
+    axes.set_ylim(max(2, len(chart.lines)) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(shortened(chart.y_label, MAX_LABEL) + (" (dashed: the ceiling)" if bounded else ""))
+    axes.set_title(title_lines(chart.title, WIDTH_IN))
+    axes.grid(axis="x", alpha=0.25)
 
 
 def _draw_error(

@@ -37,6 +37,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "divergence of quantizations, caches and scalings from a base, by position",
     ),
     "sweep": ("yarn_edge.bench.sweep", "perplexity or divergence over attention factor, factor or scaling method"),
+    "bench": ("yarn_edge.bench.speed", "tokens per second by backend, depth and cache, next to what the memory allows"),
+    "fit": ("yarn_edge.bench.fit", "what of a model runs on this machine: context, cache type, quantization"),
     "chat": ("yarn_edge.chat", "talk to a model"),
     "demo": ("yarn_edge.bench.demo", "the whole road on a real small model"),
 }

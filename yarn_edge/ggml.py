@@ -51,10 +51,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_graph_overhead": (_SIZE, []),
     "ggml_new_tensor_1d": (TensorPointer, [_P, _INT, _I64]),
     "ggml_new_tensor_3d": (TensorPointer, [_P, _INT, _I64, _I64, _I64]),
+    "ggml_new_tensor_4d": (TensorPointer, [_P, _INT, _I64, _I64, _I64, _I64]),
     "ggml_set_name": (TensorPointer, [TensorPointer, ctypes.c_char_p]),
     "ggml_op_name": (ctypes.c_char_p, [_INT]),
     "ggml_type_size": (_SIZE, [_INT]),
     "ggml_rope_ext": (TensorPointer, [_P, TensorPointer, TensorPointer, TensorPointer, *[_INT] * 3, *[_F] * 6]),
+    "ggml_mul_mat": (TensorPointer, [_P, TensorPointer, TensorPointer]),
+    "ggml_mul_mat_id": (TensorPointer, [_P, TensorPointer, TensorPointer, TensorPointer]),
     "ggml_new_graph": (_P, [_P]),
     "ggml_build_forward_expand": (None, [_P, TensorPointer]),
     "ggml_backend_alloc_ctx_tensors": (_P, [_P, _P]),
@@ -70,7 +73,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_description": (ctypes.c_char_p, [_P]),
     "ggml_backend_dev_type": (_INT, [_P]),
     "ggml_backend_dev_backend_reg": (_P, [_P]),
+    "ggml_backend_dev_memory": (None, [_P, ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)]),
+    "ggml_backend_dev_supports_op": (ctypes.c_bool, [_P, TensorPointer]),
     "ggml_backend_reg_name": (ctypes.c_char_p, [_P]),
+    "ggml_backend_reg_get_proc_address": (_P, [_P, ctypes.c_char_p]),
+    "ggml_backend_buft_name": (ctypes.c_char_p, [_P]),
+    "ggml_backend_buft_alloc_buffer": (_P, [_P, _SIZE]),
+    "ggml_backend_buft_get_alignment": (_SIZE, [_P]),
+    "ggml_backend_buft_get_alloc_size": (_SIZE, [_P, TensorPointer]),
     "ggml_backend_buffer_name": (ctypes.c_char_p, [_P]),
     "ggml_backend_dev_init": (_P, [_P, ctypes.c_char_p]),
     "ggml_quantize_chunk": (_SIZE, [_INT, _P, _P, _I64, _I64, _I64, _P]),
@@ -103,7 +113,7 @@ def function(name: str) -> Callable[..., Any]:
 @cache
 def check_struct() -> None:
     """Prove that TensorStruct is laid out like the library's ggml_tensor; YarnEdgeError if not."""
-    with _context(2) as ctx:
+    with tensor_context(2) as ctx:
         tensor = function("ggml_new_tensor_3d")(ctx, TYPE_F32, 6, 5, 4)
         function("ggml_set_name")(tensor, b"layout")
         fields = tensor.contents
@@ -113,7 +123,8 @@ def check_struct() -> None:
 
 
 @contextmanager
-def _context(n_tensors: int) -> Iterator[Any]:
+def tensor_context(n_tensors: int) -> Iterator[Any]:
+    """ggml_context * with room for the descriptions of `n_tensors` tensors and of one graph, not for data."""
     size = n_tensors * function("ggml_tensor_overhead")() + function("ggml_graph_overhead")()
     ctx = function("ggml_init")(_InitParams(size, None, True))
     if not ctx:
@@ -185,6 +196,13 @@ def device_handle(device: Device) -> Any:
     return function("ggml_backend_dev_get")(device.index)
 
 
+def device_memory(device: Device) -> tuple[int, int]:
+    """(free, all) bytes of a device's memory, as its backend tells; (0, 0) where it does not."""
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    function("ggml_backend_dev_memory")(device_handle(device), ctypes.byref(free), ctypes.byref(total))
+    return free.value, total.value
+
+
 def rope(
     x: npt.NDArray[np.float32],
     positions: npt.ArrayLike,
@@ -210,7 +228,7 @@ def rope(
         raise YarnEdgeError(f"device {device.name} cannot be started")
     buffer = None
     try:
-        with _context(8) as ctx:
+        with tensor_context(8) as ctx:
             inputs = function("ggml_new_tensor_3d")(ctx, TYPE_F32, *reversed(values.shape))
             pos = function("ggml_new_tensor_1d")(ctx, TYPE_I32, len(where))
             table = None if divisors is None else function("ggml_new_tensor_1d")(ctx, TYPE_F32, len(divisors))

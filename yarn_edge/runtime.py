@@ -40,7 +40,8 @@ class Model:
     """A loaded GGUF. Use as a context manager, or call `close`.
 
     `overrides` replace metadata values for this load only (str, bool, int or float by key). `device`: where all the layers
-    and the cache go (`yarn_edge.backends`); the CPU by default, whatever else this build could use.
+    and the cache go (`yarn_edge.backends`); the CPU by default, whatever else this build could use. no_alloc: read the
+    header and the vocabulary only; contexts of such a model can be asked for their sizes (`yarn_edge.memory_plan`), not run.
     Raises YarnEdgeError when the file is invalid or llama.cpp refuses it.
     """
 
@@ -51,13 +52,17 @@ class Model:
         vocab_only: bool = False,
         overrides: Mapping[str, str | bool | int | float] | None = None,
         device: ggml.Device | None = None,
+        no_alloc: bool = False,
     ) -> None:
         self.path = Path(path)
+        self.no_alloc = no_alloc
         self.gguf: GGUFFile = read_gguf(path)
         check_loadable(self.gguf)
         self.api = llama()
         params = self.api.llama_model_default_params()
         params.vocab_only = vocab_only
+        if no_alloc:
+            params.no_alloc, params.load_mode = True, self.api.LLAMA_LOAD_MODE_NONE  # it asserts that nothing is mapped
         self.device = device if device is not None and device.kind != "cpu" else None
         chosen = [] if self.device is None else [ggml.device_handle(self.device)]
         self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # ended by NULL
@@ -155,7 +160,8 @@ class Context:
     """A KV cache and the means to evaluate tokens in it. Use as a context manager, or call `close`.
 
     n_ctx: tokens that the cache holds of each of its n_seq sequences (0: what the model declares). n_batch: tokens of one
-    call of llama.cpp, n_ubatch: of one graph (default: the same). kv_type: a key of KV_TYPES, for keys and values.
+    call of llama.cpp, n_ubatch: of one graph (default: the same). n_outputs: tokens of one batch that may get logits, for
+    which memory is reserved (0: all). kv_type: a key of KV_TYPES, for keys and values.
     arguments: scaling values; by default every value spelled out from the file. eval_callback: see `yarn_edge.graph_tap`.
     Raises YarnEdgeError when llama.cpp cannot make it (out of memory, an impossible cache type, …).
     """
@@ -168,6 +174,7 @@ class Context:
         n_batch: int = 512,
         n_ubatch: int | None = None,
         n_seq: int = 1,
+        n_outputs: int = 0,
         kv_type: str = "f16",
         threads: int | None = None,
         arguments: RuntimeArguments | None = None,
@@ -180,7 +187,8 @@ class Context:
             raise YarnEdgeError(f"{n_seq} contexts of {n_ctx} tokens in batches of {n_batch} are not possible")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise YarnEdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
-        check_memory(model.gguf, (n_ctx or model.n_ctx_train) * n_seq, kv_type)
+        if not model.no_alloc:
+            check_memory(model.gguf, (n_ctx or model.n_ctx_train) * n_seq, kv_type)
         self.model, self.api = model, model.api
         self.arguments = explicit_arguments(model.gguf) if arguments is None else arguments
         self.kv_type = kv_type
@@ -189,6 +197,7 @@ class Context:
         params.n_seq_max = n_seq
         params.n_batch = min(n_batch, params.n_ctx)
         params.n_ubatch = min(n_ubatch or n_batch, params.n_batch)
+        params.n_outputs_max = self._max_outputs = min(n_outputs, params.n_batch)
         params.n_threads = params.n_threads_batch = threads or physical_threads()
         params.type_k = params.type_v = KV_TYPES[kv_type][0]
         params.flash_attn_type = _FLASH[flash_attention]
@@ -258,6 +267,8 @@ class Context:
             self._decode()
 
     def _decode(self) -> None:
+        if self._max_outputs and self._batch.n_outputs > self._max_outputs:
+            raise ValueError(f"{self._batch.n_outputs} outputs of a batch, memory is reserved for {self._max_outputs}")
         code = self.api.llama_decode(self.handle, self._batch.struct)
         if code == 1:
             raise YarnEdgeError(f"the context of {self.n_ctx} tokens is full")

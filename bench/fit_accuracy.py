@@ -1,0 +1,165 @@
+"""How well `fit` predicts: real loads in processes of their own, their peak of resident memory next to the prediction.
+
+    python -m yarn_edge.bench.fit_accuracy MODEL.gguf… --ctx 512,4k,16k --kv-type f16,q8_0,q4_0
+
+Each combination is loaded and its whole context evaluated, as `chat` does it; the prediction comes from another process, as
+in `fit`. A prediction below what was measured, or more than 5 % above, fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import add_threads_flag, lengths
+from yarn_edge.progress import bar, note
+
+from .report import Report, Table, add_output_flags, check_outputs, deliver
+
+MOST_ABOVE = 0.05
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One combination, in bytes. error: prediction over measurement, less 1."""
+
+    model: str
+    n_ctx: int
+    kv_type: str
+    predicted_bytes: int
+    measured_bytes: int
+    parts: dict[str, int]
+
+    @property
+    def error(self) -> float:
+        """Above 0: more was predicted than taken."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+    @property
+    def ok(self) -> bool:
+        """Not below, and not by more than MOST_ABOVE above."""
+        return 0 <= self.error <= MOST_ABOVE
+
+
+def predict(path: Path, n_ctx: int, kv_type: str, threads: int | None) -> dict[str, int]:
+    """The parts of the plan and "total_bytes", as `fit` has them."""
+    from yarn_edge.memory_plan import Simulation
+
+    with Simulation(path, threads=threads) as simulation:
+        plan = simulation.plan(n_ctx, kv_type)
+    parts = {name: value for name, value in vars(plan).items() if name.endswith("_bytes")}
+    return {**parts, "total_bytes": plan.total_bytes}
+
+
+def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None) -> dict[str, int]:
+    """ "peak_bytes" of this process (VmHWM) after a load and a whole context: a prompt, then some tokens one by one."""
+    from yarn_edge.runtime import Context, Model
+
+    with Model(path) as model, Context(model, n_ctx=n_ctx, kv_type=kv_type, threads=threads) as context:
+        tokens = [int(t) for t in np.random.default_rng(0).integers(0, model.n_vocab, n_ctx)]
+        prompt = max(1, n_ctx - 8)
+        with bar(f"{path.name}, {n_ctx} tokens", n_ctx, "tokens") as advance:
+            context.evaluate(tokens[:prompt], 0, advance=advance)
+            for at in range(prompt, n_ctx):
+                context.evaluate(tokens[at : at + 1], at)
+                context.logits()
+        return {"peak_bytes": peak_bytes()}
+
+
+def peak_bytes() -> int:
+    """The most memory that was ever resident in this process."""
+    for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise YarnEdgeError(f"{STATUS}: tells no VmHWM")
+
+
+Job = Callable[[Path, int, str, "int | None"], dict[str, int]]
+
+
+def _child(job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None, answer: Connection) -> None:
+    try:
+        answer.send(job(path, n_ctx, kv_type, threads))
+    except YarnEdgeError as error:
+        answer.send(str(error))
+
+
+def in_a_process(job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None = None) -> dict[str, int]:
+    """The job's answer from a fresh process. Raises its YarnEdgeError, and one where it ended without an answer."""
+    fresh = multiprocessing.get_context("spawn")
+    ours, theirs = fresh.Pipe(duplex=False)
+    process = fresh.Process(target=_child, args=(job, path, n_ctx, kv_type, threads, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        told = ours.recv()
+    except EOFError:
+        process.join()
+        raise YarnEdgeError(f"{path}: the process with {n_ctx} tokens ended with {process.exitcode}") from None
+    process.join()
+    if isinstance(told, str):
+        raise YarnEdgeError(told)
+    return dict(told)
+
+
+def compare(path: Path, n_ctx: int, kv_type: str, threads: int | None = None) -> Measured:
+    """One combination: predicted, then measured."""
+    predicted = in_a_process(predict, path, n_ctx, kv_type, threads)
+    measured = in_a_process(measure, path, n_ctx, kv_type, threads)["peak_bytes"]
+    return Measured(path.name, n_ctx, kv_type, predicted["total_bytes"], measured, predicted)
+
+
+def as_report(found: Sequence[Measured]) -> Report:
+    """The table, and the worst of both sides."""
+    mib = 2**20
+    rows = tuple(
+        (
+            m.model, m.n_ctx, m.kv_type, round(m.predicted_bytes / mib, 1), round(m.measured_bytes / mib, 1),
+            round(100 * m.error, 2), "ok" if m.ok else "FAILS",
+        )
+        for m in found
+    )  # fmt: skip
+    columns = ("model", "context", "cache", "predicted MiB", "measured MiB", "error %", "")
+    errors = [100 * m.error for m in found]
+    told = f"Errors from {min(errors):+.2f} % to {max(errors):+.2f} %; allowed are 0 to {100 * MOST_ABOVE:.0f} %."
+    return Report("Memory: predicted and measured", (told,), (Table("Peak of resident memory", columns, rows),))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure all combinations. Returns 1 if any prediction is below, or too far above, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="fit_accuracy", description="What fit predicts, next to real loads.")
+    parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help="GGUF files")
+    parser.add_argument("--ctx", type=lengths, default=[512, 4096, 16384], metavar="N,…", help="such as 512,4k,16k")
+    parser.add_argument("--kv-type", default="f16,q8_0,q4_0", metavar="TYPE,…", help="cache types")
+    add_threads_flag(parser)
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        check_outputs(args)
+        if not STATUS.exists():
+            raise YarnEdgeError("this system does not tell the peak memory of a process: measure on Linux")
+        found = []
+        for path in args.models:
+            for n_ctx in args.ctx:
+                for kv_type in args.kv_type.split(","):
+                    found.append(compare(path, n_ctx, kv_type, args.threads))
+                    note(f"{path.name}, {n_ctx} tokens, {kv_type}: {100 * found[-1].error:+.2f} %")
+        rows = [{**asdict(m), "error": m.error, "ok": m.ok} for m in found]
+        deliver(args, {"rows": rows, "most_above": MOST_ABOVE}, as_report(found), args.models)
+    except YarnEdgeError as error:
+        sys.stderr.write(f"fit_accuracy: error: {error}\n")
+        return 2
+    return 0 if all(m.ok for m in found) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,6 +1,8 @@
 # Every target makes its own .venv and works on a fresh clone. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV := .venv
+# GCC compiles the tile configuration of ggml's AMX kernels away: on processors that have AMX they crash (llama.cpp 20824).
+export CMAKE_ARGS ?= -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --constraint constraints.txt --editable
 

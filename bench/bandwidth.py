@@ -71,7 +71,7 @@ def _array_bytes(arrays: int) -> int:
     cache = last_level_cache_bytes() or UNKNOWN_CACHE_BYTES
     wanted = min(max(MIN_ARRAY_BYTES, TIMES_THE_CACHE * cache), MAX_ARRAY_BYTES)
     free = available_bytes()
-    if free is not None and arrays * wanted > free // 4:
+    if arrays * wanted > free // 4:
         raise YarnEdgeError(
             f"measuring the memory takes {arrays * wanted / 2**20:.0f} MiB, a quarter of the free memory is "
             f"{free / 2**22:.0f} MiB: close other programs"

@@ -20,12 +20,12 @@ import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, lengths
+from yarn_edge.memory import peak_resident_bytes
 from yarn_edge.progress import bar, note
 
 from .report import Report, Table, add_output_flags, check_outputs, deliver
 
 MOST_ABOVE = 0.05
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,7 @@ def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None) -> dict[s
             for at in range(prompt, n_ctx):
                 context.evaluate(tokens[at : at + 1], at)
                 context.logits()
-        return {"peak_bytes": peak_bytes()}
-
-
-def peak_bytes() -> int:
-    """The most memory that was ever resident in this process."""
-    for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise YarnEdgeError(f"{STATUS}: tells no VmHWM")
+        return {"peak_bytes": peak_resident_bytes()}
 
 
 Job = Callable[[Path, int, str, "int | None"], dict[str, int]]
@@ -145,8 +137,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         check_outputs(args)
-        if not STATUS.exists():
-            raise YarnEdgeError("this system does not tell the peak memory of a process: measure on Linux")
         found = []
         for path in args.models:
             for n_ctx in args.ctx:

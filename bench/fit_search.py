@@ -1,4 +1,4 @@
-"""The search behind `fit`: what every candidate takes, which of them is recommended and why, on which device it would fit."""
+"""The search behind `fit`: what every candidate takes on each device, which of them is recommended where, and why."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from yarn_edge import ggml
-from yarn_edge.backends import BACKENDS
-from yarn_edge.errors import YarnEdgeError
-from yarn_edge.memory import available_bytes
+from yarn_edge.backends import backend_of
 from yarn_edge.memory_plan import LEAST_CTX, Choice, DoesNotFitError, MemoryPlan, Simulation, choose
+from yarn_edge.placement import ENOUGH_CTX, budget_bytes, places
 from yarn_edge.progress import bar, note
 from yarn_edge.repack import weights_of
 
@@ -35,40 +34,41 @@ class Row:
 
 
 @dataclass(frozen=True)
-class DeviceFit:
-    """Whether all of the recommended plan fits on a device. needed_bytes: None where that is not known; told: why."""
+class PlaceFit:
+    """What fits on one device (None: the CPU). choice is None where nothing fits; why: the reason.
 
-    device: ggml.Device
-    free_bytes: int
-    needed_bytes: int | None
-    told: str = ""
-
-    @property
-    def fits(self) -> bool:
-        """All layers and the cache."""
-        return self.needed_bytes is not None and self.needed_bytes <= self.free_bytes
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The whole answer. choice is None where nothing fits; why: the reason; command: lines to paste, each as its words.
-
-    most_ctx: the longest context that was looked at; shown: the quantization of `curves`, cache type -> (tokens, bytes).
+    tok_per_s: of the choice, at most. curves: of the candidate that is shown, cache type -> (tokens, bytes).
     """
 
-    model: Path
+    device: ggml.Device | None
     budget_bytes: int
-    budget_told: str
-    most_ctx: int
     rows: tuple[Row, ...]
     candidate: Candidate | None
     choice: Choice | None
     why: str
-    command: tuple[tuple[str, ...], ...]
-    devices: tuple[DeviceFit, ...]
     tok_per_s: float | None
     shown: str
     curves: dict[str, list[tuple[int, int]]]
+
+    @property
+    def name(self) -> str:
+        """ "CPU", or the device's own name."""
+        return "CPU" if self.device is None else self.device.name
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The whole answer. chosen: the place that is recommended, one of `places`; command: lines to paste, each as its words.
+
+    most_ctx: the longest context that was looked at; given: whether the budget was.
+    """
+
+    model: Path
+    given: bool
+    most_ctx: int
+    places: tuple[PlaceFit, ...]
+    chosen: PlaceFit
+    command: tuple[tuple[str, ...], ...]
 
 
 def fit(
@@ -77,6 +77,7 @@ def fit(
     *,
     memory: int | None = None,
     ctx: int | None = None,
+    backend: str | None = None,
     threads: int | None = None,
     with_curves: bool = True,
 ) -> Fit:
@@ -84,53 +85,51 @@ def fit(
 
     with_curves: also memory by context, for a picture.
     """
-    budget = memory if memory is not None else available_bytes()
-    if budget is None:
-        raise YarnEdgeError("this system does not tell how much memory is free: give it with --memory, such as 16GiB")
     with candidates(model) as known, bar("Simulating", 1):
-        with _simulation(known, threads) as simulation:
-            files = [*([] if known.own is None else [known.own]), *known.plan()]
-            found = [replace(c, weights=weights_of(c.file, simulation.unused)) for c in files]
-            trained = simulation.n_ctx_train
-            if ctx is not None and ctx > trained:
-                note(f"warning: --ctx {ctx} is beyond the {trained} tokens that the model was made for")
-            most = max(ctx or 0, trained)
-            rows = _rows(simulation, found, budget, most)
-            candidate, choice, why = _recommended(simulation, found, budget, ctx)
-            shown = candidate or found[-1]
-            curves = _curves(simulation, shown, most) if with_curves else {}
-        devices = _devices(shown, choice)
-        rows = [
-            replace(r, tok_per_s=speed.tok_per_s(r.candidate.file, r.longest_ctx, r.kv_type)) if r.plan else r
-            for r in rows
-        ]
-        at_most = speed.tok_per_s(candidate.file, choice.n_ctx, choice.kv_type) if candidate and choice else None
-    told = "given" if memory is not None else "free now"
-    command = _command(model, candidate, choice, devices) if candidate and choice else ()
-    return Fit(
-        model,
-        budget,
-        told,
-        most,
-        tuple(rows),
-        candidate,
-        choice,
-        why,
-        command,
-        tuple(devices),
-        at_most,
-        shown.quant,
-        curves,
-    )
+        found = []
+        for device in places(backend):
+            with _simulation(known, device, threads) as simulation:
+                budget = budget_bytes(device, backend, memory)
+                found.append(_fit_on(simulation, known, speed, budget, ctx, with_curves))
+                trained = simulation.n_ctx_train
+    if ctx is not None and ctx > trained:
+        note(f"warning: --ctx {ctx} is beyond the {trained} tokens that the model was made for")
+    enough = min(ctx or trained, ENOUGH_CTX)
+    chosen = next((p for p in found[:-1] if p.choice is not None and p.choice.n_ctx >= enough), found[-1])
+    return Fit(model, memory is not None, max(ctx or 0, trained), tuple(found), chosen, _command(model, chosen))
 
 
-def _simulation(known: Found, threads: int | None) -> Simulation:
+def _fit_on(
+    simulation: Simulation, known: Found, speed: Speed, budget: int, ctx: int | None, with_curves: bool
+) -> PlaceFit:
+    files = [*([] if known.own is None else [known.own]), *known.plan()]
+    found = [replace(c, weights=weights_of(c.file, simulation.unused)) for c in files]
+    most = max(ctx or 0, simulation.n_ctx_train)
+    candidate, choice, why = _recommended(simulation, found, budget, ctx)
+    shown = candidate or found[-1]
+
+    def at_most(of: Candidate, n_ctx: int, kv_type: str) -> float | None:
+        """Of a GPU's memory the bandwidth is not measured."""
+        return speed.tok_per_s(of.file, n_ctx, kv_type) if simulation.device is None else None
+
+    rows = [
+        replace(row, tok_per_s=at_most(row.candidate, row.longest_ctx, row.kv_type)) if row.plan else row
+        for row in _rows(simulation, found, budget, most)
+    ]
+    return PlaceFit(
+        simulation.device, budget, tuple(rows), candidate, choice, why,
+        at_most(candidate, choice.n_ctx, choice.kv_type) if candidate and choice else None,
+        shown.quant, _curves(simulation, shown, most) if with_curves else {},
+    )  # fmt: skip
+
+
+def _simulation(known: Found, device: ggml.Device | None, threads: int | None) -> Simulation:
     """Of the file that is there, before anything is planned in this process; else of a planned one, its process apart."""
     if known.own is not None:
-        return Simulation(known.own.file.path, threads=threads)
+        return Simulation(known.own.file.path, device=device, threads=threads)
     path = known.plan()[0].file.path
     apart = in_a_process(_process_bytes, path, LEAST_CTX, "f16", threads)["process_bytes"]
-    return Simulation(path, threads=threads, process_bytes=apart)
+    return Simulation(path, device=device, threads=threads, process_bytes=apart)
 
 
 def _process_bytes(path: Path, _n_ctx: int, _kv_type: str, threads: int | None) -> dict[str, int]:
@@ -184,9 +183,10 @@ def _why(candidate: Candidate, choice: Choice, passed: Sequence[str]) -> str:
     return f"{candidate.quant}: {choice.reason}{better}"
 
 
-def _command(
-    model: Path, candidate: Candidate, choice: Choice, devices: Sequence[DeviceFit]
-) -> tuple[tuple[str, ...], ...]:
+def _command(model: Path, chosen: PlaceFit) -> tuple[tuple[str, ...], ...]:
+    candidate, choice = chosen.candidate, chosen.choice
+    if candidate is None or choice is None:
+        return ()
     lines: list[tuple[str, ...]] = []
     run = str(model)
     if candidate.verb is not None:
@@ -194,32 +194,18 @@ def _command(
         run = f"{name}-{candidate.quant}.gguf"
         lines.append(("yarn-edge", candidate.verb, str(model), "-o", run, "--quant", candidate.quant))
     words = ("yarn-edge", "chat", run, "--ctx", str(choice.n_ctx), "--kv-type", choice.kv_type)
-    backend = next((name for d in devices if d.fits for name, own in BACKENDS.items() if d.device.backend in own), None)
-    return (*lines, (*words, "--backend", backend) if backend else words)
-
-
-def _devices(candidate: Candidate, choice: Choice | None) -> list[DeviceFit]:
-    """Every GPU: whether all layers and the cache of the recommended context fit on it."""
-    found = []
-    for device in (d for d in ggml.devices() if d.kind in ("gpu", "igpu")):
-        free, _total = ggml.device_memory(device)
-        if choice is None:
-            found.append(DeviceFit(device, free, None, "nothing is recommended"))
-            continue
-        try:
-            with Simulation(candidate.file.path, device=device) as simulation:
-                needed = simulation.plan(choice.n_ctx, choice.kv_type).device_bytes
-            found.append(DeviceFit(device, free, needed))
-        except YarnEdgeError as error:
-            found.append(DeviceFit(device, free, None, str(error)))
-    return found
+    return (*lines, words if chosen.device is None else (*words, "--backend", backend_of(chosen.device)))
 
 
 def _curves(simulation: Simulation, candidate: Candidate, limit: int) -> dict[str, list[tuple[int, int]]]:
-    """Cache type -> (context, bytes in all), for the picture."""
+    """Cache type -> (context, bytes in all, on a device: there), for the picture."""
+
+    def taken(n_ctx: int, kv_type: str) -> int:
+        return simulation.plan(n_ctx, kv_type, weights=candidate.weights).taken_bytes
+
     lengths = sorted({min(limit, 512 << step) for step in range(31)} | {limit})
     return {
-        kv_type: [(n, simulation.plan(n, kv_type, weights=candidate.weights).total_bytes) for n in lengths]
+        kv_type: [(n, taken(n, kv_type)) for n in lengths]
         for kv_type in CACHE_TYPES
         if simulation.refusal(kv_type) is None
     }

@@ -158,7 +158,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="types of the KV cache (default: f16)",
     )
-    add("--threads", type=listed(count(1, MAX_THREADS)), metavar="LIST", help="threads (default: all cores)")
+    add(
+        "--threads",
+        type=listed(count(1, MAX_THREADS)),
+        metavar="LIST",
+        help="threads (default: as many as physical cores)",
+    )
     add(
         "--batch",
         type=listed(count(1, MAX_TOKENS)),

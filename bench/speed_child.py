@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from yarn_edge.effective import effective
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.honoured import honoured
 from yarn_edge.llama_api import captured_log
-from yarn_edge.memory import known_kv_bytes
+from yarn_edge.memory import known_kv_bytes, peak_resident_bytes
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.runtime import Context, FlashAttention, Model
 from yarn_edge.sampling import Sampling
@@ -36,7 +35,6 @@ from yarn_edge.sampling import Sampling
 from .speed_rows import buffers_in, flash_attention_in, misplaced, offloaded_in
 from .variants import Variant, overridden, parse_variant
 
-STATUS = Path("/proc/self/status")
 SEED = 1
 Tell = Callable[..., None]
 
@@ -140,7 +138,7 @@ class Bench:
         self.context.clear()
         if request.depth:
             took = self._fill()
-            self.tell("test", test="ttft", samples_ns=[took], peak_rss_bytes=peak_rss_bytes())
+            self.tell("test", test="ttft", samples_ns=[took], peak_rss_bytes=peak_resident_bytes())
         if request.n_prompt:
             self._test("pp", lambda: self.read(self.tokens[: request.n_prompt], request.depth))
         if request.n_gen:
@@ -156,7 +154,7 @@ class Bench:
             start = time.perf_counter_ns()
             work()
             samples.append(time.perf_counter_ns() - start)
-        self.tell("test", test=name, samples_ns=samples, peak_rss_bytes=peak_rss_bytes())
+        self.tell("test", test=name, samples_ns=samples, peak_rss_bytes=peak_resident_bytes())
 
     def _rewind(self, filled: bool) -> None:
         """The cache as it is when filled to the depth."""
@@ -202,22 +200,6 @@ class Bench:
         for position in range(at, at + count):
             evaluate((token,), position, "last")
             token = sample(chain)
-
-
-def peak_rss_bytes() -> int | None:
-    """The most memory that this process had so far: its own pages and those of mapped files. None on Windows."""
-    try:
-        for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _end_with_parent() -> None:

@@ -71,13 +71,13 @@ def plan_for_all(models: Sequence[Model], variants: Sequence[Variant], n_ctx: in
 
 
 def fits_together(variants: Sequence[Variant], n_ctx: int, n_vocab: int) -> bool:
-    """Whether the files, caches and logits of all variants fit into the memory that is free; True where nobody can tell."""
+    """Whether the files, caches and logits of all variants fit into the memory that is free."""
     free = available_bytes()
     weights = {v.weights: sum(t.n_bytes for t in read_gguf(v.path).tensors.values()) for v in variants}
     caches = sum(known_kv_bytes(read_gguf(v.path), n_ctx, v.kv_type) or 0 for v in variants)
     plans = [plan_of(read_gguf(v.path), n_vocab, n_ctx, v.kv_type, v.backend) for v in variants]
     logits = sum(2 * 4 * plan.n_batch * n_vocab + COMPUTE_BYTES for plan in plans)
-    return free is None or sum(weights.values()) + caches + logits <= free
+    return sum(weights.values()) + caches + logits <= free
 
 
 @contextmanager

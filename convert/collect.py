@@ -36,7 +36,7 @@ SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Settings:
-    """How to collect. chunks: at most so many; threads: None for all cores."""
+    """How to collect. chunks: at most so many; threads: None for all physical cores."""
 
     ctx: int = 512
     chunks: int | None = None

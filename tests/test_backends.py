@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yarn_edge import backends, ggml, phase, rope
+from yarn_edge import ggml, phase, rope
 from yarn_edge.backends import BACKENDS, devices_of, missing
 from yarn_edge.bench.phase_error import MODELS
 from yarn_edge.cli import main
@@ -120,7 +120,7 @@ def test_each_backend_has_its_own_checks(model: Path, twin: list[str]) -> None:
 def test_a_graph_that_runs_elsewhere_fails(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that llama.cpp did not use: its live graph is no proof for it."""
     cpu = devices_of("cpu")[0]
-    monkeypatch.setattr(backends.ggml, "devices", lambda: [cpu, replace(cpu, backend="CUDA", name="CUDA0", kind="gpu")])
+    monkeypatch.setattr(ggml, "devices", lambda: [cpu, replace(cpu, backend="CUDA", name="CUDA0", kind="gpu")])
     checks = {c.name: c for c in verify(model, backend="cuda")}
     assert checks["live-graph:cuda"].status == "fail"
     assert "not on CUDA0" in checks["live-graph:cuda"].detail

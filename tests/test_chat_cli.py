@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -13,8 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -99,29 +96,23 @@ def test_base_model_wants_raw(base_model: Path) -> None:
     assert (done.returncode, done.stdout) == (0, b" Paris\n")
 
 
-def test_context_grows_to_a_one_shot_prompt(capsys: pytest.CaptureFixture[str]) -> None:
-    """Over the default, up to what the model was made for; never for an explicit --ctx."""
-
-    class Words:
-        def tokens(self, _model: object, messages: Any) -> list[int]:
-            return [0] * sum(len(m["content"].split()) for m in messages)
-
-        def close(self) -> None: ...
-
-    def size(prompt: str, trained: int, **given: Any) -> int:
-        args = argparse.Namespace(**{"ctx": None, "system": None, "max_tokens": None, **given})
-        model: Any = SimpleNamespace(n_ctx_train=trained)
-        return chat._context_size(args, model, Words(), prompt)
-
-    assert size("a b", 2048) == 2048
-    assert size("", 131072) == 8192
-    assert size("a " * 9000, 131072) == 9000 + 1024
-    assert size("a " * 9000, 131072, max_tokens=50, system="b c") == 9000 + 50 + 2
-    assert size("a " * 9000, 9500) == 9500
-    assert "a context of 9500 tokens for this prompt of 9000" in capsys.readouterr().err
-    assert size("a " * 9000, 9500, ctx=512) == 512
-    assert size("a", 9500, ctx=9501) == 9501
-    assert "warning: --ctx 9501 is beyond the 9500 tokens" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words, size",
+    [
+        ((), "context 1280 of 8192, f16 cache"),  # 12 tokens of template, the prompt, and room for an answer
+        (("--max-tokens", "4"), "context 256 of 8192, f16 cache"),
+        (("--ctx", "1k", "--max-tokens", "4"), "context 1024 of 8192, f16 cache"),
+        (("--memory", "200MiB", "--max-tokens", "2000"), "context 2304 of 8192, q8_0 cache"),
+        (("--kv-type", "q4_0", "--max-tokens", "4"), "context 256 of 8192, q4_0 cache"),
+        (("--backend", "cpu", "--ctx", "9000", "--max-tokens", "4"), "context 9216, f16 cache"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_not_asked_for_is_chosen_and_told(words: tuple[str, ...], size: str) -> None:
+    done = run(MODEL, "-p", "Say hello.", "--temperature", "0", "--max-tokens", "4", *words)
+    assert done.returncode == 0
+    told = done.stderr.decode()
+    assert size in told
 
 
 def test_file_then_pipe_then_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from yarn_edge.bench.fit import memory_size
 from yarn_edge.bench.fit_accuracy import main as accuracy
 from yarn_edge.cli import main
+from yarn_edge.flags import memory_size
 from yarn_edge.memory_plan import Simulation
 
 import tiny

@@ -14,10 +14,10 @@ import pytest
 
 from yarn_edge.bench.fit_accuracy import compare
 from yarn_edge.bench.fit_candidates import quant_of
-from yarn_edge.context_sizes import resident_bytes
 from yarn_edge.convert.quantize import quantize
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_api import captured_log
+from yarn_edge.memory import resident_bytes
 from yarn_edge.memory_plan import CTX_STEP, LEAST_CTX, DoesNotFitError, Simulation, choose
 from yarn_edge.repack import weights_of
 from yarn_edge.runtime import Context, Model
@@ -214,18 +214,35 @@ def test_contexts_too_long_to_simulate(simulation: Simulation, monkeypatch: pyte
 
 
 def test_choosing_prefers_f16_then_q8_0_then_fewer_tokens(simulation: Simulation) -> None:
-    f16, q8_0 = (simulation.plan(8192, kv_type).total_bytes for kv_type in ("f16", "q8_0"))
-    for wanted in (8192, None):
-        first = choose(simulation, f16, wanted, 8192)
-        assert (first.n_ctx, first.kv_type) == (8192, "f16")
-        second = choose(simulation, f16 - 1, wanted, 8192)
-        assert (second.n_ctx, second.kv_type) == (8192, "q8_0")
+    limit = simulation.n_ctx_train
+    f16, q8_0, q4_0 = (simulation.plan(limit, kv_type).total_bytes for kv_type in ("f16", "q8_0", "q4_0"))
+    for wanted in (limit, None):
+        first = choose(simulation, f16, wanted)
+        assert (first.n_ctx, first.kv_type) == (limit, "f16")
+        second = choose(simulation, f16 - 1, wanted)
+        assert (second.n_ctx, second.kv_type) == (limit, "q8_0")
         assert "q8_0" in second.reason
-    third = choose(simulation, q8_0 - 1, None, 8192)
+    third = choose(simulation, q8_0 - 1, None)
     assert third.kv_type == "q8_0"
-    assert third.n_ctx == 8192 - CTX_STEP
+    assert third.n_ctx == limit - CTX_STEP
     assert third.plan.total_bytes <= q8_0 - 1
     assert str(third.n_ctx) in third.reason
+    assert choose(simulation, q4_0, None, "q4_0").n_ctx == limit
+    given = choose(simulation, q8_0, None, "f16")  # a type that was asked for is not exchanged
+    assert given.kv_type == "f16"
+    assert given.n_ctx < limit
+
+
+def test_a_cache_type_that_was_asked_for_and_cannot_be(tmp_path: Path, simulation: Simulation) -> None:
+    with (
+        Simulation(tiny_gguf.write(tmp_path / "tiny.gguf", "llama")) as opened,
+        pytest.raises(YarnEdgeError, match="does not divide"),
+    ):
+        choose(opened, 2**40, None, "q8_0")
+    with pytest.raises(YarnEdgeError, match="'f8' is unknown"):
+        choose(simulation, 2**40, None, "f8")
+    with pytest.raises(DoesNotFitError, match=r"the longest are \d+ with f32, \d+ with q8_0, \d+ with q4_0"):
+        choose(simulation, simulation.plan(8192, "f32").total_bytes - 1, 8192, "f32")
 
 
 def test_a_context_that_was_asked_for_is_not_shortened(simulation: Simulation) -> None:
@@ -240,10 +257,6 @@ def test_a_context_that_was_asked_for_is_not_shortened(simulation: Simulation) -
 def test_where_nothing_fits_the_least_is_told(simulation: Simulation) -> None:
     with pytest.raises(DoesNotFitError, match=r"even 512 tokens with a q4_0 cache take \d+ MiB"):
         choose(simulation, 10 * MIB, None)
-
-
-def test_a_path_can_be_chosen_for(smol_quants: dict[str, Path]) -> None:
-    assert choose(smol_quants["Q8_0"], 2**40, None).kv_type == "f16"
 
 
 def test_heads_that_no_quantized_cache_can_hold(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ A backend that is not there is never replaced by another: callers get an empty l
 
 from __future__ import annotations
 
-from yarn_edge import ggml
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yarn_edge.ggml import Device
 
 # --backend NAME -> the names that ggml's backend libraries give themselves.
 BACKENDS: dict[str, tuple[str, ...]] = {
@@ -16,12 +19,21 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def devices_of(backend: str) -> list[ggml.Device]:
+def devices_of(backend: str) -> list[Device]:
     """The devices of one backend, in ggml's order; empty where this build or machine has none."""
+    from yarn_edge import ggml
+
     return [d for d in ggml.devices() if d.backend in BACKENDS[backend]]
+
+
+def backend_of(device: Device) -> str:
+    """The key of BACKENDS; the library's own name where none has it."""
+    return next((name for name, own in BACKENDS.items() if device.backend in own), device.backend)
 
 
 def missing(backend: str) -> str:
     """Why there is nothing to run on, with what there is."""
+    from yarn_edge import ggml
+
     have = ", ".join(f"{d.name} ({d.description})" for d in ggml.devices())
     return f"no {backend} device: this build of llama-cpp-python on this machine has {have}"

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yarn_edge.errors import YarnEdgeError, os_error
-from yarn_edge.flags import add_threads_flag, count
+from yarn_edge.flags import add_backend_flag, add_memory_flag, add_threads_flag, count, length
 from yarn_edge.progress import note, show
 
 if TYPE_CHECKING:
     from yarn_edge.chat_template import Renderer
+    from yarn_edge.placement import Wanted
     from yarn_edge.runtime import Context, Model
     from yarn_edge.session import Session
 
-DEFAULT_CTX = 8192
 HELP = """\
 /help         this list
 /reset        forget the conversation (the system prompt stays)
@@ -41,14 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (("-p", "--prompt"), "TEXT", str, None, "answer this once on stdout and exit"),
         (("--file",), "PATH", Path, None, "UTF-8 text to put in front of the (first) prompt"),
         (("--system",), "TEXT", str, None, "system prompt"),
-        (
-            ("--ctx",),
-            "N",
-            count(1, 2**31 - 1),
-            None,
-            f"context in tokens (default: the model's; over {DEFAULT_CTX} only if needed)",
-        ),
-        (("--kv-type",), "TYPE", str, "f16", "type of the KV cache"),
+        (("--ctx",), "N", length, None, "context in tokens (default: the model's, or what fits; once: what is needed)"),
+        (("--kv-type",), "TYPE", str, None, "type of the KV cache (default: f16, q8_0 where that does not fit)"),
         (("--temperature",), "T", float, 0.8, "0: always the most probable token"),
         (("--top-k",), "K", int, 40, "keep the K most probable tokens; 0: all"),
         (("--top-p",), "P", float, 0.95, "keep the most probable tokens that sum up to P; 1: all"),
@@ -60,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         shown = told if default is None else f"{told} (default: {default})"
         parser.add_argument(*names, metavar=metavar, type=kind, default=default, help=shown)
     add_threads_flag(parser)
+    add_backend_flag(parser)
+    add_memory_flag(parser)
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
     parser.add_argument("--json", action="store_true", help="with -p or piped input: one JSON object with the numbers")
 
@@ -75,25 +71,50 @@ def run(args: argparse.Namespace) -> int:
     prompt = _one_shot_prompt(document, args.prompt) if once else ""
     _utf8(args.system or "", "--system")
 
-    from yarn_edge.chat_template import ChatTemplate, RawText
+    from yarn_edge.placement import place
     from yarn_edge.runtime import Context, Model
     from yarn_edge.sampling import Sampling
     from yarn_edge.session import Session
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
-    with Model(args.model) as model:
-        renderer: Renderer = RawText() if args.raw else ChatTemplate.of(model)
-        with closing(renderer):
-            n_ctx = _context_size(args, model, renderer, prompt)
-            with Context(model, n_ctx=n_ctx, kv_type=args.kv_type, threads=args.threads) as context:
-                note(_what_runs(context))
-                _warn_of_other_positions(context)
-                session = Session(context, renderer, sampling, system=args.system, notice=note)
-                if once:
-                    _answer_once(session, prompt, args.max_tokens, args.json)
-                else:
-                    _converse(session, document, args.max_tokens)
+    placed = place(args.model, _wanted(args, prompt))
+    n_ctx, kv_type = placed.choice.n_ctx, placed.choice.kv_type
+    with Model(args.model, device=placed.device) as model, closing(_renderer(args, model)) as renderer:
+        if n_ctx > model.n_ctx_train:
+            note(f"warning: --ctx {n_ctx} is beyond the {model.n_ctx_train} tokens that the model was made for")
+        with Context(model, n_ctx=n_ctx, n_outputs=1, kv_type=kv_type, threads=args.threads) as context:
+            if args.ctx is None or kv_type != "f16":
+                note(placed.choice.reason)
+            note(_what_runs(context))
+            _warn_of_other_positions(context)
+            session = Session(context, renderer, sampling, system=args.system, notice=note)
+            if once:
+                _answer_once(session, prompt, args.max_tokens, args.json)
+            else:
+                _converse(session, document, args.max_tokens)
     return 0
+
+
+def _renderer(args: argparse.Namespace, model: Model) -> Renderer:
+    from yarn_edge.chat_template import ChatTemplate, RawText
+
+    return RawText() if args.raw else ChatTemplate.of(model)
+
+
+def _wanted(args: argparse.Namespace, prompt: str) -> Wanted:
+    """What the flags ask for. A prompt that is answered once needs no more than itself and the answer."""
+    from yarn_edge.placement import Wanted
+    from yarn_edge.session import ANSWER_ROOM
+
+    def needed(model: Model) -> int:
+        spoken = (("system", args.system), ("user", prompt))
+        with closing(_renderer(args, model)) as renderer:
+            n_prompt = len(renderer.tokens(model, [{"role": role, "content": text} for role, text in spoken if text]))
+        return n_prompt + (args.max_tokens or ANSWER_ROOM)
+
+    return Wanted(
+        args.backend, args.ctx, args.kv_type, args.memory, args.threads, needed_ctx=needed if prompt else None
+    )  # fmt: skip
 
 
 def _utf8(text: str, what: str) -> str:
@@ -128,26 +149,6 @@ def _one_shot_prompt(document: str, prompt: str | None) -> str:
     return text
 
 
-def _context_size(args: argparse.Namespace, model: Model, renderer: Renderer, prompt: str) -> int:
-    """--ctx; else the model's context up to DEFAULT_CTX, more where a one-shot prompt needs it."""
-    from yarn_edge.session import ANSWER_ROOM
-
-    if args.ctx is not None:
-        if args.ctx > model.n_ctx_train:
-            note(f"warning: --ctx {args.ctx} is beyond the {model.n_ctx_train} tokens that the model was made for")
-        return int(args.ctx)
-    n_ctx = min(model.n_ctx_train, DEFAULT_CTX)
-    if not prompt:
-        return n_ctx
-    spoken = (("system", args.system), ("user", prompt))
-    n_prompt = len(renderer.tokens(model, [{"role": role, "content": text} for role, text in spoken if text]))
-    needed = min(n_prompt + (args.max_tokens or ANSWER_ROOM), model.n_ctx_train)
-    if needed <= n_ctx:
-        return n_ctx
-    note(f"a context of {needed} tokens for this prompt of {n_prompt}")
-    return needed
-
-
 _SCALINGS = {"yarn": "YaRN", "linear": "linear scaling", "ntk": "NTK-aware scaling", "ntk-by-parts": "NTK-by-parts"}
 
 
@@ -171,7 +172,8 @@ def _what_runs(context: Context) -> str:
             told += f", attention factor {scaling.attention_factor:.4f}"
     trained = context.model.n_ctx_train
     size = f"context {context.n_ctx}" + ("" if context.n_ctx == trained else f" of {trained}")
-    return f"{gguf.path.name}: {gguf.architecture}, {told}, {size}, {context.kv_type} cache"
+    where = "" if context.model.device is None else f", on {context.model.device.name}"
+    return f"{gguf.path.name}: {gguf.architecture}, {told}, {size}, {context.kv_type} cache{where}"
 
 
 def _warn_of_other_positions(context: Context) -> None:

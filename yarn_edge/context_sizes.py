@@ -1,4 +1,4 @@
-"""The sizes of one context: read in llama.cpp's log of making it, and what it does not log; and of this process.
+"""The sizes of one context: read in llama.cpp's log of making it, and what it does not log.
 
 Formats: llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-kv-cache-dsv4.cpp and llama-context.cpp of llama-cpp-python
 0.3.36. Caches of several parts (sliding windows, hybrid models) log a line for each, which add up.
@@ -7,10 +7,8 @@ Formats: llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-kv-cache-dsv4.cpp
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +21,6 @@ _SIZE = re.compile(r"(?:llama_kv_cache|llama_memory_recurrent|llama_dsv4_comp_st
 _CELLS = re.compile(r"llama_kv_cache: size = .*\( *(\d+) cells")
 _BUFFER = re.compile(r": +(\S+) +(compute|output|RS|DSV4 \S+ state) buffer size = +([\d.]+) MiB")
 _FLASH = re.compile(r"Flash Attention enabled|enabling flash_attn since it is required")
-_TYPICAL_PROCESS_BYTES = 96 * MIB  # where the system does not tell: Python, NumPy, llama.cpp, a vocabulary
 
 
 @dataclass(frozen=True)
@@ -84,22 +81,6 @@ def _product_bytes(file: GGUFFile, n_batch: int) -> int:
         size = round(tensor.shape[0] * rows * (2 if tensor.type_name in ("F16", "BF16") else 1.15))
         largest = max(largest, size + (tensor.shape[2] * (rows * 8 + 128) if of_experts else 0))
     return largest
-
-
-def resident_bytes() -> int:
-    """Bytes of memory that this process holds now; on systems without /proc what it held at most."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return _TYPICAL_PROCESS_BYTES
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _bytes(mib: str) -> int:

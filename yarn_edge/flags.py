@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any
+
+from yarn_edge.backends import BACKENDS
 
 MAX_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS; more ends the process
 
@@ -73,7 +76,9 @@ def count(low: int, high: int) -> Callable[[str], int]:
 
 def add_threads_flag(parser: argparse.ArgumentParser) -> None:
     """--threads, None where it is not given."""
-    parser.add_argument("--threads", type=count(1, MAX_THREADS), metavar="N", help="threads (default: all cores)")
+    parser.add_argument(
+        "--threads", type=count(1, MAX_THREADS), metavar="N", help="threads (default: as many as physical cores)"
+    )
 
 
 def length(text: str) -> int:
@@ -97,3 +102,39 @@ def lengths(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"{item!r} is no length and no first:last:step")
         found += [first] if not rest else range(first, rest[0] + 1, rest[1])
     return sorted(set(found))
+
+
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def memory_size(text: str) -> int:
+    """An argparse type: bytes, such as 16GiB, 16G (the same), 16GB (10^9) or 800MiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?[bB])?", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory, such as 16GiB, 16GB or 800MiB")
+    unit = match[2].upper()
+    factor = _DECIMAL[f"{unit}B"] if unit and (match[3] or "").upper() == "B" else _UNITS[unit]
+    value = round(float(match[1]) * factor)
+    if not 0 < value < 2**60:
+        raise argparse.ArgumentTypeError(f"{text} is no amount of memory that a machine has")
+    return value
+
+
+def add_memory_flag(parser: argparse.ArgumentParser) -> None:
+    """--memory in bytes, None where it is not given."""
+    parser.add_argument(
+        "--memory",
+        type=memory_size,
+        metavar="SIZE",
+        help="what may be used, such as 16GiB or 16GB (default: what is free now, less 1 GiB or an eighth)",
+    )
+
+
+def add_backend_flag(parser: argparse.ArgumentParser) -> None:
+    """--backend, None where it may be chosen."""
+    parser.add_argument(
+        "--backend",
+        choices=tuple(BACKENDS),
+        help="where all layers and the cache go (default: a GPU that holds them, else the CPU)",
+    )

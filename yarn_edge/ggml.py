@@ -91,6 +91,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_validate_row_data": (ctypes.c_bool, [_INT, _P, _SIZE]),
     "ggml_fp16_to_fp32_row": (None, [_P, _P, _I64]),
     "ggml_bf16_to_fp32_row": (None, [_P, _P, _I64]),
+    "ggml_cpu_has_amx_int8": (_INT, []),
 }
 
 
@@ -194,6 +195,16 @@ def devices() -> list[Device]:
 def device_handle(device: Device) -> Any:
     """ggml_backend_dev_t."""
     return function("ggml_backend_dev_get")(device.index)
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the CPU backend was built with AMX kernels, for weights that it rearranges in "extra" buffers.
+
+    GCC's _tile_loadconfig tells the compiler of 8 of the 64 bytes that it reads, so that the tile configuration is optimised
+    away and the first use ends the process (llama.cpp issue 20824, seen with GCC 12). Other compilers cannot be told apart.
+    """
+    return bool(function("ggml_cpu_has_amx_int8")())
 
 
 def device_memory(device: Device) -> tuple[int, int]:

@@ -66,9 +66,11 @@ def failure_reason() -> str:
 
 
 def physical_threads() -> int:
-    """Threads to use by default: the cores this process may run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_THREADS)
+    """Threads to use by default: the physical cores (a second thread on one only waits), at most those we may run on."""
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable, MAX_THREADS)
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 
 from yarn_edge import ggml
-from yarn_edge.context_sizes import MIB, Sizes, allocated_bytes, resident_bytes, sizes_of
+from yarn_edge.context_sizes import MIB, Sizes, allocated_bytes, sizes_of
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.llama_api import captured_log, physical_threads
+from yarn_edge.memory import resident_bytes
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.repack import Weights, weights_of
 from yarn_edge.runtime import Context, Model
@@ -39,7 +40,7 @@ class MemoryPlan:
 
     weights: the mapped file, or what lies on a device; repacked: the CPU's second copy of some; kv: the cache, recurrent
     states with it; compute: buffers of the graph, as far as they are written; output: logits; process: Python, llama.cpp,
-    the vocabulary, bookkeeping. device_bytes: how many of all of them lie on a device that is not the CPU.
+    the vocabulary, bookkeeping. device_bytes: how many of all of them lie on a device, None where all is on the CPU.
     """
 
     n_ctx: int
@@ -50,13 +51,18 @@ class MemoryPlan:
     compute_bytes: int
     output_bytes: int
     process_bytes: int
-    device_bytes: int = 0
+    device_bytes: int | None = None
 
     @property
     def total_bytes(self) -> int:
         """All parts."""
         held = self.weights_bytes + self.repacked_bytes + self.kv_bytes
         return held + self.compute_bytes + self.output_bytes + self.process_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """What counts against a budget: all of it on the CPU, on a device what lies there."""
+        return self.total_bytes if self.device_bytes is None else self.device_bytes
 
 
 class Simulation:
@@ -77,11 +83,11 @@ class Simulation:
         if not read_gguf(path, vocabulary=False).tensors:
             raise YarnEdgeError(f"{path}: has a vocabulary and no weights: there is nothing to run")
         with captured_log() as log:
-            self._model = Model(path, no_alloc=True, device=device)
-        self.file: GGUFFile = self._model.gguf
-        self.device = self._model.device
+            self.model = Model(path, no_alloc=True, device=device)  # tokenizes, too
+        self.file: GGUFFile = self.model.gguf
+        self.device = self.model.device
         self.threads = threads or physical_threads()
-        self.n_ctx_train: int = self._model.n_ctx_train
+        self.n_ctx_train: int = self.model.n_ctx_train
         self._known: dict[tuple[int, str, int, int], Sizes | YarnEdgeError] = {}
         self.process_bytes = process_bytes or 0  # with header and vocabulary
         self.unused = frozenset(m[1] for m in map(_UNUSED.search, log) if m)  # tensors that llama.cpp does not load
@@ -131,8 +137,7 @@ class Simulation:
         """
 
         def taken(n_ctx: int) -> int:
-            plan = self.plan(n_ctx, kv_type, n_batch=n_batch, weights=weights)
-            return plan.total_bytes if self.device is None else plan.device_bytes
+            return self.plan(n_ctx, kv_type, n_batch=n_batch, weights=weights).taken_bytes
 
         if taken(limit) <= budget_bytes:
             return limit
@@ -164,7 +169,7 @@ class Simulation:
 
     def _simulated(self, n_ctx: int, kv_type: str, n_batch: int, n_outputs: int) -> Sizes:
         with captured_log() as log, Context(
-            self._model, n_ctx=n_ctx, n_batch=n_batch, n_outputs=n_outputs, kv_type=kv_type, threads=self.threads,
+            self.model, n_ctx=n_ctx, n_batch=n_batch, n_outputs=n_outputs, kv_type=kv_type, threads=self.threads,
             arguments=self._arguments,
         ):  # fmt: skip
             if not self.process_bytes:  # what is allocated even here counts as what it is
@@ -173,7 +178,7 @@ class Simulation:
 
     def close(self) -> None:
         """Free the header and the vocabulary."""
-        self._model.close()
+        self.model.close()
 
     def __enter__(self) -> Simulation:
         return self
@@ -186,7 +191,7 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Choice:
-    """A context and a cache type that fit, and why these. Takes `plan.total_bytes`."""
+    """A context and a cache type that fit, and why these. Takes `plan.taken_bytes`."""
 
     n_ctx: int
     kv_type: str
@@ -199,47 +204,46 @@ class DoesNotFitError(YarnEdgeError):
 
 
 def choose(
-    model: Simulation | str | Path, budget_bytes: int, wanted_ctx: int | None, limit_ctx: int | None = None,
+    model: Simulation, budget_bytes: int, wanted_ctx: int | None, kv_type: str | None = None,
     *, weights: Weights | None = None,
 ) -> Choice:  # fmt: skip
     """A context and cache type within `budget_bytes` (on a device: there).
 
-    wanted_ctx: what the user asked for, None for as much as is useful: limit_ctx (by default what the model was trained
-    for). f16 if that fits, else q8_0, which costs next to no quality; else, if nothing was asked for, fewer tokens in q8_0.
-    Raises DoesNotFitError, which tells the longest contexts, where what was asked for fits with neither, or nothing does.
+    wanted_ctx: what the user asked for, None for as much as the model was trained for. kv_type: None for f16 if that fits,
+    else q8_0, which costs next to no quality; else, if no context was asked for, fewer tokens in the last of them.
+    Raises DoesNotFitError, which tells the longest contexts, where what was asked for does not fit, or nothing does, and
+    YarnEdgeError where the model can have no cache of the type that was asked for.
     """
-    if not isinstance(model, Simulation):
-        with Simulation(model) as opened:
-            return choose(opened, budget_bytes, wanted_ctx, limit_ctx, weights=weights)
-    limit = wanted_ctx or limit_ctx or model.n_ctx_train
+    limit = wanted_ctx or model.n_ctx_train
     told = f"{limit} tokens" if wanted_ctx else f"all {limit} tokens of the context"
-    types = [kv_type for kv_type in ("f16", "q8_0") if model.refusal(kv_type) is None] or ["f16"]
+    refused = None if kv_type is None else model.refusal(kv_type)
+    if refused is not None:
+        raise YarnEdgeError(refused)
+    types = [kv_type] if kv_type else [t for t in ("f16", "q8_0") if model.refusal(t) is None] or ["f16"]
     longest = {t: model.longest_context(budget_bytes, t, limit, weights=weights) for t in types}
-    for kv_type in types:
-        if longest[kv_type] == limit:
-            reason = f"{told} fit into {gib(budget_bytes)} with a cache of {kv_type}"
-            if kv_type != "f16":
-                reason += f" (f16: {longest['f16']})"
-            return Choice(limit, kv_type, model.plan(limit, kv_type, weights=weights), reason)
-    kv_type = types[-1]
-    n_ctx = longest[kv_type]
+    for chosen in types:
+        if longest[chosen] == limit:
+            reason = f"{told} fit into {gib(budget_bytes)} with a cache of {chosen}"
+            if chosen != types[0]:
+                reason += f" ({types[0]}: {longest[types[0]]})"
+            return Choice(limit, chosen, model.plan(limit, chosen, weights=weights), reason)
+    n_ctx = longest[types[-1]]
     if n_ctx and not wanted_ctx:
-        needed = model.plan(limit, kv_type, weights=weights)
-        reason = f"{told} with a {kv_type} cache would take {gib(needed.total_bytes)}, more than {gib(budget_bytes)}: {n_ctx} fit"
-        return Choice(n_ctx, kv_type, model.plan(n_ctx, kv_type, weights=weights), reason)
+        taken = gib(model.plan(limit, types[-1], weights=weights).taken_bytes)
+        reason = f"{told} with a {types[-1]} cache would take {taken}, more than {gib(budget_bytes)}: {n_ctx} fit"
+        return Choice(n_ctx, types[-1], model.plan(n_ctx, types[-1], weights=weights), reason)
     raise DoesNotFitError(_why_not(model, budget_bytes, limit, types, weights))
 
 
 def _why_not(model: Simulation, budget_bytes: int, limit: int, types: list[str], weights: Weights | None) -> str:
-    if model.refusal("q4_0") is None:
-        types = [*types, "q4_0"]
+    types = [*types, *(t for t in ("q8_0", "q4_0") if t not in types and model.refusal(t) is None)]
     longest = {t: model.longest_context(budget_bytes, t, limit, weights=weights) for t in types}
     path = model.file.path
     if not any(longest.values()):
         least = model.plan(LEAST_CTX, types[-1], weights=weights)
         return (
             f"{path}: does not fit into {gib(budget_bytes)}: even {LEAST_CTX} tokens with a {types[-1]} cache take "
-            f"{gib(least.total_bytes)}, {gib(least.weights_bytes + least.repacked_bytes)} of them weights: take a smaller "
+            f"{gib(least.taken_bytes)}, {gib(least.weights_bytes + least.repacked_bytes)} of them weights: take a smaller "
             "quantization or another machine"
         )
     told = ", ".join(f"{n_ctx} with {kv_type}" for kv_type, n_ctx in longest.items())

@@ -16,9 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from yarn_edge import ggml
 from yarn_edge.ggml import TYPE_F32, TYPE_I32, check_struct, device_handle, devices, function, tensor_context
 from yarn_edge.ggml_types import types
 from yarn_edge.gguf_file import GGUFFile, TensorInfo
+from yarn_edge.progress import note
 
 TOKEN_EMBEDDINGS, OUTPUT = "token_embd.weight", "output.weight"
 # llama-arch.cpp, LLM_TENSOR_INFOS: matrices whose rows are looked up, and stacks of matrices of which experts are chosen.
@@ -137,8 +139,21 @@ def _empty_buffer(buffer_type: int) -> Iterator[Any]:
 
 
 @cache
+def extra_buffers() -> bool:
+    """Whether weights may be rearranged: not by a build with AMX, which is noted once."""
+    if ggml.has_amx():
+        note(
+            "this llama-cpp-python has AMX kernels, which crash where GCC compiled them: they are not used, nor weights "
+            "rearranged for any kernel, which is slower (README, Limits: how to build it without them)"
+        )
+    return not ggml.has_amx()
+
+
+@cache
 def _extra_buffer_types() -> tuple[int, ...]:
     """ggml_backend_buffer_type_t of the CPU backend's extra buffer types, in its order of preference."""
+    if not extra_buffers():
+        return ()
     cpu = device_handle(next(d for d in devices() if d.kind == "cpu"))
     library = function("ggml_backend_dev_backend_reg")(cpu)
     address = function("ggml_backend_reg_get_proc_address")(library, b"ggml_backend_dev_get_extra_bufts")

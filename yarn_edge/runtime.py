@@ -29,6 +29,7 @@ from yarn_edge.loadable import MAX_CONTEXT, check_loadable
 from yarn_edge.memory import KV_TYPES, check_memory
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import bar
+from yarn_edge.repack import extra_buffers
 
 Outputs = Literal["none", "last", "all"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -65,6 +66,7 @@ class Model:
             params.no_alloc, params.load_mode = True, self.api.LLAMA_LOAD_MODE_NONE  # it asserts that nothing is mapped
         self.device = device if device is not None and device.kind != "cpu" else None
         chosen = [] if self.device is None else [ggml.device_handle(self.device)]
+        params.use_extra_bufts = extra_buffers()
         self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # ended by NULL
         params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         params.n_gpu_layers = 0 if self.device is None else -1

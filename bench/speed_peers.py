@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.backends import BACKENDS, devices_of, missing
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import MAX_THREADS, count
 from yarn_edge.gguf_file import read_gguf
@@ -61,7 +62,7 @@ def theirs(program: Path, c: Configuration, variables: Mapping[str, str] | None)
     command = [
         str(program), "-m", c.model, "-p", str(c.n_prompt), "-n", str(c.n_gen), "-d", str(c.depth), "-t", str(c.threads),
         "-b", str(c.n_batch), "-ub", str(c.n_ubatch), "-ctk", c.kv_type, "-ctv", c.kv_type, "-fa", c.flash_attention,
-        "-ngl", "0", "-r", str(c.samples), "-o", "json",
+        "-ngl", "0" if c.backend == "cpu" else "99", "-r", str(c.samples), "-o", "json",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, check=False, env=variables)
     told = done.stderr.decode(errors="replace").strip().splitlines()
@@ -139,6 +140,7 @@ def main() -> int:
     add("--ubatch", type=count(1, MAX_TOKENS), default=512, metavar="N")
     add("--kv-type", choices=tuple(KV_TYPES), default="f16")
     add("--flash-attention", choices=tuple(FLASH), default="auto")
+    add("--backend", choices=tuple(BACKENDS), default="cpu", help="of both (default: cpu)")
     add("--our-libraries", action="store_true", help="theirs with the libraries of our llama-cpp-python (Linux)")
     add("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
@@ -146,9 +148,11 @@ def main() -> int:
     try:
         if not program.is_file() or not os.access(program, os.X_OK):
             raise YarnEdgeError(f"{program}: no such program")
+        if not devices_of(args.backend):
+            raise YarnEdgeError(missing(args.backend))
         read_gguf(args.model, vocabulary=False)
         first = Configuration(
-            str(args.model), "cpu", args.kv_type, args.flash_attention, args.batch, min(args.batch, args.ubatch), args.threads,
+            str(args.model), args.backend, args.kv_type, args.flash_attention, args.batch, min(args.batch, args.ubatch), args.threads,
             0, args.prompt_tokens, args.gen_tokens, args.samples,
         )  # fmt: skip
         state = machine_state()
@@ -164,11 +168,9 @@ def main() -> int:
         return 130
     env = environment([args.model]) | state
     shared = {
-        "threads": args.threads,
-        "n_batch": first.n_batch,
-        "n_ubatch": first.n_ubatch,
+        "backend": args.backend, "threads": args.threads, "n_batch": first.n_batch, "n_ubatch": first.n_ubatch,
         "flash_attention": args.flash_attention,
-    }
+    }  # fmt: skip
     found = {"env": env, "model": args.model.name, **shared, "type_k": args.kv_type, "rows": rows}
     sys.stdout.write(json.dumps(found) + "\n" if args.json else table(rows))
     return 0

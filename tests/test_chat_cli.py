@@ -58,7 +58,7 @@ def test_prompt_and_piped_input_answer_alike_on_stdout() -> None:
         ((MODEL,), b"abc\xff", "standard input: byte 3 is not valid UTF-8"),
         ((MODEL, "-p", "x", "--file", "no/such.txt"), b"", "no/such.txt: No such file or directory"),
         ((MODEL, "-p", "x", "--file", "."), b"", ".: Is a directory"),
-        ((MODEL, "-p", "x", "--ctx", "0"), b"", "--ctx: 0 is not from 1"),
+        ((MODEL, "-p", "x", "--ctx", "0"), b"", "--ctx: 0 is not from 2"),
         ((MODEL, "-p", "x", "--max-tokens", "0"), b"", "--max-tokens: 0 is not from 1"),
         ((MODEL, "-p", "x", "--top-p", "2"), b"", "--top-p is 2.0, must be from 0 to 1"),
         ((MODEL, "-p", "x", "--kv-type", "f8"), b"", "--kv-type 'f8' is unknown"),
@@ -97,22 +97,44 @@ def test_base_model_wants_raw(base_model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words, size",
+    "words, told",
     [
-        ((), "context 1280 of 8192, f16 cache"),  # 12 tokens of template, the prompt, and room for an answer
-        (("--max-tokens", "4"), "context 256 of 8192, f16 cache"),
-        (("--ctx", "1k", "--max-tokens", "4"), "context 1024 of 8192, f16 cache"),
-        (("--memory", "200MiB", "--max-tokens", "2000"), "context 2304 of 8192, q8_0 cache"),
-        (("--kv-type", "q4_0", "--max-tokens", "4"), "context 256 of 8192, q4_0 cache"),
-        (("--backend", "cpu", "--ctx", "9000", "--max-tokens", "4"), "context 9216, f16 cache"),
+        (
+            ("--max-tokens", "4"),
+            ["37 tokens fit into", "context 256 of 8192, f16 cache"],
+        ),  # template, prompt and answer
+        (("--max-tokens", "4", "--ctx", "1k"), ["context 1024 of 8192, f16 cache"]),
+        (("--max-tokens", "4", "--kv-type", "q4_0"), ["with a cache of q4_0", "context 256 of 8192, q4_0 cache"]),
+        (
+            ("--max-tokens", "4", "--backend", "cpu", "--ctx", "9000"),
+            ["warning: --ctx 9000 is beyond", "context 9216 of"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_not_asked_for_is_chosen_and_told(words: tuple[str, ...], size: str) -> None:
-    done = run(MODEL, "-p", "Say hello.", "--temperature", "0", "--max-tokens", "4", *words)
+def test_what_is_not_asked_for_is_chosen_and_told(words: tuple[str, ...], told: list[str]) -> None:
+    done = run(MODEL, "-p", "Say hello.", "--temperature", "0", *words)
     assert done.returncode == 0
-    told = done.stderr.decode()
-    assert size in told
+    assert all(text in done.stderr.decode() for text in told), done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("--memory", "100MiB"), "even 512 tokens with a q4_0 cache take"),
+        (
+            ("--memory", "300MiB", "--ctx", "32k"),
+            "a context of 32768 tokens does not fit into 300 MiB; the longest are",
+        ),
+        (("--backend", "vulkan"), "no vulkan device: this build of llama-cpp-python on this machine has CPU"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_does_not_fit_is_refused_with_what_would(words: tuple[str, ...], told: str) -> None:
+    done = run(MODEL, "-p", "Say hello.", *words)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert told in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_file_then_pipe_then_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

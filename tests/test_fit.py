@@ -110,7 +110,7 @@ def test_the_tables_tell_and_the_command_can_be_pasted(
 ) -> None:
     assert main(["fit", str(smol_quants["Q4_K_M"]), "--memory", "300MiB"]) == 0
     out = capsys.readouterr().out
-    assert "what fits into 300 MiB (given)" in out
+    assert "what fits into 300 MiB on the CPU (given)" in out
     assert "would take" in out  # why not all of the context
     words = shlex.split(next(line for line in out.splitlines() if "yarn-edge chat" in line))
     n_ctx, kv_type = int(words[words.index("--ctx") + 1]), words[words.index("--kv-type") + 1]

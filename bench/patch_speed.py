@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.convert.gguf_header import TensorSpec, lay_out, pack_key
-from yarn_edge.convert.writer import check_space
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.ggml_types import type_named
 from yarn_edge.progress import bar, note
+from yarn_edge.writer import check_space
 
 LIMIT = 1.2  # ours / cp
 TENSORS = 32

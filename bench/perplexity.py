@@ -18,7 +18,6 @@ import numpy as np
 
 from yarn_edge.backends import BACKENDS
 from yarn_edge.convert.imatrix_progress import model_identity
-from yarn_edge.convert.writer import check_output
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import add_threads_flag, count, lengths
 from yarn_edge.gguf_file import read_gguf
@@ -27,6 +26,7 @@ from yarn_edge.memory import KV_TYPES
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import note
 from yarn_edge.runtime import Context, FlashAttention, Model
+from yarn_edge.writer import check_output
 
 from .averages import Bucket, Mean, by_position, edges_of, lengths_up_to, mean_of
 from .documents import documents_of, tokenized

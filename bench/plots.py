@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from yarn_edge.convert.writer import partial_file, publish
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.writer import partial_file, publish
 
 from .averages import Bucket
 from .report import Chart, HeatMap, Line, Picture

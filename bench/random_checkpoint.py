@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.convert.writer import check_space
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.progress import bar
+from yarn_edge.writer import check_space
 
 from .smollm2 import VOCAB, package_gguf, write_tokenizer
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from yarn_edge.convert.writer import check_output, partial_file, publish
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.progress import note
+from yarn_edge.writer import check_output, partial_file, publish
 
 from .environment import environment
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from yarn_edge.convert.writer import check_space, partial_file, publish
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.memory import known_kv_bytes
 from yarn_edge.progress import note
 from yarn_edge.runtime import Context
+from yarn_edge.writer import check_space, partial_file, publish
 
 from .scoring import Scores
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.backends import BACKENDS, devices_of
-from yarn_edge.convert.writer import check_output
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import MAX_THREADS, count, length
 from yarn_edge.gguf_file import GGUFFile, read_gguf
@@ -20,6 +19,7 @@ from yarn_edge.llama_api import llama, physical_threads
 from yarn_edge.loadable import check_loadable
 from yarn_edge.memory import KV_TYPES
 from yarn_edge.progress import bar, note
+from yarn_edge.writer import check_output
 
 from .environment import environment, machine_state
 from .report import add_output_flags, check_outputs, deliver

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.convert.writer import partial_file, publish
 from yarn_edge.progress import note
+from yarn_edge.writer import partial_file, publish
 
 from .plot_chart import Bars, Bound
 from .report import Cell, Chart, Line, Picture, Report, Table

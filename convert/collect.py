@@ -24,10 +24,10 @@ from yarn_edge.gguf_file import GGUFFile
 from yarn_edge.loadable import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
 from yarn_edge.runtime import MAX_SEQUENCES, Context, Model
+from yarn_edge.writer import check_output, check_space, partial_file, publish
 
 from .imatrix import Importance, ImportanceMatrix, write_imatrix
 from .imatrix_progress import Run, added, load_progress, model_identity, progress_path, save_progress, text_identity
-from .writer import check_output, check_space, partial_file, publish
 
 BATCH, UBATCH = 2048, 512  # llama.cpp's defaults: tokens of one call, of one graph
 LEAST = 16  # fewer rows do not count (yarn_edge.activation_tap)

@@ -19,10 +19,10 @@ from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.gguf_file import GGUFFile, read_shard
 from yarn_edge.source_file import changed
 from yarn_edge.split_gguf import TENSORS_COUNT, parse_shard_name, shard_name
+from yarn_edge.writer import check_output, partial_file, publish
 
 from .gguf_edit import Edit, Vector, check_edit, open_source, write_edited
 from .kernel_copy import copy_range
-from .writer import check_output, partial_file, publish
 
 
 def output_files(source: GGUFFile, output: Path, force: bool) -> list[Path]:

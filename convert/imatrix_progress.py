@@ -13,9 +13,9 @@ from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile
+from yarn_edge.writer import partial_file, publish
 
 from .imatrix import Importance, ImportanceMatrix, read_imatrix, write_imatrix
-from .writer import partial_file, publish
 
 _SAMPLE_BYTES = 4096
 

@@ -29,9 +29,9 @@ from yarn_edge.loadable import check_loadable
 from yarn_edge.planner import Bake, RopePlan, plan_parts
 from yarn_edge.progress import bar, note
 from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.writer import check_space
 
 from .gguf_shards import edit_gguf_files, output_files, partial_files, publish_files, total_bytes
-from .writer import check_space
 
 PARAMS_ARCHITECTURES = (
     "llama",

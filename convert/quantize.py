@@ -24,6 +24,7 @@ from yarn_edge.llama_api import physical_threads
 from yarn_edge.loadable import check_loadable
 from yarn_edge.progress import bar, note
 from yarn_edge.source_file import SourceFile
+from yarn_edge.writer import check_output, check_space, partial_file
 
 from .file_plan import FilePlan, Source, as_json, as_table, estimated_seconds, plan_files, weights_of
 from .gguf_shards import publish_files
@@ -31,7 +32,6 @@ from .imatrix import ImportanceMatrix, read_imatrix
 from .one_pass import SourceTensor, fill
 from .quant_types import Quant, parse_quants
 from .recipe import Choice
-from .writer import check_output, check_space, partial_file
 
 _MAX_PATTERN = 200  # llama.cpp matches by recursion, and a long one ends the process
 _MAX_REPEATS = 3  # it tries every way to share a name's characters among them, for hours

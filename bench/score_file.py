@@ -7,7 +7,6 @@ one long document goes on in the middle of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.memory import known_kv_bytes
 from yarn_edge.progress import note
 from yarn_edge.runtime import Context
-from yarn_edge.writer import check_space, partial_file, publish
+from yarn_edge.writer import check_space, digest, partial_file, publish
 
 from .scoring import Scores
 
@@ -96,7 +95,7 @@ class ScoreFile:
         try:
             whole = (
                 self.cache_path.stat().st_size == self._cache["bytes"]
-                and _digest(self.cache_path) == self._cache["hash"]
+                and digest(self.cache_path) == self._cache["hash"]
             )
         except OSError:
             whole = False
@@ -135,7 +134,7 @@ class ScoreFile:
         )
         with partial_file(self.cache_path) as partial:
             context.save_state(partial, tokens)
-            found = {"tokens": len(tokens), "bytes": partial.stat().st_size, "hash": _digest(partial)}
+            found = {"tokens": len(tokens), "bytes": partial.stat().st_size, "hash": digest(partial)}
             publish(partial, self.cache_path, force=True)
         self._owns_cache = True
         self._cache = found | {"window": scores.done}
@@ -155,12 +154,3 @@ class ScoreFile:
         self._write(scores)
         if self._owns_cache:
             self.cache_path.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    """BLAKE2b of a file."""
-    found = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while data := file.read(1 << 22):
-            found.update(data)
-    return found.hexdigest()

@@ -29,11 +29,12 @@ from yarn_edge.honoured import honoured
 from yarn_edge.llama_api import captured_log
 from yarn_edge.memory import known_kv_bytes, peak_resident_bytes
 from yarn_edge.metadata import explicit_arguments
+from yarn_edge.rescale import overridden
 from yarn_edge.runtime import Context, FlashAttention, Model
 from yarn_edge.sampling import Sampling
 
 from .speed_rows import buffers_in, flash_attention_in, misplaced, offloaded_in
-from .variants import Variant, overridden, parse_variant
+from .variants import Variant, parse_variant
 
 SEED = 1
 Tell = Callable[..., None]

@@ -20,6 +20,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_scaling_flags, count, scaling_overrides
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.loadable import MAX_CONTEXT
+from yarn_edge.rescale import base_scaling, with_factor
 from yarn_edge.runtime import FlashAttention
 from yarn_edge.scaling import RopeScaling
 
@@ -30,7 +31,7 @@ from .perplexity import STOPPED, Settings, add_running_flags, add_text_flags, pl
 from .report import Chart, Line, Report, Table, add_output_flags, check_outputs, deliver
 from .scoring import Scores, open_context, score
 from .stepping import Comparison, Outcome, side_by_side
-from .sweep_plan import Value, attention_values, base_scaling, factor_values, method_values, runs_of, with_factor
+from .sweep_plan import Value, attention_values, factor_values, method_values, runs_of
 from .variants import Variant, parse_variant, scaled
 from .windows import Window
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from yarn_edge.convert.patch import from_file
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf_file import GGUFFile
-from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.rescale import with_factor
+from yarn_edge.scaling import RopeScaling
 
 from .variants import Variant, scaled
 from .windows import Window
@@ -38,41 +36,6 @@ class Value:
     number: float | None
     scaling: Callable[[int], RopeScaling]
     dynamic: bool = False
-
-
-def base_scaling(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
-    """The file's own scaling with `overrides` on top; a file without one is taken at its context_length as the original.
-
-    Raises YarnEdgeError where there is nothing to sweep around: frequency tables, a softmax factor of its own.
-    """
-    given = dict(overrides)
-    if not given.keys() >= {"factor", "original_context"}:
-        own: RopeScaling = from_file(file, {})
-        if given and own.method != "yarn":
-            given.setdefault("original_context", own.original_context)
-            given.setdefault("factor", max(1.0, own.factor))
-    found: RopeScaling = from_file(file, given)
-    if found.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in found.frequency_factors):
-        raise YarnEdgeError(
-            f"{file.path}: its frequencies come from a table (Llama 3, LongRoPE): no other can be put in its place"
-        )
-    if abs(found.softmax_factor - 1) > SAME_RELATIVE:
-        raise YarnEdgeError(
-            f"{file.path}: its softmax factor {found.softmax_factor:.6g} belongs to its own factor: it cannot be swept"
-        )
-    return found
-
-
-def with_factor(base: RopeScaling, factor: float, method: str = "yarn", own_attention: bool = True) -> RopeScaling:
-    """Another method or factor around the same base and original context.
-
-    A is the method's own default; of YaRN times what the base's A is of the default for its own factor.
-    """
-    if factor <= 1 or method == "none":
-        return replace(base, method="none", factor=1.0, attention_factor=1.0)
-    ratio = base.attention_factor / base.default_attention_factor if base.method == "yarn" else 1.0
-    attention = yarn_attention_factor(factor) * ratio if own_attention else 1.0
-    return replace(base, method=method, factor=float(factor), attention_factor=attention)  # type: ignore[arg-type]
 
 
 def attention_values(base: RopeScaling, values: Sequence[float] | None) -> list[Value]:

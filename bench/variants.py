@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.backends import BACKENDS, devices_of, missing
-from yarn_edge.convert.patch import from_file
-from yarn_edge.effective import RuntimeArguments, angle_error, effective, ratio_in_file, spelled_out
+from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS
-from yarn_edge.gguf_file import GGUFFile, read_gguf
-from yarn_edge.layers import sliding_scaling
+from yarn_edge.gguf_file import read_gguf
 from yarn_edge.memory import KV_TYPES
-from yarn_edge.planner import in_keys, native_keys
+from yarn_edge.rescale import from_file, in_memory
 from yarn_edge.runtime import Context, FlashAttention, Model
-from yarn_edge.scaling import SAME_RELATIVE, RopeScaling
+from yarn_edge.scaling import RopeScaling
 
 # key of a variant -> RopeScaling field, with the flags' own names and types
 _SCALING: dict[str, str] = {flag.removeprefix("--"): name for name, flag in FLAGS.items()}
@@ -116,40 +114,7 @@ _VALUES: dict[str, Callable[[str, str], Any]] = {
 
 
 def scaled(variant: Variant, goal: RopeScaling) -> Variant:
-    """The variant with `goal` in place of the file's own scaling.
-
-    A goes in by overriding `rope.scaling.attn_factor`: the argument yarn_attn_factor has no effect beside an ext_factor.
-    Raises YarnEdgeError where the runtime cannot compute it from this file by arguments (frequencies baked into the file,
-    tables, dynamic scaling): nothing approximate is run.
-    """
+    """The variant with `goal` in place of the file's own scaling. Raises YarnEdgeError where arguments cannot do it."""
     file = read_gguf(variant.path)
-    words = in_keys(goal)
-    if words is None:
-        raise YarnEdgeError(f"{variant.label}: the runtime has no arguments for {goal.method} scaling")
-    keys = native_keys(words, file.architecture)
-    name = f"{file.architecture}.rope.scaling.attn_factor"
-    # What is left to attn_factor, whatever else of A the architecture makes of the file's keys.
-    own = effective(overridden(file, {name: 1.0}), spelled_out(words, 1.0)).attention_factor
-    ratio = words.attention_factor / own
-    overrides = {name: ratio} if abs(ratio / ratio_in_file(file) - 1) > SAME_RELATIVE else {}
-    arguments = spelled_out(words, ratio)
-    seen = overridden(file, overrides)
-    runs = effective(seen, arguments)
-    sliding, meant = sliding_scaling(seen, runs), sliding_scaling(overridden(file, keys), runs)
-    if sliding is not None and meant is not None and angle_error(sliding, meant).any_difference:
-        raise YarnEdgeError(
-            f"{variant.label}: its layers with a sliding window take their scaling from the file, not from arguments: patch the file"
-        )
-    error = angle_error(runs, words)
-    if error.any_difference:
-        raise YarnEdgeError(
-            f"{variant.label}: {goal.method} scaling cannot be run from this file by arguments: frequencies would be "
-            f"{error.frequency:.2%} off, the attention factor {error.attention:.2%} (are they baked into the file? "
-            "convert --bake-rope never keeps them apart)"
-        )
+    arguments, overrides = in_memory(file, goal, variant.label)
     return replace(variant, arguments=arguments, overrides=overrides)
-
-
-def overridden(file: GGUFFile, overrides: Mapping[str, Any]) -> GGUFFile:
-    """The file's header as the runtime sees it with `overrides`."""
-    return replace(file, metadata={**file.metadata, **overrides})

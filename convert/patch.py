@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,16 @@ from yarn_edge import metadata
 from yarn_edge.config_file import is_mistral_params, read_config
 from yarn_edge.config_scaling import read_positions
 from yarn_edge.dialects import text_section
-from yarn_edge.effective import FREQUENCY_FACTORS, angle_error, effective, file_factor, rotated_dims
+from yarn_edge.effective import FREQUENCY_FACTORS, angle_error, effective, rotated_dims
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import FLAGS, add_planner_flags, add_scaling_flags, scaling_overrides
+from yarn_edge.flags import add_planner_flags, add_scaling_flags, scaling_overrides
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.honoured import CHECKPOINT_ARCHITECTURES
 from yarn_edge.loadable import check_loadable
 from yarn_edge.planner import Bake, RopePlan, plan_parts
 from yarn_edge.progress import bar, note
-from yarn_edge.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.rescale import from_file
+from yarn_edge.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.writer import check_space
 
 from .gguf_shards import edit_gguf_files, output_files, partial_files, publish_files, total_bytes
@@ -79,104 +79,6 @@ def from_checkpoint(
                 f"{scaling.source('dim')}: {scaling.dim} dimensions are rotated, in {file.path} {rotated_dims(file)}: another model"
             )
     return parts
-
-
-def from_file(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
-    """What the file describes, with its known slips put right, and `overrides` on top.
-
-    Raises YarnEdgeError where the file leaves open what it means: nothing is guessed.
-    """
-    base = metadata.canonical(file)
-    if base is None:
-        base = metadata.declared(_without_slips(file, overrides))
-    context = file.required_int("context_length")
-    if base.method != "none" and not overrides and context > base.extended_context:
-        raise YarnEdgeError(
-            f"{file.path}: context_length is {context}, but factor {base.factor:g} makes {base.original_context} tokens "
-            f"{base.extended_context}: pass --yarn-factor and --yarn-orig-ctx"
-        )
-    if not overrides:
-        return base
-    if base.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in base.frequency_factors):
-        raise YarnEdgeError(
-            f"{file.path}: has frequency factors of its own ({FREQUENCY_FACTORS}: Llama 3, or baked by others): YaRN on top of "
-            "them would scale twice"
-        )
-    if abs(base.softmax_factor - 1) > SAME_RELATIVE and overrides.keys() & {"factor", "attention_factor"}:
-        raise YarnEdgeError(
-            f"{file.path}: its softmax factor {base.softmax_factor:.6g} belongs to its factor: use --from CHECKPOINT"
-        )
-    flags = {field: FLAGS[field] for field in overrides}
-    if base.method == "linear" and set(overrides) == {"original_context"}:
-        return replace(base, **overrides, provenance={**base.provenance, **flags})
-    if base.method not in ("none", "yarn") and "factor" not in overrides:
-        raise YarnEdgeError(
-            f"{file.path}: has {base.method} scaling: the --yarn-… flags need --yarn-factor to make it YaRN"
-        )
-    if base.method != "yarn":
-        missing = [FLAGS[f] for f in ("factor", "original_context") if f not in overrides]
-        if missing:
-            raise YarnEdgeError(f"{file.path}: has no YaRN, so {missing[0]} is needed too")
-        base = replace(base, method="yarn", factor=1.0, attention_factor=1.0, provenance={"method": "--yarn-factor"})
-    values = dict(overrides)
-    if "factor" in values and "attention_factor" not in values:
-        own = base.attention_factor / base.default_attention_factor
-        if abs(own - 1) > SAME_RELATIVE:
-            raise YarnEdgeError(
-                f"{file.path}: its attention factor {base.attention_factor:.6g} was made for another factor than --yarn-factor: "
-                "pass --yarn-attention-factor too"
-            )
-        values["attention_factor"] = yarn_attention_factor(values["factor"])
-        flags["attention_factor"] = "0.1 ln(--yarn-factor) + 1"
-    return replace(base, **values, provenance={**base.provenance, **flags})
-
-
-def _without_slips(file: GGUFFile, overrides: Mapping[str, Any]) -> GGUFFile:
-    """The file's header with mistakes undone whose meaning is clear; errors for those whose meaning is open."""
-    prefix = f"{file.architecture}.rope.scaling."
-    meta = dict(file.metadata)
-    no_origin = prefix + "original_context_length" not in meta and "original_context" not in overrides
-    if (
-        meta.get(prefix + "type", "linear") == "linear"
-        and no_origin
-        and (file_factor(file) or 1.0) != 1
-        and "factor" not in overrides
-    ):
-        raise YarnEdgeError(
-            f"{file.path}: has linear scaling and no {prefix}original_context_length, so its context_length may be meant before "
-            "the scaling or after it: pass --yarn-orig-ctx"
-        )
-    if meta.get(prefix + "type") != "yarn":
-        return file
-    ext, factor = meta.get(prefix + "yarn_ext_factor"), file_factor(file)
-    if isinstance(ext, (int, float)) and ext > 1:
-        if factor not in (0.0, 1.0, float(ext)) and "factor" not in overrides:
-            raise YarnEdgeError(
-                f"{file.path}: {prefix}yarn_ext_factor is {ext:g} and {prefix}factor is {factor:g}: which one is the factor? "
-                "pass --yarn-factor"
-            )
-        meta[prefix + "factor"] = factor = float(ext)
-        meta[prefix + "yarn_ext_factor"] = 1.0
-    if factor <= 1 and "factor" not in overrides:
-        raise YarnEdgeError(
-            f"{file.path}: says YaRN and has no {prefix}factor: pass --yarn-factor, or --from CHECKPOINT"
-        )
-    if no_origin:
-        raise YarnEdgeError(
-            f"{file.path}: {prefix}original_context_length is missing, and nothing else in the file tells it: "
-            "pass --yarn-orig-ctx, or --from CHECKPOINT"
-        )
-    multiplier = metadata.open_attention_factor(file)
-    if multiplier is not None and "attention_factor" not in overrides:
-        default = yarn_attention_factor(overrides.get("factor") or file_factor(file) or 1.0)
-        raise YarnEdgeError(
-            f"{file.path}: {prefix}yarn_attn_factor is {multiplier:.7g}, and its meaning is open: llama.cpp's converter writes "
-            f"transformers' attention_factor there (then A is {multiplier:.7g}) and the Nous attn_factor too (then it is "
-            f"{multiplier * default:.7g}): pass --yarn-attention-factor, or --from CHECKPOINT"
-        )
-    if multiplier is not None:
-        meta[prefix + "yarn_attn_factor"] = 1.0
-    return replace(file, metadata=meta)
 
 
 def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str, Any], list[str], dict[str, Any]]:

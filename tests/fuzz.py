@@ -26,13 +26,13 @@ from typing import Any
 
 from yarn_edge.config_file import read_config
 from yarn_edge.config_scaling import read_positions, read_scaling
-from yarn_edge.convert.patch import from_file
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.inspect import inspect_checkpoint, inspect_gguf
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.planner import plan_rope
 from yarn_edge.progress import bar
+from yarn_edge.rescale import from_file
 from yarn_edge.verify import verify
 
 from fuzz_inputs import CONFIGS, gguf_seeds, mutate_bytes, mutate_json, mutate_value

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from yarn_edge import chat
+from yarn_edge.answer_view import without_controls
 from yarn_edge.bench.smollm2 import package_gguf
+from yarn_edge.conversation import Conversation
 from yarn_edge.convert.hf_to_gguf import convert
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.document_file import read_document
 
 import tiny
 
@@ -141,10 +143,10 @@ def test_file_then_pipe_then_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xef\xbb\xbfdocument \xc3\xa9\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("gepiped ü\n".encode())))
-    assert chat._one_shot_prompt(chat._read_file(file), "Why?") == "document é\n\ngepiped ü\n\nWhy?"
-    file.write_bytes(b"\xe9t\xe9")
-    with pytest.raises(YarnEdgeError, match=r"a\.txt: byte 0 is not valid UTF-8"):
-        chat._read_file(file)
+    documents = (read_document(file),)
+    question = chat._one_shot_prompt(documents, "Why?")
+    (turn,) = Conversation(waiting=documents).asked(question).turns
+    assert turn.said == "document é\n\ngepiped ü\n\nWhy?"
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
@@ -164,7 +166,7 @@ def test_importing_costs_little() -> None:
 
 def test_terminal_controls_are_taken_out() -> None:
     hostile = "a\x1b[2J\x07\x9b31m\r\x00b\n\tc 👩‍🚀 é"
-    assert chat._without_controls(hostile) == "a[2J31mb\n\tc 👩‍🚀 é"
+    assert without_controls(hostile) == "a[2J31mb\n\tc 👩‍🚀 é"
 
 
 class Terminal:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from yarn_edge.bench.smollm2 import package_gguf
-from yarn_edge.chat_template import ChatTemplate, Message
+from yarn_edge.chat_template import ChatTemplate
+from yarn_edge.conversation import Conversation
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.runtime import Context, Model
@@ -116,8 +117,8 @@ class Recorder(Context):
         super().evaluate(tokens, start, *args, **kwargs)
         self.batches.append(len(tokens))
 
-    def sample(self, sampler: Any) -> int:
-        self.sampled.append(self.script.pop(0) if self.script else super().sample(sampler))
+    def sample(self, sampler: Any, output: int = -1) -> int:
+        self.sampled.append(self.script.pop(0) if self.script else super().sample(sampler, output))
         return self.sampled[-1]
 
 
@@ -140,11 +141,11 @@ def ask(session: Session, text: str, max_tokens: int | None = None) -> tuple[str
     return "".join(session.stream(text, max_tokens)), session.context.sampled
 
 
-def fresh_answer(session: Session, history: Sequence[Message], text: str, max_tokens: int) -> tuple[str, list[int]]:
+def fresh_answer(session: Session, history: Conversation, text: str, max_tokens: int) -> tuple[str, list[int]]:
     """The same question after the same history in an empty cache."""
     with Recorder(session.context.model, session.context.n_ctx) as context:
-        fresh = Session(context, session.template, session.sampling, session.system)
-        fresh.messages = list(history)
+        fresh = Session(context, session.template, session.sampling)
+        fresh.conversation = replace(history, turns=list(history.turns))
         return ask(fresh, text, max_tokens)
 
 
@@ -166,13 +167,17 @@ def greedy_in_batches(model: Model, tokens: Sequence[int], batches: Sequence[int
     return found
 
 
+def copy(session: Session) -> Conversation:
+    return replace(session.conversation, turns=list(session.conversation.turns))
+
+
 def test_real_model_evaluates_only_what_is_new(real: Model) -> None:
     """Three turns: each reuses all of the turns before, and says what a fresh cache says."""
     with closing(Recorder(real, 1024)) as context, ChatTemplate.of(real) as template:
         session = Session(context, template, GREEDY)
         held = 0
         for turn, question in enumerate(QUESTIONS):
-            prompt = session.prompt([*session.messages, {"role": "user", "content": question}])
+            prompt = session.prompt(session.conversation.asked(question).messages())
             before = len(context.batches)
             _text, sampled = ask(session, question, 20)
             stats = session.stats
@@ -184,14 +189,14 @@ def test_real_model_evaluates_only_what_is_new(real: Model) -> None:
             held = stats.context_used
             assert held == len(prompt) + steps
             assert sampled == greedy_in_batches(real, prompt, context.batches[: len(context.batches) - steps], 20)
-    assert [m["role"] for m in session.messages] == ["user", "assistant"] * 3
+    assert [m["role"] for m in session.conversation.messages()] == ["user", "assistant"] * 3
 
 
 def test_reuse_equals_a_fresh_session(context: Recorder, template: ChatTemplate) -> None:
     """Babble tokenizes anew into other tokens: the common prefix ends inside the answer, and that must be right too."""
     session = Session(context, template, GREEDY)
     for turn, question in enumerate(QUESTIONS * 2):
-        history = list(session.messages)
+        history = copy(session)
         assert ask(session, question, 24) == fresh_answer(session, history, question, 24), f"turn {turn}"
         assert session.stats is not None
         assert (session.stats.prompt_tokens_reused > 30) == (turn > 0)
@@ -215,7 +220,7 @@ def test_statistics_and_the_end_of_an_answer(context: Recorder, template: ChatTe
     context.script = [context.model.eos]
     assert ask(session, "Again.")[0] == ""
     assert asdict(session.stats)["tok_per_s"] is None
-    assert session.messages[-1] == {"role": "assistant", "content": ""}
+    assert session.conversation.turns[-1].answer == ""
 
 
 def test_full_context_drops_the_oldest_turns(small: Recorder, template: ChatTemplate) -> None:
@@ -223,30 +228,34 @@ def test_full_context_drops_the_oldest_turns(small: Recorder, template: ChatTemp
     session = Session(small, template, GREEDY, system="You answer in one sentence.", notice=told.append)
     asked = [f"{question} Then tell me about number {i}." for i, question in enumerate(QUESTIONS * 3)]
     for question in asked:
+        dropped_before = session.dropped_turns
         answer = ask(session, question, 32)
         assert session.stats is not None
         assert session.stats.context_used <= small.n_ctx == 256
-        assert answer == fresh_answer(session, session.messages[:-2], question, 32)
-        assert session.stats.prompt_tokens_reused >= (0 if question == asked[0] else 13)  # the system prompt
-    n_kept = len(session.messages) // 2
+        before = replace(session.conversation, turns=session.conversation.turns[:-1])
+        assert answer == fresh_answer(session, before, question, 32)
+        dropped = session.dropped_turns > dropped_before
+        # Where turns were dropped it is evaluated as a fresh session does it, from the last whole batch on: none here.
+        assert (session.stats.prompt_tokens_reused >= 13) == (question != asked[0] and not dropped)
+    n_kept = len(session.conversation.turns)
     assert n_kept < len(asked) - 3
     assert session.dropped_turns + n_kept == len(asked)
-    assert [m["content"] for m in session.messages[::2]] == asked[-n_kept:]
+    assert [turn.question for turn in session.conversation.turns] == asked[-n_kept:]
     system = "<|im_start|>system\nYou answer in one sentence.<|im_end|>\n"
     markup = small.model.tokenize(system, add_special=False, parse_special=True)
-    assert session.prompt(session.messages)[: len(markup)] == markup
+    assert session.prompt(session.conversation.messages())[: len(markup)] == markup
     assert "dropped from the conversation" in told[0]
 
 
 def test_one_message_beyond_the_context(small: Recorder, template: ChatTemplate) -> None:
     session = Session(small, template, GREEDY)
     ask(session, "Say hello.", 4)
-    before = list(session.messages)
+    before = copy(session)
     with pytest.raises(YarnEdgeError, match=r"needs \d{3,} tokens .* the context holds 256") as caught:
         ask(session, "word " * 400, 4)
     needed = len(session.prompt([{"role": "user", "content": "word " * 400}]))
     assert f"needs {needed} tokens" in str(caught.value)
-    assert session.messages == before
+    assert session.conversation == before
     assert ask(session, "Say it again.", 8) == fresh_answer(session, before, "Say it again.", 8)
 
 
@@ -258,8 +267,8 @@ def test_context_fills_during_an_answer(small: Recorder, template: ChatTemplate)
     assert (session.stats.finish_reason, session.stats.context_used) == ("context", 256)
     assert text == " a" * len(sampled)
     small.script = []
-    assert ask(session, "Say hello.", 8) == fresh_answer(session, [], "Say hello.", 8)
-    assert session.stats.dropped_turns == 1
+    assert ask(session, "Say hello.", 8) == fresh_answer(session, Conversation(), "Say hello.", 8)
+    assert session.dropped_turns == 1
 
 
 def test_split_characters_arrive_whole(context: Recorder, template: ChatTemplate) -> None:
@@ -285,10 +294,10 @@ def test_closed_stream_keeps_what_was_said(context: Recorder, template: ChatTemp
         said = "".join(next(stream) for _ in range(4))
         with pytest.raises(RuntimeError, match="is answering"):
             next(session.stream("At the same time?"))
-    assert session.messages[-1] == {"role": "assistant", "content": said}
+    assert session.conversation.turns[-1].answer == said
     assert session.stats is not None
     assert session.stats.finish_reason == "interrupted"
-    history = list(session.messages)
+    history = copy(session)
     assert ask(session, QUESTIONS[1], 16) == fresh_answer(session, history, QUESTIONS[1], 16)
     assert session.stats.prompt_tokens_reused > 30
 
@@ -298,14 +307,14 @@ def test_ctrl_c_while_reading_the_prompt(real: Model, template: ChatTemplate) ->
     with Recorder(real, 4096) as context:
         session = Session(context, template, GREEDY)
         ask(session, "Say hello.", 2)
-        history = list(session.messages)
+        history = copy(session)
         threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             ask(session, "The weather is fine. " * 700, 4)
         assert time.monotonic() - began < 4.0  # all of it takes over 20 s
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert session.messages == history
+        assert session.conversation == history
 
 
 def test_interrupted_evaluation_leaves_a_sound_cache(
@@ -314,7 +323,7 @@ def test_interrupted_evaluation_leaves_a_sound_cache(
     """What was evaluated but not yet written down when Ctrl-C came is evaluated again."""
     session = Session(context, template, GREEDY)
     ask(session, QUESTIONS[0], 8)
-    history = list(session.messages)
+    history = copy(session)
     evaluate = context.evaluate
 
     def interrupted(tokens: Sequence[int], start: int, *args: Any) -> None:
@@ -325,7 +334,7 @@ def test_interrupted_evaluation_leaves_a_sound_cache(
         patch.setattr(context, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ask(session, QUESTIONS[1] * 3, 8)
-    assert session.messages == history
+    assert session.conversation == history
     assert ask(session, QUESTIONS[2], 16) == fresh_answer(session, history, QUESTIONS[2], 16)
 
 

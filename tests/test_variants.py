@@ -12,11 +12,9 @@ from yarn_edge.bench.scoring import Scores, open_context, score
 from yarn_edge.bench.sweep_plan import (
     METHODS,
     attention_values,
-    base_scaling,
     factor_values,
     method_values,
     runs_of,
-    with_factor,
 )
 from yarn_edge.bench.variants import Variant, parse_variant, scaled
 from yarn_edge.bench.windows import Window
@@ -25,6 +23,7 @@ from yarn_edge.convert.patch import patch
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.hf_reference import log_softmax, reference_logits
+from yarn_edge.rescale import base_scaling, with_factor
 from yarn_edge.runtime import Model
 from yarn_edge.sample_text import sample_text
 

@@ -138,3 +138,16 @@ def add_backend_flag(parser: argparse.ArgumentParser) -> None:
         choices=tuple(BACKENDS),
         help="where all layers and the cache go (default: a GPU that holds them, else the CPU)",
     )
+
+
+def number_or_auto(text: str) -> float | str:
+    """An argparse type: a number of at least 1, or auto."""
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number and not auto") from None
+    if not 1 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 1000000")
+    return value

@@ -70,7 +70,8 @@ class Model:
         self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # ended by NULL
         params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         params.n_gpu_layers = 0 if self.device is None else -1
-        self._overrides = kv_overrides(self.api, overrides or {})
+        self.overrides = dict(overrides or {})
+        self._overrides = kv_overrides(self.api, self.overrides)
         if overrides:
             params.kv_overrides = self._overrides
         clear_log()
@@ -226,6 +227,11 @@ class Context:
         self._n_outputs = 0
 
     @property
+    def most_outputs(self) -> int:
+        """Tokens of one evaluation that may get logits."""
+        return self._max_outputs or self.n_batch
+
+    @property
     def handle(self) -> Any:
         """llama_context *, for the low-level API."""
         if self._handle is None:
@@ -321,9 +327,12 @@ class Context:
         self.clear()
         return False
 
-    def sample(self, sampler: Any) -> int:
-        """The next token from the last token's logits by a llama_sampler chain (see `yarn_edge.sampling`)."""
-        return int(self.api.llama_sampler_sample(sampler, self.handle, -1))
+    def sample(self, sampler: Any, output: int = -1) -> int:
+        """The next token by a llama_sampler chain (see `yarn_edge.sampling`), from the logits of one of the outputs.
+
+        output: its number in the last evaluation, of which the outputs must be the first tokens; -1 is the last one.
+        """
+        return int(self.api.llama_sampler_sample(sampler, self.handle, output))
 
     def keep(self, n_tokens: int) -> None:
         """Forget everything from position `n_tokens` on. What stays is not moved: the cache is never shifted."""

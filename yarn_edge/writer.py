@@ -6,6 +6,7 @@ target, is flushed to the disk and renamed. Errors and Ctrl-C remove the partial
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -84,3 +85,14 @@ def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> Non
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def digest(path: Path, n_bytes: int | None = None) -> str:
+    """BLAKE2b of a file, or of its first `n_bytes`."""
+    found = hashlib.blake2b(digest_size=16)
+    left = path.stat().st_size if n_bytes is None else n_bytes
+    with path.open("rb") as file:
+        while left > 0 and (data := file.read(min(left, 1 << 22))):
+            found.update(data)
+            left -= len(data)
+    return found.hexdigest()

@@ -1,0 +1,68 @@
+"""What a model thinks before it answers, told apart from the answer: between tags that the model writes as text.
+
+Whether the next prompt repeats it is the chat template's decision; here it is only shown otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+Kind = Literal["answer", "reasoning"]
+
+TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
+
+
+def begins_inside(prompt_end: str) -> str | None:
+    """The closing tag, where a prompt's last characters open a block that the answer goes on with."""
+    return next((close for opening, close in TAGS if prompt_end.rstrip().endswith(opening)), None)
+
+
+def split(pieces: Iterable[str], opened: Callable[[], str | None] = lambda: None) -> Iterator[tuple[Kind, str]]:
+    """Pieces of text with what they are, without the tags. opened: asked at the first piece for the closing tag of the block
+    that it is in, None for none.
+
+    A block is one only where nothing but space stands before it: an answer may talk about tags. Text is held back as long as
+    it may become a tag.
+    """
+    held, answered = "", False
+    inside: str | None = None
+    for number, piece in enumerate(pieces):
+        inside = opened() if number == 0 else inside
+        held += piece
+        while held:
+            if inside is not None:
+                before, found, after = held.partition(inside)
+                if found:
+                    if before:
+                        yield "reasoning", before
+                    held, inside = after.lstrip("\n"), None
+                    continue
+                keep = _beginning_of(held, (inside,))
+                if held[: len(held) - keep]:
+                    yield "reasoning", held[: len(held) - keep]
+                held = held[len(held) - keep :]
+                break
+            if not answered:
+                start = held.lstrip()
+                tags = next(((o, c) for o, c in TAGS if start.startswith(o)), None)
+                if tags is not None:
+                    held, inside = start[len(tags[0]) :].lstrip("\n"), tags[1]
+                    continue
+                if not start or any(opening.startswith(start) for opening, _close in TAGS):
+                    break
+            answered = True
+            yield "answer", held
+            held = ""
+    if held:
+        yield ("answer" if inside is None else "reasoning"), held
+
+
+def _beginning_of(text: str, tags: tuple[str, ...]) -> int:
+    """How many of the last characters may be the beginning of a tag."""
+    longest = 0
+    for tag in tags:
+        for length in range(1, len(tag)):
+            if text.endswith(tag[:length]):
+                longest = max(longest, length)
+    return longest

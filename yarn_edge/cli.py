@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("yarn_edge.bench.speed", "tokens per second by backend, depth and cache, next to what the memory allows"),
     "fit": ("yarn_edge.bench.fit", "what of a model runs on this machine: context, cache type, quantization"),
     "chat": ("yarn_edge.chat", "talk to a model"),
+    "serve": ("yarn_edge.serve", "OpenAI-compatible server for one model, and a page to chat in the browser"),
     "demo": ("yarn_edge.bench.demo", "the whole road on a real small model"),
 }
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130

@@ -70,11 +70,13 @@ class Generation:
         self._canonical = 0  # of these the first so many are as a fresh evaluation makes them
         self._run_key = "" if states is None else run_key(context)
         self._prompt_tok_per_s = _FIRST_GUESS_TOK_PER_S
-        self._busy = False
+        self._busy = self._stopped = False
+        self._interrupt: Callable[[], None] = lambda: None
 
-    def tokens_in_cache(self) -> int:
-        """How many."""
-        return len(self._cached)
+    def stop(self) -> None:
+        """From another thread: end what is being evaluated and generated, with KeyboardInterrupt there."""
+        self._stopped = True
+        self._interrupt()
 
     def generate(
         self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None = None, *, canonical: bool = False
@@ -94,7 +96,7 @@ class Generation:
         n_ctx, model = self.context.n_ctx, self.context.model
         if len(tokens) > n_ctx:
             raise YarnEdgeError(f"the prompt has {len(tokens)} tokens, the context holds {n_ctx}")
-        self._busy = True
+        self._busy, self._stopped = True, False
         began = time.perf_counter()
         reused, restored = self._common(tokens), 0
         before = (self.lookup.drafted, self.lookup.accepted) if self.lookup else (0, 0)
@@ -105,6 +107,8 @@ class Generation:
             reused, restored = self._read(tokens, canonical)
             with sampling.chain(model, tokens) as chain:
                 for token in self._sampled(chain, sampling.temperature == 0):
+                    if self._stopped:
+                        raise KeyboardInterrupt
                     last_at = time.perf_counter()
                     first_at = first_at or last_at
                     if model.is_end(token):
@@ -184,7 +188,10 @@ class Generation:
             deferred_ctrl_c(interrupt),  # stops inside a batch, not after it
             _maybe_bar(n_new > self._prompt_tok_per_s, n_new) as advance,
         ):
+            self._interrupt = interrupt
             while (at := len(self._cached)) < len(tokens):
+                if self._stopped:
+                    raise KeyboardInterrupt
                 part = tokens[at : (at // n_batch + 1) * n_batch]
                 self.context.evaluate(part, at, "last" if at + len(part) == len(tokens) else "none")
                 self._cached.extend(part)

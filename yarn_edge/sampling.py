@@ -30,7 +30,8 @@ class Sampling:
 
     temperature: 0 takes the most probable token, always. top_k: 0 keeps every token. top_p: 1 and min_p: 0 switch them
     off. repeat_penalty: 1 is none; it looks back over 64 tokens, the prompt's included. seed: None is a new one for
-    each answer; with a number, the same conversation gets the same answer.
+    each answer; with a number, the same conversation gets the same answer. frequency_penalty, presence_penalty: as OpenAI has
+    them, -2 to 2, over the same 64 tokens.
     Raises YarnEdgeError that names the flag, the value and the range.
     """
 
@@ -40,6 +41,8 @@ class Sampling:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         _check("--temperature", self.temperature, 0, math.inf)
@@ -49,8 +52,14 @@ class Sampling:
         _check("--repeat-penalty", self.repeat_penalty, 0, math.inf)
         if self.repeat_penalty == 0:
             raise YarnEdgeError("--repeat-penalty is 0, must be above 0 (1 is none)")
+        _check("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check("presence_penalty", self.presence_penalty, -2, 2)
         if self.seed is not None:
             _check("--seed", self.seed, 0, _RANDOM_SEED - 1, whole=True)
+
+    @property
+    def _penalizes(self) -> bool:
+        return self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
     @contextmanager
     def chain(self, model: Model, prompt: Sequence[int] = ()) -> Iterator[Any]:
@@ -65,7 +74,7 @@ class Sampling:
         try:
             for sampler in self._samplers(model):
                 api.llama_sampler_chain_add(chain, sampler)  # the chain owns it from here
-            if self.repeat_penalty != 1:
+            if self._penalizes:
                 for token in prompt[-PENALTY_LAST_N:]:
                     api.llama_sampler_accept(chain, token)
             yield chain
@@ -74,8 +83,10 @@ class Sampling:
 
     def _samplers(self, model: Model) -> Iterator[Any]:
         api = model.api
-        if self.repeat_penalty != 1:
-            yield api.llama_sampler_init_penalties(model.n_vocab, PENALTY_LAST_N, self.repeat_penalty, 0.0, 0.0)
+        if self._penalizes:
+            yield api.llama_sampler_init_penalties(
+                model.n_vocab, PENALTY_LAST_N, self.repeat_penalty, self.frequency_penalty, self.presence_penalty
+            )
         if self.temperature == 0:
             yield api.llama_sampler_init_greedy()
             return

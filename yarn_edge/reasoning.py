@@ -25,18 +25,22 @@ def split(pieces: Iterable[str], opened: Callable[[], str | None] = lambda: None
     A block is one only where nothing but space stands before it: an answer may talk about tags. Text is held back as long as
     it may become a tag.
     """
-    held, answered = "", False
+    held, answered, at_edge = "", False, False  # at_edge: behind a tag, whose line breaks are not the text's
     inside: str | None = None
     for number, piece in enumerate(pieces):
         inside = opened() if number == 0 else inside
         held += piece
         while held:
+            if at_edge:
+                held = held.lstrip("\n")
+                at_edge = not held
+                continue
             if inside is not None:
                 before, found, after = held.partition(inside)
                 if found:
                     if before:
                         yield "reasoning", before
-                    held, inside = after.lstrip("\n"), None
+                    held, inside, at_edge = after, None, True
                     continue
                 keep = _beginning_of(held, (inside,))
                 if held[: len(held) - keep]:
@@ -47,7 +51,7 @@ def split(pieces: Iterable[str], opened: Callable[[], str | None] = lambda: None
                 start = held.lstrip()
                 tags = next(((o, c) for o, c in TAGS if start.startswith(o)), None)
                 if tags is not None:
-                    held, inside = start[len(tags[0]) :].lstrip("\n"), tags[1]
+                    held, inside, at_edge = start[len(tags[0]) :], tags[1], True
                     continue
                 if not start or any(opening.startswith(start) for opening, _close in TAGS):
                     break

@@ -119,7 +119,7 @@ def _server(config: Any, worker: Worker) -> Any:
     """uvicorn's server, which ends what runs when it is told to end."""
     import uvicorn
 
-    class Server(uvicorn.Server):
+    class Server(uvicorn.Server):  # type: ignore[misc]
         def handle_exit(self, sig: int, frame: Any) -> None:
             worker.shut_down()
             super().handle_exit(sig, frame)

@@ -91,7 +91,7 @@ class StateCache:
         """Write the state of the context, which holds `tokens`. False, with a note, where that is not possible."""
         name = hashlib.blake2b(key.encode() + np.asarray(tokens[:canonical], np.int32).tobytes(), digest_size=16)
         path = self.folder / (name.hexdigest() + _SUFFIX)
-        if path.exists():
+        if _read_trailer(path, key) is not None:
             with suppress(OSError):
                 os.utime(path)
             return True

@@ -1,0 +1,200 @@
+"""Generation with drafts says what plain generation says; preloading and stopping leave a sound cache."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yarn_edge import generation
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.generation import Generation
+from yarn_edge.prompt_lookup import MAX_DRAFT, PromptLookup
+from yarn_edge.runtime import Context, Model
+from yarn_edge.sampling import Sampling
+
+import tiny_gguf
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """Random float32 layers, where batches do not matter, and greedy answers run in circles, which drafts like."""
+    with Model(tiny_gguf.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf", "llama")) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def context(tiny: Model) -> Iterator[Context]:
+    with Context(tiny, n_ctx=512, n_outputs=MAX_DRAFT + 1, n_batch=64, kv_type="f32", threads=1) as made:
+        yield made
+
+
+def text_of(n_tokens: int, seed: int = 0) -> list[int]:
+    part = [int(t) for t in np.random.default_rng(seed).integers(3, 250, 20)]
+    return (part * (n_tokens // 20 + 1))[:n_tokens]
+
+
+def sampled(context: Context, tokens: Sequence[int], sampling: Sampling, n: int, **made: Any) -> list[int]:
+    """Token by token; `sample` of the context is watched through the text's tokens in the cache."""
+    one = Generation(context, **made)
+    seen: list[int] = []
+    add = one._sampled
+
+    def watched(chain: object, greedy: bool) -> Iterator[int]:
+        for token in add(chain, greedy):
+            seen.append(token)
+            yield token
+
+    one._sampled = watched  # type: ignore[method-assign]
+    with closing(one.generate(tokens, sampling, n)) as pieces:
+        for _piece in pieces:
+            pass
+    return seen
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+def test_greedy_answers_are_the_same_with_drafts(
+    margin: float, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "CLOSE_CALL", margin)
+    for seed in range(3):
+        tokens = text_of(100, seed)
+        context.clear()
+        plain = sampled(context, tokens, GREEDY, 120)
+        context.clear()
+        lookup = PromptLookup(always=True)
+        assert sampled(context, tokens, GREEDY, 120, lookup=lookup) == plain
+        assert lookup.drafted > 0
+        if not margin:
+            assert lookup.accepted > 0
+
+
+def test_sampled_answers_are_the_same_with_drafts_and_a_seed(context: Context) -> None:
+    """A draft is taken where the sampler says the same, so each token costs one draw, as without."""
+    tokens = text_of(100)
+    for seed in range(4):
+        sampling = Sampling(temperature=0.7, seed=seed)
+        context.clear()
+        plain = sampled(context, tokens, sampling, 60)
+        context.clear()
+        assert sampled(context, tokens, sampling, 60, lookup=PromptLookup(always=True)) == plain
+
+
+class Told(PromptLookup):
+    """Drafts that are told."""
+
+    def __init__(self, drafts: list[list[int]]) -> None:
+        super().__init__(always=True)
+        self.drafts = drafts
+
+    def draft(self, room: int) -> list[int]:
+        return (self.drafts.pop(0) if self.drafts else [])[:room]
+
+
+def test_a_wrong_draft_changes_nothing_and_a_right_one_is_taken_whole(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "CLOSE_CALL", 0.0)
+    tokens = text_of(50)
+    plain = sampled(context, tokens, GREEDY, 40)
+    wrong = [(token + 1) % 250 for token in plain]
+    drafts = [plain[1:5], wrong[6:9], [plain[7], wrong[8], plain[9]], []]
+    context.clear()
+    lookup = Told(drafts)
+    assert sampled(context, tokens, GREEDY, 40, lookup=lookup) == plain
+    assert lookup.accepted == 4 + 0 + 1
+    assert lookup.drafted == 4 + 3 + 3
+
+
+def test_a_close_call_is_decided_alone(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every choice close, each drafted token is evaluated again by itself."""
+    monkeypatch.setattr(generation, "CLOSE_CALL", 1e9)
+    tokens = text_of(50)
+    plain = sampled(context, tokens, GREEDY, 20)
+    batches: list[int] = []
+    evaluate = context.evaluate
+
+    def watched(part: Sequence[int], *args: Any) -> None:
+        batches.append(len(part))
+        evaluate(part, *args)
+
+    monkeypatch.setattr(context, "evaluate", watched)
+    context.clear()
+    lookup = PromptLookup(always=True)
+    assert sampled(context, tokens, GREEDY, 20, lookup=lookup) == plain
+    assert lookup.accepted == 0
+    assert Counter(batches)[1] >= 19
+
+
+def test_drafts_end_with_the_context(tiny: Model) -> None:
+    with Context(tiny, n_ctx=256, n_outputs=MAX_DRAFT + 1, n_batch=64, kv_type="f32", threads=1) as small:
+        tokens = text_of(230)
+        one = Generation(small, lookup=PromptLookup(always=True))
+        list(one.generate(tokens, GREEDY))
+        assert one.stats is not None
+        assert (one.stats.finish_reason, one.stats.context_used) == ("context", 256)
+        assert one.stats.generated_tokens == 27
+        assert one.stats.draft_accepted <= one.stats.draft_tokens
+
+
+def test_preloading_is_the_same_beginning(context: Context) -> None:
+    tokens = text_of(200)
+    plain = sampled(context, tokens, GREEDY, 8)
+    context.clear()
+    one = Generation(context)
+    one.preload(tokens[:128])
+    one.preload(tokens[:64])  # is there already
+    assert len(one._cached) == 128
+    list(one.generate(tokens, GREEDY, 8))
+    assert one.stats is not None
+    assert (one.stats.prompt_tokens_reused, one.stats.prompt_tokens_evaluated) == (128, 72)
+    assert one._cached[200:] == plain[:-1]
+
+
+def test_stopped_from_another_thread(tiny: Model) -> None:
+    with Context(tiny, n_ctx=32768, n_batch=64, kv_type="f32", threads=1) as long:
+        one = Generation(long)
+        tokens = text_of(30000)
+        timer = threading.Timer(0.3, one.stop)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(one.generate(tokens, GREEDY, 4))
+        timer.join()
+        assert one.stats is not None
+        assert one.stats.finish_reason == "interrupted"
+        assert 0 < len(one._cached) < 30000
+        done = len(one._cached)
+        list(one.generate(tokens[: done + 10], GREEDY, 2))  # what was evaluated is sound
+        assert one.stats.prompt_tokens_reused == done
+
+
+def test_what_cannot_be_generated(context: Context) -> None:
+    one = Generation(context)
+    with pytest.raises(YarnEdgeError, match="the prompt is empty"):
+        next(one.generate([], GREEDY))
+    with pytest.raises(YarnEdgeError, match="has 600 tokens, the context holds 512"):
+        next(one.generate(text_of(600), GREEDY))
+    with pytest.raises(YarnEdgeError, match="--max-tokens is 0"):
+        next(one.generate([5], GREEDY, 0))
+
+
+def test_the_real_model_copies_faster_and_says_the_same(smol_quants: dict[str, Path]) -> None:
+    """A quantized model rounds by the batch; close calls are decided alone, and the answer is the same."""
+    with Model(smol_quants["Q8_0"]) as model:
+        sentence = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. "
+        prompt = model.tokenize(sentence * 6, add_special=False, parse_special=False)
+        found = []
+        for lookup in (None, PromptLookup(always=True)):
+            with Context(model, n_ctx=512, n_outputs=MAX_DRAFT + 1, threads=2) as context:
+                found.append(sampled(context, prompt, GREEDY, 60, lookup=lookup))
+        assert lookup is not None
+        assert found[0] == found[1]
+        assert lookup.accepted > 30

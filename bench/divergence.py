@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.attention import FlashAttention
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import count
 from yarn_edge.loadable import MAX_CONTEXT
 from yarn_edge.progress import note
-from yarn_edge.runtime import FlashAttention, Model
+from yarn_edge.runtime import Model
 from yarn_edge.sample_text import sample_text
 
 from .averages import edges_of, mean_of, paired, perplexity_of

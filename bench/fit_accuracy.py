@@ -20,6 +20,7 @@ import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, lengths
+from yarn_edge.gguf_file import read_gguf
 from yarn_edge.memory import peak_resident_bytes
 from yarn_edge.progress import bar, note
 
@@ -61,17 +62,24 @@ def predict(path: Path, n_ctx: int, kv_type: str, threads: int | None) -> dict[s
 
 
 def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None) -> dict[str, int]:
-    """ "peak_bytes" of this process (VmHWM) after a load and a whole context: a prompt, then some tokens one by one."""
+    """ "peak_bytes" of this process (VmHWM) after a load and a whole context: a prompt, tokens one by one, a draft."""
+    from yarn_edge.attention import attention_for
+    from yarn_edge.memory_plan import OUTPUTS
     from yarn_edge.runtime import Context, Model
 
-    with Model(path) as model, Context(model, n_ctx=n_ctx, kv_type=kv_type, threads=threads) as context:
+    attention = attention_for(read_gguf(path, vocabulary=False), n_ctx, kv_type, None)
+    with Model(path) as model, Context(
+        model, n_ctx=n_ctx, n_ubatch=attention.n_ubatch, n_outputs=OUTPUTS, kv_type=kv_type, threads=threads,
+        flash_attention=attention.flash,
+    ) as context:  # fmt: skip
         tokens = [int(t) for t in np.random.default_rng(0).integers(0, model.n_vocab, n_ctx)]
-        prompt = max(1, n_ctx - 8)
+        prompt = max(1, n_ctx - OUTPUTS - 8)
         with bar(f"{path.name}, {n_ctx} tokens", n_ctx, "tokens") as advance:
             context.evaluate(tokens[:prompt], 0, advance=advance)
-            for at in range(prompt, n_ctx):
+            for at in range(prompt, prompt + 8):
                 context.evaluate(tokens[at : at + 1], at)
-                context.logits()
+            context.evaluate(tokens[prompt + 8 :][:OUTPUTS], prompt + 8, "all")  # a draft that is checked
+            context.logits_in_place()
         return {"peak_bytes": peak_resident_bytes()}
 
 

@@ -54,7 +54,7 @@ def _parts(place: PlaceFit) -> Table:
             ("repacked weights", plan.repacked_bytes, "rearranged for the CPU's kernels, beside the file"),
             (f"cache, {plan.kv_type}", plan.kv_bytes, f"{plan.n_ctx} tokens"),
             ("compute buffers", plan.compute_bytes, "as far as they are written"),
-            ("output buffer", plan.output_bytes, "logits of one token"),
+            ("output buffer", plan.output_bytes, "logits"),
             ("process", plan.process_bytes, "Python, llama.cpp, vocabulary, bookkeeping of the cache"),
         ]
     else:

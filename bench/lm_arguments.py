@@ -13,10 +13,10 @@ from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from yarn_edge.attention import FlashAttention
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS, MAX_THREADS
 from yarn_edge.loadable import MAX_CONTEXT
-from yarn_edge.runtime import FlashAttention
 from yarn_edge.sampling import Sampling
 
 from .variants import Variant, parse_variant

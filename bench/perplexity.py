@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from yarn_edge.attention import FlashAttention
 from yarn_edge.backends import BACKENDS
 from yarn_edge.convert.imatrix_progress import model_identity
 from yarn_edge.errors import Terminated, YarnEdgeError
@@ -25,7 +26,7 @@ from yarn_edge.loadable import MAX_CONTEXT
 from yarn_edge.memory import KV_TYPES
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.progress import note
-from yarn_edge.runtime import Context, FlashAttention, Model
+from yarn_edge.runtime import Context, Model
 from yarn_edge.writer import check_output
 
 from .averages import Bucket, Mean, by_position, edges_of, lengths_up_to, mean_of

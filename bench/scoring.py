@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.attention import FlashAttention, can_be_plain, plain_batch
 from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile
 from yarn_edge.llama_api import deferred_ctrl_c, physical_threads
 from yarn_edge.progress import bar
-from yarn_edge.runtime import Context, FlashAttention, Model
+from yarn_edge.runtime import Context, Model
 
 from .averages import Mean
 from .likelihood import Float32, Float64, Int, Rows
@@ -30,6 +31,7 @@ from .windows import Window
 LOGIT_BYTES = 128 << 20  # of one batch
 SCORE_BYTES = 192 << 20  # of one batch's attention scores without flash attention
 MAX_BATCH, MIN_BATCH = 512, 64
+LEAST_PLAIN = 128  # tokens of a batch below which flash attention is better
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,13 @@ def plan_of(
     n_batch = MAX_BATCH
     while n_batch > MIN_BATCH and n_batch * n_vocab * 4 > LOGIT_BYTES:
         n_batch //= 2
-    told = file.metadata.get(f"{file.architecture}.attention.head_count", 0)
-    heads = int(np.max(told)) if isinstance(told, (int, float, np.ndarray)) else 0  # some have a number for each layer
-    plain = device == "cpu" and kv_type in ("f32", "f16", "bf16") and heads > 0
-    if wanted == "on" or (wanted == "auto" and not plain):
+    if wanted == "on" or (wanted == "auto" and device != "cpu"):
         return Plan(n_batch, wanted)
-    smaller = n_batch
-    while smaller > MIN_BATCH and heads * smaller * n_ctx * 4 > SCORE_BYTES:
-        smaller //= 2
-    if wanted == "auto" and (smaller < 128 or heads * smaller * n_ctx * 4 > SCORE_BYTES):
-        return Plan(n_batch, "on")
-    return Plan(smaller, "off")
+    least = MIN_BATCH if wanted == "off" else LEAST_PLAIN
+    plain = plain_batch(file, n_ctx, kv_type, most=n_batch, least=min(least, n_batch), score_bytes=SCORE_BYTES)
+    if wanted == "auto" and plain is None:
+        return Plan(n_batch, "on" if can_be_plain(file, kv_type) else "auto")
+    return Plan(plain or MIN_BATCH, "off")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from yarn_edge.attention import FlashAttention
 from yarn_edge.backends import devices_of
 from yarn_edge.checks import check_kernel
 from yarn_edge.effective import effective
@@ -30,7 +31,7 @@ from yarn_edge.llama_api import captured_log
 from yarn_edge.memory import known_kv_bytes, peak_resident_bytes
 from yarn_edge.metadata import explicit_arguments
 from yarn_edge.rescale import overridden
-from yarn_edge.runtime import Context, FlashAttention, Model
+from yarn_edge.runtime import Context, Model
 from yarn_edge.sampling import Sampling
 
 from .speed_rows import buffers_in, flash_attention_in, misplaced, offloaded_in

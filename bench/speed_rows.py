@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from yarn_edge.runtime import FlashAttention
+from yarn_edge.attention import FlashAttention
 
 FLASH = {"auto": -1, "off": 0, "on": 1}  # llama.h: enum llama_flash_attn_type, as llama-bench prints it
 CMAKE_FLAGS = {"cuda": "-DGGML_CUDA=on", "metal": "-DGGML_METAL=on", "vulkan": "-DGGML_VULKAN=on"}

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from yarn_edge.attention import FlashAttention
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.llama_api import physical_threads
 from yarn_edge.memory import available_bytes, known_kv_bytes
 from yarn_edge.progress import bar, note
-from yarn_edge.runtime import Context, FlashAttention, Model
+from yarn_edge.runtime import Context, Model
 
 from .distributions import Distributions
 from .likelihood import Divergences, Float64, Rows

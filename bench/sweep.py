@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from yarn_edge.attention import FlashAttention
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_scaling_flags, count, scaling_overrides
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.loadable import MAX_CONTEXT
 from yarn_edge.rescale import base_scaling, with_factor
-from yarn_edge.runtime import FlashAttention
 from yarn_edge.scaling import RopeScaling
 
 from .averages import by_position, edges_of, mean_of, perplexity_of

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.attention import FlashAttention
 from yarn_edge.backends import BACKENDS, devices_of, missing
 from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
@@ -18,7 +19,7 @@ from yarn_edge.flags import FLAGS
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.memory import KV_TYPES
 from yarn_edge.rescale import from_file, in_memory
-from yarn_edge.runtime import Context, FlashAttention, Model
+from yarn_edge.runtime import Context, Model
 from yarn_edge.scaling import RopeScaling
 
 # key of a variant -> RopeScaling field, with the flags' own names and types

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
+from yarn_edge.attention import attention_for
 from yarn_edge.bench.fit_accuracy import compare
 from yarn_edge.bench.fit_candidates import quant_of
 from yarn_edge.convert.quantize import quantize
@@ -46,8 +47,12 @@ def differences(path: Path, n_ctx: int, kv_type: str) -> dict[str, float]:
     with captured_log() as loading, Model(path) as model:
         pass
     found = {"repacked_bytes": plan.repacked_bytes - logged(loading, r"CPU_REPACK model buffer size = +([\d.]+) MiB")}
-    with Model(path) as model, captured_log() as log, Context(model, n_ctx=n_ctx, kv_type=kv_type):
-        pass
+    with Model(path) as model:
+        attention = attention_for(model.gguf, n_ctx, kv_type, None)
+        with captured_log() as log, Context(
+            model, n_ctx=n_ctx, n_ubatch=attention.n_ubatch, kv_type=kv_type, flash_attention=attention.flash
+        ):  # fmt: skip
+            pass
     for name, pattern in PARTS.items():
         found[name] = getattr(plan, name) - logged(log, pattern)
     return found

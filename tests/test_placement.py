@@ -34,7 +34,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     class Simulated(Simulation):
         def __init__(self, path: str | Path, *, device: ggml.Device | None = None, **_more: Any) -> None:
             self.device, self.n_ctx_train, self.model = device, 32768, object()  # type: ignore[assignment]
-            self.file = type("File", (), {"path": path})  # type: ignore[assignment]
+            self.file = type("File", (), {"path": path, "architecture": "x", "metadata": {}})  # type: ignore[assignment]
 
         def plan(self, n_ctx: int, kv_type: str = "f16", **_more: Any) -> MemoryPlan:
             kv = n_ctx * {"f16": 65536, "q8_0": 34816, "q4_0": 18432}[kv_type]

@@ -81,6 +81,10 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         help="draft what was said before in the text; the model checks it (default: auto, where it is faster)",
     )  # fmt: skip
     parser.add_argument(
+        "--flash-attention", choices=("auto", "on", "off"), default="auto",
+        help="(default: auto: off on a CPU with a cache in 16 bits, where it is slow)",
+    )  # fmt: skip
+    parser.add_argument(
         "--yarn-factor", type=number_or_auto, metavar="N|auto",
         help="another factor than the file's; auto: the smallest that holds the context (default: the file's)",
     )  # fmt: skip
@@ -148,7 +152,7 @@ def _wanted(args: argparse.Namespace, documents: tuple[Document, ...], prompt: s
             return len(renderer.tokens(model, asked.messages())) + (args.max_tokens or ANSWER_ROOM)
 
     return Wanted(
-        args.backend, args.ctx, args.kv_type, args.memory, args.threads,
+        args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.flash_attention,
         needed_ctx=None if prompt is None else needed,
     )  # fmt: skip
 

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from yarn_edge.attention import attention_for
 from yarn_edge.effective import RuntimeArguments, angle_error, effective
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.generation import Generation
 from yarn_edge.gguf_file import GGUFFile, read_gguf
+from yarn_edge.memory_plan import OUTPUTS
 from yarn_edge.metadata import wanted as wanted_scaling
 from yarn_edge.placement import Placement, Wanted, place
 from yarn_edge.progress import note
-from yarn_edge.prompt_lookup import MAX_DRAFT, Lookup, PromptLookup
+from yarn_edge.prompt_lookup import Lookup, PromptLookup
 from yarn_edge.rescale import base_scaling, in_memory, with_factor
 from yarn_edge.runtime import Context, Model
 from yarn_edge.state_cache import MAX_BYTES, StateCache
@@ -45,16 +47,16 @@ def opened(path: Path, wanted: Wanted, settings: Settings) -> Iterator[Generatio
     placed = place(path, wanted)
     n_ctx, kv_type = placed.choice.n_ctx, placed.choice.kv_type
     arguments, overrides, holds = _scaling(path, settings.yarn_factor, n_ctx)
-    drafts = settings.lookup != "off"
+    attention = attention_for(read_gguf(path), n_ctx, kv_type, placed.device, wanted.flash_attention)
     with (
         Model(path, device=placed.device, overrides=overrides) as model,
         Context(
-            model, n_ctx=n_ctx, n_outputs=1 + MAX_DRAFT * drafts, kv_type=kv_type, threads=wanted.threads,
-            arguments=arguments,
+            model, n_ctx=n_ctx, n_ubatch=attention.n_ubatch, n_outputs=OUTPUTS, kv_type=kv_type,
+            threads=wanted.threads, arguments=arguments, flash_attention=attention.flash,
         ) as context,
     ):  # fmt: skip
         _say(placed, wanted, context, holds or model.n_ctx_train)
-        lookup = PromptLookup(always=settings.lookup == "on") if drafts else None
+        lookup = None if settings.lookup == "off" else PromptLookup(always=settings.lookup == "on")
         yield Generation(context, states, lookup)
 
 

@@ -14,17 +14,20 @@ from pathlib import Path
 from types import TracebackType
 
 from yarn_edge import ggml
+from yarn_edge.attention import Attention, FlashAttention, attention_for, last_contexts
 from yarn_edge.context_sizes import MIB, Sizes, allocated_bytes, sizes_of
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import GGUFFile, read_gguf
 from yarn_edge.llama_api import captured_log, physical_threads
 from yarn_edge.memory import resident_bytes
 from yarn_edge.metadata import explicit_arguments
+from yarn_edge.prompt_lookup import MAX_DRAFT
 from yarn_edge.repack import Weights, weights_of
 from yarn_edge.runtime import Context, Model
 
 CTX_STEP = 256  # llama.cpp rounds contexts up to a multiple of it
 LEAST_CTX = 512  # less is no conversation
+OUTPUTS = 1 + MAX_DRAFT  # tokens of a batch that may get logits in a conversation
 # The bookkeeping of cells is allocated even in a simulation. Beyond so many, sizes are taken to grow in proportion.
 MOST_SIMULATED = 2**20
 _UNUSED = re.compile(r"model has unused tensor (\S+) ")
@@ -68,8 +71,9 @@ class MemoryPlan:
 class Simulation:
     """A GGUF's header and vocabulary in llama.cpp, without weights. Use as a context manager, or call `close`.
 
-    device: where layers and cache would go; the CPU by default. process_bytes: what a process holds that has loaded the
-    header; by default measured in this one. Raises YarnEdgeError for a file that cannot be loaded.
+    device: where layers and cache would go; the CPU by default. flash_attention: as in `yarn_edge.attention`. process_bytes:
+    what a process holds that has loaded the header; by default measured in this one. Raises YarnEdgeError for a file that
+    cannot be loaded.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Simulation:
         *,
         device: ggml.Device | None = None,
         threads: int | None = None,
+        flash_attention: FlashAttention = "auto",
         process_bytes: int | None = None,
     ) -> None:
         if not read_gguf(path, vocabulary=False).tensors:
@@ -86,9 +91,9 @@ class Simulation:
             self.model = Model(path, no_alloc=True, device=device)  # tokenizes, too
         self.file: GGUFFile = self.model.gguf
         self.device = self.model.device
-        self.threads = threads or physical_threads()
+        self.threads, self.flash_attention = threads or physical_threads(), flash_attention
         self.n_ctx_train: int = self.model.n_ctx_train
-        self._known: dict[tuple[int, str, int, int], Sizes | YarnEdgeError] = {}
+        self._known: dict[tuple[int, str, int, int, Attention], Sizes | YarnEdgeError] = {}
         self.process_bytes = process_bytes or 0  # with header and vocabulary
         self.unused = frozenset(m[1] for m in map(_UNUSED.search, log) if m)  # tensors that llama.cpp does not load
         try:
@@ -100,25 +105,24 @@ class Simulation:
             raise
 
     def plan(
-        self, n_ctx: int, kv_type: str = "f16", *, n_batch: int = 512, n_outputs: int = 1, weights: Weights | None = None
+        self, n_ctx: int, kv_type: str = "f16", *, n_batch: int = 512, n_outputs: int = OUTPUTS, weights: Weights | None = None
     ) -> MemoryPlan:  # fmt: skip
-        """The plan for one context. n_outputs: tokens of a batch that get logits, 1 in a conversation, 0 for all.
+        """The plan for one context. n_outputs: tokens of a batch that may get logits, by default as in a conversation, 0 for all.
 
         weights: of another file of the same model, such as a quantization that is not made yet. Raises YarnEdgeError where
         llama.cpp makes no such context (a cache type that the size of the heads does not allow).
         """
         sizes = self._sizes(n_ctx, kv_type, n_batch, n_outputs)
         weights = weights or self.weights
+        output = sizes.output * max(1, n_outputs)  # logged is that of one token; it grows when more are asked for
         process = self.process_bytes + sizes.cells * _CELL_BYTES + sizes.work + _FIRST_RUN_BYTES
         if self.device is not None:
             on_device = weights.tensors - weights.embeddings + sizes.kv + sizes.on_device
-            return MemoryPlan(
-                n_ctx, kv_type, weights.tensors, 0, sizes.kv, sizes.compute, sizes.output, process, on_device
-            )
+            return MemoryPlan(n_ctx, kv_type, weights.tensors, 0, sizes.kv, sizes.compute, output, process, on_device)
         # The peak may be the loading: all of the file is mapped then, and there is no cache yet.
-        later = sizes.kv + sizes.compute + sizes.output
+        later = sizes.kv + sizes.compute + output
         mapped = max(weights.mapped, weights.at_load - later)
-        return MemoryPlan(n_ctx, kv_type, mapped, weights.repacked, sizes.kv, sizes.compute, sizes.output, process)
+        return MemoryPlan(n_ctx, kv_type, mapped, weights.repacked, sizes.kv, sizes.compute, output, process)
 
     def refusal(self, kv_type: str) -> str | None:
         """Why this model can have no cache of this type, None if it can."""
@@ -141,40 +145,49 @@ class Simulation:
 
         if taken(limit) <= budget_bytes:
             return limit
-        if limit <= LEAST_CTX or taken(LEAST_CTX) > budget_bytes:
-            return 0
-        steps = _last_that_fits(
-            lambda n: taken(n * CTX_STEP), LEAST_CTX // CTX_STEP, -(-limit // CTX_STEP), budget_bytes
-        )
-        return steps * CTX_STEP
+        # Sizes grow with the context up to where the attention needs smaller graphs; there they fall.
+        ends = [end // CTX_STEP * CTX_STEP for end in last_contexts(self.file, limit)[:-1]]
+        begins = [LEAST_CTX, *(end + CTX_STEP for end in ends)]
+        for begin, end in reversed(list(zip(begins, [*ends, limit], strict=True))):
+            if begin > end or begin >= limit or taken(begin) > budget_bytes:
+                continue
+            if end < limit and taken(end) <= budget_bytes:
+                return end
+            steps = _last_that_fits(lambda n: taken(n * CTX_STEP), begin // CTX_STEP, -(-end // CTX_STEP), budget_bytes)
+            return steps * CTX_STEP
+        return 0
 
     def _sizes(self, n_ctx: int, kv_type: str, n_batch: int, n_outputs: int) -> Sizes:
         n_ctx = -(-n_ctx // CTX_STEP) * CTX_STEP
-        if n_ctx > MOST_SIMULATED:
-            half = MOST_SIMULATED // 2
-            near, far = (vars(self._sizes(n, kv_type, n_batch, n_outputs)) for n in (half, MOST_SIMULATED))
-            more = (n_ctx - MOST_SIMULATED) / half
-            return Sizes(**{name: far[name] + round(more * (far[name] - near[name])) for name in far})
-        # The runtime reserves room for logits of the whole batch. On a device that is memory; on the CPU what is written is.
-        key = (n_ctx, kv_type, n_batch, n_outputs if self.device is None else 0)
-        if key not in self._known:
-            try:
-                self._known[key] = self._simulated(*key)
-            except YarnEdgeError as error:
-                self._known[key] = error
-        found = self._known[key]
-        if isinstance(found, YarnEdgeError):
-            raise found
-        return found
+        attention = attention_for(self.file, n_ctx, kv_type, self.device, self.flash_attention, n_batch)
 
-    def _simulated(self, n_ctx: int, kv_type: str, n_batch: int, n_outputs: int) -> Sizes:
+        def known(n: int) -> Sizes:
+            key = (n, kv_type, n_batch, n_outputs, attention)
+            if key not in self._known:
+                try:
+                    self._known[key] = self._simulated(*key)
+                except YarnEdgeError as error:
+                    self._known[key] = error
+            found = self._known[key]
+            if isinstance(found, YarnEdgeError):
+                raise found
+            return found
+
+        if n_ctx <= MOST_SIMULATED:
+            return known(n_ctx)
+        half = MOST_SIMULATED // 2
+        near, far = vars(known(half)), vars(known(MOST_SIMULATED))
+        more = (n_ctx - MOST_SIMULATED) / half
+        return Sizes(**{name: far[name] + round(more * (far[name] - near[name])) for name in far})
+
+    def _simulated(self, n_ctx: int, kv_type: str, n_batch: int, n_outputs: int, attention: Attention) -> Sizes:
         with captured_log() as log, Context(
-            self.model, n_ctx=n_ctx, n_batch=n_batch, n_outputs=n_outputs, kv_type=kv_type, threads=self.threads,
-            arguments=self._arguments,
+            self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=attention.n_ubatch, n_outputs=n_outputs, kv_type=kv_type,
+            threads=self.threads, arguments=self._arguments, flash_attention=attention.flash,
         ):  # fmt: skip
             if not self.process_bytes:  # what is allocated even here counts as what it is
                 self.process_bytes = max(MIB, resident_bytes() - allocated_bytes(log))
-        return sizes_of(log, self.file, n_batch, self.threads, self.device)
+        return sizes_of(log, self.file, attention.n_ubatch, self.threads, self.device)
 
     def close(self) -> None:
         """Free the header and the vocabulary."""

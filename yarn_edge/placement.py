@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yarn_edge import ggml
+from yarn_edge.attention import FlashAttention
 from yarn_edge.backends import devices_of, missing
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.memory import spare_bytes
@@ -35,6 +36,7 @@ class Wanted:
     kv_type: str | None = None
     memory_bytes: int | None = None
     threads: int | None = None
+    flash_attention: FlashAttention = "auto"
     needed_ctx: Callable[[Model], int] | None = None
 
 
@@ -80,7 +82,7 @@ def budget_bytes(device: ggml.Device | None, backend: str | None, given: int | N
 
 def _on(path: Path, device: ggml.Device | None, wanted: Wanted, enough: int) -> Placement:
     """Raises DoesNotFitError where fewer tokens would fit than all of the context, and than `enough`."""
-    with Simulation(path, device=device, threads=wanted.threads) as simulation:
+    with Simulation(path, device=device, threads=wanted.threads, flash_attention=wanted.flash_attention) as simulation:
         ctx = wanted.ctx
         if ctx is None and wanted.needed_ctx is not None:
             ctx = min(wanted.needed_ctx(simulation.model), simulation.n_ctx_train)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge import ggml
+from yarn_edge.attention import FlashAttention
 from yarn_edge.batch import Batch
 from yarn_edge.effective import RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
@@ -32,7 +33,6 @@ from yarn_edge.progress import bar
 from yarn_edge.repack import extra_buffers
 
 Outputs = Literal["none", "last", "all"]
-FlashAttention = Literal["auto", "on", "off"]
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 MAX_SEQUENCES = 256  # llama.h: LLAMA_MAX_SEQ
 
@@ -194,7 +194,7 @@ class Context:
             check_memory(model.gguf, (n_ctx or model.n_ctx_train) * n_seq, kv_type)
         self.model, self.api = model, model.api
         self.arguments = explicit_arguments(model.gguf) if arguments is None else arguments
-        self.kv_type = kv_type
+        self.kv_type, self.flash_attention = kv_type, flash_attention
         params = self.api.llama_context_default_params()
         params.n_ctx = (n_ctx or model.n_ctx_train) * n_seq
         params.n_seq_max = n_seq
@@ -222,6 +222,7 @@ class Context:
             )
         self.n_ctx: int = self.api.llama_n_ctx_seq(self._handle)
         self.n_batch: int = self.api.llama_n_batch(self._handle)
+        self.n_ubatch: int = self.api.llama_n_ubatch(self._handle)
         self._memory = self.api.llama_get_memory(self._handle)
         self._batch = Batch(self.api, self.n_batch)
         self._n_outputs = 0

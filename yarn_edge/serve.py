@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(
             f"--host {args.host}: others could use the model there: it needs --api-key (or ${KEY_VARIABLE})"
         )
-    wanted = Wanted(args.backend, args.ctx, args.kv_type, args.memory, args.threads)
+    wanted = Wanted(args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.flash_attention)
     with ExitStack() as held:
         listener = held.enter_context(closing(listening(args.host, args.port)))
         generation = held.enter_context(opened(args.model, wanted, settings_of(args)))

@@ -154,7 +154,8 @@ def run_key(context: Context) -> str:
         "format": _FORMAT, "llama.cpp": str(context.api.__version__), "weights": weights_identity(gguf),
         "arguments": {name: repr(value) for name, value in vars(context.arguments).items()},
         "overrides": sorted((name, repr(value)) for name, value in context.model.overrides.items()),
-        "kv_type": context.kv_type, "n_batch": context.n_batch, "device": "CPU" if device is None else device.name,
+        "kv_type": context.kv_type, "n_batch": context.n_batch,
+        "n_ubatch": context.n_ubatch, "flash_attention": context.flash_attention, "device": "CPU" if device is None else device.name,
     }  # fmt: skip
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
 

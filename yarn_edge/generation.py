@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.ggml_types import FLOATS
 from yarn_edge.llama_api import deferred_ctrl_c
 from yarn_edge.progress import bar
 from yarn_edge.prompt_lookup import PromptLookup
@@ -68,6 +69,8 @@ class Generation:
         self.stats: AnswerStats | None = None
         self._cached: list[int] = []  # tokens whose keys and values are surely in the cache
         self._canonical = 0  # of these the first so many are as a fresh evaluation makes them
+        types = {tensor.type_name for tensor in context.model.gguf.tensors.values()}
+        self._rounds = bool(types - set(FLOATS))  # activations are rounded to 8 bits, by the batch
         self._run_key = "" if states is None else run_key(context)
         self._prompt_tok_per_s = _FIRST_GUESS_TOK_PER_S
         self._busy = self._stopped = False
@@ -217,6 +220,8 @@ class Generation:
     def _sampled(self, chain: object, greedy: bool) -> Iterator[int]:
         """Tokens without end: sampled after what is in the cache, evaluated when the next one is asked for."""
         lookup, context = self.lookup, self.context
+        if lookup is not None and greedy and self._rounds and not lookup.always:
+            lookup = None  # "the most probable" is to be what it is without drafts
         if lookup is not None:
             lookup.read(self._cached)
         token = context.sample(chain)
@@ -234,9 +239,9 @@ class Generation:
                 if lookup is not None:
                     lookup.took(time.perf_counter() - began)
                 continue
+            assert lookup is not None
             accepted, following = self._check(chain, token, draft, greedy)
             self._cached += [token, *accepted]
-            assert lookup is not None
             lookup.judged(len(draft), len(accepted), time.perf_counter() - began)
             for token in accepted:
                 yield token

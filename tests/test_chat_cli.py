@@ -222,7 +222,7 @@ def terminal() -> Iterator[Terminal]:
 READY = r".*\x1b\[\?2004h"  # prompt_toolkit asks for bracketed paste when it starts to read
 
 
-def test_conversation_in_a_terminal(terminal: Terminal) -> None:
+def test_conversation_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.until("no position scaling, context 512 of 8192.*Ctrl-D leaves" + READY)
     terminal.send("Write a very long story about a dragon.\r")
     terminal.until(r"\x1b\[\?2004l.*\n.*(\w+ ){8}")  # an answer is on its way
@@ -240,8 +240,39 @@ def test_conversation_in_a_terminal(terminal: Terminal) -> None:
     terminal.until(r"\w.*\d+ tokens, .*context \d+ of 512" + READY)
     terminal.send("/help\r")
     terminal.until("/system TEXT" + READY)
+    terminal.send("/context\r")
+    terminal.until(r"1 turns\s+\d+ .*free\s+\d+ .*context\s+512" + READY)
+    terminal.send(f"/save {tmp_path / 'talk.json'}\r")
+    terminal.until("1 turns" + READY)
+    terminal.send("/undo\r")
+    terminal.until("taken back: Say" + READY)
+    terminal.send("/undo\r")
+    terminal.until("nothing to take back" + READY)
+    terminal.send("/retry\r")
+    terminal.until("no question to ask again" + READY)
+    (tmp_path / "story.txt").write_text("A fox met a crow. The crow had cheese. The fox wanted it.")
+    terminal.send(f"/file {tmp_path / 'story.txt'}\r")
+    terminal.until(r"story.txt: \d+ tokens, in front of your next question" + READY)
+    terminal.send("What did the crow have?\r")
+    terminal.until(r"\d+ tokens, .*context \d+ of 512" + READY)
+    terminal.send("/retry Who wanted it?\r")
+    terminal.until(r"\d+ tokens, .*context \d+ of 512" + READY)
+    terminal.send("/context\r")
+    terminal.until(r"story.txt\s+\d+ .*1 turns" + READY)
+    terminal.send(f"/load {tmp_path / 'talk.json'}\r")
+    terminal.until("1 turns; the last question was: Say" + READY)
+    (tmp_path / "long.txt").write_text("word " * 600)
+    terminal.send(f"/file {tmp_path / 'long.txt'}\r")
+    terminal.until(r"long.txt has \d+ tokens, the context holds 512" + READY)
+    terminal.send(f"/file {tmp_path / 'none.txt'}\r")
+    terminal.until("No such file" + READY)
+    terminal.send(f"/save {tmp_path / 'story.txt'}\r")
+    terminal.until("is no saved conversation" + READY)
+    terminal.send("/nonsense\r")
+    terminal.until("/nonsense is no command" + READY)
     terminal.send("\x04")
     assert terminal.child.wait(20) == 0
+    assert len(json.loads((tmp_path / "talk.json").read_text())["turns"]) == 1
 
 
 def test_a_file_that_runs_otherwise_than_it_says_is_told(tmp_path: Path) -> None:

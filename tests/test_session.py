@@ -23,7 +23,7 @@ import pytest
 
 from yarn_edge.bench.smollm2 import package_gguf
 from yarn_edge.chat_template import ChatTemplate
-from yarn_edge.conversation import Conversation
+from yarn_edge.conversation import Conversation, Document
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.runtime import Context, Model
@@ -245,6 +245,30 @@ def test_full_context_drops_the_oldest_turns(small: Recorder, template: ChatTemp
     markup = small.model.tokenize(system, add_special=False, parse_special=True)
     assert session.prompt(session.conversation.messages())[: len(markup)] == markup
     assert "dropped from the conversation" in told[0]
+
+
+def test_fifty_turns_about_a_document(small: Recorder, template: ChatTemplate) -> None:
+    """The window overflows again and again: the document stays, and each time the answer is that of a fresh evaluation."""
+    told: list[str] = []
+    session = Session(small, template, GREEDY, system="Be brief.", notice=told.append)
+    session.conversation.waiting = (Document("book", "The crow had cheese and the fox wanted it very much indeed."),)
+    overflows = 0
+    for number in range(50):
+        dropped = session.dropped_turns
+        answer = ask(session, f"What of number {number}?", 12)
+        assert session.stats is not None
+        assert session.stats.context_used <= 256
+        assert [d.name for d in session.conversation.documents()] == ["book"]
+        assert session.conversation.turns[0].documents
+        if session.dropped_turns > dropped:
+            overflows += 1
+            before = replace(session.conversation, turns=session.conversation.turns[:-1])
+            if len(session.conversation.turns) == 1:  # the document came to the last question
+                before = Conversation("Be brief.", waiting=session.conversation.turns[0].documents)
+            assert answer == fresh_answer(session, before, f"What of number {number}?", 12)
+    assert overflows > 5
+    assert len(told) == overflows
+    assert all("the document stays" in line for line in told)
 
 
 def test_one_message_beyond_the_context(small: Recorder, template: ChatTemplate) -> None:

@@ -3,7 +3,8 @@
     python -m yarn_edge.bench.fit_accuracy MODEL.gguf… --ctx 512,4k,16k --kv-type f16,q8_0,q4_0
 
 Each combination is loaded and its whole context evaluated, as `chat` does it; the prediction comes from another process, as
-in `fit`. A prediction below what was measured, or more than 5 % above, fails.
+in `fit`. A prediction below what was measured, or more than 5 % above, fails. With --backend it is the memory of that device: what of it
+is free before the model is loaded, less what is free when the context is full.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
+from yarn_edge import ggml
+from yarn_edge.backends import BACKENDS
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, lengths
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.memory import peak_resident_bytes
+from yarn_edge.placement import places
 from yarn_edge.progress import bar, note
 
 from .report import Report, Table, add_output_flags, check_outputs, deliver
@@ -51,24 +55,26 @@ class Measured:
         return 0 <= self.error <= MOST_ABOVE
 
 
-def predict(path: Path, n_ctx: int, kv_type: str, threads: int | None) -> dict[str, int]:
-    """The parts of the plan and "total_bytes", as `fit` has them."""
+def predict(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
+    """The parts of the plan and "taken_bytes", as `fit` has them."""
     from yarn_edge.memory_plan import Simulation
 
-    with Simulation(path, threads=threads) as simulation:
+    with Simulation(path, device=places(backend)[0], threads=threads) as simulation:
         plan = simulation.plan(n_ctx, kv_type)
-    parts = {name: value for name, value in vars(plan).items() if name.endswith("_bytes")}
-    return {**parts, "total_bytes": plan.total_bytes}
+    parts = {name: value for name, value in vars(plan).items() if name.endswith("_bytes") and value is not None}
+    return {**parts, "taken_bytes": plan.taken_bytes}
 
 
-def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None) -> dict[str, int]:
-    """ "peak_bytes" of this process (VmHWM) after a load and a whole context: a prompt, tokens one by one, a draft."""
+def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
+    """ "peak_bytes" of this process (or of a device) after a load and a whole context: a prompt, tokens one by one, a draft."""
     from yarn_edge.attention import attention_for
     from yarn_edge.memory_plan import OUTPUTS
     from yarn_edge.runtime import Context, Model
 
-    attention = attention_for(read_gguf(path, vocabulary=False), n_ctx, kv_type, None)
-    with Model(path) as model, Context(
+    device = places(backend)[0]
+    before = ggml.device_memory(device)[0] if device else 0
+    attention = attention_for(read_gguf(path, vocabulary=False), n_ctx, kv_type, device)
+    with Model(path, device=device) as model, Context(
         model, n_ctx=n_ctx, n_ubatch=attention.n_ubatch, n_outputs=OUTPUTS, kv_type=kv_type, threads=threads,
         flash_attention=attention.flash,
     ) as context:  # fmt: skip
@@ -80,24 +86,28 @@ def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None) -> dict[s
                 context.evaluate(tokens[at : at + 1], at)
             context.evaluate(tokens[prompt + 8 :][:OUTPUTS], prompt + 8, "all")  # a draft that is checked
             context.logits_in_place()
-        return {"peak_bytes": peak_resident_bytes()}
+        return {"peak_bytes": before - ggml.device_memory(device)[0] if device else peak_resident_bytes()}
 
 
-Job = Callable[[Path, int, str, "int | None"], dict[str, int]]
+Job = Callable[[Path, int, str, "int | None", str], dict[str, int]]
 
 
-def _child(job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None, answer: Connection) -> None:
+def _child(
+    job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str, answer: Connection
+) -> None:
     try:
-        answer.send(job(path, n_ctx, kv_type, threads))
+        answer.send(job(path, n_ctx, kv_type, threads, backend))
     except YarnEdgeError as error:
         answer.send(str(error))
 
 
-def in_a_process(job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None = None) -> dict[str, int]:
+def in_a_process(
+    job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None = None, backend: str = "cpu"
+) -> dict[str, int]:
     """The job's answer from a fresh process. Raises its YarnEdgeError, and one where it ended without an answer."""
     fresh = multiprocessing.get_context("spawn")
     ours, theirs = fresh.Pipe(duplex=False)
-    process = fresh.Process(target=_child, args=(job, path, n_ctx, kv_type, threads, theirs), daemon=True)
+    process = fresh.Process(target=_child, args=(job, path, n_ctx, kv_type, threads, backend, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -111,11 +121,11 @@ def in_a_process(job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | 
     return dict(told)
 
 
-def compare(path: Path, n_ctx: int, kv_type: str, threads: int | None = None) -> Measured:
+def compare(path: Path, n_ctx: int, kv_type: str, threads: int | None = None, backend: str = "cpu") -> Measured:
     """One combination: predicted, then measured."""
-    predicted = in_a_process(predict, path, n_ctx, kv_type, threads)
-    measured = in_a_process(measure, path, n_ctx, kv_type, threads)["peak_bytes"]
-    return Measured(path.name, n_ctx, kv_type, predicted["total_bytes"], measured, predicted)
+    predicted = in_a_process(predict, path, n_ctx, kv_type, threads, backend)
+    measured = in_a_process(measure, path, n_ctx, kv_type, threads, backend)["peak_bytes"]
+    return Measured(path.name, n_ctx, kv_type, predicted["taken_bytes"], measured, predicted)
 
 
 def as_report(found: Sequence[Measured]) -> Report:
@@ -140,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help="GGUF files")
     parser.add_argument("--ctx", type=lengths, default=[512, 4096, 16384], metavar="N,…", help="such as 512,4k,16k")
     parser.add_argument("--kv-type", default="f16,q8_0,q4_0", metavar="TYPE,…", help="cache types")
+    parser.add_argument("--backend", choices=tuple(BACKENDS), default="cpu", help="default: cpu")
     add_threads_flag(parser)
     add_output_flags(parser)
     args = parser.parse_args(argv)
@@ -149,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in args.models:
             for n_ctx in args.ctx:
                 for kv_type in args.kv_type.split(","):
-                    found.append(compare(path, n_ctx, kv_type, args.threads))
+                    found.append(compare(path, n_ctx, kv_type, args.threads, args.backend))
                     note(f"{path.name}, {n_ctx} tokens, {kv_type}: {100 * found[-1].error:+.2f} %")
         rows = [{**asdict(m), "error": m.error, "ok": m.ok} for m in found]
         deliver(args, {"rows": rows, "most_above": MOST_ABOVE}, as_report(found), args.models)

@@ -132,7 +132,7 @@ def _simulation(known: Found, device: ggml.Device | None, threads: int | None) -
     return Simulation(path, device=device, threads=threads, process_bytes=apart)
 
 
-def _process_bytes(path: Path, _n_ctx: int, _kv_type: str, threads: int | None) -> dict[str, int]:
+def _process_bytes(path: Path, _n_ctx: int, _kv_type: str, threads: int | None, _backend: str) -> dict[str, int]:
     with Simulation(path, threads=threads) as simulation:
         return {"process_bytes": simulation.process_bytes}
 

@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,7 +76,9 @@ def train(model: Any, tokens: Any, held_out: Any, recipe: Recipe) -> dict[str, A
     losses: list[float] = []
     began = time.perf_counter()
     model.train()
-    model.gradient_checkpointing_enable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every version that we support
+        model.gradient_checkpointing_enable()
     with bar("Training", recipe.steps) as advance:
         for batch in windows(tokens, recipe):
             if len(losses) == recipe.steps:
@@ -87,7 +90,7 @@ def train(model: Any, tokens: Any, held_out: Any, recipe: Recipe) -> dict[str, A
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             advance(1, f"loss {losses[-1]:.3f}")
     seconds = time.perf_counter() - began
     after = held_out_loss(model, held_out, recipe)

@@ -213,9 +213,9 @@ def test_accuracy_refuses_what_it_cannot_measure(tmp_path: Path, capsys: pytest.
 def test_accuracy_reports_and_fails_below_the_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    predicted = {"total_bytes": 100, "peak_bytes": 101}
+    predicted = {"taken_bytes": 100, "peak_bytes": 101}
     monkeypatch.setattr("yarn_edge.bench.fit_accuracy.in_a_process", lambda *_args: predicted)
     assert accuracy([str(tmp_path / "a.gguf"), "--ctx", "512", "--kv-type", "f16"]) == 1
     assert "FAILS" in capsys.readouterr().out
-    predicted |= {"total_bytes": 104}
+    predicted |= {"taken_bytes": 104}
     assert accuracy([str(tmp_path / "a.gguf"), "--ctx", "512", "--kv-type", "f16"]) == 0

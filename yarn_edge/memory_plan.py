@@ -35,6 +35,8 @@ _UNUSED = re.compile(r"model has unused tensor (\S+) ")
 _CELL_BYTES = 4 + 12 + 4 + 32 + 2 * 48
 # Kernels and OpenMP's code, read from disk when they first run, and what llama.cpp allocates with the first batch.
 _FIRST_RUN_BYTES = 5 * MIB
+# On a device: kernels, cuBLAS and its workspace. 92 to 94 MiB on an H200 with CUDA 13, whatever the model (docs/cuda.md).
+_DEVICE_FIRST_RUN_BYTES = 100 * MIB
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Simulation:
         output = sizes.output * max(1, n_outputs)  # logged is that of one token; it grows when more are asked for
         process = self.process_bytes + sizes.cells * _CELL_BYTES + sizes.work + _FIRST_RUN_BYTES
         if self.device is not None:
-            on_device = weights.tensors - weights.embeddings + sizes.kv + sizes.on_device
+            on_device = weights.tensors - weights.embeddings + sizes.kv + sizes.on_device + _DEVICE_FIRST_RUN_BYTES
             return MemoryPlan(n_ctx, kv_type, weights.tensors, 0, sizes.kv, sizes.compute, output, process, on_device)
         # The peak may be the loading: all of the file is mapped then, and there is no cache yet.
         later = sizes.kv + sizes.compute + output

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.llama_api import llama
 from yarn_edge.rope import Pairing
 from yarn_edge.scaling import RopeScaling, yarn_attention_factor
 
@@ -182,6 +183,7 @@ class Device:
 
 def devices() -> list[Device]:
     """The devices that this build and this machine have."""
+    llama()  # with its log: a GPU's backend tells of itself when it is first asked
     found = []
     for index in range(function("ggml_backend_dev_count")()):
         handle = function("ggml_backend_dev_get")(index)

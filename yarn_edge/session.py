@@ -65,15 +65,16 @@ class Session:
         alone exceeds the context, or the template refuses the conversation.
         """
         self.generation.stats = None
-        before = self.dropped_turns
-        asked, tokens = self._fit(self.conversation.asked(question), max_tokens)
-        overflow = self.dropped_turns > before
+        asked, tokens, dropped = self._fit(self.conversation.asked(question), max_tokens)
+        if dropped:
+            self.dropped_turns += dropped
+            self._notice(self._told(dropped, asked))
         model = self.context.model
         self.opened = begins_inside(b"".join(map(model.token_bytes, tokens[-_TAG_TOKENS:])).decode(errors="replace"))
         said: list[str] = []
         complete = False
         try:
-            for piece in self.generation.generate(tokens, self.sampling, max_tokens, canonical=overflow):
+            for piece in self.generation.generate(tokens, self.sampling, max_tokens, canonical=dropped > 0):
                 said.append(piece)
                 yield piece
             complete = True
@@ -94,8 +95,8 @@ class Session:
         common = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
         self.generation.preload(one[: common - common % self.context.n_batch])
 
-    def _fit(self, asked: Conversation, max_tokens: int | None) -> tuple[Conversation, list[int]]:
-        """Without the oldest turns where there is no room for an answer, and the tokens of the rest.
+    def _fit(self, asked: Conversation, max_tokens: int | None) -> tuple[Conversation, list[int], int]:
+        """Without the oldest turns where there is no room for an answer, the tokens of the rest, and how many turns that are.
 
         Of the room that the turns before had, half is given back at once: what stays is evaluated anew, not at each turn.
         """
@@ -111,12 +112,12 @@ class Session:
                 tokens = self.prompt(asked.messages())
         if len(tokens) >= n_ctx:
             raise YarnEdgeError(self._too_long(asked, len(tokens)))
-        if dropped:
-            self.dropped_turns += dropped
-            turns = "oldest turn was" if dropped == 1 else f"{dropped} oldest turns were"
-            kept = "; the document stays" if asked.documents() else ""
-            self._notice(f"the context of {n_ctx} tokens is full: the {turns} dropped from the conversation{kept}")
-        return asked, tokens
+        return asked, tokens, dropped
+
+    def _told(self, dropped: int, asked: Conversation) -> str:
+        turns = "oldest turn was" if dropped == 1 else f"{dropped} oldest turns were"
+        kept = "; the document stays" if asked.documents() else ""
+        return f"the context of {self.context.n_ctx} tokens is full: the {turns} dropped from the conversation{kept}"
 
     def _too_long(self, asked: Conversation, needed: int) -> str:
         what = "the message with its documents" if asked.documents() else "the message"

@@ -35,12 +35,13 @@ class Work(NamedTuple):
     measure: Callable[[], object]
 
 
-def read_bandwidth(threads: int, seconds: float = 0.15) -> float:
+def read_bandwidth(threads: int, seconds: float = 0.15, times_the_cache: float = TIMES_THE_CACHE) -> float:
     """Bytes per second that `threads` threads read from memory together, the best of the passes of `seconds`.
 
+    times_the_cache: how large the array is; less is quicker to fill, and may be told as faster than it is.
     Raises YarnEdgeError where the memory for the arrays is not free.
     """
-    parts = _parts(threads, _array_bytes(1))
+    parts = _parts(threads, _array_bytes(1, times_the_cache))
     works = [Work(_filler(part), _reader(part)) for part in parts]
     return sum(part.nbytes for part in parts) / _best_pass(works, seconds)
 
@@ -66,10 +67,10 @@ def last_level_cache_bytes() -> int | None:
     return sum(n_bytes for (level, _shared), n_bytes in found.items() if level == last) or None
 
 
-def _array_bytes(arrays: int) -> int:
+def _array_bytes(arrays: int, times_the_cache: float = TIMES_THE_CACHE) -> int:
     """Of each of so many arrays: far more than the caches, and at most a quarter of the free memory together."""
     cache = last_level_cache_bytes() or UNKNOWN_CACHE_BYTES
-    wanted = min(max(MIN_ARRAY_BYTES, TIMES_THE_CACHE * cache), MAX_ARRAY_BYTES)
+    wanted = min(max(MIN_ARRAY_BYTES, round(times_the_cache * cache)), MAX_ARRAY_BYTES)
     free = available_bytes()
     if arrays * wanted > free // 4:
         raise YarnEdgeError(

@@ -126,7 +126,7 @@ def _fit_on(
 def _simulation(known: Found, device: ggml.Device | None, threads: int | None) -> Simulation:
     """Of the file that is there, before anything is planned in this process; else of a planned one, its process apart."""
     if known.own is not None:
-        return Simulation(known.own.file.path, device=device, threads=threads)
+        return Simulation(known.own.file.path, device=device, threads=threads, gguf=known.own.file)
     path = known.plan()[0].file.path
     apart = in_a_process(_process_bytes, path, LEAST_CTX, "f16", threads)["process_bytes"]
     return Simulation(path, device=device, threads=threads, process_bytes=apart)

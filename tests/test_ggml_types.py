@@ -18,6 +18,7 @@ from yarn_edge.ggml_types import (
     type_named,
     types,
 )
+from yarn_edge.tensor_types import TENSOR_TYPES
 
 ROWS = np.random.default_rng(4).standard_normal((8, 512)).astype(np.float32)
 
@@ -28,6 +29,13 @@ def test_sizes_are_those_of_gguf_py() -> None:
     del theirs["Q8_1"], ours["Q8_1"]  # never in a file; gguf-py has an older layout of it
     assert {name: ours[name] for name in theirs} == theirs
     assert ours.keys() - theirs.keys() == {"Q2_0"}
+
+
+def test_the_reader_has_the_same_types() -> None:
+    theirs = {int(k): (k.name, *gguf.GGML_QUANT_SIZES[k]) for k in gguf.GGMLQuantizationType}
+    assert {number: row for number, row in TENSOR_TYPES.items() if row[0] != "Q2_0"} == theirs
+    library = {t.number: (t.name, t.block, t.block_bytes) for t in types().values() if t.name != "Q8_1"}
+    assert {number: row for number, row in TENSOR_TYPES.items() if row[0] != "Q8_1"} == library
 
 
 # gguf-py cannot read the last two.

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.split_gguf import join_shards
+from yarn_edge.tensor_types import TENSOR_TYPES
 
 MAGIC = b"GGUF"
 HEADER_BYTES = 24  # magic, version, tensor count, key count
@@ -34,8 +35,6 @@ SCALARS: dict[int, str] = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 STRING, ARRAY = 8, 9
-# Types that the pinned llama.cpp has and the pinned gguf package has not: enum ggml_type -> (name, weights, bytes of a block).
-NEWER_TYPES = {42: ("Q2_0", 64, 18)}
 _MIN_KV_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
 
@@ -306,16 +305,13 @@ def _place(
     cursor: _Cursor, headers: list[tuple[str, tuple[int, ...], int, int]], data_offset: int, alignment: int
 ) -> dict[str, TensorInfo]:
     """Sizes and absolute offsets, checked: known type, whole blocks, aligned, inside the file, not overlapping."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    sizes = {int(kind): (kind.name, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType} | NEWER_TYPES
     tensors: dict[str, TensorInfo] = {}
     for name, shape, kind, offset in headers:
         if name in tensors:
             raise cursor.fail(f"tensor {name} stands there twice")
-        if kind not in sizes:
+        if kind not in TENSOR_TYPES:
             raise cursor.fail(f"tensor {name} has the unknown type {kind}")
-        type_name, block, block_bytes = sizes[kind]
+        type_name, block, block_bytes = TENSOR_TYPES[kind]
         if 0 in shape or shape[0] % block:
             raise cursor.fail(f"tensor {name} of type {type_name} has the impossible shape {shape}")
         n_bytes = math.prod(shape) // block * block_bytes

@@ -74,8 +74,8 @@ class Simulation:
     """A GGUF's header and vocabulary in llama.cpp, without weights. Use as a context manager, or call `close`.
 
     device: where layers and cache would go; the CPU by default. flash_attention: as in `yarn_edge.attention`. process_bytes:
-    what a process holds that has loaded the header; by default measured in this one. Raises YarnEdgeError for a file that
-    cannot be loaded.
+    what a process holds that has loaded the header; by default measured in this one. gguf: as in `Model`. Raises YarnEdgeError
+    for a file that cannot be loaded.
     """
 
     def __init__(
@@ -86,12 +86,13 @@ class Simulation:
         threads: int | None = None,
         flash_attention: FlashAttention = "auto",
         process_bytes: int | None = None,
+        gguf: GGUFFile | None = None,
     ) -> None:
-        if not read_gguf(path, vocabulary=False).tensors:
+        self.file: GGUFFile = gguf or read_gguf(path)
+        if not self.file.tensors:
             raise YarnEdgeError(f"{path}: has a vocabulary and no weights: there is nothing to run")
         with captured_log() as log:
-            self.model = Model(path, no_alloc=True, device=device)  # tokenizes, too
-        self.file: GGUFFile = self.model.gguf
+            self.model = Model(path, no_alloc=True, device=device, gguf=self.file)  # tokenizes, too
         self.device = self.model.device
         self.threads, self.flash_attention = threads or physical_threads(), flash_attention
         self.n_ctx_train: int = self.model.n_ctx_train

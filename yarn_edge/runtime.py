@@ -43,6 +43,7 @@ class Model:
     `overrides` replace metadata values for this load only (str, bool, int or float by key). `device`: where all the layers
     and the cache go (`yarn_edge.backends`); the CPU by default, whatever else this build could use. no_alloc: read the
     header and the vocabulary only; contexts of such a model can be asked for their sizes (`yarn_edge.memory_plan`), not run.
+    gguf: the header, if it was just read.
     Raises YarnEdgeError when the file is invalid or llama.cpp refuses it.
     """
 
@@ -54,10 +55,11 @@ class Model:
         overrides: Mapping[str, str | bool | int | float] | None = None,
         device: ggml.Device | None = None,
         no_alloc: bool = False,
+        gguf: GGUFFile | None = None,
     ) -> None:
         self.path = Path(path)
         self.no_alloc = no_alloc
-        self.gguf: GGUFFile = read_gguf(path)
+        self.gguf: GGUFFile = gguf or read_gguf(path)
         check_loadable(self.gguf)
         self.api = llama()
         params = self.api.llama_model_default_params()

@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 # GCC compiles the tile configuration of ggml's AMX kernels away: on processors that have AMX they crash (llama.cpp 20824).
-export CMAKE_ARGS ?= -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
+export CMAKE_ARGS := $(strip $(CMAKE_ARGS) -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__)
+# pip keeps what it compiled whatever the flags were, and takes it again for others: here each set of flags has its cache.
+ENGINE_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yarn-edge/llama-cpp-python-$(firstword $(shell printf %s '$(CMAKE_ARGS)' | cksum))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-INSTALL = $(PIP) install --quiet --constraint constraints.txt --editable
+INSTALL = $(PIP) install --quiet --constraint constraints.txt
+ENGINE = $(INSTALL) --cache-dir '$(ENGINE_CACHE)' llama-cpp-python
 
 .PHONY: demo test check dev fuzz clean
 
@@ -32,12 +35,14 @@ $(VENV)/bin/python:
 # llama-cpp-python is compiled here, once: about five minutes on two cores.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing (llama-cpp-python is compiled: about five minutes on two cores)"
-	$(INSTALL) '.[demo]'
+	$(ENGINE)
+	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing (llama-cpp-python is compiled: about five minutes on two cores)"
-	$(INSTALL) '.[test]'
+	$(ENGINE)
+	$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/.demo
 
 clean:

@@ -175,7 +175,7 @@ def test_bad_outputs_and_flags(good: Path, tmp_path: Path, capsys: pytest.Captur
         (["convert", ck, "-o", out, "--threads", "1000000"], "1000000 is not from 1 to 512"),
         (["convert", ck, "-o", ""], "-o is empty"),
         (["verify", str(existing), "--tokens", "1000000"], "is not from 2 to 4096"),
-        (["chat", str(existing), "-p", "hi", "--ctx", "4294967297"], "is not from 1 to"),
+        (["chat", str(existing), "-p", "hi", "--ctx", "4294967297"], "is not from 2 to"),
         (["convert", ck], "-o/--output"),
         (["convert", str(tmp_path / "nothing"), "-o", out], "no such checkpoint folder"),
         (["convert", str(existing), "-o", out], "is a file, expected a checkpoint folder"),

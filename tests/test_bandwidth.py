@@ -68,7 +68,7 @@ def test_layers_that_predict_further_tokens_take_no_part(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("function", [read_bandwidth, copy_bandwidth])
 def test_bandwidth_is_a_number(function: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "_array_bytes", lambda _arrays: 1 << 22)
+    monkeypatch.setattr(bandwidth, "_array_bytes", lambda *_sizes: 1 << 22)
     for threads in (1, 3):
         found = function(threads, 0.01)  # type: ignore[operator]
         assert math.isfinite(found)

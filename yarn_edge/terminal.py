@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,13 @@ class Terminal:
             word, _, rest = text.partition(" ")
             if word.lower() in ("/exit", "/quit"):
                 return
-            if word.lower() in COMMANDS:
-                self._command(word.lower(), rest.strip())
-            elif word.startswith("/") and word[1:].isalpha():
-                note(f"{word} is no command; /help lists them")
-            elif text:
-                self.turn(text)
+            with _typing_unseen():
+                if word.lower() in COMMANDS:
+                    self._command(word.lower(), rest.strip())
+                elif word.startswith("/") and word[1:].isalpha():
+                    note(f"{word} is no command; /help lists them")
+                elif text:
+                    self.turn(text)
 
     def _command(self, word: str, rest: str) -> None:
         try:
@@ -242,6 +243,25 @@ def _styled_output() -> Callable[[str, str], None]:
         sys.stdout.flush()
 
     return styled if sys.stdout.isatty() else plain
+
+
+@contextmanager
+def _typing_unseen() -> Iterator[None]:
+    """What is typed meanwhile does not get into the answer; it waits for the next line."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    unseen = [*before]
+    unseen[3] &= ~termios.ECHO
+    termios.tcsetattr(descriptor, termios.TCSANOW, unseen)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def _reader() -> Callable[[str], str]:

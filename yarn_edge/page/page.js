@@ -142,24 +142,34 @@ async function send(question) {
   const names = turn.documents.map((one) => `[${one.name}] `).join("");
   at("talk").append(element("div", "turn user", names + question));
   const box = element("div", "turn"), thought = element("div", "reasoning"), answer = element("div", "answer");
-  const numbers = element("div", "numbers", turn.documents.length ? "reading…" : "…");
+  const numbers = element("div", "numbers", "reading…");
   box.append(thought, answer, numbers);
   at("talk").append(box);
   running = new AbortController();
   at("stop").hidden = false;
   at("send").hidden = true;
   const began = performance.now();
-  let first = 0;
+  let first = 0, pieces = 0;
+  const showWaiting = () => {
+    const seconds = Math.floor((performance.now() - began) / 1000);
+    numbers.textContent = first ? `${pieces} tokens…` : `reading… ${seconds} s`;
+  };
+  const clock = setInterval(showWaiting, 500);
   turn.answer = "";
   try {
     const body = { messages: messages().slice(0, -1), stream: true, stream_options: { include_usage: true } };
     for await (const event of events(await ask("v1/chat/completions", body, running.signal))) {
       if (event.error) throw new Error(event.error.message);
       const delta = event.choices?.[0]?.delta || {};
-      if (delta.content || delta.reasoning_content) first ||= performance.now();
+      if (delta.content || delta.reasoning_content) {
+        first ||= performance.now();
+        pieces += 1;
+        showWaiting();
+      }
       if (delta.reasoning_content) thought.textContent += delta.reasoning_content;
       if (delta.content) { turn.answer += delta.content; answer.replaceChildren(rendered(turn.answer)); }
       if (event.usage) {
+        clearInterval(clock);
         const { total_tokens: used, completion_tokens: n, tok_per_s: speed } = event.usage;
         showUsed(used);
         numbers.textContent = `${n} tokens` + (speed ? `, ${speed.toFixed(1)} tok/s` : "") + (first ? `, first after ${((first - began) / 1000).toFixed(2)} s` : "");
@@ -167,10 +177,12 @@ async function send(question) {
       at("talk").scrollTop = at("talk").scrollHeight;
     }
   } catch (problem) {
+    clearInterval(clock);
     numbers.textContent = problem.name === "AbortError" ? "stopped" : "";
     if (problem.name !== "AbortError") complain(problem.message);
     if (!turn.answer) { turns.pop(); waiting = turn.documents; showDocuments(); at("question").value = question; }
   }
+  clearInterval(clock);
   running = null;
   at("stop").hidden = true;
   at("send").hidden = false;

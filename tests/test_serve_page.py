@@ -1,0 +1,97 @@
+"""The built-in page in headless Chromium. Skipped where there is none: pip install playwright, and a Chromium on PATH."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from test_serve import Server
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Visit:
+    """A page that is open, what it asked for, and what it complained of."""
+
+    def __init__(self, browser: Any, server: Server) -> None:
+        self.page = browser.new_page()
+        self.hosts: set[str] = set()
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(f"http://127.0.0.1:{server.port}/")
+
+    def ask(self, question: str) -> str:
+        """The answer's text, once it is whole."""
+        self.page.fill("#question", question)
+        self.page.press("#question", "Enter")
+        self.page.wait_for_selector("#stop:visible")
+        self.page.wait_for_selector("#send:visible", timeout=120_000)
+        return str(self.page.locator(".answer").last.inner_text())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    started = Server()
+    yield started
+    started.process.terminate()
+    started.process.communicate(timeout=20)
+    assert started.process.returncode == 0
+
+
+def test_a_document_a_question_and_an_answer(browser: Any, server: Server, tmp_path: Path) -> None:
+    visit = Visit(browser, server)
+    visit.page.wait_for_selector("#tokens:has-text('0 of 1024 tokens')")
+    story = tmp_path / "story <b>.txt"
+    story.write_text("A fox met a crow. The crow had cheese. <img src=http://example.invalid/x.png>")
+    visit.page.set_input_files("#file", str(story))
+    visit.page.wait_for_selector(".document:has-text('story <b>.txt')")
+    assert visit.ask("Who had cheese?")
+    assert visit.page.locator(".numbers").last.inner_text().split(",")[0].endswith("tokens")
+    used = int(visit.page.inner_text("#tokens").split()[0])
+    assert used > 20
+    assert visit.page.locator("#talk img, #talk b").count() == 0  # what people drop is text, never markup
+    visit.page.fill("#question", "Write a very long story about the fox.")
+    visit.page.press("#question", "Enter")
+    visit.page.wait_for_selector(".numbers:has-text('tokens…')")  # it comes as it is made
+    visit.page.click("#stop")
+    visit.page.wait_for_selector(".numbers:has-text('stopped')")
+    assert visit.ask("And who met it?")
+    assert int(visit.page.inner_text("#tokens").split()[0]) > used
+    visit.page.click("#reset")
+    assert visit.page.locator(".turn").count() == 0
+    assert visit.hosts == {f"127.0.0.1:{server.port}"}
+    assert visit.complaints == []
+
+
+def test_what_cannot_be_is_said_on_the_page(browser: Any, server: Server, tmp_path: Path) -> None:
+    visit = Visit(browser, server)
+    visit.page.wait_for_selector("#tokens:has-text('0 of 1024 tokens')")
+    for name, content, told in (
+        ("long.txt", b"word " * 3000, "long.txt has 3"),
+        ("picture.png", b"\x89PNG\r\n\xff\x00", "picture.png is no text in UTF-8"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        visit.page.set_input_files("#file", str(tmp_path / name))
+        visit.page.wait_for_selector(f".error:has-text('{told}')")
+    assert visit.page.locator(".document").count() == 0
+    visit.page.fill("#question", "word " * 2000)
+    visit.page.press("#question", "Enter")
+    visit.page.wait_for_selector(".error >> nth=2")
+    assert visit.page.input_value("#question").startswith("word word")  # what was typed is not lost

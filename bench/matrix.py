@@ -127,10 +127,10 @@ class Result:
 
 
 class Workshop:
-    """Real weights in every family, written once, each loaded in transformers once."""
+    """Real weights in every family, written once, each loaded in transformers once. n_tokens: that are compared."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, n_tokens: int = N_TOKENS) -> None:
+        self.folder, self.n_tokens = folder, n_tokens
         self.truths: dict[str, Truth] = {}
 
     def base(self, family: str) -> Path:
@@ -173,8 +173,9 @@ class Workshop:
         else:
             truth.by_formula(*case.formula(config))
         with Model(path) as model:
-            tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[:N_TOKENS]
-            with Context(model, n_ctx=N_TOKENS, n_batch=N_TOKENS, kv_type="f32", flash_attention="off") as context:
+            tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[: self.n_tokens]
+            n = self.n_tokens
+            with Context(model, n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off") as context:
                 context.evaluate(tokens, 0, "all")
                 found = divergence(truth.logits(tokens), context.logits())
             form = str(model.gguf.metadata["yarn_edge.rope.form"])
@@ -182,10 +183,10 @@ class Workshop:
 
 
 @contextmanager
-def workshop() -> Iterator[Workshop]:
+def workshop(n_tokens: int = N_TOKENS) -> Iterator[Workshop]:
     """A workshop in a temporary folder (about 3 GB)."""
     with tempfile.TemporaryDirectory(prefix="yarn-edge-matrix-") as folder:
-        yield Workshop(Path(folder))
+        yield Workshop(Path(folder), n_tokens)
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ from yarn_edge.sample_text import sample_text
 import tiny
 import tiny_gguf
 
-N = 400
+N = 240
 
 
 def nll_of(variant: Variant, tokens: list[int]) -> np.ndarray:
@@ -50,7 +50,7 @@ def tokens(smol_f32: Path) -> list[int]:
 def test_each_method_is_transformers_with_that_scaling(
     method: str, smol_f32: Path, smol_checkpoint: Path, tokens: list[int]
 ) -> None:
-    """Original context 128, so that 400 tokens feel it."""
+    """Original context 128, so that 240 tokens feel it."""
     kind, own = METHODS[method]
     base = replace(base_scaling(read_gguf(smol_f32), {}), original_context=128)
     goal = with_factor(base, 4.0, kind, own)

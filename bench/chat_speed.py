@@ -4,8 +4,8 @@
 
 The second question is asked in the same conversation; "restarted" is a whole process of `yarn-edge chat --cache`, from its start to
 the first byte of its answer, with an empty folder and with the one that it left. Generation stands next to llama-bench (in --peer DIR)
-at the same depth: with its defaults, and without flash attention, as `chat` runs. Drafts: the document's beginning is copied, with and
-without them, from a prompt that asks for it.
+at the same depth: with its defaults, and without flash attention, as `chat` runs. Drafts: parts of the document are copied, with and
+without them, from a prompt that holds the part and a first copy of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ from .speed_rows import Configuration
 GREEDY = Sampling(temperature=0)
 QUESTIONS = ("Who are the people in this text?", "What happens at the end of it?")
 ROOM = 1024  # tokens of context beside the document
+PLACES = 3  # of the document that are copied
 
 
 def document_of(model: Path, text: Path, n_tokens: int) -> str:
@@ -91,30 +93,32 @@ def first_byte(args: argparse.Namespace, document: Path, ctx: int, cache: Path) 
 
 
 def copying(args: argparse.Namespace, document: str) -> dict[str, Any]:
-    """A text is continued as its own copy, without drafts and with them."""
-    part = document[: args.copy_chars]
-    prompt = f"{part}\n\nThe same text, word for word:\n\n{part[: len(part) // 8]}"
-    found: dict[str, Any] = {}
-    texts = []
-    for lookup in ("off", "on"):
-        with opened(
-            args.model, Wanted("cpu", args.copy_ctx, "f16", threads=args.threads), Settings(lookup=lookup)
-        ) as one:
-            tokens = one.context.model.tokenize(prompt, add_special=False, parse_special=False)
-            texts.append("".join(one.generate(tokens, GREEDY, args.gen_tokens)))
-            stats = one.stats
-            assert stats is not None
-            found[lookup] = {
-                "tok_per_s": stats.tok_per_s,
-                "drafted": stats.draft_tokens,
-                "accepted": stats.draft_accepted,
-            }
-    return found | {"same": texts[0] == texts[1], "ratio": found["on"]["tok_per_s"] / found["off"]["tok_per_s"]}
+    """A text and a copy of it are continued as a second copy, without drafts and with them; for several places of the document."""
+    places = []
+    wanted = Wanted("cpu", args.copy_ctx, "f16", threads=args.threads)
+    for number in range(PLACES):
+        start = number * (len(document) - args.copy_chars) // PLACES
+        part = document[start : start + args.copy_chars]
+        prompt = "\n\nThe same text, word for word:\n\n".join((part, part, part[: len(part) // 8]))
+        found: dict[str, Any] = {}
+        for lookup in ("off", "on"):
+            with opened(args.model, wanted, Settings(lookup=lookup)) as one:
+                tokens = one.context.model.tokenize(prompt, add_special=False, parse_special=False)
+                text = "".join(one.generate(tokens, GREEDY, args.copy_tokens))
+                assert one.stats is not None
+                found[lookup] = {"tok_per_s": one.stats.tok_per_s, "text": text}
+                found |= {"drafted": one.stats.draft_tokens, "accepted": one.stats.draft_accepted}
+        same = found["off"].pop("text") == found["on"].pop("text")
+        places.append(found | {"same": same, "ratio": found["on"]["tok_per_s"] / found["off"]["tok_per_s"]})
+    ratios = [place["ratio"] for place in places]
+    return {"places": places, "same": all(place["same"] for place in places), "ratio": statistics.median(ratios)}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All of it, as the JSON object."""
     document = document_of(args.model, args.text, args.tokens)
+    if args.copy_only:
+        return {"tokens": args.tokens, "copying": copying(args, document)}
     ctx = args.tokens + ROOM + 2 * args.gen_tokens
     note(f"two questions about {args.tokens} tokens")
     asked = conversation(args, document, ctx)
@@ -149,23 +153,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """Markdown."""
-    copy = found["copying"]
-    rows = [
-        ("first question, to the first token", f"{found['first_ttft_s']:.2f} s", ""),
-        ("second question", f"{found['second_ttft_s']:.2f} s", f"1/{1 / found['second_ratio']:.0f}"),
-        ("a new process, empty cache on the disk", f"{found['cold_start_s']:.2f} s", ""),
-        ("a new process after it", f"{found['restarted_s']:.2f} s", f"1/{1 / found['restarted_ratio']:.0f}"),
-        (f"generation at a depth of {found['depth']}", f"{found['tok_per_s']:.1f} tok/s", ""),
-        *(
-            (f"llama-bench, flash attention {flash}", f"{peer['tok_per_s']:.1f} tok/s", f"ours {peer['ratio']:.2f} of it")
-            for flash, peer in found.get("peer", {}).items()
-        ),
-        ("copying without drafts", f"{copy['off']['tok_per_s']:.1f} tok/s", ""),
-        (
-            "copying with drafts", f"{copy['on']['tok_per_s']:.1f} tok/s",
-            f"{copy['ratio']:.2f}, the answer is {'the same' if copy['same'] else 'another'}",
-        ),
-    ]  # fmt: skip
+    rows: list[tuple[str, str, str]] = []
+    if "first_ttft_s" in found:
+        rows += [
+            ("first question, to the first token", f"{found['first_ttft_s']:.2f} s", ""),
+            ("second question", f"{found['second_ttft_s']:.2f} s", f"1/{1 / found['second_ratio']:.0f}"),
+            ("a new process, empty cache on the disk", f"{found['cold_start_s']:.2f} s", ""),
+            ("a new process after it", f"{found['restarted_s']:.2f} s", f"1/{1 / found['restarted_ratio']:.0f}"),
+            (f"generation at a depth of {found['depth']}", f"{found['tok_per_s']:.1f} tok/s", ""),
+        ]
+    for flash, peer in found.get("peer", {}).items():
+        told = f"ours {peer['ratio']:.2f} of it"
+        rows.append((f"llama-bench, flash attention {flash}", f"{peer['tok_per_s']:.1f} tok/s", told))
+    for place in found["copying"]["places"]:
+        what = f"copying, {place['accepted']} of {place['drafted']} drafted tokens taken"
+        speeds = f"{place['off']['tok_per_s']:.1f} tok/s without drafts, {place['on']['tok_per_s']:.1f} with them"
+        rows.append((what, speeds, f"{place['ratio']:.2f}, the answer is {'the same' if place['same'] else 'another'}"))
     return "\n".join(["| | | |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]) + "\n"
 
 
@@ -177,14 +180,10 @@ def main() -> int:
     add("--text", type=Path, required=True, metavar="FILE")
     add("--tokens", type=length, default=12000, metavar="N", help="of the document (default: 12000)")
     add("--gen-tokens", type=count(2, 10**6), default=64, metavar="N", help="of an answer (default: 64)")
-    add(
-        "--copy-chars",
-        type=count(100, 10**7),
-        default=6000,
-        metavar="N",
-        help="of the text that is copied (default: 6000)",
-    )
-    add("--copy-ctx", type=length, default=8192, metavar="N")
+    add("--copy-chars", type=count(100, 10**7), default=1500, metavar="N", help="of a copied text (default: 1500)")
+    add("--copy-tokens", type=count(2, 10**6), default=200, metavar="N", help="of a copy (default: 200)")
+    add("--copy-ctx", type=length, default=4096, metavar="N")
+    add("--copy-only", action="store_true", help="only the copies")
     add("--threads", type=count(1, MAX_THREADS), default=physical_threads(), metavar="N")
     add("--peer", type=Path, metavar="DIR", help="where llama-bench is")
     add("--json", action="store_true", help="one JSON object on stdout")

@@ -135,6 +135,35 @@ def test_a_close_call_is_decided_alone(context: Context, monkeypatch: pytest.Mon
     assert Counter(batches)[1] >= 19
 
 
+@pytest.mark.parametrize("most", [512, 3])
+def test_a_tie_behind_a_draft_is_decided_behind_single_evaluations(
+    most: int, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every choice doubtful, what came of a draft is evaluated again, one by one; not where that is too much."""
+    tokens = text_of(50)
+    plain = sampled(context, tokens, GREEDY, 20)
+    monkeypatch.setattr(generation, "CLOSE_CALL", 0.0)
+    monkeypatch.setattr(generation, "DOUBTFUL", 1e9)
+    monkeypatch.setattr(generation, "MOST_REDONE", most)
+    told: list[tuple[int, int]] = []  # (position, tokens)
+    evaluate = context.evaluate
+
+    def watched(part: Sequence[int], position: int, *args: Any) -> None:
+        told.append((position, len(part)))
+        evaluate(part, position, *args)
+
+    monkeypatch.setattr(context, "evaluate", watched)
+    context.clear()
+    told.clear()
+    lookup = Told([plain[1:5], []])  # the second token to the fifth, and from there one by one
+    assert sampled(context, tokens, GREEDY, 12, lookup=lookup) == plain[:12]
+    draft = told.index((50, 5))
+    redone = [(50 + number, 1) for number in range(6)]
+    assert told[draft + 1] == (55, 1)
+    assert (told[draft + 2 : draft + 8] == redone) == (most == 512)
+    assert Counter(told)[56, 1] == 1  # after that nothing is left to doubt
+
+
 def test_drafts_end_with_the_context(tiny: Model) -> None:
     with Context(tiny, n_ctx=256, n_outputs=MAX_DRAFT + 1, n_batch=64, kv_type="f32", threads=1) as small:
         tokens = text_of(230)

@@ -31,9 +31,10 @@ FinishReason = Literal["stop", "length", "context", "interrupted"]
 
 MOST_REREAD = 0.25  # of the tokens to read: so many may be read again so that the state can be kept on the disk
 KEEP_TOKENS = 1024  # of a prompt that is worth a file
-# Where a draft is checked, logits differ from those of a single evaluation by the rounding of the batch. A greedy choice that
-# close (in logits, between the best two) is made by a single evaluation.
-CLOSE_CALL = 1.0
+# Where a draft is checked, logits differ from those of a single evaluation by the rounding of the batch: with weights in 16 bits
+# the best two by up to 0.04 in what was measured. A greedy choice that close is made by a single evaluation; one that is close
+# even so, behind keys and values that a batch has rounded, after evaluating these one by one, too, unless they are too many.
+CLOSE_CALL, DOUBTFUL, MOST_REDONE = 0.05, 0.05, 512
 _TIMED = 128  # tokens of a prompt that tell the speed of the next one
 _FIRST_GUESS_TOK_PER_S = 100.0
 
@@ -69,6 +70,8 @@ class Generation:
         self.stats: AnswerStats | None = None
         self._cached: list[int] = []  # tokens whose keys and values are surely in the cache
         self._canonical = 0  # of these the first so many are as a fresh evaluation makes them
+        self._steps: list[int] = []  # where each evaluation of them began, had there been no drafts
+        self._drafted_at: int | None = None  # the first that was evaluated in a draft's batch
         types = {tensor.type_name for tensor in context.model.gguf.tensors.values()}
         self._rounds = bool(types - set(FLOATS))  # activations are rounded to 8 bits, by the batch
         self._run_key = "" if states is None else run_key(context)
@@ -109,7 +112,7 @@ class Generation:
         try:
             reused, restored = self._read(tokens, canonical)
             with sampling.chain(model, tokens) as chain:
-                for token in self._sampled(chain, sampling.temperature == 0):
+                for token in self._sampled(chain, sampling):
                     if self._stopped:
                         raise KeyboardInterrupt
                     last_at = time.perf_counter()
@@ -182,8 +185,7 @@ class Generation:
         if only_canonical or (worth_a_file and start - canonical <= MOST_REREAD * (len(tokens) - start)):
             start = canonical
         self._canonical = canonical
-        del self._cached[start:]
-        self.context.keep(start)  # also what an interrupted evaluation left behind
+        self._cut(start)
         n_new = len(tokens) - start
         began = time.perf_counter()
         with (
@@ -197,6 +199,7 @@ class Generation:
                     raise KeyboardInterrupt
                 part = tokens[at : (at // n_batch + 1) * n_batch]
                 self.context.evaluate(part, at, "last" if at + len(part) == len(tokens) else "none")
+                self._steps.append(at)
                 self._cached.extend(part)
                 if self._canonical == at and len(part) == n_batch:
                     self._canonical += n_batch
@@ -211,20 +214,57 @@ class Generation:
         found = self.states.find(self._run_key, tokens[:-1], self.context.n_batch, self.context.n_ctx)
         if found is None or found.usable <= have:
             return 0
-        self._cached, self._canonical = [], 0
+        self._cached, self._canonical, self._steps, self._drafted_at = [], 0, [], None
         if not self.states.load(self.context, found):
             return 0
         self._cached, self._canonical = list(tokens[: found.usable]), found.usable
+        self._steps = list(range(0, found.usable, self.context.n_batch))
         return found.usable
 
-    def _sampled(self, chain: object, greedy: bool) -> Iterator[int]:
+    def _cut(self, n_tokens: int) -> None:
+        """Keep the first `n_tokens` tokens, and nothing that an interrupted evaluation left behind them."""
+        del self._cached[n_tokens:]
+        while self._steps and self._steps[-1] >= n_tokens:
+            self._steps.pop()
+        if self._drafted_at is not None and self._drafted_at >= n_tokens:
+            self._drafted_at = None
+        self.context.keep(n_tokens)
+
+    def _single(self, token: int) -> None:
+        """Evaluate one more token, for its logits."""
+        at = len(self._cached)
+        self.context.evaluate([token], at)
+        self._steps.append(at)
+        self._cached.append(token)
+
+    def _greedy(self, chain: object) -> int:
+        """The most probable token after the last evaluation, a single one, as it would be had there been no drafts."""
+        first = self._drafted_at
+        n_doubtful = 0 if first is None else len(self._cached) - first
+        if first is not None and n_doubtful <= MOST_REDONE and _margin(self.context.logits_in_place()[0]) < DOUBTFUL:
+            began = time.perf_counter()
+            tokens, ends = self._cached[:], [*self._steps[1:], len(self._cached)]
+            redone = [(a, b) for a, b in zip(self._steps, ends, strict=True) if b > first]
+            self._cut(redone[0][0])
+            for start, end in redone:
+                if self._stopped:
+                    raise KeyboardInterrupt
+                self.context.evaluate(tokens[start:end], start)
+                self._steps.append(start)
+                self._cached.extend(tokens[start:end])
+            if self.lookup is not None:
+                self.lookup.redone(time.perf_counter() - began)
+        return self.context.sample(chain)
+
+    def _sampled(self, chain: object, sampling: Sampling) -> Iterator[int]:
         """Tokens without end: sampled after what is in the cache, evaluated when the next one is asked for."""
-        lookup, context = self.lookup, self.context
-        if lookup is not None and greedy and self._rounds and not lookup.always:
-            lookup = None  # "the most probable" is to be what it is without drafts
+        lookup, context, greedy = self.lookup, self.context, sampling.temperature == 0
+        unsure = self._rounds or sampling.repeat_penalty != 1  # which of two is the most probable
+        if lookup is not None and greedy and unsure and not lookup.always:
+            lookup = None  # it is to be what it is without drafts
         if lookup is not None:
             lookup.read(self._cached)
-        token = context.sample(chain)
+        token = self._greedy(chain) if greedy else context.sample(chain)
         while True:
             yield token
             room = min(context.n_ctx - len(self._cached) - 1, context.most_outputs - 1, context.n_batch - 1)
@@ -233,15 +273,14 @@ class Generation:
             draft = lookup.draft(room) if lookup is not None and room > 0 else []
             began = time.perf_counter()
             if not draft:
-                context.evaluate([token], len(self._cached))
-                self._cached.append(token)
-                token = context.sample(chain)
+                self._single(token)
+                took = time.perf_counter() - began
+                token = self._greedy(chain) if greedy else context.sample(chain)
                 if lookup is not None:
-                    lookup.took(time.perf_counter() - began)
+                    lookup.took(took)
                 continue
             assert lookup is not None
             accepted, following = self._check(chain, token, draft, greedy)
-            self._cached += [token, *accepted]
             lookup.judged(len(draft), len(accepted), time.perf_counter() - began)
             for token in accepted:
                 yield token
@@ -257,21 +296,25 @@ class Generation:
         batch = [token, *draft]
         context.evaluate(batch, at, len(batch))
         for number in range(len(batch)):
-            if greedy and _close_call(context.logits_in_place()[number]):
-                context.keep(at + number)
-                context.evaluate(batch[number : number + 1], at + number)
-                return batch[1 : number + 1], context.sample(chain)
-            said = context.sample(chain, number)
+            close = greedy and _margin(context.logits_in_place()[number]) < CLOSE_CALL
+            said = -1 if close else context.sample(chain, number)
             if number == len(draft) or said != draft[number] or context.model.is_end(said):
-                context.keep(at + number + 1)
+                n_sure = number + (not close)  # tokens of the batch that stay
+                self._drafted_at = at if n_sure and self._drafted_at is None else self._drafted_at
+                self._steps += range(at, at + n_sure)
+                self._cached += batch[:n_sure]
+                context.keep(at + n_sure)
+                if close:
+                    self._single(batch[number])
+                    said = self._greedy(chain)
                 return batch[1 : number + 1], said
         raise AssertionError("the last one returns")
 
 
-def _close_call(logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bool:
-    """Whether the best two are closer than what batches change."""
+def _margin(logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
+    """How far the best is before the second."""
     second, best = np.partition(logits, -2)[-2:]
-    return bool(best - second < CLOSE_CALL)
+    return float(best - second)
 
 
 @contextmanager

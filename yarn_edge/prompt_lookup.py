@@ -83,7 +83,14 @@ class PromptLookup:
         self.drafted += drafted
         self.accepted += accepted
         self._size = min(self.limit, 2 * self._size) if accepted == drafted else max(2, accepted + 1)
-        self._recent.append((accepted + 1, seconds))
+        self._spent(accepted + 1, seconds)
+
+    def redone(self, seconds: float) -> None:
+        """What it took to evaluate one by one what drafts had evaluated together."""
+        self._spent(0, seconds)
+
+    def _spent(self, n_tokens: int, seconds: float) -> None:
+        self._recent.append((n_tokens, seconds))
         if self.always or len(self._recent) < _RECENT:
             return
         tokens, spent = (sum(values) for values in zip(*self._recent, strict=True))

@@ -2,8 +2,8 @@
 
 The candidates, the weights and the order of all sums are those of ggml's make_qkx2_quants, make_qkx3_quants, make_qx_quants,
 make_q3_quants and make_qp_quants (ggml-quants.c); so are the results, to the bit where ggml was compiled without fused
-multiply-adds (its x86 builds). Values lie in flat float32 arrays, 16 lanes next to each other: value i of a sub-block that
-begins at `at` is array[at + 16 * i : at + 16 * i + 16].
+multiply-adds (its x86 builds). All values lie in one flat float32 array, `room`, 16 lanes next to each other: value i of
+what begins at x is room[x + 16 * i : x + 16 * i + 16].
 """
 
 from __future__ import annotations
@@ -51,76 +51,74 @@ def _finite(value: Lanes) -> Lanes:
 
 
 @compiled
-def sum_of_squares(x: Floats, at: int, n: int) -> Lanes:
-    """Of n values of each lane."""
-    total = floats(_ZERO)
+def sum_of_squares(room: Floats, x: int, n: int) -> Lanes:
+    """Of the n values at x."""
+    found = floats(_ZERO)
     for i in range(n):
-        value = load(x, at + i * LANES)
-        total = total + value * value
-    return total
+        value = load(room, x + i * LANES)
+        found = found + value * value
+    return found
 
 
 @compiled
-def weigh(kind: int, x: Floats, importance: Floats, w: Floats, at: int, n: int, spread: Lanes) -> None:
-    """What the error of each weight counts, into w. spread: mean square of the block, for IMPORTANCE_AND_SPREAD."""
+def total(room: Floats, x: int, n: int) -> Lanes:
+    """The sum of the n values at x."""
+    found = floats(_ZERO)
+    for i in range(n):
+        found = found + load(room, x + i * LANES)
+    return found
+
+
+@compiled
+def weigh(kind: int, room: Floats, x: int, importance: int, w: int, n: int, spread: Lanes) -> None:
+    """What the error of each of the n weights at x counts, to w. spread: of the block, for IMPORTANCE_AND_SPREAD."""
     average = floats(_ZERO)
     if kind == AVERAGE_AND_ABSOLUTE:
-        average = root(sum_of_squares(x, at, n) / floats(np.float32(n)))
-    for i in range(n):
-        here = at + i * LANES
-        value = load(x, here)
+        average = root(sum_of_squares(room, x, n) / floats(np.float32(n)))
+    for i in range(0, n * LANES, LANES):
+        value = load(room, x + i)
         if kind == ABSOLUTE:
             weight = absolute(value)
         elif kind == AVERAGE_AND_ABSOLUTE:
             weight = average + absolute(value)
         elif kind == SQUARE:
             weight = value * value
-        elif kind == IMPORTANCE_AND_SPREAD:
-            weight = load(importance, here) * root(spread + value * value)
         else:
-            weight = load(importance, here)
-        store(w, here, weight)
+            weight = load(room, importance + i)
+            if kind == IMPORTANCE_AND_SPREAD:
+                weight = weight * root(spread + value * value)
+        store(room, w + i, weight)
 
 
 @compiled
-def total(w: Floats, at: int, n: int) -> Lanes:
-    """The sum of n values of each lane."""
-    found = floats(_ZERO)
-    for i in range(n):
-        found = found + load(w, at + i * LANES)
-    return found
-
-
-@compiled
-def _error(x: Floats, w: Floats, levels: Floats, at: int, n: int, scale: Lanes, least: Lanes, plain: bool) -> Lanes:
+def _error(room: Floats, x: int, w: int, levels: int, n: int, scale: Lanes, least: Lanes, plain: bool) -> Lanes:
     """Weighted error of scale * level + least, its absolute value (plain) or square."""
     error = floats(_ZERO)
-    for i in range(n):
-        here = at + i * LANES
-        off = scale * load(levels, i * LANES) + least - load(x, here)
+    for i in range(0, n * LANES, LANES):
+        off = scale * load(room, levels + i) + least - load(room, x + i)
         if plain:
             off = absolute(off)
         else:
             off = off * off
-        error = error + load(w, here) * off
+        error = error + load(room, w + i) * off
     return error
 
 
 @compiled
 def scale_and_minimum(
-    x: Floats, w: Floats, levels: Floats, at: int, n: int, top: np.float32, numerators: Floats, plain: bool
+    room: Floats, x: int, w: int, levels: int, n: int, top: np.float32, numerators: Floats, plain: bool
 ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
     """Levels 0 … top: (scale, minimum, and the inverse and base that the best levels were made with).
 
-    numerators: each over the range of the values is an inverse scale to try. levels: room for n values. After ggml's
-    make_qkx2_quants and make_qkx3_quants.
+    numerators: each over the range of the values is an inverse scale to try. levels: where there is room for n values.
+    After ggml's make_qkx2_quants and make_qkx3_quants.
     """
-    least = load(x, at)
+    least = load(room, x)
     largest = least
-    weights = load(w, at)
+    weights = load(room, w)
     weighted_x = weights * least
-    for i in range(1, n):
-        value, weight = load(x, at + i * LANES), load(w, at + i * LANES)
+    for i in range(LANES, n * LANES, LANES):
+        value, weight = load(room, x + i), load(room, w + i)
         least = pick(value < least, value, least)
         largest = pick(value > largest, value, largest)
         weights = weights + weight
@@ -132,16 +130,16 @@ def scale_and_minimum(
     scale = one / inverse
     inverse = _finite(inverse)
     best_inverse, base = inverse, least
-    for i in range(n):
-        store(levels, i * LANES, level_of(inverse * (load(x, at + i * LANES) - least), _ZERO, top))
-    best_error = _error(x, w, levels, at, n, scale, least, plain)
+    for i in range(0, n * LANES, LANES):
+        store(room, levels + i, level_of(inverse * (load(room, x + i) - least), _ZERO, top))
+    best_error = _error(room, x, w, levels, n, scale, least, plain)
     for k in range(numerators.size):
         inverse = _finite(floats(numerators[k]) / (largest - least))
         sum_l, sum_ll, sum_xl = zero, zero, zero
-        for i in range(n):
-            value, weight = load(x, at + i * LANES), load(w, at + i * LANES)
+        for i in range(0, n * LANES, LANES):
+            value, weight = load(room, x + i), load(room, w + i)
             level = level_of(inverse * (value - least), _ZERO, top)
-            store(levels, i * LANES, level)
+            store(room, levels + i, level)
             weighted = weight * level
             sum_l = sum_l + weighted
             sum_ll = sum_ll + weighted * level
@@ -152,7 +150,7 @@ def scale_and_minimum(
         positive = new_least > zero
         new_least = pick(positive, zero, new_least)
         new_scale = pick(positive, sum_xl / sum_ll, new_scale)
-        error = _error(x, w, levels, at, n, new_scale, new_least, plain)
+        error = _error(room, x, w, levels, n, new_scale, new_least, plain)
         better = (determinant > zero) & (error < best_error)
         best_error = pick(better, error, best_error)
         best_inverse, base = pick(better, inverse, best_inverse), pick(better, least, base)
@@ -162,22 +160,22 @@ def scale_and_minimum(
 
 
 @compiled
-def _largest(x: Floats, at: int, n: int) -> tuple[Lanes, Lanes]:
+def largest_of(room: Floats, x: int, n: int) -> tuple[Lanes, Lanes]:
     """(the value of the largest magnitude, the first of several; that magnitude)."""
     extreme, magnitude = floats(_ZERO), floats(_ZERO)
     for i in range(n):
-        value = load(x, at + i * LANES)
+        value = load(room, x + i * LANES)
         larger = absolute(value) > magnitude
         extreme, magnitude = pick(larger, value, extreme), pick(larger, absolute(value), magnitude)
     return extreme, magnitude
 
 
 @compiled
-def _products(x: Floats, w: Floats, at: int, n: int, inverse: Lanes, top: np.float32) -> tuple[Lanes, Lanes]:
+def _products(room: Floats, x: int, w: int, n: int, inverse: Lanes, top: np.float32) -> tuple[Lanes, Lanes]:
     """Weighted sums of value * level and level * level, levels -top … top - 1."""
     sum_xl, sum_ll = floats(_ZERO), floats(_ZERO)
-    for i in range(n):
-        value, weight = load(x, at + i * LANES), load(w, at + i * LANES)
+    for i in range(0, n * LANES, LANES):
+        value, weight = load(room, x + i), load(room, w + i)
         level = level_of(inverse * value, -top, top - _ONE)
         sum_xl = sum_xl + weight * value * level
         sum_ll = sum_ll + weight * level * level
@@ -186,56 +184,53 @@ def _products(x: Floats, w: Floats, at: int, n: int, inverse: Lanes, top: np.flo
 
 @compiled
 def signed_scale(
-    x: Floats, w: Floats, at: int, n: int, top: np.float32, numerators: Floats
+    room: Floats, x: int, w: int, n: int, top: np.float32, numerators: Floats
 ) -> tuple[Lanes, Lanes, Lanes]:
     """Levels -top … top - 1: (scale, the inverse that the best levels were made with, where all is nothing).
 
     numerators: each over the value of largest magnitude is an inverse scale to try. After ggml's make_qx_quants.
     """
     zero = floats(_ZERO)
-    extreme, magnitude = _largest(x, at, n)
+    extreme, magnitude = largest_of(room, x, n)
     nothing = magnitude < floats(NOTHING)
     extreme = pick(nothing, floats(_ONE), extreme)
-    best_inverse = floats(numerators[0]) / extreme
-    sum_xl, sum_ll = _products(x, w, at, n, best_inverse, top)
-    scale = pick(sum_ll != zero, sum_xl / sum_ll, zero)
-    best = scale * sum_xl
-    for k in range(1, numerators.size):
+    scale, best, best_inverse = zero, zero, zero
+    for k in range(numerators.size):
         inverse = floats(numerators[k]) / extreme
-        sum_xl, sum_ll = _products(x, w, at, n, inverse, top)
-        better = (sum_ll > zero) & (sum_xl * sum_xl > best * sum_ll)
-        scale = pick(better, sum_xl / sum_ll, scale)
-        best = pick(better, scale * sum_xl, best)
-        best_inverse = pick(better, inverse, best_inverse)
+        sum_xl, sum_ll = _products(room, x, w, n, inverse, top)
+        fitted = pick(sum_ll != zero, sum_xl / sum_ll, zero)
+        if k == 0:
+            scale, best, best_inverse = fitted, fitted * sum_xl, inverse
+        else:
+            better = (sum_ll > zero) & (sum_xl * sum_xl > best * sum_ll)
+            scale, best = pick(better, fitted, scale), pick(better, fitted * sum_xl, best)
+            best_inverse = pick(better, inverse, best_inverse)
     return pick(nothing, zero, scale), best_inverse, nothing
 
 
 @compiled
 def _descend(
-    x: Floats, w: Floats, levels: Floats, at: int, levels_at: int, n: int, low: np.int32, high: np.int32, sum_xl: Lanes,
-    sum_ll: Lanes, positive: bool,
-) -> Lanes:  # fmt: skip
+    room: Floats, x: int, w: int, levels: int, n: int, low: np.int32, high: np.int32, sum_xl: Lanes, sum_ll: Lanes
+) -> Lanes:
     """Move one level after the other to where the error is least, given all others; the scale that fits the levels.
 
-    positive: nothing is moved where the other levels are all zero. After the second halves of make_q3_quants and
-    make_qp_quants.
+    After the second halves of make_q3_quants and make_qp_quants (where low is 0: nothing moves if the other levels are).
     """
     zero = floats(_ZERO)
     for _ in range(_PASSES):
         changed = zero > zero
-        for i in range(n):
-            value, weight = load(x, at + i * LANES), load(w, at + i * LANES)
-            level = load(levels, levels_at + i * LANES)
+        for i in range(0, n * LANES, LANES):
+            value, weight, level = load(room, x + i), load(room, w + i), load(room, levels + i)
             xl = sum_xl - weight * value * level
             ll = sum_ll - weight * level * level
             movable = xl > zero
-            if positive:
+            if low == 0:
                 movable = movable & (ll > zero)
             new = floats(between(nearest(value * ll / xl), ints(low), ints(high)))
             xl = xl + weight * value * new
             ll = ll + weight * new * new
             better = movable & (new != level) & (ll > zero) & (xl * xl * sum_ll > sum_xl * sum_xl * ll)
-            store(levels, levels_at + i * LANES, pick(better, new, level))
+            store(room, levels + i, pick(better, new, level))
             sum_xl, sum_ll = pick(better, xl, sum_xl), pick(better, ll, sum_ll)
             changed = changed | better
         if not any_lane(changed):
@@ -244,54 +239,53 @@ def _descend(
 
 
 @compiled
-def descended_scale(x: Floats, w: Floats, levels: Floats, at: int, n: int, top: np.float32) -> Lanes:
-    """Levels 0 … 2 * top - 1 (top is zero) into `levels`, from `at` on as well; the scale. After ggml's make_q3_quants."""
+def descended_scale(room: Floats, x: int, w: int, levels: int, n: int, top: np.float32) -> Lanes:
+    """Levels 0 … 2 * top - 1 (top is zero) to `levels`; the scale. After ggml's make_q3_quants."""
     zero = floats(_ZERO)
-    extreme, magnitude = _largest(x, at, n)
+    extreme, magnitude = largest_of(room, x, n)
     nothing = magnitude < floats(NOTHING)
     inverse = floats(-top) / pick(nothing, floats(_ONE), extreme)
-    for i in range(n):
-        store(levels, at + i * LANES, level_of(inverse * load(x, at + i * LANES), -top, top - _ONE))
-    sum_xl, sum_ll = _products(x, w, at, n, inverse, top)
-    low, high = np.int32(-top), np.int32(top - _ONE)
-    scale = _descend(x, w, levels, at, at, n, low, high, sum_xl, sum_ll, False)
-    for i in range(n):
-        here = at + i * LANES
-        store(levels, here, pick(nothing, zero, load(levels, here) + floats(top)))
+    for i in range(0, n * LANES, LANES):
+        store(room, levels + i, level_of(inverse * load(room, x + i), -top, top - _ONE))
+    sum_xl, sum_ll = _products(room, x, w, n, inverse, top)
+    scale = _descend(room, x, w, levels, n, np.int32(-top), np.int32(top - _ONE), sum_xl, sum_ll)
+    for i in range(0, n * LANES, LANES):
+        store(room, levels + i, pick(nothing, zero, load(room, levels + i) + floats(top)))
     return pick(nothing, zero, scale)
 
 
 @compiled
-def positive_scale(x: Floats, w: Floats, levels: Floats, n: int, top: np.float32, numerators: Floats) -> Lanes:
-    """Levels 0 … top of values that are not negative, into `levels`; the scale. After ggml's make_qp_quants."""
+def positive_scale(
+    room: Floats, x: int, w: int, levels: int, n: int, top: np.float32, numerators: Floats
+) -> Lanes:
+    """Levels 0 … top of values that are not negative, to `levels`; the scale. After ggml's make_qp_quants."""
     zero, one = floats(_ZERO), floats(_ONE)
     largest = zero
-    for i in range(n):
-        value = load(x, i * LANES)
+    for i in range(0, n * LANES, LANES):
+        value = load(room, x + i)
         largest = pick(largest > value, largest, value)
     nothing = largest < floats(NOTHING)
     largest = pick(nothing, one, largest)
-    best_inverse, best_error = zero, zero
+    best_inverse, best_error = zero, floats(_INFINITY)
     for k in range(numerators.size):
         inverse = floats(numerators[k]) / largest
         scale, error = one / inverse, zero
-        for i in range(n):
-            value = load(x, i * LANES)
+        for i in range(0, n * LANES, LANES):
+            value = load(room, x + i)
             off = value - scale * level_of(inverse * value, _ZERO, top)
-            error = error + load(w, i * LANES) * off * off
+            error = error + load(room, w + i) * off * off
+        better = error < best_error
         if k == 0:
-            best_inverse, best_error = inverse, error
-        else:
-            better = error < best_error
-            best_inverse, best_error = pick(better, inverse, best_inverse), pick(better, error, best_error)
+            better = zero == zero
+        best_inverse, best_error = pick(better, inverse, best_inverse), pick(better, error, best_error)
     sum_xl, sum_ll = zero, zero
-    for i in range(n):
-        value, weight = load(x, i * LANES), load(w, i * LANES)
+    for i in range(0, n * LANES, LANES):
+        value, weight = load(room, x + i), load(room, w + i)
         level = level_of(best_inverse * value, _ZERO, top)
-        store(levels, i * LANES, pick(nothing, zero, level))
+        store(room, levels + i, level)
         sum_xl = sum_xl + weight * value * level
         sum_ll = sum_ll + weight * level * level
-    scale = _descend(x, w, levels, 0, 0, n, np.int32(0), np.int32(top), sum_xl, sum_ll, True)
-    for i in range(n):
-        store(levels, i * LANES, pick(nothing, zero, load(levels, i * LANES)))
+    scale = _descend(room, x, w, levels, n, np.int32(0), np.int32(top), sum_xl, sum_ll)
+    for i in range(0, n * LANES, LANES):
+        store(room, levels + i, pick(nothing, zero, load(room, levels + i)))
     return pick(nothing, zero, scale)

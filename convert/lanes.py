@@ -42,6 +42,13 @@ class _Model(models.PrimitiveModel):  # type: ignore[misc]
 
 def compiled(function: _Function) -> _Function:
     """A helper of a kernel: compiled with it, without Python's lock."""
+    options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    made: _Function = numba.njit(**options)(function)
+    return made
+
+
+def kernel(function: _Function) -> _Function:
+    """What Python calls: compiled once and kept on the disk."""
     made: _Function = numba.njit(nogil=True, error_model="numpy")(function)
     return made
 
@@ -185,3 +192,30 @@ def _unary(name: str) -> Any:
 
 
 absolute, root = _unary("fabs"), _unary("sqrt")
+
+
+@intrinsic
+def turn(_typing: Any, rows: Any, starts: Any, room: Any, x: Any) -> Any:
+    """Sixteen numbers of each of sixteen rows into lanes: room[x + 16 * i + lane] = rows[starts[lane] + i].
+
+    Four rounds of interleaving the first half of the vectors with the second.
+    """
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = cgutils.create_struct_proxy(sig.args[1])(context, builder, value=args[1]).data
+        vectors = []
+        for lane in range(LANES):
+            start = builder.load(builder.gep(places, [ir.Constant(args[3].type, lane)]))
+            vectors.append(builder.load(_pointer(context, builder, sig.args[0], args[0], start, FLOATS.vector), align=4))
+        half = LANES // 2
+        masks = [[i // 2 + LANES * (i % 2) + half * part for i in range(LANES)] for part in range(2)]
+        low, high = (ir.Constant(ir.VectorType(_I32, LANES), mask) for mask in masks)
+        for _ in range(4):
+            pairs = list(zip(vectors[:half], vectors[half:], strict=True))
+            vectors = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in (low, high)]
+        for i, vector in enumerate(vectors):
+            at = builder.add(args[3], ir.Constant(args[3].type, i * LANES))
+            builder.store(vector, _pointer(context, builder, sig.args[2], args[2], at, FLOATS.vector), align=4)
+        return context.get_dummy_value()
+
+    return types.void(rows, starts, room, types.intp), lower

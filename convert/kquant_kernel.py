@@ -6,12 +6,14 @@ differs between the types is data (`kquant`, `kquant_layout`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
-from .kquant import Plan
+from .kquant import Plan, plan_of
 from .kquant_layout import GROUP, WEIGHTS
 from .kquant_search import (
     between,
@@ -26,14 +28,14 @@ from .kquant_search import (
     total,
     weigh,
 )
-from .lanes import LANES, absolute, any_lane, bits, compiled, floats, ints, kernel, load, pick, store, turn
+from .lanes import LANES, absolute, any_lane, bits, compiled, floats, ints, load, pick, store, turn
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Lanes = Any
+Place = Any  # where in the room something begins
 _ALIGNMENT = 64  # bytes; vectors that cross a cache line cost twice
 _HALF_SCALE = np.float32(2.0**112)  # between the exponents of half and single precision
-_WEIGHTS = np.intp(WEIGHTS)
 _ZERO, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 
 
@@ -70,7 +72,7 @@ def _from_half(half: Lanes) -> Lanes:
 
 
 @compiled
-def _side_by_side(rows: Floats, first: int, last: int, blocks: int, starts: Any, room: Floats, x: int) -> None:
+def _side_by_side(rows: Floats, first: int, last: int, blocks: int, starts: Any, room: Floats, x: Place) -> None:
     """Blocks `first` … first + 15 (`last` again behind it) modulo `blocks`, weight by weight into lanes at x."""
     for lane in range(LANES):
         starts[lane] = min(first + lane, last) % blocks * WEIGHTS
@@ -86,7 +88,7 @@ def _search(plan: Plan, room: Floats) -> None:
     zero, n = floats(_ZERO), plan.n
     spread = zero
     if plan.fit:
-        spread = floats(plan.spread) * sum_of_squares(room, _X, _WEIGHTS) / floats(np.float32(WEIGHTS))
+        spread = floats(plan.spread) * sum_of_squares(room, _X, WEIGHTS) / floats(np.float32(WEIGHTS))
     for j in range(WEIGHTS // n):
         at, here = j * n * LANES, j * LANES
         x, w = _X + at, _W + at
@@ -111,7 +113,7 @@ def _search(plan: Plan, room: Floats) -> None:
 
 
 @compiled
-def _by_the_largest(room: Floats, x: int, levels: int, n: int, top: np.float32) -> Lanes:
+def _by_the_largest(room: Floats, x: Place, levels: Place, n: int, top: np.float32) -> Lanes:
     """Levels 0 … top of the n values at x, the largest at top; the bits of the factor."""
     largest, high = floats(_ZERO), ints(np.int32(top))
     for i in range(n):
@@ -232,12 +234,8 @@ def _pack(plan: Plan, room: Floats, lane: int, levels: Bytes, out: Bytes, at: in
             out[at + start], out[at + start + 1] = np.uint8(half & 255), np.uint8(half >> 8)
 
 
-@kernel
-def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: Plan) -> None:
-    """Whole rows, flat, as blocks of the plan's type into `out`. importance: of a row's columns, or empty.
-
-    Nothing is checked: the sizes are the caller's (`kernels`).
-    """
+@compiled
+def _quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: Plan) -> None:
     n_blocks = out.size // plan.block_bytes
     held = np.empty(_ROOM + _ALIGNMENT // 4, np.float32)
     room = held[(_ALIGNMENT - held.ctypes.data % _ALIGNMENT) % _ALIGNMENT // 4 :]
@@ -251,3 +249,23 @@ def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Byte
         for lane in range(min(LANES, n_blocks - first)):
             _final_levels(plan, room, x, (first + lane) * WEIGHTS, lane, levels)
             _pack(plan, room, lane, levels, out, (first + lane) * plan.block_bytes)
+
+
+def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, Plan], int]:
+    """The kernel, compiled, or with `keep` from Numba's cache on the disk, of which `version` becomes a part of the key.
+
+    kernel(x, importance, blocks_of_row, out, plan): whole rows, flat, as blocks of the plan's type into `out`; importance
+    of a row's columns, or empty. Nothing is checked: the sizes are the caller's (`kernels`). Returns `version`. Raises
+    whatever Numba does when it cannot compile, or cannot keep.
+    """
+
+    def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: Plan) -> int:
+        _quantize_blocks(x, importance, blocks_of_row, out, plan)
+        return version
+
+    read_only = numba.types.Array(numba.float32, 1, "C", readonly=True)
+    signature = (read_only, read_only, numba.intp, numba.uint8[::1], numba.typeof(plan_of("Q4_K", False)))
+    made: Callable[[Floats, Floats, int, Bytes, Plan], int] = numba.njit(signature, nogil=True, cache=keep)(
+        quantize_blocks
+    )
+    return made

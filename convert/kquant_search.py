@@ -22,6 +22,7 @@ _INFINITY = np.float32(np.inf)
 _PASSES = 5
 Lanes = Any  # sixteen floats, ints or truths; mypy does not see into compiled code
 Floats = Any  # a flat float32 array
+Place = Any  # where in it something begins
 
 
 @compiled
@@ -51,7 +52,7 @@ def _finite(value: Lanes) -> Lanes:
 
 
 @compiled
-def sum_of_squares(room: Floats, x: int, n: int) -> Lanes:
+def sum_of_squares(room: Floats, x: Place, n: int) -> Lanes:
     """Of the n values at x."""
     found = floats(_ZERO)
     for i in range(n):
@@ -61,7 +62,7 @@ def sum_of_squares(room: Floats, x: int, n: int) -> Lanes:
 
 
 @compiled
-def total(room: Floats, x: int, n: int) -> Lanes:
+def total(room: Floats, x: Place, n: int) -> Lanes:
     """The sum of the n values at x."""
     found = floats(_ZERO)
     for i in range(n):
@@ -70,7 +71,7 @@ def total(room: Floats, x: int, n: int) -> Lanes:
 
 
 @compiled
-def weigh(kind: int, room: Floats, x: int, importance: int, w: int, n: int, spread: Lanes) -> None:
+def weigh(kind: int, room: Floats, x: Place, importance: Place, w: Place, n: int, spread: Lanes) -> None:
     """What the error of each of the n weights at x counts, to w. spread: of the block, for IMPORTANCE_AND_SPREAD."""
     average = floats(_ZERO)
     if kind == AVERAGE_AND_ABSOLUTE:
@@ -91,7 +92,7 @@ def weigh(kind: int, room: Floats, x: int, importance: int, w: int, n: int, spre
 
 
 @compiled
-def _error(room: Floats, x: int, w: int, levels: int, n: int, scale: Lanes, least: Lanes, plain: bool) -> Lanes:
+def _error(room: Floats, x: Place, w: Place, levels: Place, n: int, scale: Lanes, least: Lanes, plain: bool) -> Lanes:
     """Weighted error of scale * level + least, its absolute value (plain) or square."""
     error = floats(_ZERO)
     for i in range(0, n * LANES, LANES):
@@ -106,7 +107,7 @@ def _error(room: Floats, x: int, w: int, levels: int, n: int, scale: Lanes, leas
 
 @compiled
 def scale_and_minimum(
-    room: Floats, x: int, w: int, levels: int, n: int, top: np.float32, numerators: Floats, plain: bool
+    room: Floats, x: Place, w: Place, levels: Place, n: int, top: np.float32, numerators: Floats, plain: bool
 ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
     """Levels 0 … top: (scale, minimum, and the inverse and base that the best levels were made with).
 
@@ -160,7 +161,7 @@ def scale_and_minimum(
 
 
 @compiled
-def largest_of(room: Floats, x: int, n: int) -> tuple[Lanes, Lanes]:
+def largest_of(room: Floats, x: Place, n: int) -> tuple[Lanes, Lanes]:
     """(the value of the largest magnitude, the first of several; that magnitude)."""
     extreme, magnitude = floats(_ZERO), floats(_ZERO)
     for i in range(n):
@@ -171,7 +172,7 @@ def largest_of(room: Floats, x: int, n: int) -> tuple[Lanes, Lanes]:
 
 
 @compiled
-def _products(room: Floats, x: int, w: int, n: int, inverse: Lanes, top: np.float32) -> tuple[Lanes, Lanes]:
+def _products(room: Floats, x: Place, w: Place, n: int, inverse: Lanes, top: np.float32) -> tuple[Lanes, Lanes]:
     """Weighted sums of value * level and level * level, levels -top … top - 1."""
     sum_xl, sum_ll = floats(_ZERO), floats(_ZERO)
     for i in range(0, n * LANES, LANES):
@@ -184,7 +185,7 @@ def _products(room: Floats, x: int, w: int, n: int, inverse: Lanes, top: np.floa
 
 @compiled
 def signed_scale(
-    room: Floats, x: int, w: int, n: int, top: np.float32, numerators: Floats
+    room: Floats, x: Place, w: Place, n: int, top: np.float32, numerators: Floats
 ) -> tuple[Lanes, Lanes, Lanes]:
     """Levels -top … top - 1: (scale, the inverse that the best levels were made with, where all is nothing).
 
@@ -210,7 +211,7 @@ def signed_scale(
 
 @compiled
 def _descend(
-    room: Floats, x: int, w: int, levels: int, n: int, low: np.int32, high: np.int32, sum_xl: Lanes, sum_ll: Lanes
+    room: Floats, x: Place, w: Place, levels: Place, n: int, low: np.int32, high: np.int32, sum_xl: Lanes, sum_ll: Lanes
 ) -> Lanes:
     """Move one level after the other to where the error is least, given all others; the scale that fits the levels.
 
@@ -239,7 +240,7 @@ def _descend(
 
 
 @compiled
-def descended_scale(room: Floats, x: int, w: int, levels: int, n: int, top: np.float32) -> Lanes:
+def descended_scale(room: Floats, x: Place, w: Place, levels: Place, n: int, top: np.float32) -> Lanes:
     """Levels 0 … 2 * top - 1 (top is zero) to `levels`; the scale. After ggml's make_q3_quants."""
     zero = floats(_ZERO)
     extreme, magnitude = largest_of(room, x, n)
@@ -256,7 +257,7 @@ def descended_scale(room: Floats, x: int, w: int, levels: int, n: int, top: np.f
 
 @compiled
 def positive_scale(
-    room: Floats, x: int, w: int, levels: int, n: int, top: np.float32, numerators: Floats
+    room: Floats, x: Place, w: Place, levels: Place, n: int, top: np.float32, numerators: Floats
 ) -> Lanes:
     """Levels 0 … top of values that are not negative, to `levels`; the scale. After ggml's make_qp_quants."""
     zero, one = floats(_ZERO), floats(_ONE)

@@ -41,16 +41,15 @@ class _Model(models.PrimitiveModel):  # type: ignore[misc]
 
 
 def compiled(function: _Function) -> _Function:
-    """A helper of a kernel: compiled with it, without Python's lock."""
+    """A part of a kernel, compiled with it; Python does not call it."""
     options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     made: _Function = numba.njit(**options)(function)
     return made
 
 
-def kernel(function: _Function) -> _Function:
-    """What Python calls: compiled once and kept on the disk."""
-    made: _Function = numba.njit(nogil=True, error_model="numpy")(function)
-    return made
+def _operation(typed: Callable[..., Any]) -> Any:
+    """What compiled code calls: `typed` returns a signature and what emits LLVM's instructions."""
+    return intrinsic(typed)
 
 
 # operator -> the builder's method for floats, ints and masks; None where there is none.
@@ -105,9 +104,9 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any, v
     return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
 
 
-@intrinsic
-def load(_typing: Any, array: Any, at: Any) -> Any:
-    """array[at : at + 16] of a contiguous array: float32 as floats, uint8 as ints. No bounds are checked."""
+@_operation
+def load(_typing: Any, array: Any, _at: Any) -> Any:
+    """(array, at): array[at : at + 16] of a contiguous array: float32 as floats, uint8 as ints. No bounds are checked."""
     narrow = array.dtype == types.uint8
     kind = INTS if narrow else FLOATS
 
@@ -120,9 +119,9 @@ def load(_typing: Any, array: Any, at: Any) -> Any:
     return kind(array, types.intp), lower
 
 
-@intrinsic
-def store(_typing: Any, array: Any, at: Any, value: Any) -> Any:
-    """array[at : at + 16] = value: floats into float32, the low bytes of ints into uint8. No bounds are checked."""
+@_operation
+def store(_typing: Any, array: Any, _at: Any, value: Any) -> Any:
+    """(array, at, value): array[at : at + 16] = value: floats into float32, the low bytes of ints into uint8. No bounds are checked."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         held, align = args[2], 4
@@ -141,7 +140,7 @@ def _spread(builder: Any, item: Any, kind: LanesType) -> Any:
     return builder.shuffle_vector(first, ir.Constant(kind.vector, ir.Undefined), zeros)
 
 
-@intrinsic
+@_operation
 def floats(_typing: Any, item: Any) -> Any:
     """Sixteen times one number, or sixteen ints as floats."""
     if item is INTS:
@@ -149,26 +148,26 @@ def floats(_typing: Any, item: Any) -> Any:
     return FLOATS(types.float32), lambda _c, builder, _s, args: _spread(builder, args[0], FLOATS)
 
 
-@intrinsic
-def ints(_typing: Any, item: Any) -> Any:
+@_operation
+def ints(_typing: Any, _item: Any) -> Any:
     """Sixteen times one int."""
     return INTS(types.int32), lambda _c, builder, _s, args: _spread(builder, args[0], INTS)
 
 
-@intrinsic
+@_operation
 def bits(_typing: Any, value: Any) -> Any:
     """The bits of floats as ints, and of ints as floats."""
     other = INTS if value is FLOATS else FLOATS
     return other(value), lambda _c, builder, _s, args: builder.bitcast(args[0], other.vector)
 
 
-@intrinsic
+@_operation
 def pick(_typing: Any, mask: Any, yes: Any, no: Any) -> Any:
     """Lane by lane, `yes` where the mask is set, else `no`."""
     return yes(mask, yes, no), lambda _c, builder, _s, args: builder.select(*args)
 
 
-@intrinsic
+@_operation
 def any_lane(_typing: Any, mask: Any) -> Any:
     """Whether the mask is set in any lane."""
 
@@ -194,9 +193,9 @@ def _unary(name: str) -> Any:
 absolute, root = _unary("fabs"), _unary("sqrt")
 
 
-@intrinsic
-def turn(_typing: Any, rows: Any, starts: Any, room: Any, x: Any) -> Any:
-    """Sixteen numbers of each of sixteen rows into lanes: room[x + 16 * i + lane] = rows[starts[lane] + i].
+@_operation
+def turn(_typing: Any, rows: Any, starts: Any, room: Any, _x: Any) -> Any:
+    """(rows, starts, room, x): room[x + 16 * i + lane] = rows[starts[lane] + i], sixteen numbers of each of sixteen rows.
 
     Four rounds of interleaving the first half of the vectors with the second.
     """
@@ -206,7 +205,9 @@ def turn(_typing: Any, rows: Any, starts: Any, room: Any, x: Any) -> Any:
         vectors = []
         for lane in range(LANES):
             start = builder.load(builder.gep(places, [ir.Constant(args[3].type, lane)]))
-            vectors.append(builder.load(_pointer(context, builder, sig.args[0], args[0], start, FLOATS.vector), align=4))
+            vectors.append(
+                builder.load(_pointer(context, builder, sig.args[0], args[0], start, FLOATS.vector), align=4)
+            )
         half = LANES // 2
         masks = [[i // 2 + LANES * (i % 2) + half * part for i in range(LANES)] for part in range(2)]
         low, high = (ir.Constant(ir.VectorType(_I32, LANES), mask) for mask in masks)

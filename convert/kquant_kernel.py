@@ -234,23 +234,6 @@ def _pack(plan: Plan, room: Floats, lane: int, levels: Bytes, out: Bytes, at: in
             out[at + start], out[at + start + 1] = np.uint8(half & 255), np.uint8(half >> 8)
 
 
-@compiled
-def _quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: Plan) -> None:
-    n_blocks = out.size // plan.block_bytes
-    held = np.empty(_ROOM + _ALIGNMENT // 4, np.float32)
-    room = held[(_ALIGNMENT - held.ctypes.data % _ALIGNMENT) % _ALIGNMENT // 4 :]
-    levels, starts = np.empty(WEIGHTS, np.uint8), np.empty(LANES, np.int64)
-    for first in range(0, n_blocks, LANES):
-        _side_by_side(x, first, n_blocks - 1, n_blocks, starts, room, _X)
-        if importance.size:
-            _side_by_side(importance, first, n_blocks - 1, blocks_of_row, starts, room, _IMPORTANCE)
-        _search(plan, room)
-        _scale(plan, room)
-        for lane in range(min(LANES, n_blocks - first)):
-            _final_levels(plan, room, x, (first + lane) * WEIGHTS, lane, levels)
-            _pack(plan, room, lane, levels, out, (first + lane) * plan.block_bytes)
-
-
 def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, Plan], int]:
     """The kernel, compiled, or with `keep` from Numba's cache on the disk, of which `version` becomes a part of the key.
 
@@ -260,12 +243,24 @@ def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, Pla
     """
 
     def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: Plan) -> int:
-        _quantize_blocks(x, importance, blocks_of_row, out, plan)
+        n_blocks = out.size // plan.block_bytes
+        held = np.empty(_ROOM + _ALIGNMENT // 4, np.float32)
+        room = held[(_ALIGNMENT - held.ctypes.data % _ALIGNMENT) % _ALIGNMENT // 4 :]
+        levels, starts = np.empty(WEIGHTS, np.uint8), np.empty(LANES, np.int64)
+        for first in range(0, n_blocks, LANES):
+            _side_by_side(x, first, n_blocks - 1, n_blocks, starts, room, _X)
+            if importance.size:
+                _side_by_side(importance, first, n_blocks - 1, blocks_of_row, starts, room, _IMPORTANCE)
+            _search(plan, room)
+            _scale(plan, room)
+            for lane in range(min(LANES, n_blocks - first)):
+                _final_levels(plan, room, x, (first + lane) * WEIGHTS, lane, levels)
+                _pack(plan, room, lane, levels, out, (first + lane) * plan.block_bytes)
         return version
 
     read_only = numba.types.Array(numba.float32, 1, "C", readonly=True)
     signature = (read_only, read_only, numba.intp, numba.uint8[::1], numba.typeof(plan_of("Q4_K", False)))
-    made: Callable[[Floats, Floats, int, Bytes, Plan], int] = numba.njit(signature, nogil=True, cache=keep)(
-        quantize_blocks
-    )
+    made: Callable[[Floats, Floats, int, Bytes, Plan], int] = numba.njit(
+        signature, nogil=True, error_model="numpy", cache=keep
+    )(quantize_blocks)
     return made

@@ -158,7 +158,7 @@ def test_real_weights(name: str, smol_f32: Path, fast: Kernels) -> None:
     tensors = {t.name: t.data for t in reader.tensors}
     for tensor in ("blk.0.ffn_down.weight", "blk.17.attn_q.weight", "blk.29.ffn_up.weight", "output_norm.weight"):
         values = np.ascontiguousarray(tensors[tensor]).reshape(-1)
-        rows = values[: values.size // WEIGHTS * WEIGHTS].reshape(-1, WEIGHTS)
+        rows = values[: min(values.size, 1 << 17) // WEIGHTS * WEIGHTS].reshape(-1, WEIGHTS)
         for weights in (None, RNG.random(WEIGHTS).astype(np.float32)):
             assert_as_good(fast, name, rows, weights)
 
@@ -345,11 +345,6 @@ def test_two_processes_compile_at_once_and_a_third_does_not(tmp_path: Path, fast
         assert "compiling the kernels, once" in err
     [(out, err)] = in_processes(str(tmp_path), 1)
     assert (out.strip(), err) == (wanted, "")
-    for index in tmp_path.rglob("*.nbi"):
-        index.write_bytes(b"damaged")
-    [(out, err)] = in_processes(str(tmp_path), 1)
-    assert out.strip() == wanted
-    assert "cannot be kept" in err
 
 
 def test_no_folder_to_keep_them_in(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

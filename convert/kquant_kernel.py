@@ -72,10 +72,10 @@ def _from_half(half: Lanes) -> Lanes:
 
 
 @compiled
-def _side_by_side(rows: Floats, first: int, last: int, blocks: int, starts: Any, room: Floats, x: Place) -> None:
-    """Blocks `first` … first + 15 (`last` again behind it) modulo `blocks`, weight by weight into lanes at x."""
+def _side_by_side(rows: Floats, first: int, blocks: int, starts: Any, room: Floats, x: Place) -> None:
+    """Blocks `first` … first + 15 modulo `blocks`, weight by weight into lanes at x."""
     for lane in range(LANES):
-        starts[lane] = min(first + lane, last) % blocks * WEIGHTS
+        starts[lane] = (first + lane) % blocks * WEIGHTS
     for i in range(0, WEIGHTS, LANES):
         turn(rows, starts, room, x + i * LANES)
         for lane in range(LANES):
@@ -248,9 +248,9 @@ def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, Pla
         room = held[(_ALIGNMENT - held.ctypes.data % _ALIGNMENT) % _ALIGNMENT // 4 :]
         levels, starts = np.empty(WEIGHTS, np.uint8), np.empty(LANES, np.int64)
         for first in range(0, n_blocks, LANES):
-            _side_by_side(x, first, n_blocks - 1, n_blocks, starts, room, _X)
+            _side_by_side(x, first, n_blocks, starts, room, _X)
             if importance.size:
-                _side_by_side(importance, first, n_blocks - 1, blocks_of_row, starts, room, _IMPORTANCE)
+                _side_by_side(importance, first, blocks_of_row, starts, room, _IMPORTANCE)
             _search(plan, room)
             _scale(plan, room)
             for lane in range(min(LANES, n_blocks - first)):

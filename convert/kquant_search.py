@@ -46,12 +46,6 @@ def level_of(value: Lanes, low: np.float32, high: np.float32) -> Lanes:
 
 
 @compiled
-def _finite(value: Lanes) -> Lanes:
-    """Zero instead of infinity: levels of a range too small to be inverted are all zero."""
-    return pick(absolute(value) < floats(_INFINITY), value, floats(_ZERO))
-
-
-@compiled
 def sum_of_squares(room: Floats, x: Place, n: int) -> Lanes:
     """Of the n values at x."""
     found = floats(_ZERO)
@@ -129,13 +123,13 @@ def scale_and_minimum(
     flat, flat_least = largest <= least, least
     inverse = floats(top) / (largest - least)
     scale = one / inverse
-    inverse = _finite(inverse)
+    inverse = pick(inverse < floats(_INFINITY), inverse, zero)  # a range too small to be inverted: levels are zero
     best_inverse, base = inverse, least
     for i in range(0, n * LANES, LANES):
         store(room, levels + i, level_of(inverse * (load(room, x + i) - least), _ZERO, top))
     best_error = _error(room, x, w, levels, n, scale, least, plain)
     for k in range(numerators.size):
-        inverse = _finite(floats(numerators[k]) / (largest - least))
+        inverse = floats(numerators[k]) / (largest - least)
         sum_l, sum_ll, sum_xl = zero, zero, zero
         for i in range(0, n * LANES, LANES):
             value, weight = load(room, x + i), load(room, w + i)
@@ -215,7 +209,7 @@ def _descend(
 ) -> Lanes:
     """Move one level after the other to where the error is least, given all others; the scale that fits the levels.
 
-    After the second halves of make_q3_quants and make_qp_quants (where low is 0: nothing moves if the other levels are).
+    After the second halves of make_q3_quants and make_qp_quants.
     """
     zero = floats(_ZERO)
     for _ in range(_PASSES):
@@ -225,8 +219,6 @@ def _descend(
             xl = sum_xl - weight * value * level
             ll = sum_ll - weight * level * level
             movable = xl > zero
-            if low == 0:
-                movable = movable & (ll > zero)
             new = floats(between(nearest(value * ll / xl), ints(low), ints(high)))
             xl = xl + weight * value * new
             ll = ll + weight * new * new

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.convert.kernels import FAST, GGML
 from yarn_edge.convert.quant_types import parse_quants
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf_file import read_gguf
@@ -91,12 +92,14 @@ def _memory(pid: int) -> tuple[int, int]:
     return resident, anonymous
 
 
-def ours(checkpoint: Path, quants: Sequence[str], threads: int, folder: Path) -> list[list[str]]:
-    """One process for all types."""
+def ours(
+    checkpoint: Path, quants: Sequence[str], threads: int, folder: Path, kernels: str | None = None
+) -> list[list[str]]:
+    """One process for all types. kernels: --kernels of convert."""
     output = str(folder / "ours-{quant}.gguf")
     return [
         [sys.executable, "-m", "yarn_edge", "convert", str(checkpoint), "-o", output, "--quant", ",".join(quants), "--threads",
-         str(threads), "--quiet"]
+         str(threads), "--quiet", *(["--kernels", kernels] if kernels else [])]
     ]  # fmt: skip
 
 
@@ -139,7 +142,8 @@ def same_data(a: Path, b: Path) -> bool:
 
 
 def measure(
-    checkpoint: Path, quants: Sequence[str], repeat: int, threads: int, folder: Path, peer: Path | None, binaries: Path | None
+    checkpoint: Path, quants: Sequence[str], repeat: int, threads: int, folder: Path, peer: Path | None, binaries: Path | None,
+    kernels: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Runs of each side in turns, medians, ratios, peaks, and whether the files are the same."""
     sides = {"yarn-edge": Side()} | ({"llama.cpp": Side()} if peer else {})
@@ -149,7 +153,7 @@ def measure(
             with tempfile.TemporaryDirectory(prefix="convert-speed-", dir=folder) as inside:
                 work = Path(inside)
                 for name in sorted(sides, reverse=bool(turn % 2)):
-                    commands = ours(checkpoint, quants, threads, work)
+                    commands = ours(checkpoint, quants, threads, work, kernels)
                     if name == "llama.cpp" and peer and binaries:
                         commands = theirs(checkpoint, quants, threads, work, peer, binaries)
                     os.sync()  # neither side waits for what the other left to write
@@ -205,6 +209,7 @@ def main() -> int:
     parser.add_argument("--peer", type=Path, metavar="DIR", help="llama.cpp's source, with convert_hf_to_gguf.py")
     parser.add_argument("--bin", type=Path, metavar="DIR", help="its programs (default: build/bin in --peer)")
     parser.add_argument("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]")
+    parser.add_argument("--kernels", choices=(GGML, FAST), help="ours (default: as convert chooses)")
     parser.add_argument("--repeat", type=int, default=5, metavar="N")
     parser.add_argument("--threads", type=int, default=physical_threads(), metavar="N")
     parser.add_argument(
@@ -221,7 +226,9 @@ def main() -> int:
                 raise YarnEdgeError(f"{path}: is not there")
         if args.repeat < 1:
             raise YarnEdgeError("--repeat is below 1")
-        found = measure(args.checkpoint, quants, args.repeat, args.threads, args.folder, args.peer, binaries)
+        found = measure(
+            args.checkpoint, quants, args.repeat, args.threads, args.folder, args.peer, binaries, args.kernels
+        )
     except YarnEdgeError as error:
         sys.stderr.write(f"convert_speed: error: {error}\n")
         return 2

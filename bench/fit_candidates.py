@@ -88,7 +88,9 @@ def _quantizations(file: GGUFFile, target: str) -> list[Candidate]:
 
     paths = {Path(target.replace("{quant}", name)): known_quants()[name] for name in QUANTS}
     try:
-        return [_planned(plan, "quantize") for plan in plan_files(gguf_source(file), paths, Choice(), None)]
+        return [
+            _planned(plan, "quantize") for plan in plan_files(gguf_source(file), paths, Choice(), None, kernels="ggml")
+        ]
     except YarnEdgeError as error:
         note(f"quantizations are not shown: {error}")
         return []

@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.ggml_types import GGMLType, quantize_rows, requires_weights
+from yarn_edge.ggml_types import GGMLType, requires_weights
 from yarn_edge.progress import note
 
 from .gguf_header import Layout, TensorSpec, lay_out, pack_key
 from .imatrix import ImportanceMatrix
+from .kernels import Kernels, choose
+from .kquant_layout import LAYOUTS
 from .one_pass import Output, SourceTensor
 from .quant_types import Quant
 from .recipe import EMBEDDINGS, Choice, Recipe, header_file, read_recipe
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
+QUANTIZER = "yarn_edge.quantizer"  # which kernels made the K-quants (`kernels`)
 _STRING_BYTES = 127  # llama.h: llama_model_kv_override.val_str, with its NUL
 _LARGEST_IMPORTANCE = 1e15  # ggml's kernels add up importance times squares in float32
 _SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
@@ -58,13 +61,14 @@ class Source:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One file to make: where, by which recipe, and its header."""
+    """One file to make: where, by which recipe and kernels, and its header."""
 
     path: Path
     quant: Quant
     recipe: Recipe
     layout: Layout
     n_weights: int
+    kernels: Kernels
 
     @property
     def bits_per_weight(self) -> float:
@@ -77,24 +81,48 @@ class FilePlan:
 
 
 def plan_files(
-    source: Source, paths: Mapping[Path, Quant], choice: Choice, matrix: ImportanceMatrix | None, allow_requantize: bool = False
+    source: Source, paths: Mapping[Path, Quant], choice: Choice, matrix: ImportanceMatrix | None, allow_requantize: bool = False,
+    kernels: str | None = None,
 ) -> list[FilePlan]:  # fmt: skip
-    """A plan for each path. Raises YarnEdgeError for what llama.cpp refuses, and where importance is needed and missing."""
+    """A plan for each path; kernels as in `kernels.choose`.
+
+    Raises YarnEdgeError for what llama.cpp refuses, and where importance or kernels are needed and missing.
+    """
     if not source.tensors:
         raise YarnEdgeError(f"{source.path}: has no tensors, so there is nothing to quantize")
     widths = {t.name: t.width for t in source.tensors}
-    plans = []
+    recipes = []
     with header_file(*_for_recipe(source)) as header:
-        for path, quant in paths.items():
+        for quant in paths.values():
             recipe = read_recipe(header, widths, quant, choice, matrix is not None)
             _check_importance(source, recipe, matrix)
             _check_requantized(source, recipe, allow_requantize)
-            entries = dict(source.entries) | _added_keys(quant, matrix)
-            specs = [_spec(t, recipe.types[t.name]) for t in source.tensors]
-            layout = lay_out(list(entries.values()), specs, source.alignment)
-            plans.append(FilePlan(path, quant, recipe, layout, source.n_weights))
+            recipes.append(recipe)
+    chosen = choose(kernels, _work(source, recipes))
+    plans = [_plan(source, *row, matrix, chosen) for row in zip(paths.items(), recipes, strict=True)]
     _tell(plans)
     return plans
+
+
+def _plan(
+    source: Source, file: tuple[Path, Quant], recipe: Recipe, matrix: ImportanceMatrix | None, kernels: Kernels
+) -> FilePlan:
+    path, quant = file
+    entries = dict(source.entries) | _added_keys(quant, matrix)
+    if any(kind.name in LAYOUTS for kind in _work(source, [recipe])):
+        entries[QUANTIZER] = pack_key(QUANTIZER, kernels.quantizer)
+    specs = [_spec(t, recipe.types[t.name]) for t in source.tensors]
+    layout = lay_out(list(entries.values()), specs, source.alignment)
+    return FilePlan(path, quant, recipe, layout, source.n_weights, kernels)
+
+
+def _work(source: Source, recipes: Iterable[Recipe]) -> Counter[GGMLType]:
+    """Weights to make of each type: outputs share them, and what has its type already is copied."""
+    work: Counter[GGMLType] = Counter()
+    for tensor in source.tensors:
+        for kind in {recipe.types[tensor.name] for recipe in recipes} - {tensor.kind}:
+            work[kind] += tensor.n_rows * tensor.width
+    return work
 
 
 def _for_recipe(source: Source) -> tuple[list[bytes], list[TensorSpec]]:
@@ -196,22 +224,19 @@ def _tell(plans: Iterable[FilePlan]) -> None:
 
 def estimated_seconds(source: Source, plans: Sequence[FilePlan], threads: int) -> float:
     """Seconds of computing for all plans, from a sample of each type that is measured here; reading and writing overlap it."""
-    work: Counter[GGMLType] = Counter()
-    for tensor in source.tensors:
-        for kind in {plan.recipe.types[tensor.name] for plan in plans}:
-            if kind != tensor.kind:
-                work[kind] += tensor.n_rows * tensor.width
-    return sum(n / _weights_per_second(kind) for kind, n in work.items()) / threads
+    work = _work(source, [plan.recipe for plan in plans])
+    return sum(n / _weights_per_second(kind, plans[0].kernels) for kind, n in work.items()) / threads
 
 
-def _weights_per_second(kind: GGMLType) -> float:
+def _weights_per_second(kind: GGMLType, kernels: Kernels) -> float:
     """What one core does, on rows as weights are: normally distributed."""
     rows = np.random.default_rng(0).normal(0, 0.02, (_SAMPLE_ROWS, _SAMPLE_WIDTH)).astype(np.float32)
     weights = np.ones(_SAMPLE_WIDTH, np.float32) if requires_weights(kind) else None
-    quantize_rows(rows[:1], kind, weights)  # ggml builds its tables at the first call
+    out = np.empty((_SAMPLE_ROWS, kind.row_bytes(_SAMPLE_WIDTH)), np.uint8)
+    kernels.quantize_into(kind, rows[:1], out[:1], weights)  # ggml builds its tables at the first call
     done, start = 0, time.perf_counter()
     while (took := time.perf_counter() - start) < _SAMPLE_SECONDS:
-        quantize_rows(rows, kind, weights)
+        kernels.quantize_into(kind, rows, out, weights)
         done += rows.size
     return done / took
 
@@ -231,6 +256,7 @@ def as_json(source: Source, plans: Sequence[FilePlan], seconds: float, threads: 
                 "output": str(plan.path),
                 "file_bytes": plan.layout.file_bytes,
                 "bits_per_weight": round(plan.bits_per_weight, 4),
+                "quantizer": plan.kernels.quantizer,
                 "fallbacks": [vars(f) for f in plan.recipe.fallbacks],
                 "tensors": [
                     {"name": name, "ne": list(by_name[name].ne), "type": kind.name, "from": by_name[name].kind.name}
@@ -261,6 +287,6 @@ def as_table(source: Source, plans: Sequence[FilePlan], seconds: float, threads:
     total = sum(plan.layout.file_bytes for plan in plans) / 1e6
     lines.append(
         f"in all {total:.1f} MB from one reading of {source.n_bytes / 1e6:.1f} MB, about {seconds:.0f} s of computing with "
-        f"{threads} threads (measured on a sample)"
+        f"{threads} threads by {plans[0].kernels.quantizer} (measured on a sample)"
     )
     return "\n".join(lines) + "\n"

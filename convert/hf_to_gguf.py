@@ -231,17 +231,18 @@ def convert(
     freeze_at: int | None = None,
     bake: Bake = "auto",
     allow_approximate: bool = False,
+    kernels: str | None = None,
 ) -> list[Path]:
     """Convert a checkpoint folder. Returns the files written, one for each type in `quant` (comma-separated).
 
     imatrix: an importance matrix of llama.cpp's kind; choice: types of single tensors; overrides: RopeScaling fields by
     name, on top of config.json; freeze_at: the length, in tokens, whose angles a dynamic scaling gets; bake,
-    allow_approximate: see `yarn_edge.planner`. Raises YarnEdgeError when anything cannot be carried over exactly; then
-    no file was written.
+    allow_approximate: see `yarn_edge.planner`; kernels: "fast", "ggml", or None for what is done sooner. Raises
+    YarnEdgeError when anything cannot be carried over exactly; then no file was written.
     """
     job = plan_files_of(
         checkpoint, output, quant, imatrix=imatrix, choice=choice, force=force, overrides=overrides, freeze_at=freeze_at,
-        bake=bake, allow_approximate=allow_approximate,
+        bake=bake, allow_approximate=allow_approximate, kernels=kernels,
     )  # fmt: skip
     return job.make(threads, force)
 
@@ -279,6 +280,7 @@ def plan_files_of(
     freeze_at: int | None = None,
     bake: Bake = "auto",
     allow_approximate: bool = False,
+    kernels: str | None = None,
 ) -> Job:
     """`convert` as far as nothing is written."""
     folder = Path(checkpoint)
@@ -289,7 +291,7 @@ def plan_files_of(
     plan = plan_conversion(folder, overrides or {}, freeze_at=freeze_at, bake=bake, allow_approximate=allow_approximate)
     note(f"{plan.architecture.hf_name}: {_describe(plan.scaling)}; tokenizer {plan.vocabulary.pre}, proved")
     source = checkpoint_source(plan)
-    return Job(plan, source, plan_files(source, paths, choice or Choice(), matrix), matrix)
+    return Job(plan, source, plan_files(source, paths, choice or Choice(), matrix, kernels=kernels), matrix)
 
 
 def _describe(scaling: RopeScaling) -> str:
@@ -317,6 +319,6 @@ def run(args: argparse.Namespace) -> int:
     job = plan_files_of(
         args.checkpoint, args.output, args.quant, imatrix=args.imatrix, choice=choice_of(args), force=args.force,
         overrides=scaling_overrides(args), freeze_at=args.freeze_at, bake=args.bake_rope,
-        allow_approximate=args.allow_approximate_rope,
+        allow_approximate=args.allow_approximate_rope, kernels=args.kernels,
     )  # fmt: skip
     return carry_out(job.source, job.files, args, lambda: job.make(args.threads, args.force))

@@ -1,7 +1,7 @@
 """The pipeline: every tensor is read once, slice by slice, and goes into every output in the type that its recipe says.
 
 A slice is some rows, a quarter of a million weights. Threads take slices in turn; each reads its own, turns it into
-float32, quantizes it by ggml's kernel and writes it where it belongs in each output, so that reading, computing and
+float32, quantizes it by the chosen kernel and writes it where it belongs in each output, so that reading, computing and
 writing overlap and memory does not grow with the model. Outputs that want the same type share the work.
 """
 
@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.ggml_types import GGMLType, dequantize_into, is_valid, quantize_into, requires_weights
+from yarn_edge.ggml_types import GGMLType, dequantize_into, is_valid, requires_weights
 
 from .kernel_copy import disk_starter
+from .kernels import Kernels
 
 SLICE_WEIGHTS = 1 << 18
 _CANNOT_RESERVE = frozenset((errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS))
@@ -93,8 +94,9 @@ def fill(
     importance: Mapping[str, npt.NDArray[np.float32]],
     threads: int,
     advance: Callable[[float, str], None] = lambda _bytes, _name: None,
+    kernels: Kernels = Kernels(),  # noqa: B008
 ) -> None:
-    """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,).
+    """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,). kernels: default ggml's.
 
     `advance` gets the bytes read and the name of the tensor. Raises YarnEdgeError for values that are no numbers or that
     a type cannot hold, and for a source that ends early; OSError for a full disk. The caller removes outputs on errors.
@@ -103,7 +105,7 @@ def fill(
     try:
         for file in files:
             file.begin()
-        _in_threads(_slices(tensors), lambda: _Worker(files, importance), threads, advance)
+        _in_threads(_slices(tensors), lambda: _Worker(files, importance, kernels), threads, advance)
     finally:
         for file in files:
             file.close()
@@ -203,8 +205,10 @@ class _File:
 class _Worker:
     """One thread's memory, and what it does with a slice."""
 
-    def __init__(self, files: Sequence[_File], importance: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        self._files, self._importance = files, importance
+    def __init__(
+        self, files: Sequence[_File], importance: Mapping[str, npt.NDArray[np.float32]], kernels: Kernels
+    ) -> None:
+        self._files, self._importance, self._kernels = files, importance, kernels
         self._raw, self._floats, self._made = _Room(np.uint8), _Room(np.float32), _Room(np.uint8)
 
     def make(self, slice_: _Slice) -> int:
@@ -244,7 +248,7 @@ class _Worker:
         if kind.name.startswith("IQ") and largest > _IQ_LARGEST:
             raise _cannot_hold(tensor, kind, largest)
         out: Bytes = self._made.take(slice_.n_rows, kind.row_bytes(tensor.width))
-        quantize_into(kind, values, out, weights)
+        self._kernels.quantize_into(kind, values, out, weights)
         if (largest > _SAFE.get(kind.name, _HALF_LARGEST) and not _holds(kind, out, largest)) or not is_valid(
             kind, out
         ):

@@ -1,7 +1,7 @@
 """`yarn-edge quantize`: a GGUF becomes quantized GGUFs, all of them from one reading. Also what `convert` ends in.
 
-The types are llama.cpp's own choice (`recipe`), the arithmetic is ggml's (`one_pass`); the files are whole and checked
-before they get their names, or they are not there.
+The types are llama.cpp's own choice (`recipe`), the arithmetic is ggml's, also where it is done faster (`kernels`); the files
+are whole and checked before they get their names, or they are not there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from yarn_edge.writer import check_output, check_space, partial_file
 from .file_plan import FilePlan, Source, as_json, as_table, estimated_seconds, plan_files, weights_of
 from .gguf_shards import publish_files
 from .imatrix import ImportanceMatrix, read_imatrix
+from .kernels import FAST, GGML
 from .one_pass import SourceTensor, fill
 from .quant_types import Quant, parse_quants
 from .recipe import Choice
@@ -84,7 +85,8 @@ def make_files(
         outputs = [plan.output(partial) for plan, partial in zip(plans, partials, strict=True)]
         label = ", ".join(plan.quant.name for plan in plans)
         with bar(label, source.n_bytes, "bytes") as advance:
-            fill(source.tensors, outputs, weights_of(source, matrix), threads or physical_threads(), advance)
+            weights, kernels = weights_of(source, matrix), plans[0].kernels
+            fill(source.tensors, outputs, weights, threads or physical_threads(), advance, kernels)
         source.check_unchanged()
         for partial in partials:
             check(partial)
@@ -138,15 +140,17 @@ def quantize(
     allow_requantize: bool = False,
     force: bool = False,
     threads: int | None = None,
+    kernels: str | None = None,
 ) -> list[Path]:
     """Quantize a GGUF (of a split one its first file). Returns the files written, one for each type in `quant`.
 
-    imatrix: a file of llama.cpp's kind. allow_requantize: also from types that are quantized already. Raises
-    YarnEdgeError when anything is wrong; then no file was written.
+    imatrix: a file of llama.cpp's kind. allow_requantize: also from types that are quantized already. kernels: "fast",
+    "ggml", or None for what is done sooner. Raises YarnEdgeError when anything is wrong; then no file was written.
     """
     source, plans, matrix = plan_quantization(
-        model, output, quant, imatrix=imatrix, choice=choice, allow_requantize=allow_requantize, force=force
-    )
+        model, output, quant, imatrix=imatrix, choice=choice, allow_requantize=allow_requantize, force=force,
+        kernels=kernels,
+    )  # fmt: skip
     return make_files(source, plans, matrix, lambda path: _check(source, path), threads=threads, force=force)
 
 
@@ -159,6 +163,7 @@ def plan_quantization(
     choice: Choice | None = None,
     allow_requantize: bool = False,
     force: bool = False,
+    kernels: str | None = None,
 ) -> tuple[Source, list[FilePlan], ImportanceMatrix | None]:
     """`quantize` as far as nothing is written."""
     quants = parse_quants(quant)
@@ -167,7 +172,7 @@ def plan_quantization(
     paths = checked_paths(output, quants, force, [*file.shards, *([Path(imatrix)] if imatrix else [])])
     matrix = None if imatrix is None else read_imatrix(imatrix)
     source = gguf_source(file)
-    return source, plan_files(source, paths, choice or Choice(), matrix, allow_requantize), matrix
+    return source, plan_files(source, paths, choice or Choice(), matrix, allow_requantize, kernels), matrix
 
 
 def _check(source: Source, path: Path) -> None:
@@ -191,6 +196,11 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--output-type", type=_type, metavar="TYPE", help="the type of output.weight")
     parser.add_argument("--embedding-type", type=_type, metavar="TYPE", help="the type of token_embd.weight")
+    parser.add_argument(
+        "--kernels",
+        choices=(GGML, FAST),
+        help="who makes the K-quants: ggml, or yarn-edge[fast] (default: the sooner done)",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan, sizes and the time to expect; write nothing"
     )
@@ -265,7 +275,7 @@ def run(args: argparse.Namespace) -> int:
     """`yarn-edge quantize`."""
     source, plans, matrix = plan_quantization(
         args.model, args.output, args.quant, imatrix=args.imatrix, choice=choice_of(args),
-        allow_requantize=args.allow_requantize, force=args.force,
+        allow_requantize=args.allow_requantize, force=args.force, kernels=args.kernels,
     )  # fmt: skip
 
     def make() -> object:

@@ -93,7 +93,7 @@ def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 def keys_of(path: Path) -> dict[str, Any]:
-    skip = ("GGUF.", "quantize.imatrix.")
+    skip = ("GGUF.", "quantize.imatrix.", "yarn_edge.quantizer")
     return {k: f.contents() for k, f in gguf.GGUFReader(path).fields.items() if not k.startswith(skip)}
 
 

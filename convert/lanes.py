@@ -22,7 +22,7 @@ _F32, _I32, _I8, _I1 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class LanesType(types.Type):  # type: ignore[misc]
+class LanesType(types.Type):
     """Numba's type of sixteen numbers; `item` is LLVM's type of one."""
 
     def __init__(self, name: str, item: Any) -> None:

@@ -265,6 +265,8 @@ def converse(terminal: Terminal, tmp_path: Path) -> None:
     terminal.until(r"story.txt: \d+ tokens, in front of your next question" + READY)
     terminal.send("What did the crow have?\r")
     terminal.until(r"\d+ tokens, .*context \d+ of 512" + READY)
+    terminal.send(f"/file {tmp_path / 'story.txt'}\r")
+    terminal.until("story.txt is in the conversation already" + READY)
     terminal.send("/retry Who wanted it?\r")
     terminal.until(r"\d+ tokens, .*context \d+ of 512" + READY)
     terminal.send("/context\r")

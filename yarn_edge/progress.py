@@ -56,7 +56,15 @@ def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
         yield lambda _amount, _what="": None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import DownloadColumn as BytesColumn
     from rich.progress import TransferSpeedColumn as ByteRateColumn
     from rich.text import Text
@@ -70,7 +78,7 @@ def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
     if unit == "bytes":
         columns += [BytesColumn(), ByteRateColumn()]
     elif unit == "tokens":
-        columns.append(RateColumn())
+        columns += [MofNCompleteColumn(), RateColumn()]
     columns.append(TimeRemainingColumn())
     _showing = True
     try:

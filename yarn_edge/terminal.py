@@ -95,6 +95,9 @@ class Terminal:
                 "(yarn-edge fit tells what the memory allows)"
             )
         conversation = self.session.conversation
+        if document in conversation.documents():
+            dim(f"{document.name} is in the conversation already")
+            return
         before = conversation.waiting
         conversation.waiting = (*before, document)
         try:
@@ -155,8 +158,10 @@ class Terminal:
             raise YarnEdgeError("/load needs a path")
         self.session.conversation = Conversation.load(Path(rest).expanduser())
         self.session.dropped_turns = 0
-        turns = self.session.conversation.turns
-        dim(f"{len(turns)} turns" + (f"; the last question was: {turns[-1].question[:60]}" if turns else ""))
+        turns, waiting = self.session.conversation.turns, self.session.conversation.waiting
+        told = [f"{len(turns)} turns"]
+        told += [f"{document.name}: in front of your next question" for document in waiting]
+        dim("; ".join([*told, *(f"the last question was: {turn.question[:60]}" for turn in turns[-1:])]))
 
     def system(self, rest: str) -> None:
         """Set the system prompt; without TEXT, remove it."""

@@ -29,13 +29,12 @@ from .kquant_layout import LAYOUTS, WEIGHTS
 
 FAST, GGML = "fast", "ggml"
 VERSION = 1  # of what ours make; counted up when a block may come out differently
-WORTH_IT = (
-    1 << 26
-)  # weights; ggml's makes so many in two seconds on two cores, ours are loaded in one and compiled in ten
+# Weights; ggml's kernels make so many in two seconds on two cores, ours are loaded in one and compiled in ten.
+WORTH_IT = 1 << 26
 COMPILE_S = 10
 _SOURCES = ("lanes.py", "kquant.py", "kquant_layout.py", "kquant_search.py", "kquant_kernel.py")
 _CHECK_BLOCKS, _CHECK_LIMIT = 24, 1.001  # of ggml's error; more would be another search, or a compiler that errs
-_NOTICE_S = 1.0
+_NOTICE_S = 3.0  # loading takes one, on a busy machine two
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

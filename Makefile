@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 # GCC compiles the tile configuration of ggml's AMX kernels away: on processors that have AMX they crash (llama.cpp 20824).
-export CMAKE_ARGS := $(strip $(CMAKE_ARGS) -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__)
+ifeq (,$(findstring -U__AMX_INT8__,$(CMAKE_ARGS)))
+override CMAKE_ARGS := $(strip $(CMAKE_ARGS) -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__)
+endif
+export CMAKE_ARGS
 # pip keeps what it compiled whatever the flags were, and takes it again for others: here each set of flags has its cache.
 ENGINE_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yarn-edge/llama-cpp-python-$(firstword $(shell printf %s '$(CMAKE_ARGS)' | cksum))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check

@@ -107,7 +107,8 @@ def copying(args: argparse.Namespace, document: str) -> dict[str, Any]:
             with opened(args.model, wanted, Settings(lookup=lookup)) as one:
                 tokens = one.context.model.tokenize(prompt, add_special=False, parse_special=False)
                 text = "".join(one.generate(tokens, GREEDY, args.copy_tokens))
-                assert one.stats is not None
+                if one.stats is None or one.stats.tok_per_s is None:
+                    raise YarnEdgeError(f"the model ended the copy of {args.text} at once")
                 found[lookup] = {"tok_per_s": one.stats.tok_per_s, "text": text}
                 found[lookup] |= {"drafted": one.stats.draft_tokens, "accepted": one.stats.draft_accepted}
         texts = {found[lookup].pop("text") for lookup in LOOKUPS}

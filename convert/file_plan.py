@@ -109,11 +109,26 @@ def _plan(
 ) -> FilePlan:
     path, quant = file
     entries = dict(source.entries) | _added_keys(quant, matrix)
-    if any(kind.name in LAYOUTS for kind in _work(source, [recipe])):
-        entries[QUANTIZER] = pack_key(QUANTIZER, kernels.quantizer)
+    quantizer = _quantizer(source, recipe, kernels)
+    if quantizer is not None:
+        entries[QUANTIZER] = pack_key(QUANTIZER, quantizer)
+    elif not _copied(source, recipe):
+        entries.pop(QUANTIZER, None)
     specs = [_spec(t, recipe.types[t.name]) for t in source.tensors]
     layout = lay_out(list(entries.values()), specs, source.alignment)
     return FilePlan(path, quant, recipe, layout, source.n_weights, kernels)
+
+
+def _quantizer(source: Source, recipe: Recipe, kernels: Kernels) -> str | None:
+    """Whose kernels make the K-quants of a file; None where none is made. Copied ones beside them are told."""
+    if not any(kind.name in LAYOUTS for kind in _work(source, [recipe])):
+        return None
+    return kernels.quantizer + (", others copied" if _copied(source, recipe) else "")
+
+
+def _copied(source: Source, recipe: Recipe) -> bool:
+    """Whether K-quants of the source stay as they are."""
+    return any(t.kind.name in LAYOUTS and recipe.types[t.name] == t.kind for t in source.tensors)
 
 
 def _work(source: Source, recipes: Iterable[Recipe]) -> Counter[GGMLType]:
@@ -256,7 +271,7 @@ def as_json(source: Source, plans: Sequence[FilePlan], seconds: float, threads: 
                 "output": str(plan.path),
                 "file_bytes": plan.layout.file_bytes,
                 "bits_per_weight": round(plan.bits_per_weight, 4),
-                "quantizer": plan.kernels.quantizer,
+                "quantizer": _quantizer(source, plan.recipe, plan.kernels),
                 "fallbacks": [vars(f) for f in plan.recipe.fallbacks],
                 "tensors": [
                     {"name": name, "ne": list(by_name[name].ne), "type": kind.name, "from": by_name[name].kind.name}

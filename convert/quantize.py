@@ -26,7 +26,7 @@ from yarn_edge.progress import bar, note
 from yarn_edge.source_file import SourceFile
 from yarn_edge.writer import check_output, check_space, partial_file
 
-from .file_plan import FilePlan, Source, as_json, as_table, estimated_seconds, plan_files, weights_of
+from .file_plan import QUANTIZER, FilePlan, Source, as_json, as_table, estimated_seconds, plan_files, weights_of
 from .gguf_shards import publish_files
 from .imatrix import ImportanceMatrix, read_imatrix
 from .kernels import FAST, GGML
@@ -180,7 +180,7 @@ def _check(source: Source, path: Path) -> None:
     written = read_gguf(path, vocabulary=False)
     if (
         list(written.tensors) != [t.name for t in source.tensors]
-        or not source.entries.keys() <= written.metadata.keys()
+        or not source.entries.keys() - {QUANTIZER} <= written.metadata.keys()
     ):
         raise YarnEdgeError(f"{path}: the written file does not hold what was written: is the disk sound?")
 

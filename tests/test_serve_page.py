@@ -69,7 +69,7 @@ def test_a_document_a_question_and_an_answer(browser: Any, server: Server, tmp_p
     assert visit.page.locator("#talk img, #talk b").count() == 0  # what people drop is text, never markup
     visit.page.fill("#question", "Write a very long story about the fox.")
     visit.page.press("#question", "Enter")
-    visit.page.wait_for_selector(".numbers:has-text('tokens…')")  # it comes as it is made
+    visit.page.wait_for_selector(".numbers:has-text('pieces…')")  # it comes as it is made
     visit.page.click("#stop")
     visit.page.wait_for_selector(".numbers:has-text('stopped')")
     assert visit.ask("And who met it?")

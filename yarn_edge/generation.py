@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.ggml_types import FLOATS
 from yarn_edge.llama_api import deferred_ctrl_c
 from yarn_edge.progress import bar
 from yarn_edge.prompt_lookup import PromptLookup
@@ -73,7 +72,10 @@ class Generation:
         self._steps: list[int] = []  # where each evaluation of them began, had there been no drafts
         self._drafted_at: int | None = None  # the first that was evaluated in a draft's batch
         types = {tensor.type_name for tensor in context.model.gguf.tensors.values()}
-        self._rounds = bool(types - set(FLOATS))  # activations are rounded to 8 bits, by the batch
+        # Whether batches change logits by less than a close call: not with weights, keys or values in 8 bits, nor in bfloat16.
+        plain = types <= {"F32", "F16"} and context.kv_type in ("f32", "f16")
+        self._steady = plain and context.model.device is None  # nor was it measured on a GPU
+        self._redo_s = 0.0
         self._run_key = "" if states is None else run_key(context)
         self._prompt_tok_per_s = _FIRST_GUESS_TOK_PER_S
         self._busy = self._stopped = False
@@ -241,7 +243,8 @@ class Generation:
         """The most probable token after the last evaluation, a single one, as it would be had there been no drafts."""
         first = self._drafted_at
         n_doubtful = 0 if first is None else len(self._cached) - first
-        if first is not None and n_doubtful <= MOST_REDONE and _margin(self.context.logits_in_place()[0]) < DOUBTFUL:
+        possible = self._steady and first is not None and n_doubtful <= MOST_REDONE
+        if possible and first is not None and _margin(self.context.logits_in_place()[0]) < DOUBTFUL:
             began = time.perf_counter()
             tokens, ends = self._cached[:], [*self._steps[1:], len(self._cached)]
             redone = [(a, b) for a, b in zip(self._steps, ends, strict=True) if b > first]
@@ -252,14 +255,13 @@ class Generation:
                 self.context.evaluate(tokens[start:end], start)
                 self._steps.append(start)
                 self._cached.extend(tokens[start:end])
-            if self.lookup is not None:
-                self.lookup.redone(time.perf_counter() - began)
+            self._redo_s += time.perf_counter() - began
         return self.context.sample(chain)
 
     def _sampled(self, chain: object, sampling: Sampling) -> Iterator[int]:
         """Tokens without end: sampled after what is in the cache, evaluated when the next one is asked for."""
         lookup, context, greedy = self.lookup, self.context, sampling.temperature == 0
-        unsure = self._rounds or sampling.repeat_penalty != 1  # which of two is the most probable
+        unsure = not self._steady or sampling.penalizes  # which of two is the most probable
         if lookup is not None and greedy and unsure and not lookup.always:
             lookup = None  # it is to be what it is without drafts
         if lookup is not None:
@@ -271,13 +273,14 @@ class Generation:
             if lookup is not None:
                 lookup.add(token)
             draft = lookup.draft(room) if lookup is not None and room > 0 else []
-            began = time.perf_counter()
+            began, self._redo_s = time.perf_counter(), 0.0
             if not draft:
                 self._single(token)
-                took = time.perf_counter() - began
                 token = self._greedy(chain) if greedy else context.sample(chain)
                 if lookup is not None:
-                    lookup.took(took)
+                    lookup.took(time.perf_counter() - began - self._redo_s)
+                    if self._redo_s:
+                        lookup.redone(self._redo_s)
                 continue
             assert lookup is not None
             accepted, following = self._check(chain, token, draft, greedy)

@@ -58,7 +58,7 @@ class Sampling:
             _check("--seed", self.seed, 0, _RANDOM_SEED - 1, whole=True)
 
     @property
-    def _penalizes(self) -> bool:
+    def penalizes(self) -> bool:
         return self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
     @contextmanager
@@ -74,7 +74,7 @@ class Sampling:
         try:
             for sampler in self._samplers(model):
                 api.llama_sampler_chain_add(chain, sampler)  # the chain owns it from here
-            if self._penalizes:
+            if self.penalizes:
                 for token in prompt[-PENALTY_LAST_N:]:
                     api.llama_sampler_accept(chain, token)
             yield chain
@@ -83,7 +83,7 @@ class Sampling:
 
     def _samplers(self, model: Model) -> Iterator[Any]:
         api = model.api
-        if self._penalizes:
+        if self.penalizes:
             yield api.llama_sampler_init_penalties(
                 model.n_vocab, PENALTY_LAST_N, self.repeat_penalty, self.frequency_penalty, self.presence_penalty
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -262,11 +262,12 @@ def _typing_unseen() -> Iterator[None]:
     before = termios.tcgetattr(descriptor)
     unseen = [*before]
     unseen[3] &= ~termios.ECHO
-    termios.tcsetattr(descriptor, termios.TCSANOW, unseen)
     try:
+        termios.tcsetattr(descriptor, termios.TCSANOW, unseen)
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def _reader() -> Callable[[str], str]:

@@ -152,7 +152,7 @@ async function send(question) {
   let first = 0, pieces = 0;
   const showWaiting = () => {
     const seconds = Math.floor((performance.now() - began) / 1000);
-    numbers.textContent = first ? `${pieces} tokens…` : `reading… ${seconds} s`;
+    numbers.textContent = first ? `${pieces} pieces…` : `reading… ${seconds} s`;
   };
   const clock = setInterval(showWaiting, 500);
   turn.answer = "";

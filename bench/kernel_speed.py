@@ -74,9 +74,8 @@ def _values(tensor: SourceTensor) -> Floats:
 
 
 def _made(kernels: Kernels, case: Case, rows: Floats) -> npt.NDArray[np.uint8]:
-    out = np.empty((len(rows), case.kind.row_bytes(rows.shape[1])), np.uint8)
-    kernels.quantize_into(case.kind, rows, out, case.weights(rows.shape[1]))
-    return out
+    made: npt.NDArray[np.uint8] = kernels.quantize_rows(case.kind, rows, case.weights(rows.shape[1]))
+    return made
 
 
 def speeds(cases: Sequence[Case], sample: Floats, sides: dict[str, Kernels], repeat: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.ggml_types import GGMLType, dequantize_into, quantize_into, type_named
+from yarn_edge.ggml_types import GGMLType, check_room, dequantize_into, quantize_into, type_named
 from yarn_edge.progress import note
 
 from .kquant import plan_of
@@ -59,13 +59,16 @@ class Kernels:
         if self.fast is None or kind.name not in LAYOUTS:
             quantize_into(kind, rows, out, weights)
             return
-        n, width = rows.shape
-        fits = out.nbytes == n * kind.row_bytes(width) and (weights is None or weights.shape == (width,))
-        if not fits or not all(a.flags.c_contiguous for a in (rows, out, weights) if a is not None):
-            raise ValueError(f"{rows.shape} rows do not go into {out.nbytes} bytes of {kind.name}")
+        check_room(kind, rows, out, weights)
         importance = np.empty(0, np.float32) if weights is None else weights
         plan = plan_of(kind.name, weights is not None)
-        self.fast(rows.reshape(-1), importance, width // WEIGHTS, out.reshape(-1), plan)
+        self.fast(rows.reshape(-1), importance, rows.shape[1] // WEIGHTS, out.reshape(-1), plan)
+
+    def quantize_rows(self, kind: GGMLType, rows: Floats, weights: Floats | None = None) -> Bytes:
+        """`quantize_into` with memory of its own: shape (n, bytes per row)."""
+        out = np.empty((len(rows), kind.row_bytes(rows.shape[1])), np.uint8)
+        self.quantize_into(kind, rows, out, weights)
+        return out
 
 
 def choose(wanted: str | None, work: Mapping[GGMLType, int]) -> Kernels:
@@ -133,9 +136,8 @@ def _check(kernels: Kernels, kind: GGMLType, weights: Floats | None) -> None:
     """Raises ValueError if ours make a larger error than ggml's."""
     rows = np.random.default_rng(0).standard_normal((_CHECK_BLOCKS, WEIGHTS)).astype(np.float32)
     errors = []
-    for quantize in (kernels.quantize_into, quantize_into):
-        made = np.empty((len(rows), kind.row_bytes(WEIGHTS)), np.uint8)
-        quantize(kind, rows, made, weights)
+    for side in (kernels, Kernels()):
+        made = side.quantize_rows(kind, rows, weights)
         again = np.empty_like(rows)
         dequantize_into(kind, made.reshape(-1), again.reshape(-1))
         errors.append(float((np.square(again - rows) * (1 if weights is None else weights)).sum()))

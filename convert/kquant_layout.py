@@ -39,11 +39,6 @@ class Layout:
     planes: tuple[Plane, ...]
     fields: tuple[Field, ...]
 
-    @property
-    def sub_blocks(self) -> int:
-        """Scales of a block."""
-        return WEIGHTS // self.sub_block
-
 
 def _six_bit_pairs(at: int) -> tuple[Field, ...]:
     """Eight scales and eight minima of 6 bits in 12 bytes: the upper bits of the last four fill up the first eight."""

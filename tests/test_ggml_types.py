@@ -8,19 +8,17 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 
+from yarn_edge.convert.kernels import Kernels
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.ggml_types import (
-    QUANTIZABLE,
-    dequantize_into,
-    is_valid,
-    quantize_rows,
-    requires_weights,
-    type_named,
-    types,
-)
+from yarn_edge.ggml_types import QUANTIZABLE, GGMLType, dequantize_into, is_valid, requires_weights, type_named, types
 from yarn_edge.tensor_types import TENSOR_TYPES
 
 ROWS = np.random.default_rng(4).standard_normal((8, 512)).astype(np.float32)
+
+
+def quantize_rows(values: np.ndarray, kind: GGMLType, weights: np.ndarray | None = None) -> np.ndarray:
+    """By ggml's kernels."""
+    return Kernels().quantize_rows(kind, np.ascontiguousarray(values), weights)
 
 
 def test_sizes_are_those_of_gguf_py() -> None:

@@ -200,9 +200,7 @@ class Generation:
                 if self._stopped:
                     raise KeyboardInterrupt
                 part = tokens[at : (at // n_batch + 1) * n_batch]
-                self.context.evaluate(part, at, "last" if at + len(part) == len(tokens) else "none")
-                self._steps.append(at)
-                self._cached.extend(part)
+                self._evaluate(part, "last" if at + len(part) == len(tokens) else "none")
                 if self._canonical == at and len(part) == n_batch:
                     self._canonical += n_batch
                 advance(len(part))
@@ -232,31 +230,33 @@ class Generation:
             self._drafted_at = None
         self.context.keep(n_tokens)
 
-    def _single(self, token: int) -> None:
-        """Evaluate one more token, for its logits."""
+    def _evaluate(self, tokens: Sequence[int], outputs: Literal["last", "none"] = "last") -> None:
+        """Evaluate what follows in the cache, as it would be without drafts."""
         at = len(self._cached)
-        self.context.evaluate([token], at)
+        self.context.evaluate(tokens, at, outputs)
         self._steps.append(at)
-        self._cached.append(token)
+        self._cached.extend(tokens)
 
-    def _greedy(self, chain: object) -> int:
-        """The most probable token after the last evaluation, a single one, as it would be had there been no drafts."""
+    def _following(self, chain: object, greedy: bool) -> int:
+        """The token after the last evaluation, a single one; a greedy one as it would be had there been no drafts."""
         first = self._drafted_at
-        n_doubtful = 0 if first is None else len(self._cached) - first
-        possible = self._steady and first is not None and n_doubtful <= MOST_REDONE
-        if possible and first is not None and _margin(self.context.logits_in_place()[0]) < DOUBTFUL:
-            began = time.perf_counter()
-            tokens, ends = self._cached[:], [*self._steps[1:], len(self._cached)]
-            redone = [(a, b) for a, b in zip(self._steps, ends, strict=True) if b > first]
-            self._cut(redone[0][0])
-            for start, end in redone:
-                if self._stopped:
-                    raise KeyboardInterrupt
-                self.context.evaluate(tokens[start:end], start)
-                self._steps.append(start)
-                self._cached.extend(tokens[start:end])
-            self._redo_s += time.perf_counter() - began
+        if first is None or not (greedy and self._steady) or len(self._cached) - first > MOST_REDONE:
+            return self.context.sample(chain)
+        if _margin(self.context.logits_in_place()[0]) < DOUBTFUL:
+            self._redo(first)
         return self.context.sample(chain)
+
+    def _redo(self, first: int) -> None:
+        """Evaluate from the step on that holds token `first` as it would be without drafts."""
+        began = time.perf_counter()
+        tokens, ends = self._cached[:], [*self._steps[1:], len(self._cached)]
+        redone = [(a, b) for a, b in zip(self._steps, ends, strict=True) if b > first]
+        self._cut(redone[0][0])
+        for start, end in redone:
+            if self._stopped:
+                raise KeyboardInterrupt
+            self._evaluate(tokens[start:end])
+        self._redo_s += time.perf_counter() - began
 
     def _sampled(self, chain: object, sampling: Sampling) -> Iterator[int]:
         """Tokens without end: sampled after what is in the cache, evaluated when the next one is asked for."""
@@ -266,7 +266,7 @@ class Generation:
             lookup = None  # it is to be what it is without drafts
         if lookup is not None:
             lookup.read(self._cached)
-        token = self._greedy(chain) if greedy else context.sample(chain)
+        token = self._following(chain, greedy)
         while True:
             yield token
             room = min(context.n_ctx - len(self._cached) - 1, context.most_outputs - 1, context.n_batch - 1)
@@ -275,8 +275,8 @@ class Generation:
             draft = lookup.draft(room) if lookup is not None and room > 0 else []
             began, self._redo_s = time.perf_counter(), 0.0
             if not draft:
-                self._single(token)
-                token = self._greedy(chain) if greedy else context.sample(chain)
+                self._evaluate([token])
+                token = self._following(chain, greedy)
                 if lookup is not None:
                     lookup.took(time.perf_counter() - began - self._redo_s)
                     if self._redo_s:
@@ -308,8 +308,8 @@ class Generation:
                 self._cached += batch[:n_sure]
                 context.keep(at + n_sure)
                 if close:
-                    self._single(batch[number])
-                    said = self._greedy(chain)
+                    self._evaluate([batch[number]])
+                    said = self._following(chain, greedy)
                 return batch[1 : number + 1], said
         raise AssertionError("the last one returns")
 

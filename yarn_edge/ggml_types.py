@@ -110,6 +110,20 @@ def dequantize_into(kind: GGMLType, source: npt.NDArray[np.uint8], out: npt.NDAr
         _to_float(kind)(source.ctypes.data, out.ctypes.data, out.size)
 
 
+def check_room(
+    kind: GGMLType,
+    rows: npt.NDArray[np.float32],
+    out: npt.NDArray[np.uint8],
+    weights: npt.NDArray[np.float32] | None,
+) -> None:
+    """Raises ValueError if these are not rows, room and weights of `quantize_into`, or the type is none that can be made."""
+    n, width = rows.shape
+    fits = out.nbytes == n * kind.row_bytes(width) and (weights is None or weights.shape == (width,))
+    contiguous = all(array.flags.c_contiguous for array in (rows, out, weights) if array is not None)
+    if kind.name not in QUANTIZABLE or not fits or not contiguous:
+        raise ValueError(f"{rows.shape} rows do not go into {out.nbytes} bytes of {kind.name}")
+
+
 def quantize_into(
     kind: GGMLType,
     rows: npt.NDArray[np.float32],
@@ -121,26 +135,14 @@ def quantize_into(
     weights: (width,) importance of each column, or None. All contiguous. Raises ValueError for wrong sizes, and where
     ggml would end the process: a type that it cannot make, or not without weights.
     """
+    check_room(kind, rows, out, weights)
     n, width = rows.shape
-    fits = out.nbytes == n * kind.row_bytes(width) and (weights is None or weights.shape == (width,))
-    if kind.name not in QUANTIZABLE or not fits or not (rows.flags.c_contiguous and out.flags.c_contiguous):
-        raise ValueError(f"{rows.shape} rows do not go into {out.nbytes} bytes of {kind.name}")
     if weights is None and requires_weights(kind):
         raise ValueError(f"{kind.name} needs importance weights")
     column = None if weights is None else weights.ctypes.data
     done = function("ggml_quantize_chunk")(kind.number, rows.ctypes.data, out.ctypes.data, 0, n, width, column)
     if done != out.nbytes:
         raise YarnEdgeError("ggml cannot quantize these rows")
-
-
-def quantize_rows(
-    values: npt.NDArray[np.float32], kind: GGMLType, weights: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.uint8]:
-    """`quantize_into` with memory of its own: shape (n, bytes per row)."""
-    rows = np.ascontiguousarray(values, dtype=np.float32)
-    out = np.empty((len(rows), kind.row_bytes(rows.shape[1])), dtype=np.uint8)
-    quantize_into(kind, rows, out, weights)
-    return out
 
 
 def is_valid(kind: GGMLType, data: npt.NDArray[np.uint8]) -> bool:

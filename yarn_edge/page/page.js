@@ -177,7 +177,6 @@ async function send(question) {
       at("talk").scrollTop = at("talk").scrollHeight;
     }
   } catch (problem) {
-    clearInterval(clock);
     numbers.textContent = problem.name === "AbortError" ? "stopped" : "";
     if (problem.name !== "AbortError") complain(problem.message);
     if (!turn.answer) { turns.pop(); waiting = turn.documents; showDocuments(); at("question").value = question; }

@@ -37,7 +37,7 @@ from yarn_edge.sampling import Sampling
 from yarn_edge.session import Session
 
 from .environment import environment, machine_state
-from .speed_peers import theirs
+from .llama_bench import executable, speeds
 from .speed_rows import Configuration
 
 GREEDY = Sampling(temperature=0)
@@ -149,7 +149,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             c = Configuration(
                 str(args.model), "cpu", "f16", flash, 512, 512, args.threads, int(found["depth"]), 0, args.gen_tokens, 1
             )  # fmt: skip
-            speed = theirs(args.peer / "llama-bench", c, None)["tg"]
+            speed = speeds(executable(args.peer), c)["tg"]
             found["peer"][flash] = {"tok_per_s": speed, "ratio": found["tok_per_s"] / speed}
     return found
 

@@ -151,9 +151,9 @@ class Bench:
     def _test(self, name: str, work: Callable[[], None]) -> None:
         samples: list[int] = []
         for number in range(self.request.samples):
-            self.tell("step", what=name, number=number + 1)
             self._rewind(filled=not samples and name == "pp")
             start = time.perf_counter_ns()
+            self.tell("step", what=name, number=number + 1)  # the clock runs, as in llama-bench, for `lockstep`
             work()
             samples.append(time.perf_counter_ns() - start)
         self.tell("test", test=name, samples_ns=samples, peak_rss_bytes=peak_resident_bytes())

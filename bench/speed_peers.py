@@ -1,8 +1,9 @@
-"""Ours next to llama-bench, in short turns: a machine with neighbours is fast and slow in phases, which both sides then share.
+"""Ours next to llama-bench, run by run: a machine with neighbours is fast and slow in phases, which both sides then share.
 
-`python -m yarn_edge.bench.speed_peers MODEL.gguf --peer DIR [--depth 0,4096] [--repeat 5]`: DIR holds llama-bench. In each of
---repeat turns ours (the child of `yarn-edge bench`) and theirs measure pp and tg at a depth, who goes first in turns, with the
-same threads, batches, cache and flash attention. The ratio is the median over the turns of the ratios within a turn.
+`python -m yarn_edge.bench.speed_peers MODEL.gguf --peer DIR [--depth 0,4096] [--repeat 15]`: DIR holds llama-bench. Ours (the child
+of `yarn-edge bench`) and theirs are loaded side by side, with the same threads, batches, cache and flash attention, each fills its
+cache to the depth, and then a timed run of one follows a timed run of the other (`lockstep`). The ratio is the median of the
+ratios of such neighbours, with its exact 95 % interval (the sign test's).
 --our-libraries: theirs runs with the libllama of our llama-cpp-python, so that two builds of the kernels are not what differs.
 """
 
@@ -10,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.backends import BACKENDS, devices_of, missing
-from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import MAX_THREADS, count
 from yarn_edge.gguf_file import read_gguf
 from yarn_edge.llama_api import physical_threads
@@ -28,113 +28,120 @@ from yarn_edge.memory import KV_TYPES
 from yarn_edge.progress import bar, note
 
 from .environment import environment, machine_state
+from .llama_bench import RUN_STARTS, command, executable, our_libraries, samples_in
+from .lockstep import Paced, lockstep, paced
 from .speed import MAX_TOKENS, TIMEOUT_S, depth, listed
-from .speed_process import Event, run_child
+from .speed_process import CHILD
 from .speed_rows import FLASH, Configuration
 
-Speeds = dict[str, float]  # test -> tokens per second
-
-
-def ours(configuration: Configuration) -> Speeds:
-    """One child over one configuration; the median of each test. Raises YarnEdgeError with the reason of a failure."""
-    found: Speeds = {}
-    tests = dict(configuration.tests)
-
-    def seen(event: Event) -> None:
-        if event["event"] == "test":
-            found[event["test"]] = tests[event["test"]] * 1e9 / statistics.median(event["samples_ns"])
-
-    reason = run_child(configuration.request(), TIMEOUT_S, seen)
-    if reason is not None:
-        raise YarnEdgeError(f"ours: {reason}")
-    return found
-
-
-def our_libraries() -> dict[str, str]:
-    """The environment in which a program of llama.cpp loads the libraries of llama-cpp-python."""
-    from llama_cpp import _ggml
-
-    return {**os.environ, "LD_LIBRARY_PATH": str(_ggml.libggml_base_path)}
-
-
-def theirs(program: Path, c: Configuration, variables: Mapping[str, str] | None) -> Speeds:
-    """llama-bench over the same configuration; the median of each test. Raises YarnEdgeError where it fails."""
-    command = [
-        str(program), "-m", c.model, "-p", str(c.n_prompt), "-n", str(c.n_gen), "-d", str(c.depth), "-t", str(c.threads),
-        "-b", str(c.n_batch), "-ub", str(c.n_ubatch), "-ctk", c.kv_type, "-ctv", c.kv_type, "-fa", c.flash_attention,
-        "-ngl", "0" if c.backend == "cpu" else "99", "-r", str(c.samples), "-o", "json",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, check=False, env=variables)
-    told = done.stderr.decode(errors="replace").strip().splitlines()
-    if done.returncode:
-        raise YarnEdgeError(f"{program.name} ended with {done.returncode}: {one_line((told or [''])[-1], 300)}")
-    try:
-        rows = json.loads(done.stdout)
-        return {
-            "pp" if row["n_prompt"] else "tg": (row["n_prompt"] + row["n_gen"]) * 1e9 / statistics.median(row["samples_ns"])
-            for row in rows
-        }  # fmt: skip
-    except (ValueError, KeyError, TypeError, statistics.StatisticsError) as error:
-        raise YarnEdgeError(f"{program.name} told no rows that we can read: {one_line(str(error), 100)}") from error
+LEVEL = 0.05
+STARTS = b'"event": "step"'
 
 
 def measure(
-    configurations: Sequence[Configuration], program: Path, turns: int, variables: Mapping[str, str] | None = None
+    c: Configuration, program: Path, variables: Mapping[str, str] | None, timeout_s: float
 ) -> list[dict[str, Any]]:
-    """A row for each depth and test: speeds of both sides by turn, medians, and the ratio. Turns go round the depths."""
-    seen: dict[int, list[dict[str, Speeds]]] = {c.depth: [] for c in configurations}
-    with bar("Measuring", 2.0 * turns * sum(c.cost for c in configurations)) as advance:
-        for turn in range(turns):
-            for c in configurations:
-                speeds: dict[str, Speeds] = {}
-                for side in ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours"):
-                    advance(0, f"{side}, depth {c.depth}, turn {turn + 1} of {turns}")
-                    speeds[side] = ours(c) if side == "ours" else theirs(program, c, variables)
-                    advance(c.cost)
-                seen[c.depth].append(speeds)
-                note(f"depth {c.depth}, turn {turn + 1}: " + ", ".join(_told(speeds)))
-    return [
-        _row(c, test, n, seen[c.depth]) for c in configurations for test, n in c.tests if test in ("pp", "tg", "tg+s")
+    """A row for each test. Their tg is run twice, for ours is, with sampling (tg+s) and without."""
+    peer = command(program, c, "--progress", gen=f"{c.n_gen},{c.n_gen}")
+    request = json.dumps(c.request()).encode("ascii") + b"\n"
+    ours_runs = [n for test, n in c.tests if test != "ttft" for _ in range(c.samples)]
+    with (
+        paced(lambda: Paced(CHILD, _ours_starts, "stdout", request)) as ours,
+        paced(lambda: Paced(peer, _theirs_starts, "stderr", b"", variables)) as theirs,
+        bar("Measuring", 2.0 * (c.depth + sum(ours_runs)), "tokens") as advance,
+    ):
+
+        def after(side: Paced) -> None:
+            done = len(side.stood_ns)
+            what = f"depth {c.depth}, run {min(done + 1, len(ours_runs))} of {len(ours_runs)}"
+            advance(c.depth if done == 0 else ours_runs[done - 1], what)
+
+        lockstep(ours, theirs, timeout_s, after)
+        own, other = _ours_samples(ours), samples_in(theirs.other())
+        stood = [side.stood_ns for side in (ours, theirs)]
+    pairs = [
+        _without(samples, stood_ns, at * c.samples)
+        for side, stood_ns in zip((own, other), stood, strict=True)
+        for at, (_test, samples) in enumerate(side)
     ]
+    if [test.removesuffix("+s") for test, _ in own] != [test for test, _ in other]:
+        raise YarnEdgeError(f"{program.name} ran other tests: {', '.join(test for test, _ in other)}")
+    half = len(own)
+    return [_row(c, test, pairs[at], pairs[half + at]) for at, (test, _samples) in enumerate(own)]
 
 
-def _told(speeds: Mapping[str, Speeds]) -> list[str]:
-    return [f"{test} {speeds['ours'][test] / speed:.3f}" for test, speed in speeds["theirs"].items()]
+def _ours_starts(line: bytes) -> bool:
+    return STARTS in line and b'"number"' in line
 
 
-def _row(c: Configuration, test: str, n: int, turns: Sequence[Mapping[str, Speeds]]) -> dict[str, Any]:
+def _theirs_starts(line: bytes) -> bool:
+    return RUN_STARTS.search(line) is not None
+
+
+def _ours_samples(ours: Paced) -> list[tuple[str, list[int]]]:
+    events = [json.loads(line) for line in ours.lines]
+    failed = [event["reason"] for event in events if event["event"] == "failed"]
+    if failed:
+        raise YarnEdgeError(f"ours: {failed[0]}")
+    return [(e["test"], e["samples_ns"]) for e in events if e["event"] == "test" and e["test"] != "ttft"]
+
+
+def _without(samples_ns: Sequence[int], stood_ns: Sequence[int], start: int) -> list[int]:
+    """Times less what the program stood still in them."""
+    return [ns - stood for ns, stood in zip(samples_ns, stood_ns[start : start + len(samples_ns)], strict=True)]
+
+
+def _row(c: Configuration, test: str, own_ns: Sequence[int], other_ns: Sequence[int]) -> dict[str, Any]:
     """tg+s, generation with sampling, is held against their tg, which does not sample."""
-    own = [turn["ours"][test] for turn in turns]
-    other = [turn["theirs"][test.removesuffix("+s")] for turn in turns]
+    n = dict(c.tests)[test]
+    own, other = ([n * 1e9 / ns for ns in side] for side in (own_ns, other_ns))
     ratios = [a / b for a, b in zip(own, other, strict=True)]
+    low, high = median_interval(ratios) or (None, None)
     return {
         "test": test, "n": n, "depth": c.depth, "ours_tok_per_s": own, "theirs_tok_per_s": other, "ratios": ratios,
         "ours_median": statistics.median(own), "theirs_median": statistics.median(other), "ratio": statistics.median(ratios),
+        "low": low, "high": high,
     }  # fmt: skip
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Between which the median lies with at least 95 %, whatever the distribution: the medians that the sign test does not reject.
+
+    None for fewer than 6 values, with which it rejects none.
+    """
+    ordered, n = sorted(values), len(values)
+    tail, inside = 0.0, 0
+    for k in range(n):
+        tail += math.comb(n, k) / 2**n
+        if 2 * tail > LEVEL:
+            break
+        inside += 1
+    return (ordered[inside - 1], ordered[n - inside]) if inside else None
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| test | depth | ours tok/s | llama-bench tok/s | ratio | of turns |", "|---|---|---|---|---|---|"]
+    lines = ["| test | depth | ours tok/s | llama-bench tok/s | ratio | 95 % interval | runs |", "|---" * 7 + "|"]
     for r in rows:
+        interval = "too few runs" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
         lines.append(
             f"| {r['test'].replace('+s', '')}{r['n']}{'+s' * r['test'].endswith('+s')} | {r['depth']} | {r['ours_median']:.1f} | "
-            f"{r['theirs_median']:.1f} | {r['ratio']:.3f} | {min(r['ratios']):.3f} to {max(r['ratios']):.3f} |"
+            f"{r['theirs_median']:.1f} | {r['ratio']:.3f} | {interval} | {len(r['ratios'])} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     """Print the table, or JSON. Returns 2 for bad input, a side that fails among it."""
-    parser = argparse.ArgumentParser(prog="speed_peers", description="Speed next to llama-bench, in turns.")
+    parser = argparse.ArgumentParser(prog="speed_peers", description="Speed next to llama-bench, run by run.")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL.gguf")
     add("--peer", type=Path, required=True, metavar="DIR", help="where llama-bench is")
     add("--depth", type=listed(depth), default=[0], metavar="LIST", help="default: 0")
     add("-p", "--prompt-tokens", type=count(1, MAX_TOKENS), default=512, metavar="N")
     add("-n", "--gen-tokens", type=count(1, MAX_TOKENS), default=128, metavar="N")
-    add("--repeat", type=count(1, 1000), default=5, metavar="N", help="turns (default: 5)")
-    add("--samples", type=count(1, 100), default=2, metavar="N", help="timed runs of a test in each turn (default: 2)")
+    add("--repeat", type=count(1, 1000), default=15, metavar="N", help="timed runs of each test and side (default: 15)")
+    add("--timeout", type=count(1, 10**7), default=TIMEOUT_S, metavar="S", help=f"for a step (default: {TIMEOUT_S})")
     add("--threads", type=count(1, MAX_THREADS), default=physical_threads(), metavar="N")
     add("--batch", type=count(1, MAX_TOKENS), default=512, metavar="N", help="of both, with --ubatch (default: 512)")
     add("--ubatch", type=count(1, MAX_TOKENS), default=512, metavar="N")
@@ -144,36 +151,40 @@ def main() -> int:
     add("--our-libraries", action="store_true", help="theirs with the libraries of our llama-cpp-python (Linux)")
     add("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
-    program = args.peer / "llama-bench"
+    rows: list[dict[str, Any]] = []
+    code, told = 0, ""
     try:
-        if not program.is_file() or not os.access(program, os.X_OK):
-            raise YarnEdgeError(f"{program}: no such program")
+        program = executable(args.peer)
         if not devices_of(args.backend):
             raise YarnEdgeError(missing(args.backend))
         read_gguf(args.model, vocabulary=False)
         first = Configuration(
             str(args.model), args.backend, args.kv_type, args.flash_attention, args.batch, min(args.batch, args.ubatch), args.threads,
-            0, args.prompt_tokens, args.gen_tokens, args.samples,
+            0, args.prompt_tokens, args.gen_tokens, args.repeat,
         )  # fmt: skip
         state = machine_state()
         if state["busy"]:
             note(state["busy"])
         variables = our_libraries() if args.our_libraries else None
-        rows = measure([replace(first, depth=n) for n in args.depth], program, args.repeat, variables)
+        for n in args.depth:
+            rows += measure(replace(first, depth=n), program, variables, args.timeout)
+            note(f"depth {n}: " + ", ".join(f"{row['test']} {row['ratio']:.3f}" for row in rows if row["depth"] == n))
     except YarnEdgeError as error:
-        sys.stderr.write(f"speed_peers: error: {error}\n")
-        return 2
+        code, told = 2, f"error: {error}"
     except KeyboardInterrupt:
-        sys.stderr.write("speed_peers: interrupted\n")
-        return 130
-    env = environment([args.model]) | state
+        code, told = 130, "interrupted"
+    if told:
+        sys.stderr.write(f"speed_peers: {told}\n")
+    if told and not rows:
+        return code
     shared = {
         "backend": args.backend, "threads": args.threads, "n_batch": first.n_batch, "n_ubatch": first.n_ubatch,
-        "flash_attention": args.flash_attention,
+        "flash_attention": args.flash_attention, "our_libraries": args.our_libraries,
     }  # fmt: skip
-    found = {"env": env, "model": args.model.name, **shared, "type_k": args.kv_type, "rows": rows}
+    env = environment([args.model]) | state
+    found = {"env": env, "model": args.model.name, **shared, "type_k": args.kv_type, "rows": rows, "complete": not told}
     sys.stdout.write(json.dumps(found) + "\n" if args.json else table(rows))
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -92,9 +92,11 @@ def _attend(
 def _without_a_word(process: subprocess.Popen[bytes], told: IO[bytes]) -> str:
     """Why its output ended before it said that it is done."""
     try:
-        return ended(process.wait(PATIENCE_S), _last_words(told))
+        code = process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
         return "the measuring process closed its output and did not end"
+    told.seek(0)
+    return ended(code, last_words(told.read()))
 
 
 def _read(pipe: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
@@ -126,9 +128,8 @@ def ended(code: int, words: str) -> str:
     return f"ended by {name}{behind}"
 
 
-def _last_words(told: IO[bytes]) -> str:
-    """The assertion that failed, if stderr names one, else its last line."""
-    told.seek(0)
-    lines = [line.strip() for line in told.read().decode(errors="replace").splitlines() if line.strip()]
+def last_words(told: bytes) -> str:
+    """Of what a child wrote to stderr: the assertion that failed, if one is named, else the last line."""
+    lines = [line.strip() for line in told.decode(errors="replace").splitlines() if line.strip()]
     asserted = [line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line]
     return one_line((asserted or lines or [""])[-1], 300)

@@ -42,6 +42,13 @@ class Batch:
         self.n_outputs = at if all_outputs else 0
         self.struct.n_tokens = at
 
+    def fill_one(self, token: int, position: int) -> None:
+        """Hold one token of sequence 0 alone, an output: what generation does, in as few steps as it takes."""
+        self._token[0], self._pos[0], self._logits[0] = token, position, True
+        if not self._in_sequence_0:
+            self._put_into(0, 0, 1)
+        self.n_outputs = self.struct.n_tokens = 1
+
     def _put_into(self, number: int, at: int, end: int) -> None:
         """Tokens at … end - 1 belong to sequence `number`. Each has an array of its own for it: slow, and mostly done."""
         for i in range(at if number else max(at, self._in_sequence_0), end):

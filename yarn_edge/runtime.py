@@ -228,6 +228,8 @@ class Context:
         self._memory = self.api.llama_get_memory(self._handle)
         self._batch = Batch(self.api, self.n_batch)
         self._n_outputs = 0
+        self._logits_at = (0, 0)  # address and rows of the view
+        self._logits_view = np.empty((0, model.n_vocab), np.float32)
 
     @property
     def most_outputs(self) -> int:
@@ -253,6 +255,12 @@ class Context:
         outputs: which tokens get logits; a number is that many of the last ones. More than one are for at most `n_batch`
         tokens: read `logits` after each call.
         """
+        if outputs == "last" and len(tokens) == 1:
+            self._batch.fill_one(tokens[0], start)
+            self._decode()
+            if advance:
+                advance(1)
+            return
         wanted = {"none": 0, "last": 1, "all": len(tokens)}[outputs] if isinstance(outputs, str) else outputs
         if wanted > 1 and len(tokens) > self.n_batch:
             raise ValueError(f"logits of {wanted} of {len(tokens)} tokens at once, the batch holds {self.n_batch}")
@@ -298,7 +306,11 @@ class Context:
         if not self._n_outputs:
             raise ValueError("the last evaluation was asked for no logits")
         data = self.api.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(data, shape=(self._n_outputs, self.model.n_vocab))
+        where = (ctypes.addressof(data.contents), self._n_outputs)
+        if where != self._logits_at:  # making a view takes longer than finding the best logit in it
+            self._logits_view = np.ctypeslib.as_array(data, shape=(self._n_outputs, self.model.n_vocab))
+            self._logits_at = where
+        return self._logits_view
 
     def synchronize(self) -> None:
         """Wait until the last evaluation is done (a GPU works on its own)."""
@@ -333,8 +345,11 @@ class Context:
     def sample(self, sampler: Any, output: int = -1) -> int:
         """The next token by a llama_sampler chain (see `yarn_edge.sampling`), from the logits of one of the outputs.
 
+        sampler: None is the most probable token, the first of equals; llama.cpp's chain for it copies all logits before it looks.
         output: its number in the last evaluation, of which the outputs must be the first tokens; -1 is the last one.
         """
+        if sampler is None:
+            return int(self.logits_in_place()[output].argmax())
         return int(self.api.llama_sampler_sample(sampler, self.handle, output))
 
     def keep(self, n_tokens: int) -> None:

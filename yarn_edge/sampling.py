@@ -65,8 +65,11 @@ class Sampling:
     def chain(self, model: Model, prompt: Sequence[int] = ()) -> Iterator[Any]:
         """Yield the llama_sampler chain for one answer, to give to `Context.sample`; it is freed afterwards.
 
-        prompt: the tokens before the answer, for the repeat penalty.
+        None where it is to take the most probable token and nothing else. prompt: the tokens before the answer, for the repeat penalty.
         """
+        if self.temperature == 0 and not self.penalizes:
+            yield None
+            return
         api = model.api
         params = api.llama_sampler_chain_default_params()
         params.no_perf = True

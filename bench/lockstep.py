@@ -148,7 +148,7 @@ def lockstep(one: Paced, other: Paced, timeout_s: float, after: Callable[[Paced]
             states.append(side.go(timeout_s))
             after(side)
         if states[0] != states[1]:
-            done = [len(side.stood_ns) for side in (one, other)]
-            raise YarnEdgeError(f"one side ended after {done[0]} timed runs, the other after {done[1]}")
+            first = one if not states[0] else other
+            raise YarnEdgeError(f"one side ended after {len(first.stood_ns)} timed runs, the other has more")
         if not states[0]:
             return

@@ -1,9 +1,9 @@
-"""Ours next to llama-bench, run by run: a machine with neighbours is fast and slow in phases, which both sides then share.
+"""Ours next to llama-bench, in lockstep: a machine with neighbours is fast and slow in phases, which both sides then share.
 
 `python -m yarn_edge.bench.speed_peers MODEL.gguf --peer DIR [--depth 0,4096] [--repeat 15]`: DIR holds llama-bench. Ours (the child
 of `yarn-edge bench`) and theirs are loaded side by side, with the same threads, batches, cache and flash attention, each fills its
-cache to the depth, and then a timed run of one follows a timed run of the other (`lockstep`). The ratio is the median of the
-ratios of such neighbours, with its exact 95 % interval (the sign test's).
+cache to the depth, and then a timed run of one follows a timed run of the other (`lockstep`): the shorter they are (-p, -n), the more
+alike is what both met. The ratio is the median of the ratios of such pairs, with its exact 95 % interval (the sign test's).
 --our-libraries: theirs runs with the libllama of our llama-cpp-python, so that two builds of the kernels are not what differs.
 """
 
@@ -35,7 +35,6 @@ from .speed_process import CHILD
 from .speed_rows import FLASH, Configuration
 
 LEVEL = 0.05
-STARTS = b'"event": "step"'
 
 
 def measure(
@@ -50,45 +49,51 @@ def measure(
         paced(lambda: Paced(peer, _theirs_starts, "stderr", b"", variables)) as theirs,
         bar("Measuring", 2.0 * (c.depth + sum(ours_runs)), "tokens") as advance,
     ):
+        advance(0, f"depth {c.depth}, warming up and filling the caches")
 
         def after(side: Paced) -> None:
+            if side is ours:
+                _check(ours)
             done = len(side.stood_ns)
             what = f"depth {c.depth}, run {min(done + 1, len(ours_runs))} of {len(ours_runs)}"
             advance(c.depth if done == 0 else ours_runs[done - 1], what)
 
         lockstep(ours, theirs, timeout_s, after)
         own, other = _ours_samples(ours), samples_in(theirs.other())
-        stood = [side.stood_ns for side in (ours, theirs)]
-    pairs = [
-        _without(samples, stood_ns, at * c.samples)
-        for side, stood_ns in zip((own, other), stood, strict=True)
-        for at, (_test, samples) in enumerate(side)
-    ]
+        own_stood, other_stood = ours.stood_ns, theirs.stood_ns
     if [test.removesuffix("+s") for test, _ in own] != [test for test, _ in other]:
-        raise YarnEdgeError(f"{program.name} ran other tests: {', '.join(test for test, _ in other)}")
-    half = len(own)
-    return [_row(c, test, pairs[at], pairs[half + at]) for at, (test, _samples) in enumerate(own)]
+        raise YarnEdgeError(f"{program.name} ran other tests: {', '.join(test for test, _ in other) or 'none'}")
+    rows: list[dict[str, Any]] = []
+    for (test, own_ns), (_test, other_ns) in zip(own, other, strict=True):
+        start = len(rows) * c.samples
+        rows.append(_row(c, test, _without(own_ns, own_stood[start:]), _without(other_ns, other_stood[start:])))
+    return rows
 
 
 def _ours_starts(line: bytes) -> bool:
-    return STARTS in line and b'"number"' in line
+    event = json.loads(line)
+    return event["event"] == "step" and "number" in event
 
 
 def _theirs_starts(line: bytes) -> bool:
     return RUN_STARTS.search(line) is not None
 
 
+def _check(ours: Paced) -> None:
+    for line in ours.lines[-1:]:
+        event = json.loads(line)
+        if event["event"] == "failed":
+            raise YarnEdgeError(f"ours: {event['reason']}")
+
+
 def _ours_samples(ours: Paced) -> list[tuple[str, list[int]]]:
     events = [json.loads(line) for line in ours.lines]
-    failed = [event["reason"] for event in events if event["event"] == "failed"]
-    if failed:
-        raise YarnEdgeError(f"ours: {failed[0]}")
     return [(e["test"], e["samples_ns"]) for e in events if e["event"] == "test" and e["test"] != "ttft"]
 
 
-def _without(samples_ns: Sequence[int], stood_ns: Sequence[int], start: int) -> list[int]:
+def _without(samples_ns: Sequence[int], stood_ns: Sequence[int]) -> list[int]:
     """Times less what the program stood still in them."""
-    return [ns - stood for ns, stood in zip(samples_ns, stood_ns[start : start + len(samples_ns)], strict=True)]
+    return [ns - stood for ns, stood in zip(samples_ns, stood_ns, strict=False)]
 
 
 def _row(c: Configuration, test: str, own_ns: Sequence[int], other_ns: Sequence[int]) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """Print the table, or JSON. Returns 2 for bad input, a side that fails among it."""
-    parser = argparse.ArgumentParser(prog="speed_peers", description="Speed next to llama-bench, run by run.")
+    parser = argparse.ArgumentParser(prog="speed_peers", description="Speed next to llama-bench, in lockstep.")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL.gguf")
     add("--peer", type=Path, required=True, metavar="DIR", help="where llama-bench is")

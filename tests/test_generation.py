@@ -61,6 +61,69 @@ def sampled(context: Context, tokens: Sequence[int], sampling: Sampling, n: int,
     return seen
 
 
+def test_greedy_is_the_choice_of_llama_cpps_sampler(context: Context) -> None:
+    """Also of the first of equals, and of an output in the middle."""
+    api, row = context.api, context.model.n_vocab
+    chain = api.llama_sampler_init_greedy()
+    try:
+        token = 5
+        for position in range(100):
+            context.evaluate((token,), position)
+            ours = context.sample(None)
+            assert ours == context.sample(chain)
+            token = ours
+        context.evaluate(text_of(8), 100, "all")
+        for output in (0, 3, 7):
+            assert context.sample(None, output) == context.sample(chain, output)
+        context.logits_in_place()[7, [9, row - 1]] = 1e6  # llama.cpp's own memory
+        assert context.sample(None) == context.sample(chain) == 9
+    finally:
+        api.llama_sampler_free(chain)
+    with (
+        GREEDY.chain(context.model) as alone,
+        Sampling(temperature=0, repeat_penalty=1.1).chain(context.model) as penalized,
+    ):
+        assert alone is None
+        assert penalized is not None
+
+
+def test_logits_are_those_of_the_last_evaluation(context: Context) -> None:
+    """However many rows, with the view of them kept or made anew."""
+    seen = []
+    for step in (1, 1, 5, 1, 5, 5, 16, 1):
+        context.clear()
+        tokens = text_of(step, step + len(seen))
+        context.evaluate(tokens, 0, "all")
+        now = context.logits_in_place()
+        assert now.shape == (step, context.model.n_vocab)
+        seen.append((tokens, context.logits()))
+    for tokens, logits in seen:
+        context.clear()
+        context.evaluate(tokens, 0, "all")
+        np.testing.assert_array_equal(context.logits(), logits)
+
+
+def test_one_token_is_evaluated_as_any_number(tiny: Model) -> None:
+    """The short way to one token's logits, also behind sequences side by side."""
+    with Context(tiny, n_ctx=64, n_seq=2, n_batch=16, kv_type="f32", threads=1) as context:
+        for before in (lambda: None, lambda: context.evaluate_side_by_side([text_of(8), text_of(8, 1)])):
+            made = []
+            for outputs in ("last", 1):
+                context.clear()
+                before()
+                context.evaluate((7,), 8, outputs)  # type: ignore[arg-type]
+                made.append(context.logits())
+                assert made[-1].shape == (1, tiny.n_vocab)
+            np.testing.assert_array_equal(*made)
+        assert not np.array_equal(made[0], by_itself(context))  # what lies before it counts
+
+
+def by_itself(context: Context) -> np.ndarray[Any, Any]:
+    context.clear()
+    context.evaluate((7,), 8)
+    return context.logits()
+
+
 @pytest.mark.parametrize("margin", [0.0, 1.0])
 def test_greedy_answers_are_the_same_with_drafts(
     margin: float, context: Context, monkeypatch: pytest.MonkeyPatch
@@ -182,11 +245,11 @@ def test_preloading_is_the_same_beginning(context: Context) -> None:
     one = Generation(context)
     one.preload(tokens[:128])
     one.preload(tokens[:64])  # is there already
-    assert len(one._cached) == 128
+    assert len(one.cached) == 128
     list(one.generate(tokens, GREEDY, 8))
     assert one.stats is not None
     assert (one.stats.prompt_tokens_reused, one.stats.prompt_tokens_evaluated) == (128, 72)
-    assert one._cached[200:] == plain[:-1]
+    assert one.cached.tokens[200:] == plain[:-1]
 
 
 def test_stopped_from_another_thread(tiny: Model) -> None:
@@ -200,8 +263,8 @@ def test_stopped_from_another_thread(tiny: Model) -> None:
         timer.join()
         assert one.stats is not None
         assert one.stats.finish_reason == "interrupted"
-        assert 0 < len(one._cached) < 30000
-        done = len(one._cached)
+        assert 0 < len(one.cached) < 30000
+        done = len(one.cached)
         list(one.generate(tokens[: done + 10], GREEDY, 2))  # what was evaluated is sound
         assert one.stats.prompt_tokens_reused == done
 

@@ -66,7 +66,7 @@ def test_our_conversation_that_outgrows_the_window_is_a_fresh_evaluation(smol_f3
         for turn in range(4):
             "".join(session.stream(" ".join(words[turn * 40 : turn * 40 + 40]), 8))
         assert session.dropped_turns > 0
-        kept = list(session.generation._cached)
+        kept = list(session.generation.cached.tokens)
         context.keep(len(kept) - 1)
         context.evaluate(kept[-1:], len(kept) - 1, "last")
         ours = context.logits()

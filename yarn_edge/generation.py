@@ -1,9 +1,7 @@
 """Tokens after tokens: what of a prompt is in the KV cache, evaluating the rest, sampling an answer. No messages, no templates.
 
 The cache is cut, never shifted: `llama_memory_seq_add` would rotate the cached keys once more, on a YaRN model with its attention
-factor. Prompts are evaluated in batches that begin at multiples of n_batch. Their first tokens up to the last whole batch are
-"canonical": evaluated at any time, or read from the disk, they are the same to the bit (how tokens are batched changes the
-rounding of a quantized model).
+factor.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from yarn_edge.cached_tokens import CachedTokens
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_api import deferred_ctrl_c
 from yarn_edge.progress import bar
@@ -67,10 +66,7 @@ class Generation:
     def __init__(self, context: Context, states: StateCache | None = None, lookup: PromptLookup | None = None) -> None:
         self.context, self.states, self.lookup = context, states, lookup
         self.stats: AnswerStats | None = None
-        self._cached: list[int] = []  # tokens whose keys and values are surely in the cache
-        self._canonical = 0  # of these the first so many are as a fresh evaluation makes them
-        self._steps: list[int] = []  # where each evaluation of them began, had there been no drafts
-        self._drafted_at: int | None = None  # the first that was evaluated in a draft's batch
+        self.cached = CachedTokens(context)
         types = {tensor.type_name for tensor in context.model.gguf.tensors.values()}
         # Whether batches change logits by less than a close call: not with weights, keys or values in 8 bits, nor in bfloat16.
         plain = types <= {"F32", "F16"} and context.kv_type in ("f32", "f16")
@@ -106,7 +102,7 @@ class Generation:
             raise YarnEdgeError(f"the prompt has {len(tokens)} tokens, the context holds {n_ctx}")
         self._busy, self._stopped = True, False
         began = time.perf_counter()
-        reused, restored = self._common(tokens), 0
+        reused, restored = self.cached.common(tokens), 0
         before = (self.lookup.drafted, self.lookup.accepted) if self.lookup else (0, 0)
         generated, first_at, last_at = 0, 0.0, 0.0
         reason: FinishReason = "interrupted"
@@ -148,46 +144,38 @@ class Generation:
                 finish_reason=reason,
                 draft_tokens=drafted - before[0],
                 draft_accepted=accepted - before[1],
-                context_used=min(len(self._cached), len(tokens) + generated),
+                context_used=min(len(self.cached), len(tokens) + generated),
                 n_ctx=n_ctx,
             )
 
     def preload(self, tokens: Sequence[int]) -> None:
         """Bring the beginning of a prompt into the cache, if it is not there. Raises YarnEdgeError, KeyboardInterrupt."""
-        if self._common([*tokens, -1]) < len(tokens):
+        if self.cached.common([*tokens, -1]) < len(tokens):
             self._read(tokens, only_canonical=False)
 
     def keep_on_disk(self) -> None:
         """Keep what was read, if it is worth a file: for when nobody waits."""
-        if self.states is not None and self._canonical >= KEEP_TOKENS:
-            self.context.keep(len(self._cached))  # what an interrupted evaluation left behind
-            self.states.keep(self.context, self._run_key, self._cached, self._canonical)
-
-    def _common(self, tokens: Sequence[int]) -> int:
-        """How many leading tokens of the prompt the cache holds; the last one is always evaluated, for its logits."""
-        same = 0
-        for mine, theirs in zip(self._cached, tokens[:-1], strict=False):
-            if mine != theirs:
-                break
-            same += 1
-        return same
+        cached = self.cached
+        if self.states is not None and cached.canonical >= KEEP_TOKENS:
+            self.context.keep(len(cached))  # what an interrupted evaluation left behind
+            self.states.keep(self.context, self._run_key, cached.tokens, cached.canonical)
 
     def _read(self, tokens: Sequence[int], only_canonical: bool) -> tuple[int, int]:
         """Bring the cache to exactly `tokens`. Returns how many of them were there, and how many came from the disk.
 
-        After an interruption `_cached` holds what is surely there.
+        After an interruption `cached` holds what is surely there.
         """
-        n_batch = self.context.n_batch
-        start, restored = self._common(tokens), 0
+        cached = self.cached
+        start, restored = cached.common(tokens), 0
         if self.states is not None and len(tokens) - start >= KEEP_TOKENS:
             restored = self._restore(tokens, start)
-            start = restored or self._common(tokens)
-        canonical = min(self._canonical, start) // n_batch * n_batch
+            start = restored or cached.common(tokens)
+        canonical = min(cached.canonical, start) // self.context.n_batch * self.context.n_batch
         worth_a_file = self.states is not None and len(tokens) - start >= KEEP_TOKENS
         if only_canonical or (worth_a_file and start - canonical <= MOST_REREAD * (len(tokens) - start)):
             start = canonical
-        self._canonical = canonical
-        self._cut(start)
+        cached.canonical = canonical
+        cached.cut(start)
         n_new = len(tokens) - start
         began = time.perf_counter()
         with (
@@ -196,14 +184,10 @@ class Generation:
             _maybe_bar(n_new > self._prompt_tok_per_s, n_new) as advance,
         ):
             self._interrupt = interrupt
-            while (at := len(self._cached)) < len(tokens):
+            while len(cached) < len(tokens):
                 if self._stopped:
                     raise KeyboardInterrupt
-                part = tokens[at : (at // n_batch + 1) * n_batch]
-                self._evaluate(part, "last" if at + len(part) == len(tokens) else "none")
-                if self._canonical == at and len(part) == n_batch:
-                    self._canonical += n_batch
-                advance(len(part))
+                advance(cached.evaluate_prompt(tokens))
         if n_new >= _TIMED:
             self._prompt_tok_per_s = n_new / max(time.perf_counter() - began, 1e-9)
         return (0, restored) if restored else (start, 0)
@@ -214,48 +198,28 @@ class Generation:
         found = self.states.find(self._run_key, tokens[:-1], self.context.n_batch, self.context.n_ctx)
         if found is None or found.usable <= have:
             return 0
-        self._cached, self._canonical, self._steps, self._drafted_at = [], 0, [], None
+        self.cached.forget()
         if not self.states.load(self.context, found):
             return 0
-        self._cached, self._canonical = list(tokens[: found.usable]), found.usable
-        self._steps = list(range(0, found.usable, self.context.n_batch))
+        self.cached.restored(tokens[: found.usable])
         return found.usable
-
-    def _cut(self, n_tokens: int) -> None:
-        """Keep the first `n_tokens` tokens, and nothing that an interrupted evaluation left behind them."""
-        del self._cached[n_tokens:]
-        while self._steps and self._steps[-1] >= n_tokens:
-            self._steps.pop()
-        if self._drafted_at is not None and self._drafted_at >= n_tokens:
-            self._drafted_at = None
-        self.context.keep(n_tokens)
-
-    def _evaluate(self, tokens: Sequence[int], outputs: Literal["last", "none"] = "last") -> None:
-        """Evaluate what follows in the cache, as it would be without drafts."""
-        at = len(self._cached)
-        self.context.evaluate(tokens, at, outputs)
-        self._steps.append(at)
-        self._cached.extend(tokens)
 
     def _following(self, chain: object, greedy: bool) -> int:
         """The token after the last evaluation, a single one; a greedy one as it would be had there been no drafts."""
-        first = self._drafted_at
-        if first is None or not (greedy and self._steady) or len(self._cached) - first > MOST_REDONE:
+        first = self.cached.drafted_at
+        if first is None or not (greedy and self._steady) or len(self.cached) - first > MOST_REDONE:
             return self.context.sample(chain)
         if _margin(self.context.logits_in_place()[0]) < DOUBTFUL:
-            self._redo(first)
+            self._redo()
         return self.context.sample(chain)
 
-    def _redo(self, first: int) -> None:
-        """Evaluate from the step on that holds token `first` as it would be without drafts."""
+    def _redo(self) -> None:
+        """Evaluate what drafts left in the cache as it would be without them."""
         began = time.perf_counter()
-        tokens, ends = self._cached[:], [*self._steps[1:], len(self._cached)]
-        redone = [(a, b) for a, b in zip(self._steps, ends, strict=True) if b > first]
-        self._cut(redone[0][0])
-        for start, end in redone:
+        for part in self.cached.undrafted():
             if self._stopped:
                 raise KeyboardInterrupt
-            self._evaluate(tokens[start:end])
+            self.cached.evaluate(part)
         self._redo_s += time.perf_counter() - began
 
     def _sampled(self, chain: object, sampling: Sampling) -> Iterator[int]:
@@ -265,17 +229,17 @@ class Generation:
         if lookup is not None and greedy and unsure and not lookup.always:
             lookup = None  # it is to be what it is without drafts
         if lookup is not None:
-            lookup.read(self._cached)
+            lookup.read(self.cached.tokens)
         token = self._following(chain, greedy)
         while True:
             yield token
-            room = min(context.n_ctx - len(self._cached) - 1, context.most_outputs - 1, context.n_batch - 1)
+            room = min(context.n_ctx - len(self.cached) - 1, context.most_outputs - 1, context.n_batch - 1)
             if lookup is not None:
                 lookup.add(token)
             draft = lookup.draft(room) if lookup is not None and room > 0 else []
             began, self._redo_s = time.perf_counter(), 0.0
             if not draft:
-                self._evaluate([token])
+                self.cached.evaluate([token])
                 token = self._following(chain, greedy)
                 if lookup is not None:
                     lookup.took(time.perf_counter() - began - self._redo_s)
@@ -295,20 +259,15 @@ class Generation:
 
         Every token is sampled from the logits before it, as without a draft: the distribution is the same.
         """
-        context, at = self.context, len(self._cached)
-        batch = [token, *draft]
-        context.evaluate(batch, at, len(batch))
+        context, batch = self.context, [token, *draft]
+        context.evaluate(batch, len(self.cached), len(batch))
         for number in range(len(batch)):
             close = greedy and _margin(context.logits_in_place()[number]) < CLOSE_CALL
             said = -1 if close else context.sample(chain, number)
             if number == len(draft) or said != draft[number] or context.model.is_end(said):
-                n_sure = number + (not close)  # tokens of the batch that stay
-                self._drafted_at = at if n_sure and self._drafted_at is None else self._drafted_at
-                self._steps += range(at, at + n_sure)
-                self._cached += batch[:n_sure]
-                context.keep(at + n_sure)
+                self.cached.keep_of_draft(batch, number + (not close))
                 if close:
-                    self._evaluate([batch[number]])
+                    self.cached.evaluate([batch[number]])
                     said = self._following(chain, greedy)
                 return batch[1 : number + 1], said
         raise AssertionError("the last one returns")

@@ -146,7 +146,8 @@ for kind, n in [("prompt", flags["-p"]), *(("generation", n) for n in flags["-n"
         print(f"llama-bench: benchmark 1/3: depth run {{number + 1}}/{{flags['-r']}} (cached)", file=sys.stderr, flush=True)
         start = time.perf_counter_ns()
         print(f"llama-bench: benchmark 1/3: {{kind}} run {{number + 1}}/{{flags['-r']}}", file=sys.stderr, flush=True)
-        time.sleep(0.02)
+        for _ in range(20):  # one long sleep would pass while it is stopped
+            time.sleep(0.001)
         samples.append(time.perf_counter_ns() - start)
     is_prompt = kind == "prompt"
     rows.append({{"n_prompt": int(n) * is_prompt, "n_gen": int(n) * (not is_prompt), "samples_ns": samples}})
@@ -186,7 +187,9 @@ def test_ours_next_to_a_peer_of_known_speed(
     assert [(r["test"], r["n"], r["depth"]) for r in found["rows"]] == [("pp", 16, 32), ("tg", 4, 32), ("tg+s", 4, 32)]
     for row in found["rows"]:
         assert len(row["ratios"]) == 6
-        assert all(0 < speed <= row["n"] / 0.02 for speed in row["theirs_tok_per_s"])  # no run is faster than its sleep
+        assert all(
+            0 < speed <= row["n"] / 0.018 for speed in row["theirs_tok_per_s"]
+        )  # no run is faster than its sleeps
         assert (
             row["theirs_median"] > row["n"] / 0.2
         )  # nor does it contain what it stood still, beside a busy machine's delay

@@ -190,8 +190,11 @@ class _Cursor:
         return self.data[start : start + length].decode("utf-8", errors="surrogateescape")
 
     def strings(self, count: int, what: str) -> list[str] | SkippedStrings:
-        """`count` strings; the loop is written out because vocabularies have 10^5 of them."""
-        data, at, end, found, keep = self.data, self.at, self.end, [], self.keep_strings
+        """`count` strings; the loops are written out because vocabularies have 10^5 of them."""
+        data, at, end, found = self.data, self.at, self.end, []
+        if not self.keep_strings and (behind := self._behind_strings(count)) is not None:
+            self.at = behind
+            return SkippedStrings(count)
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at + 8 > end:
@@ -200,11 +203,21 @@ class _Cursor:
             at += 8
             if length > end - at:
                 raise self.fail(f"{what} has a string of {length} bytes at byte {at}, the file has {end - at} left")
-            if keep:
-                found.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
+            found.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
             at += length
         self.at = at
-        return found if keep else SkippedStrings(count)
+        return found
+
+    def _behind_strings(self, count: int) -> int | None:
+        """Where the first byte behind `count` strings is; None where they pass the end."""
+        data, at = self.data, self.at
+        unpack = struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + unpack(data, at)[0]
+        except (struct.error, OverflowError):
+            return None
+        return at if at <= self.end else None
 
     def value(self, key: str, kind: int) -> Any:
         if kind == STRING:

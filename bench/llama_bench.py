@@ -46,9 +46,12 @@ def samples_in(output: bytes) -> list[tuple[str, list[int]]]:
     """(pp or tg, nanoseconds of its runs) of each test that llama-bench told. Raises YarnEdgeError for what it cannot have told."""
     try:
         rows = json.loads(output)
-        return [("pp" if r["n_prompt"] else "tg", [int(ns) for ns in r["samples_ns"]]) for r in rows]
+        found = [("pp" if r["n_prompt"] else "tg", [int(ns) for ns in r["samples_ns"]]) for r in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise YarnEdgeError(f"llama-bench told no rows that we can read: {one_line(str(error), 100)}") from error
+    if not all(samples for _test, samples in found):
+        raise YarnEdgeError("llama-bench told no rows that we can read: no samples")
+    return found
 
 
 def speeds(program: Path, c: Configuration, variables: Mapping[str, str] | None = None) -> dict[str, float]:

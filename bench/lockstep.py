@@ -8,41 +8,61 @@ one is next to a run of the other.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, Literal
 
 from yarn_edge.errors import YarnEdgeError
 
-from .speed_process import ended, last_words
+from .speed_process import PATIENCE_S, ended, last_words
 
+SHORTEST_NS = 20_000_000  # it takes up to a millisecond or so until a program stands: a run must not be over by then
 Starts = Callable[[bytes], bool]
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _with_us() -> None:
+    """In the child, before the program: a group of its own, and an end with its parent, also while it stands."""
+    os.setpgrp()
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended (macOS says EPERM of zombies)
+        os.killpg(group, number)
 
 
 class Paced:
     """A program in a process group of its own, which runs only between `go` and the start of its next timed run.
 
-    lines_on: where it tells those lines; `starts` knows them. What it writes there is `lines`, what it writes to the other
-    stream `other`. stood_ns: nanoseconds for which it was stopped in each of its timed runs. If this process dies, the system ends the
-    group (SIGHUP to a group that is orphaned with stopped members).
+    name: for messages. lines_on: where it tells those lines; `starts` knows them. What it writes there is `lines`, what it writes
+    to the other stream `other`. stood_ns: nanoseconds for which it was stopped in each of its timed runs.
+    If this process dies, it dies too (on Linux in any case; elsewhere the system sends SIGHUP to an orphaned group that stands).
     """
 
     def __init__(
         self,
+        name: str,
         command: Sequence[str],
         starts: Starts,
         lines_on: Literal["stdout", "stderr"],
         first_line: bytes = b"",
         variables: Mapping[str, str] | None = None,
     ) -> None:
+        self.name = name
         self.command, self.starts, self.lines_on = list(command), starts, lines_on
         self.first_line, self.variables = first_line, variables
         self.lines, self.stood_ns = list[bytes](), list[int]()
@@ -61,23 +81,38 @@ class Paced:
         if self._stopped_at is not None:
             self.stood_ns.append(time.perf_counter_ns() - self._stopped_at)
             self._stopped_at = None
-            os.killpg(self._process.pid, signal.SIGCONT)
+            _signal(self._process.pid, signal.SIGCONT)
         while (line := self._next(timeout_s)) is not None:
             self.lines.append(line)
             if self.starts(line) and self._stopped(self._process):
                 self._stopped_at = time.perf_counter_ns()
                 return True
-        code = self._process.wait()
+        try:
+            code = self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise YarnEdgeError(f"{self.name}: closed its output and did not end") from None
         if code:
             words = last_words(b"".join(self.lines) if self.lines_on == "stderr" else self.other())
-            raise YarnEdgeError(f"{Path(self.command[0]).name}: {ended(code, words)}")
+            raise YarnEdgeError(f"{self.name}: {ended(code, words)}")
         return False
+
+    def ran(self, samples_ns: Sequence[int], first: int) -> list[int]:
+        """Times that it took by its own clock, from its timed run number `first` on, less what it stood still in them.
+
+        Raises YarnEdgeError where a run was so short that it may have been over when it was stopped.
+        """
+        found = [ns - stood for ns, stood in zip(samples_ns, self.stood_ns[first:], strict=False)]
+        if min(found, default=0) < SHORTEST_NS:
+            raise YarnEdgeError(
+                f"{self.name}: runs of less than {SHORTEST_NS / 1e9:g} s cannot be told apart: more tokens (-p, -n)"
+            )
+        return found
 
     def _started(self) -> subprocess.Popen[bytes]:
         streams: dict[str, Any] = {"stdout": self._other, "stderr": self._other, self.lines_on: subprocess.PIPE}
         try:
             process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, env=self.variables, preexec_fn=os.setpgrp, **streams
+                self.command, stdin=subprocess.PIPE, env=self.variables, preexec_fn=_with_us, **streams
             )
         except OSError as error:
             raise YarnEdgeError(f"{self.command[0]} cannot be started: {error.strerror}") from error
@@ -95,11 +130,11 @@ class Paced:
         try:
             return self._found.get(timeout=timeout_s)
         except queue.Empty:
-            raise YarnEdgeError(f"{Path(self.command[0]).name}: nothing new within {timeout_s:g} s") from None
+            raise YarnEdgeError(f"{self.name}: nothing new within {timeout_s:g} s (--timeout)") from None
 
     def _stopped(self, process: subprocess.Popen[bytes]) -> bool:
         """False where it ended before."""
-        os.killpg(process.pid, signal.SIGSTOP)
+        _signal(process.pid, signal.SIGSTOP)
         _pid, status = os.waitpid(process.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -115,7 +150,7 @@ class Paced:
         process = self._process
         if process is not None:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                _signal(process.pid, signal.SIGKILL)
                 process.wait()
             self._reader.join()
             for stream in (process.stdin, process.stdout, process.stderr):
@@ -126,7 +161,8 @@ class Paced:
 
     def _read(self, pipe: IO[bytes]) -> None:
         for line in pipe:
-            self._found.put(line)
+            if line.endswith(b"\n"):  # else it was ended in the middle of a word
+                self._found.put(line)
         self._found.put(None)
 
 

@@ -1,9 +1,10 @@
 """Ours next to llama-bench, in lockstep: a machine with neighbours is fast and slow in phases, which both sides then share.
 
-`python -m yarn_edge.bench.speed_peers MODEL.gguf --peer DIR [--depth 0,4096] [--repeat 15]`: DIR holds llama-bench. Ours (the child
+`python -m yarn_edge.bench.speed_peers MODEL.gguf --peer DIR [--depth 0,4096] [--repeat 60]`: DIR holds llama-bench. Ours (the child
 of `yarn-edge bench`) and theirs are loaded side by side, with the same threads, batches, cache and flash attention, each fills its
-cache to the depth, and then a timed run of one follows a timed run of the other (`lockstep`): the shorter they are (-p, -n), the more
-alike is what both met. The ratio is the median of the ratios of such pairs, with its exact 95 % interval (the sign test's).
+cache to the depth, and then a timed run of one follows a timed run of the other (`lockstep`): runs of 0.1 to 1 s (-p, -n) are so short
+that both meet the same, and so long that stopping them does not count. The ratio is the median of the ratios of such pairs, with its
+exact 95 % interval (the sign test's).
 --our-libraries: theirs runs with the libllama of our llama-cpp-python, so that two builds of the kernels are not what differs.
 """
 
@@ -45,8 +46,8 @@ def measure(
     request = json.dumps(c.request()).encode("ascii") + b"\n"
     ours_runs = [n for test, n in c.tests if test != "ttft" for _ in range(c.samples)]
     with (
-        paced(lambda: Paced(CHILD, _ours_starts, "stdout", request)) as ours,
-        paced(lambda: Paced(peer, _theirs_starts, "stderr", b"", variables)) as theirs,
+        paced(lambda: Paced("ours", CHILD, _ours_starts, "stdout", request)) as ours,
+        paced(lambda: Paced(program.name, peer, _theirs_starts, "stderr", b"", variables)) as theirs,
         bar("Measuring", 2.0 * (c.depth + sum(ours_runs)), "tokens") as advance,
     ):
         advance(0, f"depth {c.depth}, warming up and filling the caches")
@@ -60,13 +61,12 @@ def measure(
 
         lockstep(ours, theirs, timeout_s, after)
         own, other = _ours_samples(ours), samples_in(theirs.other())
-        own_stood, other_stood = ours.stood_ns, theirs.stood_ns
     if [test.removesuffix("+s") for test, _ in own] != [test for test, _ in other]:
         raise YarnEdgeError(f"{program.name} ran other tests: {', '.join(test for test, _ in other) or 'none'}")
     rows: list[dict[str, Any]] = []
     for (test, own_ns), (_test, other_ns) in zip(own, other, strict=True):
-        start = len(rows) * c.samples
-        rows.append(_row(c, test, _without(own_ns, own_stood[start:]), _without(other_ns, other_stood[start:])))
+        first = len(rows) * c.samples
+        rows.append(_row(c, test, ours.ran(own_ns, first), theirs.ran(other_ns, first)))
     return rows
 
 
@@ -89,11 +89,6 @@ def _check(ours: Paced) -> None:
 def _ours_samples(ours: Paced) -> list[tuple[str, list[int]]]:
     events = [json.loads(line) for line in ours.lines]
     return [(e["test"], e["samples_ns"]) for e in events if e["event"] == "test" and e["test"] != "ttft"]
-
-
-def _without(samples_ns: Sequence[int], stood_ns: Sequence[int]) -> list[int]:
-    """Times less what the program stood still in them."""
-    return [ns - stood for ns, stood in zip(samples_ns, stood_ns, strict=False)]
 
 
 def _row(c: Configuration, test: str, own_ns: Sequence[int], other_ns: Sequence[int]) -> dict[str, Any]:
@@ -143,9 +138,23 @@ def main() -> int:
     add("model", type=Path, metavar="MODEL.gguf")
     add("--peer", type=Path, required=True, metavar="DIR", help="where llama-bench is")
     add("--depth", type=listed(depth), default=[0], metavar="LIST", help="default: 0")
-    add("-p", "--prompt-tokens", type=count(1, MAX_TOKENS), default=512, metavar="N")
-    add("-n", "--gen-tokens", type=count(1, MAX_TOKENS), default=128, metavar="N")
-    add("--repeat", type=count(1, 1000), default=15, metavar="N", help="timed runs of each test and side (default: 15)")
+    add(
+        "-p",
+        "--prompt-tokens",
+        type=count(0, MAX_TOKENS),
+        default=64,
+        metavar="N",
+        help="of a run (default: 64; 0: no reading)",
+    )
+    add(
+        "-n",
+        "--gen-tokens",
+        type=count(0, MAX_TOKENS),
+        default=8,
+        metavar="N",
+        help="of a run (default: 8; 0: no generating)",
+    )
+    add("--repeat", type=count(1, 1000), default=60, metavar="N", help="timed runs of each test and side (default: 60)")
     add("--timeout", type=count(1, 10**7), default=TIMEOUT_S, metavar="S", help=f"for a step (default: {TIMEOUT_S})")
     add("--threads", type=count(1, MAX_THREADS), default=physical_threads(), metavar="N")
     add("--batch", type=count(1, MAX_TOKENS), default=512, metavar="N", help="of both, with --ubatch (default: 512)")
@@ -160,6 +169,10 @@ def main() -> int:
     code, told = 0, ""
     try:
         program = executable(args.peer)
+        if args.backend != "cpu" and args.prompt_tokens:
+            raise YarnEdgeError("a GPU goes on reading while its program is stopped: -p 0 with --backend")
+        if not args.prompt_tokens and not args.gen_tokens:
+            raise YarnEdgeError("-p 0 -n 0: nothing to measure")
         if not devices_of(args.backend):
             raise YarnEdgeError(missing(args.backend))
         read_gguf(args.model, vocabulary=False)

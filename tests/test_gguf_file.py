@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -37,11 +39,22 @@ GOOD = image(GOOD_KVS, [tensor(), tensor("b", (16, 2), 1, 128)], bytes(192))
 
 @pytest.fixture
 def read(tmp_path):
-    def from_bytes(data: bytes) -> GGUFFile:
-        (tmp_path / "model.gguf").write_bytes(data)
-        return read_gguf(tmp_path / "model.gguf")
+    def from_bytes(data: bytes, path: Path) -> GGUFFile:
+        path.write_bytes(data)
+        return read_gguf(path)
 
-    return from_bytes
+    return partial(from_bytes, path=tmp_path / "model.gguf")
+
+
+def without_strings(read):
+    """The same file, its string arrays checked and left out."""
+
+    def again(data: bytes) -> GGUFFile:
+        path = read.keywords["path"]
+        path.write_bytes(data)
+        return read_gguf(path, vocabulary=False)
+
+    return again
 
 
 def refusal(call, *arguments) -> str:
@@ -152,7 +165,7 @@ def test_a_small_vector_reads(read):
 
 def test_cut_at_every_byte(read):
     for size in range(len(GOOD)):
-        assert refusal(read, GOOD[:size])
+        assert refusal(read, GOOD[:size]) == refusal(without_strings(read), GOOD[:size])
 
 
 A = kv("general.architecture", STRING, "llama")
@@ -204,6 +217,18 @@ HOSTILE = {
 @pytest.mark.parametrize("data, part", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_files(read, data, part):
     assert part in refusal(read, data)
+    assert part in refusal(without_strings(read), data)
+
+
+def test_strings_that_are_not_wanted_take_no_memory(read):
+    """Also where the last of them is cut off."""
+    data = image([kv("k", ARRAY, array(STRING, 1 << 17, text("ab") * ((1 << 17) - 1)))])
+    tracemalloc.start()
+    try:
+        assert "ends within its strings" in refusal(without_strings(read), data)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -203,10 +203,11 @@ class _Cursor:
             at += 8
             if length > end - at:
                 raise self.fail(f"{what} has a string of {length} bytes at byte {at}, the file has {end - at} left")
-            found.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
+            if self.keep_strings:
+                found.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
             at += length
         self.at = at
-        return found
+        return found if self.keep_strings else SkippedStrings(count)
 
     def _behind_strings(self, count: int) -> int | None:
         """Where the first byte behind `count` strings is; None where they pass the end."""

@@ -345,7 +345,8 @@ class Context:
     def sample(self, sampler: Any, output: int = -1) -> int:
         """The next token by a llama_sampler chain (see `yarn_edge.sampling`), from the logits of one of the outputs.
 
-        sampler: None is the most probable token, the first of equals; llama.cpp's chain for it copies all logits before it looks.
+        sampler: None is the most probable token, the first of equals (or of NaNs); llama.cpp's chain for it copies all logits
+        before it looks.
         output: its number in the last evaluation, of which the outputs must be the first tokens; -1 is the last one.
         """
         if sampler is None:

@@ -196,6 +196,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(lockstep_module, "SHORTEST_NS", 1_000_000)  # a tiny model's runs
     monkeypatch.setattr(sys, "argv", ["speed_peers", *words])
     return main()
 
@@ -208,9 +209,9 @@ def short(tiny: Path, folder: Path) -> list[str]:
         "--depth",
         "32",
         "-p",
-        "512",
+        "2048",
         "-n",
-        "128",
+        "256",
         "--repeat",
         "6",
         "--threads",
@@ -225,9 +226,9 @@ def test_ours_next_to_a_peer_of_known_speed(
     found = json.loads(capsys.readouterr().out)
     assert found["complete"]
     assert [(r["test"], r["n"], r["depth"]) for r in found["rows"]] == [
-        ("pp", 512, 32),
-        ("tg", 128, 32),
-        ("tg+s", 128, 32),
+        ("pp", 2048, 32),
+        ("tg", 256, 32),
+        ("tg+s", 256, 32),
     ]
     for row in found["rows"]:
         assert len(row["ratios"]) == 6

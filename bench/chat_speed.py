@@ -122,6 +122,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     document = document_of(args.model, args.text, args.tokens)
     if args.copy_only:
         return {"tokens": args.tokens, "copying": copying(args, document)}
+    program = None if args.peer is None else executable(args.peer)
     ctx = args.tokens + ROOM + 2 * args.gen_tokens
     note(f"two questions about {args.tokens} tokens")
     asked = conversation(args, document, ctx)
@@ -142,14 +143,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found |= {"cold_start_s": cold, "restarted_s": warm, "restarted_ratio": warm / cold, "cache_bytes": size}
     note("copying")
     found["copying"] = copying(args, document)
-    if args.peer is not None:
+    if program is not None:
         found["peer"] = {}
         for flash in ("auto", "off"):
             note(f"llama-bench, flash attention {flash}")
             c = Configuration(
                 str(args.model), "cpu", "f16", flash, 512, 512, args.threads, int(found["depth"]), 0, args.gen_tokens, 1
             )  # fmt: skip
-            speed = speeds(executable(args.peer), c)["tg"]
+            speed = speeds(program, c)["tg"]
             found["peer"][flash] = {"tok_per_s": speed, "ratio": found["tok_per_s"] / speed}
     return found
 

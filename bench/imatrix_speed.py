@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from yarn_edge.flags import MAX_THREADS, count
 from yarn_edge.llama_api import physical_threads
 from yarn_edge.progress import bar, note
 from yarn_edge.sample_text import sample_text
+
+from .llama_bench import executable
 
 LIMIT = 1.1  # ours / llama-imatrix
 LIMIT_APART = 1e-3  # relative, of any value
@@ -101,10 +102,8 @@ def main() -> int:
     parser.add_argument("--repeat", type=count(1, 1000), default=5, metavar="N", help="pairs that count (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
-    peer = args.peer / "llama-imatrix"
     try:
-        if not os.access(peer, os.X_OK) or not peer.is_file():
-            raise YarnEdgeError(f"{peer}: no such program")
+        peer = executable(args.peer, "llama-imatrix")
         with tempfile.TemporaryDirectory(prefix="imatrix-text-") as folder:
             text = args.text
             if text is None:

@@ -7,20 +7,19 @@ import os
 import re
 import statistics
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line
 
+from .speed_process import last_words
 from .speed_rows import Configuration
 
 RUN_STARTS = re.compile(rb"(prompt|generation) run \d+/\d+\s*$")  # with --progress, told when the clock runs already
 
 
-def executable(folder: Path) -> Path:
-    """llama-bench in `folder`. Raises YarnEdgeError where it is not, or cannot be run."""
-    program = folder / "llama-bench"
+def executable(folder: Path, name: str = "llama-bench") -> Path:
+    """A program of llama.cpp in `folder`. Raises YarnEdgeError where it is not, or cannot be run."""
+    program = folder / name
     if not program.is_file() or not os.access(program, os.X_OK):
         raise YarnEdgeError(f"{program}: no such program")
     return program
@@ -54,11 +53,10 @@ def samples_in(output: bytes) -> list[tuple[str, list[int]]]:
     return found
 
 
-def speeds(program: Path, c: Configuration, variables: Mapping[str, str] | None = None) -> dict[str, float]:
+def speeds(program: Path, c: Configuration) -> dict[str, float]:
     """Median tokens per second of each test. Raises YarnEdgeError where it fails."""
-    done = subprocess.run(command(program, c), capture_output=True, check=False, env=variables)
+    done = subprocess.run(command(program, c), capture_output=True, check=False)
     if done.returncode:
-        told = done.stderr.decode(errors="replace").strip().splitlines()
-        raise YarnEdgeError(f"{program.name} ended with {done.returncode}: {one_line((told or [''])[-1], 300)}")
-    n: Mapping[str, Any] = dict(c.tests)
+        raise YarnEdgeError(f"{program.name} ended with {done.returncode}: {last_words(done.stderr)}")
+    n = dict(c.tests)
     return {test: n[test] * 1e9 / statistics.median(samples) for test, samples in samples_in(done.stdout)}

@@ -17,13 +17,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Literal
 
 from yarn_edge.errors import YarnEdgeError
 
-from .speed_process import PATIENCE_S, ended, last_words
+from .speed_process import PATIENCE_S, ended, last_words, read_lines
 
 SHORTEST_NS = 20_000_000  # it takes up to a millisecond or so until a program stands: a run must not be over by then
 Starts = Callable[[bytes], bool]
@@ -119,7 +118,7 @@ class Paced:
         assert process.stdin is not None
         pipe = process.stdout if self.lines_on == "stdout" else process.stderr
         assert pipe is not None
-        self._reader = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self._reader = threading.Thread(target=read_lines, args=(pipe, self._found), daemon=True)
         self._reader.start()
         with contextlib.suppress(BrokenPipeError):  # it ended already: `go` says why
             process.stdin.write(self.first_line)
@@ -158,22 +157,6 @@ class Paced:
                     if stream is not None:
                         stream.close()
         self._other.close()
-
-    def _read(self, pipe: IO[bytes]) -> None:
-        for line in pipe:
-            if line.endswith(b"\n"):  # else it was ended in the middle of a word
-                self._found.put(line)
-        self._found.put(None)
-
-
-@contextmanager
-def paced(made: Callable[[], Paced]) -> Iterator[Paced]:
-    """Ended also by Ctrl-C."""
-    one = made()
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 def lockstep(one: Paced, other: Paced, timeout_s: float, after: Callable[[Paced], None]) -> None:

@@ -118,6 +118,17 @@ def depth(text: str) -> int:
     return 0 if text == "0" else length(text)
 
 
+def add_size_flags(parser: argparse.ArgumentParser, n_prompt: int, n_gen: int) -> None:
+    """-p and -n, the tokens of a timed run, with their defaults; 0 leaves that test out."""
+    for short, name, default, what in (
+        ("-p", "--prompt-tokens", n_prompt, "read"),
+        ("-n", "--gen-tokens", n_gen, "generate"),
+    ):
+        parser.add_argument(
+            short, name, type=count(0, MAX_TOKENS), default=default, metavar="N", help=f"tokens to {what} (%(default)s)"
+        )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge bench`."""
     parser.usage = "yarn-edge bench MODEL.gguf… [flags]\n       yarn-edge bench compare A.json B.json [--json] [--report FILE.html]"
@@ -135,22 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="tokens in the cache before: 0,4k,16k (default: 0)",
     )
-    add(
-        "-p",
-        "--prompt-tokens",
-        type=count(0, MAX_TOKENS),
-        default=512,
-        metavar="N",
-        help="tokens to read (%(default)s)",
-    )
-    add(
-        "-n",
-        "--gen-tokens",
-        type=count(0, MAX_TOKENS),
-        default=128,
-        metavar="N",
-        help="tokens to generate (%(default)s)",
-    )
+    add_size_flags(parser, 512, 128)
     add(
         "--kv-type",
         type=listed(one_of(*KV_TYPES)),

@@ -130,7 +130,7 @@ def pair(a: Mapping[str, Any], b: Mapping[str, Any]) -> Pair:
     speeds = [row["n"] * 1e9 / statistics.median(row["samples_ns"]) for row in (a, b)]
     steps = np.sort((np.log(times[0])[:, None] - np.log(times[1])[None, :]).ravel())  # log of B's speed over A's
     p = p_value(steps, len(times[0]), len(times[1]))
-    interval = shift_interval(steps, len(times[0]), len(times[1]))
+    interval = not_rejected(steps, null_distribution(len(times[0]), len(times[1])))
     low, high = (None, None) if interval is None else tuple(math.exp(end) for end in interval)
     verdict = FEW if interval is None else SAME if p >= LEVEL else FASTER if float(np.median(steps)) > 0 else SLOWER
     return Pair(a, speeds[0], speeds[1], speeds[1] / speeds[0], low, high, p, verdict)
@@ -164,17 +164,18 @@ def p_value(steps: Sequence[float] | np.ndarray[Any, Any], n: int, m: int) -> fl
     return min(1.0, 2 * sum(null_distribution(n, m)[: min(smaller, n * m) + 1]))
 
 
-def shift_interval(steps: np.ndarray[Any, Any], n: int, m: int) -> tuple[float, float] | None:
-    """Ends of the shifts that the test does not reject at LEVEL, of the sorted differences; None where it can reject none."""
+def not_rejected(ordered: Sequence[float] | np.ndarray[Any, Any], null: Iterable[float]) -> tuple[float, float] | None:
+    """The ends of what a two-sided rank test does not reject at LEVEL; None where it can reject nothing.
+
+    ordered: the values in question, ascending; null: P(rank 0), P(rank 1), … of its statistic where nothing differs.
+    """
     tail, inside = 0.0, 0
-    for probability in null_distribution(n, m):
+    for probability in null:
         tail += probability
         if 2 * tail >= LEVEL:
             break
         inside += 1
-    if not inside:
-        return None
-    return float(steps[inside - 1]), float(steps[len(steps) - inside])
+    return (float(ordered[inside - 1]), float(ordered[len(ordered) - inside])) if inside else None
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:

@@ -16,6 +16,7 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,11 @@ from yarn_edge.progress import bar, note
 
 from .environment import environment, machine_state
 from .llama_bench import RUN_STARTS, command, executable, our_libraries, samples_in
-from .lockstep import Paced, lockstep, paced
-from .speed import MAX_TOKENS, TIMEOUT_S, depth, listed
+from .lockstep import Paced, lockstep
+from .speed import MAX_TOKENS, TIMEOUT_S, add_size_flags, depth, listed
+from .speed_compare import not_rejected
 from .speed_process import CHILD
-from .speed_rows import FLASH, Configuration
-
-LEVEL = 0.05
+from .speed_rows import FLASH, Configuration, name_of
 
 
 def measure(
@@ -46,8 +46,8 @@ def measure(
     request = json.dumps(c.request()).encode("ascii") + b"\n"
     ours_runs = [n for test, n in c.tests if test != "ttft" for _ in range(c.samples)]
     with (
-        paced(lambda: Paced("ours", CHILD, _ours_starts, "stdout", request)) as ours,
-        paced(lambda: Paced(program.name, peer, _theirs_starts, "stderr", b"", variables)) as theirs,
+        closing(Paced("ours", CHILD, _ours_starts, "stdout", request)) as ours,
+        closing(Paced(program.name, peer, _theirs_starts, "stderr", variables=variables)) as theirs,
         bar("Measuring", 2.0 * (c.depth + sum(ours_runs)), "tokens") as advance,
     ):
         advance(0, f"depth {c.depth}, warming up and filling the caches")
@@ -109,14 +109,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     None for fewer than 6 values, with which it rejects none.
     """
-    ordered, n = sorted(values), len(values)
-    tail, inside = 0.0, 0
-    for k in range(n):
-        tail += math.comb(n, k) / 2**n
-        if 2 * tail > LEVEL:
-            break
-        inside += 1
-    return (ordered[inside - 1], ordered[n - inside]) if inside else None
+    n = len(values)
+    return not_rejected(sorted(values), (math.comb(n, k) / 2**n for k in range(n)))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -125,7 +119,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for r in rows:
         interval = "too few runs" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
         lines.append(
-            f"| {r['test'].replace('+s', '')}{r['n']}{'+s' * r['test'].endswith('+s')} | {r['depth']} | {r['ours_median']:.1f} | "
+            f"| {name_of({**r, 'depth': 0})} | {r['depth']} | {r['ours_median']:.1f} | "
             f"{r['theirs_median']:.1f} | {r['ratio']:.3f} | {interval} | {len(r['ratios'])} |"
         )
     return "\n".join(lines) + "\n"
@@ -138,22 +132,7 @@ def main() -> int:
     add("model", type=Path, metavar="MODEL.gguf")
     add("--peer", type=Path, required=True, metavar="DIR", help="where llama-bench is")
     add("--depth", type=listed(depth), default=[0], metavar="LIST", help="default: 0")
-    add(
-        "-p",
-        "--prompt-tokens",
-        type=count(0, MAX_TOKENS),
-        default=64,
-        metavar="N",
-        help="of a run (default: 64; 0: no reading)",
-    )
-    add(
-        "-n",
-        "--gen-tokens",
-        type=count(0, MAX_TOKENS),
-        default=8,
-        metavar="N",
-        help="of a run (default: 8; 0: no generating)",
-    )
+    add_size_flags(parser, 64, 8)
     add("--repeat", type=count(1, 1000), default=60, metavar="N", help="timed runs of each test and side (default: 60)")
     add("--timeout", type=count(1, 10**7), default=TIMEOUT_S, metavar="S", help=f"for a step (default: {TIMEOUT_S})")
     add("--threads", type=count(1, MAX_THREADS), default=physical_threads(), metavar="N")

@@ -44,7 +44,7 @@ def run_child(
             raise YarnEdgeError(f"a process for measuring cannot be started: {error.strerror}") from error
         assert process.stdin is not None
         assert process.stdout is not None
-        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+        reader = threading.Thread(target=read_lines, args=(process.stdout, lines), daemon=True)
         reader.start()
         try:
             with contextlib.suppress(BrokenPipeError):  # it ended already: why, is said below
@@ -99,7 +99,8 @@ def _without_a_word(process: subprocess.Popen[bytes], told: IO[bytes]) -> str:
     return ended(code, last_words(told.read()))
 
 
-def _read(pipe: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+def read_lines(pipe: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+    """Every whole line that comes, then None: for a thread."""
     for line in pipe:
         if line.endswith(b"\n"):  # else it was ended in the middle of a word
             lines.put(line)

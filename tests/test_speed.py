@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import state_of
 
 from yarn_edge.bench import environment, speed, speed_process, speed_session
 from yarn_edge.bench.ceilings import Ceilings
@@ -328,14 +329,7 @@ def test_what_was_measured_is_kept_when_it_is_stopped(
     assert [row["test"] for row in found["rows"]] == ["pp"]
     assert not found["complete"]
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 2
-    assert not running(int((tmp_path / "pid").read_text()))
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert state_of(int((tmp_path / "pid").read_text())) == "gone"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the child in /proc")
@@ -356,12 +350,12 @@ run_child(c.request(), 600, lambda event: print(event, flush=True))
             for path in Path("/proc").glob("[0-9]*/stat")
             if path.exists() and path.read_text().rpartition(")")[2].split()[1] == str(parent.pid)
         )
-        assert running(pid)
+        assert state_of(pid) != "gone"
     finally:
         parent.kill()
         parent.communicate()
     for _ in range(600):
-        if not running(pid):
+        if state_of(pid) == "gone":
             return
         time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)

@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import state_of
 
 from yarn_edge.bench import lockstep as lockstep_module
 from yarn_edge.bench import speed_peers
 from yarn_edge.bench.llama_bench import samples_in
-from yarn_edge.bench.lockstep import Paced, lockstep, paced
+from yarn_edge.bench.lockstep import Paced, lockstep
 from yarn_edge.bench.speed_peers import main, median_interval
 from yarn_edge.errors import YarnEdgeError
 
@@ -51,8 +53,8 @@ def starts(line: bytes) -> bool:
 def test_one_runs_while_the_other_stands_still() -> None:
     """Ticks of the two never mix, and what is taken off is the gap in a run's ticks."""
     with (
-        paced(lambda: Paced("peer", program(TICKING), starts, "stderr")) as one,
-        paced(lambda: Paced("peer", program(TICKING), starts, "stderr")) as other,
+        closing(Paced("peer", program(TICKING), starts, "stderr")) as one,
+        closing(Paced("peer", program(TICKING), starts, "stderr")) as other,
     ):
         lockstep(one, other, 60, lambda _side: None)
         found = [json.loads(side.other()) for side in (one, other)]
@@ -89,8 +91,8 @@ def test_runs_that_may_have_been_over_before_it_stood_are_refused() -> None:
 def test_sides_with_unlike_runs_are_refused() -> None:
     fewer = TICKING.replace(f"range({RUNS})", f"range({RUNS - 1})")
     with (
-        paced(lambda: Paced("peer", program(TICKING), starts, "stderr")) as one,
-        paced(lambda: Paced("peer", program(fewer), starts, "stderr")) as other,
+        closing(Paced("peer", program(TICKING), starts, "stderr")) as one,
+        closing(Paced("peer", program(fewer), starts, "stderr")) as other,
         pytest.raises(YarnEdgeError, match="one side ended after 3 timed runs, the other has more"),
     ):
         lockstep(one, other, 60, lambda _side: None)
@@ -112,8 +114,8 @@ def test_sides_with_unlike_runs_are_refused() -> None:
 def test_a_side_that_fails(code: str, timeout_s: float, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockstep_module, "PATIENCE_S", 0.5)
     with (
-        paced(lambda: Paced("peer", program(code), starts, "stderr")) as one,
-        paced(lambda: Paced("peer", program(TICKING), starts, "stderr")) as other,
+        closing(Paced("peer", program(code), starts, "stderr")) as one,
+        closing(Paced("peer", program(TICKING), starts, "stderr")) as other,
         pytest.raises(YarnEdgeError, match=told),
     ):
         lockstep(one, other, timeout_s, lambda _side: None)
@@ -121,17 +123,10 @@ def test_a_side_that_fails(code: str, timeout_s: float, told: str, monkeypatch: 
 
 def test_a_program_that_is_not_there() -> None:
     with (
-        paced(lambda: Paced("peer", ["/nowhere/llama-bench"], starts, "stderr")) as one,
+        closing(Paced("peer", ["/nowhere/llama-bench"], starts, "stderr")) as one,
         pytest.raises(YarnEdgeError, match="cannot be started"),
     ):
         one.go(1)
-
-
-def state_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "gone"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -152,11 +147,11 @@ sys.stdin.read()
         parent.kill()
         parent.communicate()
         deadline = time.monotonic() + 20
-        while state_of(pid) not in ("gone", "Z") and time.monotonic() < deadline:
+        while state_of(pid) != "gone" and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert state_of(pid) in ("gone", "Z")
+        assert state_of(pid) == "gone"
     finally:
-        if state_of(pid) not in ("gone", "Z"):
+        if state_of(pid) != "gone":
             os.kill(pid, signal.SIGKILL)
 
 
@@ -312,7 +307,7 @@ def test_ctrl_c_ends_both() -> None:
     pids = []
 
     def until_ctrl_c() -> None:
-        with paced(lambda: Paced("peer", program(TICKING), starts, "stderr")) as one:
+        with closing(Paced("peer", program(TICKING), starts, "stderr")) as one:
             assert one.go(60)
             assert one._process is not None
             pids.append(one._process.pid)

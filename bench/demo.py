@@ -13,20 +13,23 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from yarn_edge.cli import main
-from yarn_edge.effective import ROPE_SCALING_TYPES, RuntimeArguments
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag
+from yarn_edge.llama_rules.effective import ROPE_SCALING_TYPES, RuntimeArguments
 from yarn_edge.progress import note
-from yarn_edge.runtime import Model
+from yarn_edge.report.pictures import draw
+from yarn_edge.report.report import Chart, Line
+from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 
-from .averages import Bucket, by_position
-from .scoring import token_nll
-from .smollm2 import CONTEXT, write_checkpoint
+from .evidence.smollm2 import CONTEXT, write_checkpoint
+from .scoring.averages import Bucket, by_position
+from .scoring.evaluate import token_nll
 
 FACTOR = 4
 YARN = {
@@ -67,13 +70,7 @@ def measure(model_path: Path, n_tokens: int, threads: int | None) -> dict[str, l
         edges = [*range(0, n_tokens, BUCKET), n_tokens]
         found = {}
         for name, arguments in (("YaRN", None), ("plain RoPE", plain)):
-            nll = token_nll(
-                model,
-                tokens[:n_tokens],
-                arguments=arguments,
-                threads=threads,
-                label=f"Reading, {name}",
-            )
+            nll = token_nll(model, tokens[:n_tokens], arguments=arguments, threads=threads, label=f"Reading, {name}")
             found[name] = by_position(nll, edges)
     return found
 
@@ -104,7 +101,7 @@ def demo(
     found = measure(model, n_tokens, threads)
     _show(found)
     if plot is not None:
-        from .plots import perplexity_by_position
+        from .demo import perplexity_by_position
 
         perplexity_by_position(found, CONTEXT, plot)
         note(f"{plot}: the picture")
@@ -137,3 +134,14 @@ def run(args: argparse.Namespace) -> int:
     if args.numbers:
         Path(args.numbers).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def perplexity_by_position(curves: Mapping[str, Sequence[Bucket]], trained_context: int, path: Path) -> None:
+    """Perplexity (log scale) over token position, one line a curve, the trained context marked. Writes `path`."""
+    lines = tuple(
+        Line(name, tuple((b.start + b.end) / 2 for b in buckets), tuple(b.perplexity for b in buckets))
+        for name, buckets in curves.items()
+    )
+    marks = ((float(trained_context), f"trained context {trained_context}"),)
+    chart = Chart("Perplexity by position", "position (tokens)", "perplexity", lines, log_y=True, marks=marks)
+    draw([chart], path)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.config_file import POINTER, ConfigFile, read_config, read_json, refuse_pointer
+from yarn_edge.checkpoint.config_file import POINTER, ConfigFile, read_config, read_json, refuse_pointer
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.source_file import SourceFile
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.ggml_types import GGMLType, requires_weights
+from yarn_edge.gguf.header import Layout, TensorSpec, lay_out, pack_key
 from yarn_edge.progress import note
+from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
 
-from .gguf_header import Layout, TensorSpec, lay_out, pack_key
-from .imatrix import ImportanceMatrix
-from .kernels import Kernels, choose
-from .kquant_layout import LAYOUTS
+from .imatrix.matrix import ImportanceMatrix
+from .kernels.choose import Kernels, choose
+from .kernels.layout import LAYOUTS
 from .one_pass import Output, SourceTensor
 from .quant_types import Quant
 from .recipe import EMBEDDINGS, Choice, Recipe, header_file, read_recipe
@@ -81,9 +81,13 @@ class FilePlan:
 
 
 def plan_files(
-    source: Source, paths: Mapping[Path, Quant], choice: Choice, matrix: ImportanceMatrix | None, allow_requantize: bool = False,
+    source: Source,
+    paths: Mapping[Path, Quant],
+    choice: Choice,
+    matrix: ImportanceMatrix | None,
+    allow_requantize: bool = False,
     kernels: str | None = None,
-) -> list[FilePlan]:  # fmt: skip
+) -> list[FilePlan]:
     """A plan for each path; kernels as in `kernels.choose`.
 
     Raises YarnEdgeError for what llama.cpp refuses, and where importance or kernels are needed and missing.

@@ -15,24 +15,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge import __version__, rope
-from yarn_edge.checks import check_kernel
-from yarn_edge.config_scaling import read_scaling
-from yarn_edge.dialects import head_dim
-from yarn_edge.effective import FREQUENCY_FACTORS, angle_error, effective
+from yarn_edge import __version__
+from yarn_edge.checkpoint.dialects import head_dim
+from yarn_edge.checkpoint.read import read_scaling
+from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_planner_flags, add_scaling_flags, scaling_overrides
-from yarn_edge.ggml_types import type_named
-from yarn_edge.gguf_file import DEFAULT_ALIGNMENT
-from yarn_edge.metadata import canonical, canonical_keys, explicit_arguments
-from yarn_edge.planner import Bake, RopePlan, plan_rope
+from yarn_edge.gguf.header import pack_key
+from yarn_edge.gguf.read import DEFAULT_ALIGNMENT
+from yarn_edge.llama_rules.declared import canonical, canonical_keys, explicit_arguments
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, effective
+from yarn_edge.llama_rules.planner import Bake, RopePlan, plan_rope
+from yarn_edge.positions import rope
+from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import note
-from yarn_edge.reference_tokenizer import Reference
-from yarn_edge.runtime import Model
-from yarn_edge.scaling import RopeScaling
-from yarn_edge.tokenizer_check import check_tokens, reference_encoder
+from yarn_edge.runtime.ggml_types import type_named
+from yarn_edge.runtime.model import Model
+from yarn_edge.verify.checks import check_kernel
+from yarn_edge.verify.tokenizer import check_tokens, reference_encoder
 
-from .architectures import (
+from .checkpoint import DTYPES, Checkpoint, Tensor, open_checkpoint, same_bits
+from .families.architectures import (
     Architecture,
     Sizes,
     TensorRow,
@@ -44,13 +47,11 @@ from .architectures import (
     tensor_rows,
     unknown_tensor,
 )
-from .checkpoint import DTYPES, Checkpoint, Tensor, open_checkpoint, same_bits
 from .file_plan import FilePlan, Source, plan_files
-from .gguf_header import pack_key
-from .imatrix import ImportanceMatrix, read_imatrix
+from .imatrix.matrix import ImportanceMatrix, read_imatrix
 from .one_pass import SourceTensor
+from .outputs import add_recipe_flags, carry_out, checked_paths, choice_of, make_files
 from .quant_types import parse_quants
-from .quantize import add_recipe_flags, carry_out, checked_paths, choice_of, make_files
 from .recipe import Choice
 from .vocab import Vocabulary, prove, read_vocabulary
 
@@ -237,13 +238,22 @@ def convert(
 
     imatrix: an importance matrix of llama.cpp's kind; choice: types of single tensors; overrides: RopeScaling fields by
     name, on top of config.json; freeze_at: the length, in tokens, whose angles a dynamic scaling gets; bake,
-    allow_approximate: see `yarn_edge.planner`; kernels: "fast", "ggml", or None for what is done sooner. Raises
+    allow_approximate: see `yarn_edge.llama_rules.planner`; kernels: "fast", "ggml", or None for what is done sooner. Raises
     YarnEdgeError when anything cannot be carried over exactly; then no file was written.
     """
     job = plan_files_of(
-        checkpoint, output, quant, imatrix=imatrix, choice=choice, force=force, overrides=overrides, freeze_at=freeze_at,
-        bake=bake, allow_approximate=allow_approximate, kernels=kernels,
-    )  # fmt: skip
+        checkpoint,
+        output,
+        quant,
+        imatrix=imatrix,
+        choice=choice,
+        force=force,
+        overrides=overrides,
+        freeze_at=freeze_at,
+        bake=bake,
+        allow_approximate=allow_approximate,
+        kernels=kernels,
+    )
     return job.make(threads, force)
 
 
@@ -317,8 +327,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge convert`."""
     job = plan_files_of(
-        args.checkpoint, args.output, args.quant, imatrix=args.imatrix, choice=choice_of(args), force=args.force,
-        overrides=scaling_overrides(args), freeze_at=args.freeze_at, bake=args.bake_rope,
-        allow_approximate=args.allow_approximate_rope, kernels=args.kernels,
-    )  # fmt: skip
+        args.checkpoint,
+        args.output,
+        args.quant,
+        imatrix=args.imatrix,
+        choice=choice_of(args),
+        force=args.force,
+        overrides=scaling_overrides(args),
+        freeze_at=args.freeze_at,
+        bake=args.bake_rope,
+        allow_approximate=args.allow_approximate_rope,
+        kernels=args.kernels,
+    )
     return carry_out(job.source, job.files, args, lambda: job.make(args.threads, args.force))

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.ggml_types import GGMLType, dequantize_into, is_valid, requires_weights
+from yarn_edge.gguf.fast_copy import disk_starter
+from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, is_valid, requires_weights
 
-from .kernel_copy import disk_starter
-from .kernels import Kernels
+from .kernels.choose import Kernels
 
 SLICE_WEIGHTS = 1 << 18
 _CANNOT_RESERVE = frozenset((errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS))

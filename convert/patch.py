@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from yarn_edge import metadata
-from yarn_edge.config_file import is_mistral_params, read_config
-from yarn_edge.config_scaling import read_positions
-from yarn_edge.dialects import text_section
-from yarn_edge.effective import FREQUENCY_FACTORS, angle_error, effective, rotated_dims
+from yarn_edge.checkpoint.config_file import is_mistral_params, read_config
+from yarn_edge.checkpoint.dialects import text_section
+from yarn_edge.checkpoint.read import read_positions
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_planner_flags, add_scaling_flags, scaling_overrides
-from yarn_edge.gguf_file import GGUFFile, read_gguf
-from yarn_edge.honoured import CHECKPOINT_ARCHITECTURES
-from yarn_edge.loadable import check_loadable
-from yarn_edge.planner import Bake, RopePlan, plan_parts
+from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, total_bytes
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules import declared as metadata
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, effective, rotated_dims
+from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES
+from yarn_edge.llama_rules.loadable import check_loadable
+from yarn_edge.llama_rules.planner import Bake, RopePlan, plan_parts
+from yarn_edge.llama_rules.rescale import from_file
+from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.progress import bar, note
-from yarn_edge.rescale import from_file
-from yarn_edge.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.writer import check_space
-
-from .gguf_shards import edit_gguf_files, output_files, partial_files, publish_files, total_bytes
 
 PARAMS_ARCHITECTURES = (
     "llama",
@@ -60,9 +60,10 @@ def from_checkpoint(
     params_alone = config.values.get("model_type") is None and file.architecture in PARAMS_ARCHITECTURES
     if architecture != file.architecture and not (params_alone and is_mistral_params(config.values)):
         raise config.error(
-            "model_type", f"is {one_line(repr(config.values.get('model_type')), 60)}, the GGUF's architecture "
-            f"{file.architecture}: this is not the checkpoint of that file"
-        )  # fmt: skip
+            "model_type",
+            f"is {one_line(repr(config.values.get('model_type')), 60)}, the GGUF's architecture "
+            f"{file.architecture}: this is not the checkpoint of that file",
+        )
     text, extra = text_section(config), file.number("nextn_predict_layers", 0) or 0
     for key, name in _SIZES.items():
         if isinstance(file.metadata.get(f"{file.architecture}.{name}"), np.ndarray):
@@ -175,9 +176,16 @@ def run(args: argparse.Namespace) -> int:
     if args.freeze_at is not None and not args.checkpoint:
         raise YarnEdgeError("--freeze-at needs --from CHECKPOINT: a GGUF is static")
     outputs, plan, changes = patch(
-        args.model, args.output, checkpoint=args.checkpoint, overrides=overrides, freeze_at=args.freeze_at,
-        bake=args.bake_rope, allow_approximate=args.allow_approximate_rope, force=args.force, sync=args.sync,
-    )  # fmt: skip
+        args.model,
+        args.output,
+        checkpoint=args.checkpoint,
+        overrides=overrides,
+        freeze_at=args.freeze_at,
+        bake=args.bake_rope,
+        allow_approximate=args.allow_approximate_rope,
+        force=args.force,
+        sync=args.sync,
+    )
     if args.json:
         told = {"model": str(args.model), "output": [str(p) for p in outputs], "form": plan.form, "changes": changes}
         sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yarn_edge.reference_tokenizer import steps
+from yarn_edge.checkpoint.tokenizer import steps
 
 
 @dataclass(frozen=True)

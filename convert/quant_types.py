@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.llama_api import llama
+from yarn_edge.runtime.llama_api import llama
 
 _PREFIX = "LLAMA_FTYPE_MOSTLY_"
 # Names that people type -> the name llama.cpp gives the type.

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
-from yarn_edge.ggml_types import QUANTIZABLE, GGMLType, type_named
-from yarn_edge.llama_api import captured_log, deferred_ctrl_c, failure_reason, llama
+from yarn_edge.gguf.header import TensorSpec, lay_out
+from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
+from yarn_edge.runtime.llama_api import captured_log, deferred_ctrl_c, failure_reason, llama
 
-from .gguf_header import TensorSpec, lay_out
 from .quant_types import Quant
 
 # What is logged for each tensor, in two calls: "[  1/ 10] NAME - [NE], type = TYPE, " and "size = A MiB -> B MiB (TYPE)".

@@ -12,9 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
-from yarn_edge.progress import bar
-from yarn_edge.reference_tokenizer import (
+from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
+from yarn_edge.checkpoint.tokenizer import (
     SPACE,
     Reference,
     TokenizersReference,
@@ -23,9 +22,11 @@ from yarn_edge.reference_tokenizer import (
     steps,
     token_text,
 )
-from yarn_edge.runtime import Model
-from yarn_edge.sentencepiece_model import SentencePieceReference
-from yarn_edge.tokenizer_check import (
+from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.gguf.header import pack_key, write_arrays
+from yarn_edge.progress import bar
+from yarn_edge.runtime.model import Model
+from yarn_edge.verify.tokenizer import (
     STRESS_TEXTS,
     Comparison,
     compare_tokens,
@@ -34,7 +35,6 @@ from yarn_edge.tokenizer_check import (
     stress_texts,
 )
 
-from .gguf_header import pack_key, write_arrays
 from .pretokenizers import candidates, signature
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.h: enum llama_token_type

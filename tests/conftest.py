@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from yarn_edge.bench.demo import YARN
-from yarn_edge.bench.smollm2 import write_checkpoint
+from yarn_edge.bench.evidence.smollm2 import write_checkpoint
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.progress import set_quiet
 
-import tiny
+from support import tiny
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import torch
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 
-import tiny
+from support import tiny
 
 
 @pytest.fixture(scope="module")

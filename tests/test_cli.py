@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from yarn_edge import __version__
-from yarn_edge.bench.smollm2 import package_gguf
+from yarn_edge.bench.evidence.smollm2 import package_gguf
 from yarn_edge.cli import COMMANDS, main
 from yarn_edge.convert.hf_to_gguf import convert
 
-import tiny
+from support import tiny
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("numpy", "llama_cpp", "gguf", "torch", "transformers", "tokenizers", "rich", "jinja2")
@@ -22,9 +22,13 @@ HEAVY = ("numpy", "llama_cpp", "gguf", "torch", "transformers", "tokenizers", "r
 
 def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "yarn_edge", *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        [sys.executable, "-m", "yarn_edge", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
         **options,  # type: ignore[call-overload]
-    )  # fmt: skip
+    )
 
 
 def run_code(code: str) -> subprocess.CompletedProcess[str]:
@@ -70,7 +74,7 @@ def test_our_own_bugs_are_called_so(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     def broken(_args: object) -> int:
         raise ZeroDivisionError("oh\nno")
 
-    monkeypatch.setattr("yarn_edge.inspect.run", broken)
+    monkeypatch.setattr("yarn_edge.inspect.command.run", broken)
     assert main(["inspect", "x"]) == 70
     told = capsys.readouterr().err
     assert told.count("\n") == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from yarn_edge.cli import COMMANDS, main
-from yarn_edge.logit_check import KL_LIMIT_OTHERS, KL_LIMITS
+from yarn_edge.verify.logits import KL_LIMIT_OTHERS, KL_LIMITS
 
 ROOT = Path(__file__).parent.parent
 COMMANDS_PAGE = ROOT / "docs" / "commands.md"

@@ -6,8 +6,8 @@ import signal
 import tracemalloc
 from pathlib import Path
 
-from fuzz import Target
-from fuzz_inputs import CONFIGS, gguf_seeds
+from support.fuzz import Target
+from support.fuzz_inputs import CONFIGS, gguf_seeds
 
 
 def test_some_inputs(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_some_inputs(tmp_path: Path) -> None:
 
 def test_the_target_can_fail(tmp_path: Path) -> None:
     """An exception that is not ours, and a hang, are seen."""
-    import fuzz
+    from support import fuzz
 
     def wrong(_path: Path) -> None:
         raise KeyError("rope")

@@ -26,23 +26,23 @@ from yarn_edge.progress import set_quiet
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("yarn_edge.convert.hf_to_gguf", "Hugging Face checkpoint -> quantized GGUF"),
     "quantize": ("yarn_edge.convert.quantize", "16-bit GGUF -> quantized GGUFs, all from one reading"),
-    "imatrix": ("yarn_edge.convert.collect", "importance matrix of a model over a text"),
-    "inspect": ("yarn_edge.inspect", "what a GGUF or a checkpoint declares, and what the runtime will really apply"),
+    "imatrix": ("yarn_edge.convert.imatrix.command", "importance matrix of a model over a text"),
+    "inspect": ("yarn_edge.inspect.command", "what a GGUF or a checkpoint declares, and what the runtime will really apply"),
     "patch": ("yarn_edge.convert.patch", "repair or add scaling in a GGUF, without touching its weights"),
-    "verify": ("yarn_edge.verify", "prove that a GGUF runs the positions that were fine-tuned"),
-    "passkey": ("yarn_edge.bench.passkey", "passkey and needle retrieval by length and depth"),
-    "perplexity": ("yarn_edge.bench.perplexity", "how well a model predicts a text, by length and by position"),
+    "verify": ("yarn_edge.verify.command", "prove that a GGUF runs the positions that were fine-tuned"),
+    "passkey": ("yarn_edge.bench.quality.passkey", "passkey and needle retrieval by length and depth"),
+    "perplexity": ("yarn_edge.bench.quality.perplexity", "how well a model predicts a text, by length and by position"),
     "compare": (
-        "yarn_edge.bench.divergence",
+        "yarn_edge.bench.quality.compare",
         "divergence of quantizations, caches and scalings from a base, by position",
     ),
-    "sweep": ("yarn_edge.bench.sweep", "perplexity or divergence over attention factor, factor or scaling method"),
-    "bench": ("yarn_edge.bench.speed", "tokens per second by backend, depth and cache, next to what the memory allows"),
-    "fit": ("yarn_edge.bench.fit", "what of a model runs on this machine: context, cache type, quantization"),
-    "chat": ("yarn_edge.chat", "talk to a model"),
-    "serve": ("yarn_edge.serve", "OpenAI-compatible server for one model, and a page to chat in the browser"),
+    "sweep": ("yarn_edge.bench.quality.sweep", "perplexity or divergence over attention factor, factor or scaling method"),
+    "bench": ("yarn_edge.bench.speed.command", "tokens per second by backend, depth and cache, next to what the memory allows"),
+    "fit": ("yarn_edge.bench.fit.command", "what of a model runs on this machine: context, cache type, quantization"),
+    "chat": ("yarn_edge.chat.command", "talk to a model"),
+    "serve": ("yarn_edge.serve.command", "OpenAI-compatible server for one model, and a page to chat in the browser"),
     "demo": ("yarn_edge.bench.demo", "the whole road on a real small model"),
-}
+}  # fmt: skip
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
 

@@ -7,7 +7,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from yarn_edge.backends import BACKENDS
+# --backend NAME -> the names that ggml's backend libraries give themselves.
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "cpu": ("CPU",),
+    "cuda": ("CUDA",),
+    "metal": ("MTL", "Metal"),
+    "vulkan": ("Vulkan",),
+}
 
 MAX_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS; more ends the process
 
@@ -44,9 +50,11 @@ def add_freeze_flag(parser: argparse._ActionsContainer) -> None:
 def add_planner_flags(parser: argparse.ArgumentParser) -> None:
     """--bake-rope and --allow-approximate-rope: what the planner may do."""
     parser.add_argument(
-        "--bake-rope", choices=("auto", "never", "always"), default="auto",
+        "--bake-rope",
+        choices=("auto", "never", "always"),
+        default="auto",
         help="exact frequencies as a tensor that every llama.cpp program reads (auto: where keys alone cannot carry them)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--allow-approximate-rope",
         action="store_true",

@@ -1,0 +1,130 @@
+"""What a checkpoint's positions are according to those who trained it, written without yarn_edge's own reading or formulas.
+
+Where transformers has the dialect, its own rotary embedding made from config.json is the truth. Where it has not (the Nous
+code), the authors' formulas stand here once more, as in their modeling files (github.com/jquesnelle/yarn).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+# config.json -> (frequencies (D/2,) in radians per token, what cos and sin are multiplied by)
+Formula = Callable[[dict[str, Any]], tuple[Array, float]]
+
+
+def _shape(config: dict[str, Any]) -> tuple[int, float]:
+    return config["hidden_size"] // config["num_attention_heads"], float(config["rope_theta"])
+
+
+def _yarn(
+    dim: int,
+    base: float,
+    scale: float,
+    original: int,
+    log_multiplier: float,
+    *,
+    ext: float,
+    beta_fast: float,
+    beta_slow: float,
+) -> tuple[Array, float]:
+    """LlamaYaRNScaledRotaryEmbedding.yarn: masks between two correction dimensions, and the magnitude."""
+
+    def find(rotations: float) -> float:
+        return (dim * math.log(original / (rotations * 2 * math.pi))) / (2 * math.log(base))
+
+    low, high = max(math.floor(find(beta_fast)), 0), min(math.ceil(find(beta_slow)), dim - 1)
+    if low == high:
+        high += 0.001  # type: ignore[assignment]
+    extrapolation = np.array([1.0 / base ** (2 * d / dim) for d in range(dim // 2)])
+    interpolation = extrapolation / scale
+    mask = np.array([(1 - min(1.0, max(0.0, (d - low) / (high - low)))) * ext for d in range(dim // 2)])
+    magnitude = 1.0 if scale <= 1 else log_multiplier * math.log(scale) + 1.0
+    return interpolation * (1 - mask) + extrapolation * mask, magnitude
+
+
+def nous(log_multiplier: float, betas: tuple[float, float] = (32, 1), length: int | None = None) -> Formula:
+    """The Nous code, Llama's (0.1, betas 32 and 1) or Mistral's (0.07, 128 and 2); `length`: dynamic YaRN at that length."""
+
+    def formula(config: dict[str, Any]) -> tuple[Array, float]:
+        dim, base = _shape(config)
+        block = config["rope_scaling"]
+        original = block["original_max_position_embeddings"]
+        scale = float(block["factor"]) if length is None else max(1.0, length / original)
+        frequencies, magnitude = _yarn(
+            dim,
+            base,
+            scale,
+            original,
+            log_multiplier,
+            ext=block.get("extrapolation_factor", 1.0),
+            beta_fast=block.get("beta_fast", betas[0]),
+            beta_slow=block.get("beta_slow", betas[1]),
+        )
+        return frequencies, magnitude * block.get("attn_factor", 1.0)
+
+    return formula
+
+
+def dynamic_ntk(length: int) -> Formula:
+    """transformers' dynamic NTK, frozen: its base as it is once `length` tokens were seen."""
+
+    def formula(config: dict[str, Any]) -> tuple[Array, float]:
+        dim, base = _shape(config)
+        factor, longest = config["rope_scaling"]["factor"], config["max_position_embeddings"]
+        length_now = max(length, longest)
+        base *= ((factor * length_now / longest) - (factor - 1)) ** (dim / (dim - 2))
+        return np.array([1.0 / base ** (2 * d / dim) for d in range(dim // 2)]), 1.0
+
+    return formula
+
+
+@dataclass
+class Truth:
+    """A checkpoint's weights in transformers, float32, whose rotary embedding can be exchanged."""
+
+    model: Any
+
+    @classmethod
+    def load(cls, folder: Path) -> Truth:
+        """Raises what transformers raises."""
+        import torch
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
+        )
+        return cls(model.eval())
+
+    def as_transformers_reads(self, folder: Path) -> None:
+        """The rotary embedding that transformers makes of this folder's config.json."""
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.model.model.rotary_emb = type(self.model.model.rotary_emb)(config=config)
+
+    def by_formula(self, frequencies: Array, magnitude: float) -> None:
+        """Given frequencies and magnitude."""
+        import torch
+
+        rotary = self.model.model.rotary_emb
+        rotary.rope_type = "default"
+        rotary.inv_freq = torch.from_numpy(frequencies.astype(np.float32))
+        rotary.attention_scaling = magnitude
+
+    def logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        """(n_tokens, n_vocab)."""
+        import torch
+
+        with torch.inference_mode():
+            found = self.model(torch.tensor([tokens]), use_cache=False).logits[0]
+        return np.asarray(found.numpy(), dtype=np.float32)

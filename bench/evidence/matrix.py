@@ -1,0 +1,223 @@
+"""Dialects times architectures: each written as a checkpoint of real weights, converted to F32, and compared with the truth.
+
+`python -m yarn_edge.bench.evidence.matrix` prints the table of docs/dialects.md; tests/bench/evidence/test_matrix.py demands its limits. A case is
+a row: the family, what its config says, what `convert` is told, whose word is the truth, and whether it is to be refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.model import Model
+from yarn_edge.sample_text import sample_text
+from yarn_edge.verify.transformers_reference import Divergence, divergence
+
+from .dialect_oracles import Formula, Truth, dynamic_ntk, nous
+from .smollm2 import CONTEXT, ROPE_THETA, write_checkpoint
+
+N_TOKENS = 384
+KL_LIMIT = 1e-7
+LONG = 4 * CONTEXT
+_ORIGIN = {"original_max_position_embeddings": CONTEXT}
+
+
+def _v4(kind: str = "yarn", **block: Any) -> dict[str, Any]:
+    return {"rope_scaling": {"rope_type": kind, "factor": 4.0, **_ORIGIN, **block}, "max_position_embeddings": LONG}
+
+
+def _v5(**block: Any) -> dict[str, Any]:
+    values = {"rope_type": "yarn", "rope_theta": ROPE_THETA, "factor": 4.0, **_ORIGIN, **block}
+    return {"rope_parameters": values, "rope_theta": ..., "max_position_embeddings": LONG}
+
+
+def _nous(kind: str = "yarn", **block: Any) -> dict[str, Any]:
+    values = {"type": kind, "factor": 4.0, **_ORIGIN, "finetuned": True, **block}
+    return {"rope_scaling": values, "max_position_embeddings": LONG}
+
+
+LLAMA3 = {
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 1024,
+    },
+    "max_position_embeddings": 8192,
+}
+DYNAMIC = {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}
+NOUS_DYNAMIC = _nous("dynamic-yarn", finetuned=False) | {"max_position_embeddings": CONTEXT}
+MISTRAL_CODE = ("modeling_mistral_yarn.py",)
+LLAMA_CODE = ("modeling_llama_yarn.py",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination. `formula`: None where transformers itself is the truth. `refused`: part of the message."""
+
+    dialect: str
+    family: str
+    config: dict[str, Any]
+    form: str = "native"
+    formula: Formula | None = None
+    siblings: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.dialect}, {self.family}"
+
+
+OWN: dict[str, Any] = {"beta_fast": 8.0, "beta_slow": 2.0}
+CASES: tuple[Case, ...] = (
+    Case("transformers v4", "llama", _v4()),
+    Case("transformers v4", "mistral", _v4()),
+    Case("transformers v4 (Qwen2.5)", "qwen2", _v4()),
+    Case("transformers v4 (Qwen3)", "qwen3", _v4() | {"max_position_embeddings": 10240}),
+    Case("transformers v5", "llama", _v5()),
+    Case("transformers v5", "qwen2", _v5()),
+    Case("attention_factor 1.35", "llama", _v4(attention_factor=1.35)),
+    Case("attention_factor 1.35", "qwen2", _v4(attention_factor=1.35)),
+    Case("attention_factor 1.35", "qwen3", _v5(attention_factor=1.35)),
+    Case("attention_factor 1 (Laguna)", "mistral", _v4(attention_factor=1.0)),
+    Case("attention_factor spelled out (OLMo 3)", "llama", _v4(attention_factor=1.138629436111989)),
+    Case("own A and betas (yarn.md, section 3)", "llama", _v4(attention_factor=1.35, **OWN), "baked"),
+    Case("own A and betas", "llama", _v4(attention_factor=1.35, **OWN), "arguments", options={"bake": "never"}),
+    Case("own A and betas", "mistral", _v4(attention_factor=1.35, **OWN), "baked"),
+    Case("own A and betas", "qwen2", _v4(attention_factor=1.35, **OWN), "arguments"),
+    Case("own A and betas", "qwen3", _v4(attention_factor=1.35, **OWN), "arguments"),
+    Case("defaults, baked by choice", "llama", _v4(), "baked", options={"bake": "always"}),
+    Case("truncate false (gpt-oss)", "llama", _v4(truncate=False), "baked"),
+    Case("truncate false (gpt-oss)", "qwen2", _v4(truncate=False), refused="truncate is False, llama.cpp would use True"),
+    Case("mscale, mscale_all_dim", "llama", _v4(mscale=1.0, mscale_all_dim=0.5)),
+    Case("mscale, mscale_all_dim (Ministral 3)", "qwen3", _v5(mscale=1.0, mscale_all_dim=1.0)),
+    Case("factor null", "llama", _v4(factor=None)),
+    Case("Nous Llama", "llama", _nous(), formula=nous(0.1)),
+    Case("Nous Llama, attn_factor 1.2", "llama", _nous(attn_factor=1.2), formula=nous(0.1)),
+    Case("Nous Llama, extrapolation_factor 0.5", "llama", _nous(extrapolation_factor=0.5), "baked", nous(0.1), LLAMA_CODE),
+    Case("Nous Llama, dynamic-yarn at 24576", "llama", NOUS_DYNAMIC, formula=nous(0.1, length=24576), siblings=LLAMA_CODE,
+         options={"freeze_at": 24576}),
+    Case("Nous Mistral (0.07, betas 128 and 2)", "mistral", _nous(), "baked", nous(0.07, (128, 2)), MISTRAL_CODE),
+    Case("Nous Mistral (0.07), own betas", "mistral", _nous(**OWN), "baked", nous(0.07, (128, 2)), MISTRAL_CODE),
+    Case("linear", "llama", _v4("linear")),
+    Case("linear", "qwen3", _v4("linear")),
+    Case("dynamic NTK at 16384", "llama", DYNAMIC, formula=dynamic_ntk(16384), options={"freeze_at": 16384}),
+    Case("dynamic NTK at 16384", "qwen2", DYNAMIC, formula=dynamic_ntk(16384), options={"freeze_at": 16384}),
+    Case("dynamic NTK", "llama", DYNAMIC, refused="--freeze-at"),
+    Case("Llama 3", "llama", LLAMA3, "baked"),
+    Case("Llama 3", "qwen2", LLAMA3, refused="llama3 has no form"),
+    Case("LongRoPE", "llama", {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
+         **_ORIGIN, "max_position_embeddings": LONG}, refused="context"),
+    Case("Nous Mistral without its code", "mistral", _nous(), refused="0.07"),
+    Case("attn_factor in transformers' dialect", "llama", _v4(attn_factor=1.2), refused="attn_factor"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a case: the divergence and the form, or the refusal."""
+
+    case: Case
+    found: Divergence | None
+    form: str
+    refusal: str
+
+
+class Workshop:
+    """Real weights in every family, written once, each loaded in transformers once. n_tokens: that are compared."""
+
+    def __init__(self, folder: Path, n_tokens: int = N_TOKENS) -> None:
+        self.folder, self.n_tokens = folder, n_tokens
+        self.truths: dict[str, Truth] = {}
+
+    def base(self, family: str) -> Path:
+        """The plain checkpoint of a family."""
+        path = self.folder / f"base-{family}"
+        return path if path.exists() else write_checkpoint(path, family=family, dtype="F32")
+
+    def truth(self, family: str) -> Truth:
+        """Its weights in transformers; one family is kept."""
+        if family not in self.truths:
+            self.truths = {family: Truth.load(self.base(family))}
+        return self.truths[family]
+
+    def checkpoint(self, case: Case) -> Path:
+        """The family's weights under the case's config."""
+        base, folder = self.base(case.family), self.folder / "case"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for item in base.iterdir():
+            (folder / item.name).symlink_to(item)
+        (folder / "config.json").unlink()
+        values = json.loads((base / "config.json").read_text(encoding="utf-8")) | case.config
+        values = {k: v for k, v in values.items() if v is not ...}
+        (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        for name in case.siblings:
+            (folder / name).write_text("# the authors' code\n", encoding="utf-8")
+        return folder
+
+    def run(self, case: Case) -> Result:
+        """Convert and compare. Any refusal is a result."""
+        folder = self.checkpoint(case)
+        try:
+            path = convert(folder, str(self.folder / "case.gguf"), "F32", force=True, **case.options)[0]
+        except YarnEdgeError as refusal:
+            return Result(case, None, "refused", str(refusal))
+        truth = self.truth(case.family)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if case.formula is None:
+            truth.as_transformers_reads(folder)
+        else:
+            truth.by_formula(*case.formula(config))
+        with Model(path) as model:
+            tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[: self.n_tokens]
+            n = self.n_tokens
+            with Context(model, n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off") as context:
+                context.evaluate(tokens, 0, "all")
+                found = divergence(truth.logits(tokens), context.logits())
+            form = str(model.gguf.metadata["yarn_edge.rope.form"])
+        return Result(case, found, form, "")
+
+
+@contextmanager
+def workshop(n_tokens: int = N_TOKENS) -> Iterator[Workshop]:
+    """A workshop in a temporary folder (about 3 GB)."""
+    with tempfile.TemporaryDirectory(prefix="yarn-edge-matrix-") as folder:
+        yield Workshop(Path(folder), n_tokens)
+
+
+def main() -> int:
+    """Print the table as Markdown; 1 if a case did not come out as its row says."""
+    parser = argparse.ArgumentParser(description="Dialects times architectures against the truth, on SmolLM2-135M.")
+    parser.parse_args()
+    out, good = sys.stdout.write, True
+    out("| dialect | checkpoint | carried as | truth | mean KL (nats) | top-1 |\n|---|---|---|---|---|---|\n")
+    with workshop() as shop:
+        for case in sorted(CASES, key=lambda c: c.family):
+            result = shop.run(case)
+            if result.found is None:
+                good &= bool(case.refused) and case.refused in result.refusal
+                out(f"| {case.dialect} | {case.family} | **refused** | | | |\n")
+                continue
+            good &= result.form == case.form and result.found.kl_mean <= KL_LIMIT
+            truth = "transformers" if case.formula is None else "authors' formulas"
+            numbers = f"{result.found.kl_mean:.1e} | {result.found.top1:.1%}"
+            out(f"| {case.dialect} | {case.family} | {result.form} | {truth} | {numbers} |\n")
+            sys.stdout.flush()
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,89 @@
+"""The error of float32 rotations against the float64 reference, in radians by position: ggml and transformers.
+
+`python -m yarn_edge.bench.evidence.phase_error` prints the table of docs/precision.md. Every pair of every 64th position and of
+the ones around it is compared, for YaRN models as they were released.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.positions import rope
+from yarn_edge.positions.error_budget import EDGES, budget
+from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
+from yarn_edge.runtime import ggml
+from yarn_edge.verify.transformers_reference import rope_parameters
+
+MODELS: dict[str, RopeScaling] = {
+    "Yarn-Llama-2 (1e4, 128, 4096 x 32)": RopeScaling(
+        "yarn", 1e4, 128, 4096, 32.0, attention_factor=yarn_attention_factor(32)
+    ),
+    "Yarn-Mistral (1e4, 128, 8192 x 16)": RopeScaling(
+        "yarn", 1e4, 128, 8192, 16.0, attention_factor=yarn_attention_factor(16, 0.07)
+    ),
+    "Qwen2.5 (1e6, 128, 32768 x 4)": RopeScaling(
+        "yarn", 1e6, 128, 32768, 4.0, attention_factor=yarn_attention_factor(4)
+    ),
+    "SmolLM2 (1e5, 64, 8192 x 4)": RopeScaling("yarn", 1e5, 64, 8192, 4.0, attention_factor=yarn_attention_factor(4)),
+}
+Angles = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def ggml_cos_sin(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> Angles:
+    """A cos and A sin as ggml's CPU kernel has them: the rotation of (1, 0) in every pair."""
+    x = np.zeros((len(positions), 1, scaling.dim), np.float32)
+    x[..., : scaling.dim // 2] = 1
+    y = ggml.rope(x, positions, ggml.rope_arguments(scaling, "half"))[:, 0].astype(np.float64)
+    return y[:, : scaling.dim // 2], y[:, scaling.dim // 2 :]
+
+
+def transformers_cos_sin(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> Angles:
+    """A cos and A sin as transformers' LlamaRotaryEmbedding has them in float32."""
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(
+        hidden_size=scaling.dim,
+        num_attention_heads=1,
+        head_dim=scaling.dim,
+        max_position_embeddings=scaling.extended_context,
+        rope_parameters=rope_parameters(scaling),
+    )
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.from_numpy(positions.astype(np.int64))[None])
+    half = scaling.dim // 2
+    return cos[0, :, :half].double().numpy(), sin[0, :, :half].double().numpy()
+
+
+def phase_errors(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.float64]]:
+    """The worst pair's error in radians at each position, for each side, and the budget."""
+    cos, sin = rope.cos_sin(scaling, positions)
+    found = {}
+    for name, (c, s) in (
+        ("ggml", ggml_cos_sin(scaling, positions)),
+        ("transformers", transformers_cos_sin(scaling, positions)),
+    ):
+        found[name] = np.hypot(c - cos, s - sin).max(axis=1) / scaling.attention_factor
+    found["budget"] = budget(scaling, positions).max(axis=1)
+    return found
+
+
+def main() -> int:
+    """Print the table as Markdown."""
+    near = np.arange(0, EDGES[-1], 64)
+    positions = np.unique(np.clip(np.concatenate([near, near - 1, near + 1]), 0, EDGES[-1] - 1)).astype(np.int32)
+    out = sys.stdout.write
+    out("| model (base, dims, context x factor) | side | " + " | ".join(f"to {e - 1}" for e in EDGES) + " |\n")
+    out("|---|---|" + "---|" * len(EDGES) + "\n")
+    for model, scaling in MODELS.items():
+        for side, errors in phase_errors(scaling, positions).items():
+            worst = [errors[positions < edge].max() for edge in EDGES]
+            out(f"| {model} | {side} | " + " | ".join(f"{w:.1e}" for w in worst) + " |\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

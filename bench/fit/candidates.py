@@ -1,0 +1,125 @@
+"""The files that `fit` compares: a GGUF as it is, and those that `convert` or `quantize` would make, as headers.
+
+A planned file has the header that would be written and its length, and no data (a sparse file in a temporary folder): all
+that a simulation reads.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yarn_edge.convert.quant_types import known_quants
+from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.loadable import check_loadable
+from yarn_edge.memory.weights import Weights, weights_of
+from yarn_edge.progress import note
+from yarn_edge.runtime.ggml_types import FLOATS
+
+if TYPE_CHECKING:
+    from yarn_edge.convert.file_plan import FilePlan
+
+QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")  # by quality; docs/compare.md has what each costs
+LAST_RESORT = frozenset({"Q3_K_M"})  # costs so much quality that a shorter context comes first
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file. verb: the command that makes it, None for the one that is there. It is not recommended if only shown."""
+
+    quant: str
+    file: GGUFFile
+    weights: Weights
+    verb: str | None
+    recommended: bool = True
+
+    @property
+    def last_resort(self) -> bool:
+        """Only where nothing better fits."""
+        return self.verb is not None and self.quant in LAST_RESORT
+
+
+@dataclass(frozen=True)
+class Found:
+    """The file that is there, if it is a GGUF, and a function that plans the others (which takes memory, and time)."""
+
+    own: Candidate | None
+    plan: Callable[[], list[Candidate]]
+
+
+@contextmanager
+def candidates(model: Path) -> Iterator[Found]:
+    """Those of a GGUF or a checkpoint folder, the best quality first; planned files are gone afterwards.
+
+    Raises YarnEdgeError for what is neither.
+    """
+    with tempfile.TemporaryDirectory(prefix="yarn-edge-fit-") as folder:
+        target = str(Path(folder, "{quant}.gguf"))
+        if model.is_dir():
+            yield Found(None, cache(lambda: _of_checkpoint(model, target)))
+            return
+        file = read_gguf(model, vocabulary=False)
+        check_loadable(file)
+        yield Found(Candidate(quant_of(file), file, weights_of(file), None), lambda: _quantizations(file, target))
+
+
+def _of_checkpoint(model: Path, target: str) -> list[Candidate]:
+    from yarn_edge.convert.checkpoint import open_checkpoint
+    from yarn_edge.convert.hf_to_gguf import plan_files_of
+
+    own = _own_type({tensor.dtype for tensor in open_checkpoint(model).tensors.values()})
+    plans = plan_files_of(model, target, ",".join((own, *QUANTS))).files
+    return [_planned(plan, "convert", recommended=plan.quant.name in QUANTS) for plan in plans]
+
+
+def _quantizations(file: GGUFFile, target: str) -> list[Candidate]:
+    if any(tensor.type_name not in FLOATS for tensor in file.tensors.values()):
+        return []
+    from yarn_edge.convert.file_plan import plan_files
+    from yarn_edge.convert.quantize import gguf_source
+    from yarn_edge.convert.recipe import Choice
+
+    paths = {Path(target.replace("{quant}", name)): known_quants()[name] for name in QUANTS}
+    try:
+        return [
+            _planned(plan, "quantize") for plan in plan_files(gguf_source(file), paths, Choice(), None, kernels="ggml")
+        ]
+    except YarnEdgeError as error:
+        note(f"quantizations are not shown: {error}")
+        return []
+
+
+def _own_type(dtypes: set[str]) -> str:
+    """The file type without loss for a checkpoint's weights; F32 is halved, as everyone does."""
+    return "BF16" if dtypes == {"BF16"} else "F16"
+
+
+def _planned(plan: FilePlan, verb: str, *, recommended: bool = True) -> Candidate:
+    try:
+        with plan.path.open("wb") as out:
+            out.write(plan.layout.header)
+            out.truncate(plan.layout.file_bytes)
+    except OSError as error:
+        raise os_error(error, plan.path) from error
+    file = read_gguf(plan.path, vocabulary=False)
+    return Candidate(plan.quant.name, file, weights_of(file), verb, recommended)
+
+
+def quant_of(file: GGUFFile) -> str:
+    """The file type that the header names (general.file_type); else the type of most weights."""
+    number = file.metadata.get("general.file_type")
+    named: dict[int, str] = {quant.ftype: name for name, quant in known_quants().items()}
+    if isinstance(number, int) and number in named:
+        return named[number]
+    weights: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        weights[tensor.type_name] += tensor.n_elements
+    return weights.most_common(1)[0][0] if weights else "-"

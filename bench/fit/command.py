@@ -1,0 +1,109 @@
+"""`yarn-edge fit MODEL`: what of a model runs on this machine, with which context, cache type and quantization, and why.
+
+A GGUF is simulated by llama.cpp as it is (`yarn_edge.memory.plan`); of what is not made yet (a checkpoint, the
+quantizations of a 16-bit GGUF) the headers are planned as `convert` and `quantize` would write them, and simulated. No
+weights are read or written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yarn_edge.flags import add_backend_flag, add_memory_flag, add_threads_flag, length
+from yarn_edge.runtime.llama_api import physical_threads
+
+if TYPE_CHECKING:
+    from .search import Fit
+
+
+def as_json(found: Fit) -> dict[str, Any]:
+    """The contract's object."""
+    from yarn_edge.runtime.machine import available_bytes, total_bytes
+
+    chosen, choice, candidate = found.chosen, found.chosen.choice, found.chosen.candidate
+    return {
+        "model": str(found.model),
+        "machine": {"memory_bytes": total_bytes(), "free_bytes": available_bytes()},
+        "budget": "given" if found.given else "free now, less what others need",
+        "most_ctx": found.most_ctx,
+        "devices": [
+            {
+                "device": p.name,
+                "backend": "CPU" if p.device is None else p.device.backend,
+                "budget_bytes": p.budget_bytes,
+                "longest_ctx": p.choice.n_ctx if p.choice else 0,
+                "why": p.why,
+            }
+            for p in found.places
+        ],
+        "rows": [
+            {
+                "device": p.name,
+                "quant": r.candidate.quant,
+                "exists": r.candidate.verb is None,
+                "kv_type": r.kv_type,
+                "weights_bytes": r.candidate.file.weight_bytes,
+                "repacked_bytes": r.candidate.weights.repacked,
+                "longest_ctx": r.longest_ctx,
+                "total_bytes": r.plan.taken_bytes if r.plan else None,
+                "tok_per_s_estimate": r.tok_per_s,
+                "refused": r.refused,
+            }
+            for p in found.places
+            for r in p.rows
+        ],
+        "choice": None
+        if choice is None or candidate is None
+        else {
+            "device": chosen.name,
+            "quant": candidate.quant,
+            **vars(choice.plan),
+            "total_bytes": choice.plan.taken_bytes,
+            "reason": chosen.why,
+        },
+        "why": chosen.why,
+        "commands": [list(words) for words in found.command],
+        "tok_per_s_estimate": chosen.tok_per_s,
+        "memory_by_ctx": {
+            kv: [{"ctx": n, "total_bytes": b} for n, b in points] for kv, points in chosen.curves.items()
+        },
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `yarn-edge fit`."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file, or checkpoint folder")
+    add_memory_flag(parser)
+    add_backend_flag(parser)
+    parser.add_argument("--ctx", type=length, metavar="N", help="the context that is needed, such as 16k")
+    add_threads_flag(parser)
+    from yarn_edge.report.deliver import add_output_flags
+
+    add_output_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`yarn-edge fit`. Returns 1 where nothing fits."""
+    from .speed import Speed
+
+    with Speed(args.threads or physical_threads()) as speed:
+        from yarn_edge.report.deliver import check_outputs, deliver
+
+        from .search import fit
+        from .table import as_report
+
+        check_outputs(args)
+        shown = args.json or args.plot is not None or args.report is not None
+        found = fit(
+            args.model,
+            speed,
+            memory=args.memory,
+            ctx=args.ctx,
+            backend=args.backend,
+            threads=args.threads,
+            with_curves=shown,
+        )
+    deliver(args, as_json(found), as_report(found), [args.model] if args.model.is_file() else [])
+    return 0 if found.chosen.choice is not None else 1

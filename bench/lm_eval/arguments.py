@@ -1,0 +1,125 @@
+"""The harness's words as values of ours: --model_args as a variant and numbers, gen_kwargs as a `Sampling`.
+
+What is unknown is an error: a misspelt kv_typ would otherwise be an evaluation of something else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from yarn_edge.engine.sampling import Sampling
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import FLAGS, MAX_THREADS
+from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.runtime.attention import FlashAttention
+
+from ..scoring.variants import Variant, parse_variant
+
+# argument -> key of a variant
+_VARIANT = {"kv_type": "kv", "backend": "backend"} | {
+    flag.removeprefix("--").replace("-", "_"): flag.removeprefix("--") for flag in FLAGS.values()
+}
+_OTHERS = ("path", "ctx", "batch", "threads", "flash_attention", "add_bos_token", "prefix_token_id")
+_FLASH: dict[Any, FlashAttention] = {None: "auto", "auto": "auto", "on": "on", "off": "off"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """--model_args, checked; None: whatever the model or the machine says."""
+
+    variant: Variant
+    ctx: int | None
+    batch: int
+    threads: int | None
+    flash_attention: FlashAttention
+    add_bos_token: bool | None
+    prefix_token_id: int | None
+
+
+def parse_arguments(given: Mapping[str, Any]) -> Arguments:
+    """From the words of --model_args (`yarn-factor` is `yarn_factor`, as behind a variant's @). Raises YarnEdgeError."""
+    words = {name.replace("-", "_"): value for name, value in given.items() if value is not None}
+    for name in words:
+        if name not in _VARIANT and name not in _OTHERS:
+            raise YarnEdgeError(f"--model_args: {name!r} is unknown; known: {', '.join((*_OTHERS, *_VARIANT))}")
+    if "path" not in words:
+        raise YarnEdgeError("--model_args: path=MODEL.gguf is missing")
+    path = str(words["path"])
+    items = [f"{_VARIANT[name]}={value}" for name, value in words.items() if name in _VARIANT]
+    if items:
+        more = "," if "@" in path and not Path(path).exists() else "@"
+        path += more + ",".join(items)
+    bos = words.get("add_bos_token")
+    if bos not in (None, True, False):
+        raise YarnEdgeError(f"--model_args: add_bos_token is {bos!r}, must be True or False")
+    flash = words.get("flash_attention")
+    if flash not in _FLASH:
+        raise YarnEdgeError(f"--model_args: flash_attention is {flash!r}, must be auto, on or off")
+    return Arguments(
+        variant=parse_variant(path),
+        ctx=_whole(words, "ctx", 2, MAX_CONTEXT),
+        batch=_whole(words, "batch", 1, MAX_CONTEXT) or 512,
+        threads=_whole(words, "threads", 1, MAX_THREADS),
+        flash_attention=_FLASH[flash],
+        add_bos_token=None if bos is None else bool(bos),
+        prefix_token_id=_whole(words, "prefix_token_id", 0, MAX_CONTEXT),
+    )
+
+
+def _whole(words: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    value = words.get(name)
+    if value is None:
+        return None
+    try:
+        number = int(str(value))
+    except ValueError:
+        raise YarnEdgeError(f"--model_args: {name} is {value!r}, not a whole number") from None
+    if not low <= number <= high:
+        raise YarnEdgeError(f"--model_args: {name} is {number}, must be from {low} to {high}")
+    return number
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How one answer is made: the choice of tokens, their number, and the texts that end it."""
+
+    sampling: Sampling
+    max_tokens: int
+    stops: tuple[str, ...]
+
+
+def parse_generation(gen_kwargs: Mapping[str, Any], max_tokens: int) -> Generation:
+    """From a task's generation_kwargs, by the harness's own rules (no do_sample and no temperature: greedy).
+
+    max_tokens: where they say nothing. With do_sample: temperature (default 1), top_p, top_k; its seed comes from Python's
+    `random`, which the harness seeds (--seed). Raises YarnEdgeError for every other word.
+    """
+    words = dict(normalize_gen_kwargs(dict(gen_kwargs), max_tokens))
+    until, sampled = words.pop("until"), words.pop("do_sample")
+    if until is None or until == [None]:
+        until = []
+    if not all(isinstance(text, str) for text in until):
+        raise YarnEdgeError(f"generation_kwargs: until is {until!r}, must be texts")
+    temperature = float(words.pop("temperature", 1.0))
+    top_p, top_k = float(words.pop("top_p", None) or 1.0), int(words.pop("top_k", None) or 0)
+    if words.get("num_beams") == 1:
+        del words["num_beams"]
+    wanted = int(words.pop("max_gen_toks"))
+    if words:
+        raise YarnEdgeError(
+            f"generation_kwargs: {', '.join(words)}: not supported; known: until, max_gen_toks, do_sample, temperature, "
+            "top_p, top_k"
+        )
+    if wanted < 1:
+        raise YarnEdgeError(f"generation_kwargs: max_gen_toks is {wanted}, must be above 0")
+    stops = tuple(text for text in until if text)
+    if not sampled:
+        return Generation(Sampling(temperature=0), wanted, stops)
+    seed = random.randrange(2**31)
+    return Generation(Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=0, seed=seed), wanted, stops)

@@ -1,0 +1,173 @@
+"""Two programs that time themselves, run in turns within one run: what slows the machine for seconds slows both.
+
+Each tells a line when the clock of a timed run has started, and is stopped there (SIGSTOP) while the other goes on to its own next
+line. What it stood still is taken off its time. So both have loaded, warmed up and filled their caches once, and a run of
+one is next to a run of the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any, Literal
+
+from yarn_edge.errors import YarnEdgeError
+
+from ..speed.process import PATIENCE_S, ended, last_words, read_lines
+
+SHORTEST_NS = 20_000_000  # it takes up to a millisecond or so until a program stands: a run must not be over by then
+Starts = Callable[[bytes], bool]
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _with_us() -> None:
+    """In the child, before the program: a group of its own, and an end with its parent, also while it stands."""
+    os.setpgrp()
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended (macOS says EPERM of zombies)
+        os.killpg(group, number)
+
+
+class Paced:
+    """A program in a process group of its own, which runs only between `go` and the start of its next timed run.
+
+    name: for messages. lines_on: where it tells those lines; `starts` knows them. What it writes there is `lines`, what it writes
+    to the other stream `other`. stood_ns: nanoseconds for which it was stopped in each of its timed runs.
+    If this process dies, it dies too (on Linux in any case; elsewhere the system sends SIGHUP to an orphaned group that stands).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        starts: Starts,
+        lines_on: Literal["stdout", "stderr"],
+        first_line: bytes = b"",
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.command, self.starts, self.lines_on = list(command), starts, lines_on
+        self.first_line, self.variables = first_line, variables
+        self.lines, self.stood_ns = list[bytes](), list[int]()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._found: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._stopped_at: int | None = None
+        self._other: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
+
+    def go(self, timeout_s: float) -> bool:
+        """Let it run until its next timed run has started. False when it came to its end.
+
+        Raises YarnEdgeError where it cannot be started, ended badly, or told nothing for `timeout_s`.
+        """
+        if self._process is None:
+            self._process = self._started()
+        if self._stopped_at is not None:
+            self.stood_ns.append(time.perf_counter_ns() - self._stopped_at)
+            self._stopped_at = None
+            _signal(self._process.pid, signal.SIGCONT)
+        while (line := self._next(timeout_s)) is not None:
+            self.lines.append(line)
+            if self.starts(line) and self._stopped(self._process):
+                self._stopped_at = time.perf_counter_ns()
+                return True
+        try:
+            code = self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise YarnEdgeError(f"{self.name}: closed its output and did not end") from None
+        if code:
+            words = last_words(b"".join(self.lines) if self.lines_on == "stderr" else self.other())
+            raise YarnEdgeError(f"{self.name}: {ended(code, words)}")
+        return False
+
+    def ran(self, samples_ns: Sequence[int], first: int) -> list[int]:
+        """Times that it took by its own clock, from its timed run number `first` on, less what it stood still in them.
+
+        Raises YarnEdgeError where a run was so short that it may have been over when it was stopped.
+        """
+        found = [ns - stood for ns, stood in zip(samples_ns, self.stood_ns[first:], strict=False)]
+        if min(found, default=0) < SHORTEST_NS:
+            raise YarnEdgeError(
+                f"{self.name}: runs of less than {SHORTEST_NS / 1e9:g} s cannot be told apart: more tokens (-p, -n)"
+            )
+        return found
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        streams: dict[str, Any] = {"stdout": self._other, "stderr": self._other, self.lines_on: subprocess.PIPE}
+        try:
+            process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, env=self.variables, preexec_fn=_with_us, **streams
+            )
+        except OSError as error:
+            raise YarnEdgeError(f"{self.command[0]} cannot be started: {error.strerror}") from error
+        assert process.stdin is not None
+        pipe = process.stdout if self.lines_on == "stdout" else process.stderr
+        assert pipe is not None
+        self._reader = threading.Thread(target=read_lines, args=(pipe, self._found), daemon=True)
+        self._reader.start()
+        with contextlib.suppress(BrokenPipeError):  # it ended already: `go` says why
+            process.stdin.write(self.first_line)
+            process.stdin.flush()
+        return process
+
+    def _next(self, timeout_s: float) -> bytes | None:
+        try:
+            return self._found.get(timeout=timeout_s)
+        except queue.Empty:
+            raise YarnEdgeError(f"{self.name}: nothing new within {timeout_s:g} s (--timeout)") from None
+
+    def _stopped(self, process: subprocess.Popen[bytes]) -> bool:
+        """False where it ended before."""
+        _signal(process.pid, signal.SIGSTOP)
+        _pid, status = os.waitpid(process.pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            process.returncode = os.waitstatus_to_exitcode(status)
+        return os.WIFSTOPPED(status)
+
+    def other(self) -> bytes:
+        """What it wrote to its other stream so far."""
+        self._other.seek(0)
+        return self._other.read()
+
+    def close(self) -> None:
+        """End it, wherever it is."""
+        process = self._process
+        if process is not None:
+            if process.poll() is None:
+                _signal(process.pid, signal.SIGKILL)
+                process.wait()
+            self._reader.join()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                with contextlib.suppress(OSError):  # what it was to be told came too late
+                    if stream is not None:
+                        stream.close()
+        self._other.close()
+
+
+def lockstep(one: Paced, other: Paced, timeout_s: float, after: Callable[[Paced], None]) -> None:
+    """Both to their ends, a timed run of each in turns. Raises YarnEdgeError where they do not have as many, or one fails."""
+    while True:
+        states = []
+        for side in (one, other):
+            states.append(side.go(timeout_s))
+            after(side)
+        if states[0] != states[1]:
+            first = one if not states[0] else other
+            raise YarnEdgeError(f"one side ended after {len(first.stood_ns)} timed runs, the other has more")
+        if not states[0]:
+            return

@@ -1,0 +1,164 @@
+"""The texts to measure on: a file, a folder of files, or JSON lines; each a document, read no further than it is needed."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.progress import bar
+from yarn_edge.runtime.model import Model
+from yarn_edge.sample_text import sample_text
+
+JSON_LINES = (".jsonl", ".ndjson")
+MAX_LINE = 1 << 28  # bytes of one JSON line
+MAX_PIPE = 1 << 30  # bytes of text that does not come from a file
+_BYTES_A_TOKEN = 8  # a first guess: more is read where it turns out too little
+_TAIL = 64  # tokens at a cut that more text could have made others
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text: a file, or one line of JSON (offset and n_bytes in the file, key of the text), or words at hand."""
+
+    name: str
+    path: Path | None = None
+    offset: int = 0
+    n_bytes: int = 0
+    key: str = ""
+    words: str = ""
+
+    def read(self, limit: int | None = None) -> tuple[str, bool]:
+        """(text, whether that is all of it): about `limit` bytes of it, cut behind white space. YarnEdgeError."""
+        if self.path is None:
+            return self.words, True
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                if self.key:
+                    return self._of_json(file.read(self.n_bytes)), True
+                data = file.read(-1 if limit is None else limit)
+                whole = not file.read(1)
+        except OSError as error:
+            raise os_error(error, self.path) from error
+        text = _decoded(data, self.path, whole)
+        if whole:
+            return text.removesuffix("\n"), True  # llama-perplexity leaves the last line break out, too
+        kept = max(text.rfind(" "), text.rfind("\n"))
+        return (text[: kept + 1] if kept > 0 else text), False
+
+    def _of_json(self, line: bytes) -> str:
+        try:
+            found: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise YarnEdgeError(f"{self.name}: is not JSON: {error}") from error
+        text = found.get(self.key) if isinstance(found, dict) else None
+        if not isinstance(text, str):
+            has = ", ".join(list(found)[:8]) if isinstance(found, dict) else type(found).__name__
+            raise YarnEdgeError(f"{self.name}: has no text under {self.key!r} (it has {has}): --field names the key")
+        return text
+
+
+def _decoded(data: bytes, path: Path, whole: bool) -> str:
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
+    except UnicodeDecodeError as error:
+        raise YarnEdgeError(f"{path}: is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+
+
+def documents_of(
+    text: str | Path | None, *, field: str = "text", wanted: int | None = None, seed: int = 0
+) -> list[Document]:
+    """The documents of a file, a folder (its files, by name) or a JSON Lines file; None: the text that comes along.
+
+    wanted: at most so many, a sample where there are more (the same for the same seed), in their order. Raises YarnEdgeError
+    for paths that hold none.
+    """
+    if text is None:
+        found = [Document("the text that comes along (Ruth and 1 Samuel)", words=sample_text())]
+    else:
+        path = Path(text)
+        try:
+            found = _in_folder(path) if path.is_dir() else _in_file(path, field)
+        except OSError as error:
+            raise os_error(error, path) from error
+    if not found:
+        raise YarnEdgeError(f"{text}: holds no documents")
+    if wanted is not None and len(found) > wanted:
+        chosen = sorted(random.Random(seed).sample(range(len(found)), wanted))
+        found = [found[i] for i in chosen]
+    return found
+
+
+def _in_folder(folder: Path) -> list[Document]:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    return [Document(p.name, p) for p in files]
+
+
+def _piped(path: Path) -> str:
+    """All that comes out of a pipe; nothing else that is no file has an end."""
+    if not path.is_fifo():
+        raise YarnEdgeError(f"{path}: is no file of text")
+    with path.open("rb") as file:
+        data = file.read(MAX_PIPE + 1)
+    if len(data) > MAX_PIPE:
+        raise YarnEdgeError(f"{path}: more than {MAX_PIPE} bytes come out of it: write them to a file")
+    return _decoded(data, path, True).removesuffix("\n")
+
+
+def _in_file(path: Path, field: str) -> list[Document]:
+    if not path.is_file() and path.exists():
+        return [Document(path.name, words=_piped(path))]
+    if path.suffix.lower() not in JSON_LINES:
+        return [Document(path.name, path)]
+    found: list[Document] = []
+    at, size = 0, path.stat().st_size
+    with path.open("rb") as file, bar(f"Finding the documents of {path.name}", size, "bytes") as advance:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+            if len(line) == MAX_LINE:
+                raise YarnEdgeError(f"{path}: line {number} is longer than {MAX_LINE} bytes: is it JSON Lines?")
+            if line.strip():
+                found.append(Document(f"{path.name}:{number}", path, at, len(line), field))
+            at += len(line)
+            advance(len(line))
+    return found
+
+
+def tokens_of(model: Model, document: Document, wanted: int | None = None) -> list[int]:
+    """Token ids of a document, the first `wanted` of them (all for None), BOS first where the model asks for it, no EOS.
+
+    Raises YarnEdgeError for a document without text.
+    """
+    limit = None if wanted is None else wanted * _BYTES_A_TOKEN + 4096
+    while True:
+        text, whole = document.read(limit)
+        if not text.strip() and whole:
+            raise YarnEdgeError(f"{document.path or document.name}: holds no text")
+        tokens = model.tokenize(text, add_special=True, parse_special=False)
+        if model.add_eos and tokens and tokens[-1] == model.eos:
+            tokens.pop()
+        if whole or limit is None or (wanted is not None and len(tokens) >= wanted + _TAIL):
+            return tokens if wanted is None else tokens[:wanted]
+        limit *= 2
+
+
+def tokenized(
+    model: Model, documents: Sequence[Document], wanted: int | None = None, max_tokens: int | None = None
+) -> list[list[int]]:
+    """`tokens_of` each document; max_tokens: of all of them together, the last ones are cut or left out."""
+    found: list[list[int]] = []
+    left = max_tokens
+    with bar("Tokenizing", len(documents), "steps") as advance:
+        for document in documents:
+            if left is not None and left < 2:
+                break
+            most = min((n for n in (wanted, left) if n is not None), default=None)
+            found.append(tokens_of(model, document, most))
+            left = None if left is None else left - len(found[-1])
+            advance(1, document.name)
+    return found

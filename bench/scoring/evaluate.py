@@ -1,0 +1,251 @@
+"""The pass: windows of tokens through one context, logits only where a token is scored, numbers at once.
+
+Memory is the model, the cache, and one batch of logits: the size of the batch follows the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.effective import RuntimeArguments
+from yarn_edge.progress import bar
+from yarn_edge.runtime.attention import FlashAttention, can_be_plain, plain_batch
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.llama_api import deferred_ctrl_c, physical_threads
+from yarn_edge.runtime.model import Model
+
+from .averages import Mean
+from .likelihood import Float32, Float64, Int, Rows
+from .variants import Variant
+from .windows import Window
+
+LOGIT_BYTES = 128 << 20  # of one batch
+SCORE_BYTES = 192 << 20  # of one batch's attention scores without flash attention
+MAX_BATCH, MIN_BATCH = 512, 64
+LEAST_PLAIN = 128  # tokens of a batch below which flash attention is better
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to evaluate: tokens of a batch, and flash attention or not."""
+
+    n_batch: int
+    flash_attention: FlashAttention
+
+
+def plan_of(
+    file: GGUFFile, n_vocab: int, n_ctx: int, kv_type: str, device: str, wanted: FlashAttention = "auto"
+) -> Plan:
+    """The batch whose logits are bounded; without flash attention where that is faster: on a CPU, with a cache in 16 or 32 bits,
+    while the scores (heads x batch x n_ctx in float32) stay small.
+    """
+    n_batch = MAX_BATCH
+    while n_batch > MIN_BATCH and n_batch * n_vocab * 4 > LOGIT_BYTES:
+        n_batch //= 2
+    if wanted == "on" or (wanted == "auto" and device != "cpu"):
+        return Plan(n_batch, wanted)
+    least = MIN_BATCH if wanted == "off" else LEAST_PLAIN
+    plain = plain_batch(file, n_ctx, kv_type, most=n_batch, least=min(least, n_batch), score_bytes=SCORE_BYTES)
+    if wanted == "auto" and plain is None:
+        return Plan(n_batch, "on" if can_be_plain(file, kv_type) else "auto")
+    return Plan(plain or MIN_BATCH, "off")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Logits (n, n_vocab) of the tokens before `targets` (n,); first: index in the window of the first target.
+
+    The logits are llama.cpp's own buffer: gone with the next evaluation.
+    """
+
+    first: int
+    targets: Int
+    logits: Float32
+
+
+def batches(
+    contexts: Sequence[Context],
+    window: Window,
+    advance: Callable[[int], None],
+    *,
+    done: int = 0,
+    spent: list[float] | None = None,
+) -> Iterator[tuple[Batch, ...]]:
+    """Evaluate the window from token `done` on (those before it are in the caches) and yield each batch that has targets, one
+    Batch for each context.
+
+    `advance` gets tokens when they were evaluated and what was yielded of them is worked on. spent: seconds of evaluation,
+    added up by context. The last token is never evaluated: nothing follows it.
+    """
+    tokens = window.tokens
+    step = min(context.n_batch for context in contexts)
+    for at in range(done, len(tokens) - 1, step):
+        part = tokens[at : min(at + step, len(tokens) - 1)]
+        scored = min(len(part), max(0, at + len(part) - (window.first - 1)))
+        targets = np.asarray(tokens[at + len(part) - scored + 1 : at + len(part) + 1], dtype=np.int64)
+        found = []
+        for number, context in enumerate(contexts):
+            start = time.perf_counter()
+            context.evaluate(part, at, scored)
+            if spent is not None:
+                context.synchronize()
+                spent[number] += time.perf_counter() - start
+            if scored:
+                found.append(Batch(at + len(part) - scored + 1, targets, context.logits_in_place()))
+        if scored:
+            yield tuple(found)
+        advance(len(part))
+
+
+@dataclass
+class Scores:
+    """Negative log-likelihoods in nats, window after window, each (n_scored,), NaN where not there yet.
+
+    seconds: spent; tokens: evaluated (both in this process).
+    """
+
+    windows: Sequence[Window]
+    nll: list[Float64]
+    seconds: float = 0.0
+    tokens: int = 0
+    done: int = 0  # whole windows
+    inside: int = 0  # tokens of the next window whose successors are scored
+    _sum: float = 0.0
+    _count: int = 0
+
+    @classmethod
+    def empty(cls, windows: Sequence[Window]) -> Scores:
+        """Nothing scored."""
+        return cls(windows, [np.full(w.n_scored, np.nan) for w in windows])
+
+    @property
+    def n_scored(self) -> int:
+        """Tokens with a score."""
+        return sum(int(np.isfinite(part).sum()) for part in self.nll)
+
+    def flat(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:
+        """(index in its window, document, nll) of every token that has a score."""
+        at = [np.arange(w.first, len(w.tokens)) for w in self.windows]
+        of = [np.full(w.n_scored, w.document) for w in self.windows]
+        index, document, nll = (np.concatenate(parts) for parts in (at, of, self.nll))
+        there = np.isfinite(nll)
+        return index[there], document[there], nll[there]
+
+    def put(self, at: int, nll: Float64) -> None:
+        """Take in what was scored of the window at hand, from its scored token number `at` on."""
+        self.nll[self.done][at : at + len(nll)] = nll
+        self._sum, self._count = self._sum + float(nll.sum()), self._count + len(nll)
+
+    @property
+    def running(self) -> Mean:
+        """Of what was scored in this process."""
+        return Mean(self._count, self._sum / self._count if self._count else math.nan, math.nan)
+
+
+def score(
+    context: Context,
+    scores: Scores,
+    *,
+    label: str = "Perplexity",
+    between: Callable[[Scores], None] = lambda _scores: None,
+    threads: int | None = None,
+) -> None:
+    """Fill `scores` from where it stands; the cache holds what is already done of the window it stands in.
+
+    between: called after each batch (to save). Raises YarnEdgeError for logits that are not finite; what was scored stays.
+    """
+    left = sum(len(w.tokens) - 1 for w in scores.windows[scores.done :]) - scores.inside
+    with Rows(threads or physical_threads()) as rows, stoppable(context), bar(label, left, "tokens") as shown:
+        clock = time.perf_counter()
+
+        def advance(n: int) -> None:
+            nonlocal clock
+            now = time.perf_counter()
+            scores.seconds, clock = scores.seconds + now - clock, now
+            scores.tokens, scores.inside = scores.tokens + n, scores.inside + n
+            shown(n, f"{scores.running.perplexity:.4f}")
+            between(scores)
+
+        while scores.done < len(scores.windows):
+            window = scores.windows[scores.done]
+            if not scores.inside:
+                context.clear()
+            for (batch,) in batches([context], window, advance, done=scores.inside):
+                found = rows.nll(batch.logits, batch.targets)
+                check_finite(found, window, batch.first, context.model.path)
+                scores.put(batch.first - window.first, found)
+            scores.done, scores.inside = scores.done + 1, 0
+
+
+@contextmanager
+def stoppable(*contexts: Context) -> Iterator[None]:
+    """While open, Ctrl-C and the like stop a running evaluation in the middle, and are raised as usual."""
+    with ExitStack() as stack:
+        stops = [stack.enter_context(context.interruptible()) for context in contexts]
+
+        def stop_all() -> None:
+            for stop in stops:
+                stop()
+
+        stack.enter_context(deferred_ctrl_c(stop_all))
+        yield
+
+
+def check_finite(values: Float64, window: Window, first: int, path: Path) -> None:
+    """Refuse NaN and infinity: YarnEdgeError that says where."""
+    if np.isfinite(values).all():
+        return
+    at = int(np.flatnonzero(~np.isfinite(values))[0])
+    kind = "not a number" if np.isnan(values[at]) else "infinite"
+    raise YarnEdgeError(
+        f"{path}: the prediction at position {first + at - 1} of window {window.document + 1} is {kind}: the weights or the "
+        "scaling are broken there"
+    )
+
+
+def token_nll(
+    model: Model,
+    tokens: Sequence[int],
+    *,
+    arguments: RuntimeArguments | None = None,
+    kv_type: str = "f16",
+    threads: int | None = None,
+    score_from: int = 1,
+    label: str = "Perplexity",
+) -> Float64:
+    """Negative log-likelihood in nats of tokens[1:], each given all before it; shape (n_tokens - 1,).
+
+    arguments: scaling values for the context, by default the file's own. score_from: predictions of tokens before this
+    position are not scored (NaN), which saves their logits.
+    """
+    window = Window(0, 0, tuple(tokens), max(1, score_from))
+    variant = Variant(str(model.path), model.path, kv_type, arguments=arguments)
+    scores = Scores.empty([window])
+    with open_context(model, variant, len(tokens), threads) as context:
+        score(context, scores, label=label, threads=threads)
+    return np.concatenate([np.full(window.first - 1, np.nan), scores.nll[0]])
+
+
+def open_context(
+    model: Model,
+    variant: Variant,
+    n_ctx: int,
+    threads: int | None = None,
+    attention: FlashAttention = "auto",
+    plan: Plan | None = None,
+) -> Context:
+    """A context for windows of `n_ctx` tokens, as `plan` or `plan_of` says."""
+    plan = plan or plan_of(model.gguf, model.n_vocab, n_ctx, variant.kv_type, variant.backend, attention)
+    return variant.context(
+        model, n_ctx=n_ctx, n_batch=plan.n_batch, threads=threads, flash_attention=plan.flash_attention
+    )

@@ -1,0 +1,257 @@
+"""One configuration of `yarn-edge bench`, in a process of its own: whatever ends it ends nothing else, and its memory is its own.
+
+`python -m yarn_edge.bench.speed.child` reads a `Request` as one line of JSON and tells events as lines of JSON: loaded, step, test,
+rope, failed, done. stdin stays open: when it ends, the parent is gone, and so is this process.
+Tests as llama-bench makes them: random tokens behind the BOS, a warm-up, everything synchronized before the clock is read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from yarn_edge.engine.sampling import Sampling
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.llama_rules.declared import explicit_arguments
+from yarn_edge.llama_rules.effective import effective
+from yarn_edge.llama_rules.honoured import honoured
+from yarn_edge.llama_rules.rescale import overridden
+from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.devices import devices_of
+from yarn_edge.runtime.kv_cache import known_kv_bytes
+from yarn_edge.runtime.llama_api import captured_log
+from yarn_edge.runtime.machine import peak_resident_bytes
+from yarn_edge.runtime.model import Model
+from yarn_edge.verify.checks import check_kernel
+
+from ..scoring.variants import Variant, parse_variant
+from .rows import buffers_in, flash_attention_in, misplaced, offloaded_in
+
+SEED = 1
+Tell = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure. model: as in `variants`; n_ctx: of the cache; samples: timed runs of each test."""
+
+    model: str
+    backend: str
+    kv_type: str
+    depth: int
+    n_prompt: int
+    n_gen: int
+    n_ctx: int
+    threads: int
+    n_batch: int
+    n_ubatch: int
+    flash_attention: FlashAttention
+    samples: int
+
+
+def measure(request: Request, tell: Tell) -> None:
+    """Load, see where everything lies, measure, check the rope kernel. Raises YarnEdgeError with the reason of a failure."""
+    variant = parse_variant(request.model, kv_type=request.kv_type, backend=request.backend)
+    start = time.perf_counter()
+    with ExitStack() as held:
+        with captured_log() as log:
+            model = held.enter_context(variant.load())
+            context = held.enter_context(_context(request, variant, model))
+        load_s, told = time.perf_counter() - start, "".join(log)
+        device = model.device.name if model.device else None
+        buffers = buffers_in(told)
+        tell(
+            "loaded",
+            load_s=load_s,
+            device=device or "CPU",
+            flash_attention_used=flash_attention_in(told),
+            offloaded=offloaded_in(told),
+            buffers=[list(b) for b in buffers],
+            **_described(model),
+        )
+        elsewhere = misplaced(buffers, device, offloaded_in(told))
+        if elsewhere is not None:
+            raise YarnEdgeError(elsewhere)
+        Bench(request, model, context, tell).run()
+        tell("rope", **_rope(variant, model))
+
+
+def _context(request: Request, variant: Variant, model: Model) -> Context:
+    return Context(
+        model,
+        n_ctx=request.n_ctx,
+        n_batch=request.n_batch,
+        n_ubatch=request.n_ubatch,
+        kv_type=variant.kv_type,
+        threads=request.threads,
+        arguments=variant.arguments,
+        flash_attention=request.flash_attention,
+    )
+
+
+def _described(model: Model) -> dict[str, Any]:
+    """llama-bench's columns of the model."""
+    text = ctypes.create_string_buffer(128)
+    model.api.llama_model_desc(model.handle, text, len(text))
+    return {
+        "model_type": text.value.decode(errors="replace"),
+        "model_size": int(model.api.llama_model_size(model.handle)),
+        "model_n_params": int(model.api.llama_model_n_params(model.handle)),
+        "n_gpu_layers": -1 if model.device else 0,
+    }
+
+
+def _rope(variant: Variant, model: Model) -> dict[str, Any]:
+    """The rope kernel of this backend on what this file runs, against the float64 reference (as in verify)."""
+    try:
+        honoured(model.gguf.architecture)
+        seen = overridden(model.gguf, variant.overrides)
+        runs = effective(seen, variant.arguments or explicit_arguments(seen))
+        device = devices_of(variant.backend)[0]
+        check = check_kernel(runs, runs, model.gguf.architecture, device, variant.backend)
+    except YarnEdgeError as refusal:  # an architecture whose positions we do not know
+        return {"status": "skip", "value": None, "limit": None, "detail": str(refusal)}
+    return {"status": check.status, "value": check.value, "limit": check.limit, "detail": check.detail}
+
+
+class Bench:
+    """The tests of one configuration in one context."""
+
+    def __init__(self, request: Request, model: Model, context: Context, tell: Tell) -> None:
+        self.request, self.model, self.context, self.tell = request, model, context, tell
+        random = np.random.default_rng(SEED)
+        longest = max(request.depth, request.n_prompt, request.n_gen, 1)
+        self.tokens: list[int] = random.integers(0, model.n_vocab, longest).tolist()
+        if model.add_bos and model.bos >= 0:
+            self.tokens[0] = model.bos
+        # A sliding window's cache forgets what lies before it: cut back, it would not be what a filled one is.
+        self.cut_back = known_kv_bytes(model.gguf, 0, "f16") is not None
+
+    def run(self) -> None:
+        """Warm up, fill the cache to the depth, then every test."""
+        request = self.request
+        gc.collect()
+        gc.disable()
+        self.tell("step", what="warming up")
+        if request.n_prompt:
+            self.read(self.tokens[: request.n_prompt], 0)
+        if request.n_gen:
+            self.context.clear()
+            self.generate(1, 0)
+        self.context.clear()
+        if request.depth:
+            took = self._fill()
+            self.tell("test", test="ttft", samples_ns=[took], peak_rss_bytes=peak_resident_bytes())
+        if request.n_prompt:
+            self._test("pp", lambda: self.read(self.tokens[: request.n_prompt], request.depth))
+        if request.n_gen:
+            self._test("tg", lambda: self.generate(request.n_gen, request.depth))
+            with Sampling(temperature=0).chain(self.model) as chain:
+                self._test("tg+s", lambda: self.generate_sampled(request.n_gen, request.depth, chain))
+
+    def _test(self, name: str, work: Callable[[], None]) -> None:
+        samples: list[int] = []
+        for number in range(self.request.samples):
+            self._rewind(filled=not samples and name == "pp")
+            start = time.perf_counter_ns()
+            self.tell("step", what=name, number=number + 1)  # the clock runs, as in llama-bench, for `lockstep`
+            work()
+            samples.append(time.perf_counter_ns() - start)
+        self.tell("test", test=name, samples_ns=samples, peak_rss_bytes=peak_resident_bytes())
+
+    def _rewind(self, filled: bool) -> None:
+        """The cache as it is when filled to the depth."""
+        if not self.request.depth:
+            self.context.clear()
+        elif self.cut_back or filled:
+            self.context.keep(self.request.depth)
+        else:
+            self.context.clear()
+            self._fill()
+        self.context.synchronize()
+
+    def _fill(self) -> int:
+        """A document of `depth` tokens, to its first token of answer. Returns nanoseconds."""
+        with Sampling(temperature=0).chain(self.model) as chain:
+            self.context.synchronize()
+            start = time.perf_counter_ns()
+            self.context.evaluate(self.tokens[: self.request.depth], 0, "last", self._filled)
+            self.context.sample(chain)
+            return time.perf_counter_ns() - start
+
+    def _filled(self, n_tokens: float) -> None:
+        self.tell("step", what="ttft", tokens=n_tokens)
+
+    def read(self, tokens: Sequence[int], at: int) -> None:
+        """llama-bench's test_prompt: in batches, each with the logits of its last token."""
+        step = self.context.n_batch
+        for start in range(0, len(tokens), step):
+            self.context.evaluate(tokens[start : start + step], at + start, "last")
+        self.context.synchronize()
+
+    def generate(self, count: int, at: int) -> None:
+        """llama-bench's test_gen: one token after the other, random ones, each waited for."""
+        evaluate, synchronize = self.context.evaluate, self.context.synchronize
+        for position, token in enumerate(self.tokens[:count], at):
+            evaluate((token,), position, "last")
+            synchronize()
+
+    def generate_sampled(self, count: int, at: int, chain: Any) -> None:
+        """What a chat does: the most probable token is chosen from the logits, and is the next."""
+        evaluate, sample = self.context.evaluate, self.context.sample
+        token = self.tokens[0]
+        for position in range(at, at + count):
+            evaluate((token,), position, "last")
+            token = sample(chain)
+
+
+def _end_with_parent() -> None:
+    """Whoever asked holds the other end of stdin; also a parent that was killed lets go of it."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def main() -> int:
+    """Serve one request. Returns 0 also after a failure that was told."""
+    out = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what a library prints is no event
+
+    def tell(event: str, **values: Any) -> None:
+        out.write(json.dumps({"event": event, **values}) + "\n")
+        out.flush()
+
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(0, 65536)
+        if not part:
+            return 1
+        line += part
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        measure(Request(**json.loads(line)), tell)
+    except YarnEdgeError as error:
+        tell("failed", reason=str(error))
+    except MemoryError:
+        tell("failed", reason="out of memory")
+    else:
+        tell("done")
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # a thread still waits for stdin

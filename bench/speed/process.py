@@ -1,0 +1,140 @@
+"""The child process of one configuration: its events as they come, and why it ended, whatever way it did."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.runtime.llama_api import deferred_ctrl_c
+
+CHILD: tuple[str, ...] = (sys.executable, "-m", "yarn_edge.bench.speed.child")
+PATIENCE_S = 10.0  # for a process whose output ended
+Event = dict[str, Any]
+_STOP = b""  # in place of a line: Ctrl-C
+
+
+def run_child(
+    request: Mapping[str, Any],
+    timeout_s: float,
+    on_event: Callable[[Event], None],
+    command: Sequence[str] | None = None,
+) -> str | None:
+    """Run a child over one request. Returns None where it came to its end, else the reason why not.
+
+    It is in a session of its own, so that Ctrl-C is ours to handle; it never outlives this call, nor this process: its
+    stdin ends with us. Ctrl-C and SIGTERM end it, and are raised when all that it told before was passed to `on_event`.
+    """
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    with tempfile.TemporaryFile() as told, deferred_ctrl_c(lambda: lines.put(_STOP)):
+        try:
+            process = subprocess.Popen(
+                list(command or CHILD),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=told,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise YarnEdgeError(f"a process for measuring cannot be started: {error.strerror}") from error
+        assert process.stdin is not None
+        assert process.stdout is not None
+        reader = threading.Thread(target=read_lines, args=(process.stdout, lines), daemon=True)
+        reader.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it ended already: why, is said below
+                process.stdin.write(json.dumps(dict(request)).encode("ascii") + b"\n")
+                process.stdin.flush()
+            return _attend(process, lines, timeout_s, on_event, told)
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+            process.stdout.close()
+            with contextlib.suppress(OSError):  # what it was to be told came too late
+                process.stdin.close()
+
+
+def _attend(
+    process: subprocess.Popen[bytes],
+    lines: queue.SimpleQueue[bytes | None],
+    timeout_s: float,
+    on_event: Callable[[Event], None],
+    told: IO[bytes],
+) -> str | None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return f"not done within {timeout_s:g} s (--timeout)"
+        if line is None:
+            return _without_a_word(process, told)
+        if line is _STOP:
+            process.kill()
+            for left in iter(lines.get, None):
+                if left is not _STOP:
+                    on_event(_event(left))
+            return "stopped"
+        event = _event(line)
+        if event["event"] == "done":
+            return None
+        if event["event"] == "failed":
+            return one_line(str(event.get("reason")), 400)
+        on_event(event)
+
+
+def _without_a_word(process: subprocess.Popen[bytes], told: IO[bytes]) -> str:
+    """Why its output ended before it said that it is done."""
+    try:
+        code = process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return "the measuring process closed its output and did not end"
+    told.seek(0)
+    return ended(code, last_words(told.read()))
+
+
+def read_lines(pipe: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+    """Every whole line that comes, then None: for a thread."""
+    for line in pipe:
+        if line.endswith(b"\n"):  # else it was ended in the middle of a word
+            lines.put(line)
+    lines.put(None)
+
+
+def _event(line: bytes) -> Event:
+    """Nothing but our own child writes there."""
+    event = json.loads(line)
+    if not isinstance(event, dict) or "event" not in event:
+        raise YarnEdgeError(f"the measuring process told {one_line(repr(line), 80)}")
+    return event
+
+
+def ended(code: int, words: str) -> str:
+    """Why a child ended without a word: by a signal (negative codes, as subprocess has them), or by itself."""
+    behind = f": {words}" if words else ""
+    if code >= 0:
+        return f"the measuring process ended with {code}{behind}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if name == "SIGKILL":
+        return "killed (SIGKILL), as the system does when memory runs out"
+    return f"ended by {name}{behind}"
+
+
+def last_words(told: bytes) -> str:
+    """Of what a child wrote to stderr: the assertion that failed, if one is named, else the last line."""
+    lines = [line.strip() for line in told.decode(errors="replace").splitlines() if line.strip()]
+    asserted = [line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line]
+    return one_line((asserted or lines or [""])[-1], 300)

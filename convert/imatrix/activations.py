@@ -1,0 +1,194 @@
+"""Sums of squares of what every weight matrix is multiplied with, collected while a model is evaluated.
+
+Which multiplications count, and how experts and 3-D weights are told apart, is llama.cpp's (tools/imatrix/imatrix.cpp,
+collect_imatrix). What is different: weights that share an input (q, k, v; gate, up) share its sums, sums are made in
+blocks and added up in float64, and a graph is left where nothing that counts follows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.ggml import TYPE_F32, TYPE_I32, TensorStruct, function, read_tensor
+from yarn_edge.runtime.graph_tap import GraphTap, op_number
+
+MIN_ROWS = 16  # as llama-imatrix: fewer rows are no prompt
+OUTPUT_WEIGHT = b"output.weight"
+_LAST_NODE = b"result_norm"  # llama.cpp's name in nearly every graph; only the output matrix follows
+_BLOCK_ROWS = 64  # summed in float32: an error of 1e-7
+_DTYPES = {TYPE_F32: np.float32, TYPE_I32: np.int32}
+
+
+@dataclass(frozen=True)
+class Squares:
+    """sums: (n_mat, width) of squares, a row for each matrix of a weight; counts: (n_mat,) rows by expert, or (1,)."""
+
+    sums: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+
+class ActivationTap(GraphTap):
+    """Measures what is evaluated in the context that has its `callback`. with_output: output.weight counts, too."""
+
+    def __init__(self, *, with_output: bool = False) -> None:
+        super().__init__()
+        self.with_output = with_output
+        self._squares: dict[str, Squares] = {}
+        self._evaluated: Callable[[int], None] = lambda _n_tokens: None
+        self._mul_mat, self._mul_mat_id = op_number(b"MUL_MAT"), op_number(b"MUL_MAT_ID")
+        self._in_this_graph: set[bytes] = set()
+        self._input: tuple[int, ...] = ()
+        self._of_input: Squares
+
+    def measure(
+        self, context: Context, sequences: Sequence[Sequence[int]], advance: Callable[[float], None] = lambda _n: None
+    ) -> dict[str, Squares]:
+        """Evaluate equally long sequences, each from position 0 on: the squares of each weight by its name.
+
+        advance: called with the tokens of each graph that came to its end. Raises YarnEdgeError, naming the weight, for
+        inputs that are not finite.
+        """
+        left = [sum(map(len, sequences))]
+
+        def evaluated(n_tokens: int) -> None:
+            left[0] -= n_tokens
+            advance(n_tokens)
+
+        self._squares, self._evaluated = {}, evaluated
+        self._new_graph()
+        with self.watching(context):
+            context.clear()
+            context.evaluate_side_by_side(sequences)
+        if left[0]:  # graphs without the node that tells
+            advance(left[0])
+        return self._squares
+
+    def see(self, address: int, asking: bool) -> bool:
+        """See `GraphTap`. Wanted is the first multiplication with each input; for the others its sums are at hand."""
+        node = TensorStruct.from_address(address)
+        if node.op not in (self._mul_mat, self._mul_mat_id):
+            return node.name == _LAST_NODE and (asking or self._end(node))
+        weight, x = node.src[0].contents, node.src[1].contents
+        name = weight_name(weight.name)
+        if not self._counts(node.op, name, x):
+            return False
+        key = self._key(node, weight)
+        if asking:
+            if name in self._in_this_graph:  # the names begin again
+                self._new_graph()
+            if key != self._input:
+                return True
+        else:
+            squares = _expert_squares(node) if node.op == self._mul_mat_id else _dense_squares(node)
+            if not np.isfinite(squares.sums).all():
+                raise YarnEdgeError(
+                    f"{_told(name)}: its input has values that are infinite, no number, or too large to be squared"
+                )
+            self._input, self._of_input = key, squares
+        self._add(name, self._of_input)
+        return not asking
+
+    def _counts(self, op: int, name: bytes, x: Any) -> bool:
+        if op == self._mul_mat_id:
+            return True
+        if x.ne[1] < MIN_ROWS or x.type != TYPE_F32:
+            return False
+        return name.startswith(b"blk.") or (self.with_output and name == OUTPUT_WEIGHT)
+
+    @staticmethod
+    def _key(node: Any, weight: Any) -> tuple[int, ...]:
+        """What the sums depend on: the input, which rows go to which expert, and how many matrices there are."""
+        inputs = (ctypes.cast(source, ctypes.c_void_p).value or 0 for source in node.src[1:3])
+        return (*inputs, weight.ne[2], weight.ne[3])
+
+    def _add(self, name: bytes, new: Squares) -> None:
+        self._in_this_graph.add(name)
+        told = _told(name)
+        held = self._squares.get(told)
+        if held is None:
+            self._squares[told] = new
+        elif held.sums.shape != new.sums.shape or held.counts.shape != new.counts.shape:
+            raise YarnEdgeError(f"{told}: is multiplied with inputs of two kinds")
+        else:
+            self._squares[told] = Squares(held.sums + new.sums, held.counts + new.counts)
+
+    def _end(self, node: Any) -> bool:
+        self._new_graph()
+        self._evaluated(node.ne[1] * node.ne[2] * node.ne[3])
+        return self.with_output  # else the output matrix need not be multiplied
+
+    def _new_graph(self) -> None:
+        """Tensors of another graph may have the same addresses."""
+        self._in_this_graph.clear()
+        self._input = ()
+
+
+def weight_name(name: bytes) -> bytes:
+    """A weight's name without what ggml's scheduler puts around it: CUDA0#blk.0.attn_k.weight#0."""
+    parts = name.split(b"#", 2)
+    return parts[1] if len(parts) > 1 else name
+
+
+def _told(name: bytes) -> str:
+    return name.decode("utf-8", errors="surrogateescape")
+
+
+def _values(tensor: Any) -> npt.NDArray[Any]:
+    """A tensor's values, shape (ne3, ne2, ne1, ne0): those in main memory as they lie there, others copied."""
+    fields = tensor.contents
+    dtype = _DTYPES.get(fields.type)
+    if dtype is None or fields.nb[0] != np.dtype(dtype).itemsize:
+        raise YarnEdgeError(f"the graph multiplies with {_told(fields.name)} of type {fields.type}")
+    if not function("ggml_backend_buffer_name")(fields.buffer).startswith(b"CPU"):
+        return read_tensor(tensor, dtype)
+    ne, nb = list(fields.ne), list(fields.nb)
+    span = sum((n - 1) * step for n, step in zip(ne, nb, strict=True)) + nb[0]
+    raw = (ctypes.c_char * span).from_address(fields.data)
+    return np.ndarray(tuple(reversed(ne)), dtype, raw, strides=tuple(reversed(nb)))
+
+
+def _column_squares(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """rows (n, width) -> (width,) sums of squares."""
+    total = np.zeros(rows.shape[1])
+    with np.errstate(all="ignore"):
+        for at in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[at : at + _BLOCK_ROWS]
+            total += np.einsum("ij,ij->j", block, block)
+    return total
+
+
+def _dense_squares(node: Any) -> Squares:
+    """Of MUL_MAT: slice (i3, i2) of the input meets matrix (i3 % ne3, i2 % ne2) of the weight."""
+    weight, x = node.src[0].contents, _values(node.src[1])
+    n2, n3 = weight.ne[2], weight.ne[3]
+    sums = np.zeros((n3 * n2, x.shape[3]))
+    for i3, i2 in np.ndindex(x.shape[:2]):
+        sums[(i3 % n3) * n2 + i2 % n2] += _column_squares(x[i3, i2])
+    return Squares(sums, np.array([x[..., 0].size // len(sums)], np.int64))
+
+
+def _expert_squares(node: Any) -> Squares:
+    """Of MUL_MAT_ID: row (token, slot) of the input goes to expert ids[token, slot]; one row may serve all slots."""
+    n_expert = node.src[0].contents.ne[2]
+    ids, x = _values(node.src[2])[0, 0], _values(node.src[1])
+    if x.shape[0] != 1 or len(ids) != x.shape[1]:
+        raise YarnEdgeError(f"{_told(weight_name(node.src[0].contents.name))}: experts with an input of {x.shape}")
+    if ids.size and not 0 <= ids.min() <= ids.max() < n_expert:
+        raise YarnEdgeError(f"there are {n_expert} experts, the graph asks for {one_line(str(ids.max()))}")
+    n_used = ids.shape[1]
+    counts = np.bincount(ids.ravel(), minlength=n_expert)
+    order = np.argsort(ids.ravel(), kind="stable")
+    tokens, slots = order // n_used, order % x.shape[2]
+    sums, at = np.zeros((n_expert, x.shape[3])), 0
+    for expert in np.flatnonzero(counts):
+        rows = slice(at, at := at + counts[expert])
+        sums[expert] = _column_squares(x[0, tokens[rows], slots[rows]])
+    return Squares(sums, counts.astype(np.int64))

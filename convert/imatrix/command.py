@@ -1,0 +1,279 @@
+"""`yarn-edge imatrix`: evaluate a text with a model and write down how much each input of its matrices is used.
+
+The text is cut into chunks of --ctx tokens, each evaluated from position 0 on with the scaling that the file declares: the
+positions are those that the quantized model will run. What counts is what llama-imatrix counts (tools/imatrix/imatrix.cpp,
+compute_imatrix), so that the files can be exchanged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.flags import add_threads_flag, count
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.gguf.identity import model_identity
+from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.progress import Advance, bar, note
+from yarn_edge.runtime.context import MAX_SEQUENCES, Context
+from yarn_edge.runtime.model import Model
+from yarn_edge.writer import check_output, check_space, partial_file, publish
+
+from .activations import OUTPUT_WEIGHT, ActivationTap
+from .matrix import Importance, ImportanceMatrix, write_imatrix
+from .progress import Run, added, load_progress, progress_path, save_progress, text_identity
+
+BATCH, UBATCH = 2048, 512  # llama.cpp's defaults: tokens of one call, of one graph
+LEAST = 16  # fewer rows do not count (yarn_edge.convert.imatrix.activations)
+SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to collect. chunks: at most so many; threads: None for all physical cores."""
+
+    ctx: int = 512
+    chunks: int | None = None
+    batch: int = BATCH
+    process_output: bool = False
+    parse_special: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished matrix, and the tokens and seconds of evaluation in this process (others may have gone before)."""
+
+    matrix: ImportanceMatrix
+    tokens: int
+    seconds: float
+
+
+def collect(
+    model: str | Path,
+    text: str | Path,
+    output: str | Path,
+    settings: Settings = Settings(),
+    *,
+    resume: bool = False,
+    force: bool = False,
+) -> Outcome:
+    """Write the importance matrix of `model` over `text` to `output`.
+
+    resume: go on from an interrupted run with the same arguments, whose progress lies beside the output. force: overwrite
+    the output, and without resume the progress. Raises YarnEdgeError for a text or a model that give none; then no file has
+    the output's name.
+    """
+    words, path = read_text(Path(text)), check_output(Path(output), force, [Path(model), Path(text)])
+    progress = progress_path(path)
+    if progress.exists() and not (resume or force):
+        raise YarnEdgeError(f"{progress}: an unfinished run: --resume goes on from it, --force begins anew")
+    with Model(model) as loaded:
+        if loaded.gguf.metadata.get(f"{loaded.gguf.architecture}.attention.causal") is False:
+            raise YarnEdgeError(f"{model}: is no language model: its tokens see those after them")
+        chunks = chunks_of(loaded, words, settings, Path(text))
+        run = Run(
+            model_identity(loaded.gguf),
+            text_identity(words),
+            settings.ctx,
+            len(chunks),
+            settings.batch,
+            settings.process_output,
+            settings.parse_special,
+        )
+        begun = ImportanceMatrix(None, {}, (str(text),), 0, settings.ctx)
+        collection = _Collection(run, progress, load_progress(run, progress) if resume else begun)
+        check_space(path.parent, 2 * matrix_bytes(loaded.gguf), "an importance matrix and its progress")
+        tokens, seconds = collection.go_on(loaded, chunks, settings)
+    try:
+        with partial_file(path) as partial:
+            write_imatrix(collection.matrix, partial)
+            publish(partial, path, force)
+    except BaseException:
+        with contextlib.suppress(YarnEdgeError):  # the first failure is the one to tell
+            collection.save()
+        raise
+    progress.unlink(missing_ok=True)
+    return Outcome(replace(collection.matrix, path=path), tokens, seconds)
+
+
+def matrix_bytes(file: GGUFFile) -> int:
+    """About what the importance matrix of a model takes on the disk."""
+    weights = (t for t in file.tensors.values() if t.name.startswith("blk.") and len(t.shape) > 1)
+    return sum(4 * t.n_elements // t.shape[1] for t in weights)
+
+
+def read_text(path: Path) -> str:
+    """The text to calibrate with, without the line break at its end (llama.cpp's --file leaves it out, too)."""
+    try:
+        words = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise YarnEdgeError(f"{path}: is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+    except OSError as error:
+        raise os_error(error, path) from error
+    if not words.strip():
+        raise YarnEdgeError(f"{path}: holds no text")
+    return words.removesuffix("\n")
+
+
+def chunks_of(model: Model, words: str, settings: Settings, source: Path) -> list[list[int]]:
+    """Token ids, `settings.ctx` for each chunk; what is left at the end is dropped. BOS takes the place of the first one."""
+    ctx = settings.ctx
+    if ctx > model.n_ctx_train:
+        raise YarnEdgeError(f"{model.path}: its context is {model.n_ctx_train} tokens, --ctx {ctx} is beyond it")
+    tokens = model.tokenize(words, add_special=True, parse_special=settings.parse_special)
+    n_chunks = min(len(tokens) // ctx, settings.chunks or len(tokens))
+    if not n_chunks:
+        raise YarnEdgeError(f"{source}: has {len(tokens)} tokens, less than one chunk of {ctx}: take a smaller --ctx")
+    chunks = [tokens[at : at + ctx] for at in range(0, n_chunks * ctx, ctx)]
+    if model.add_bos:
+        for chunk in chunks:
+            chunk[0] = model.bos
+    return chunks
+
+
+class _Collection:
+    """One run, from where it stands; `matrix` always holds whole chunks."""
+
+    def __init__(self, run: Run, progress: Path, matrix: ImportanceMatrix) -> None:
+        self.run, self.progress, self.matrix = run, progress, matrix
+        self.saved = matrix.chunk_count
+
+    def go_on(self, model: Model, chunks: Sequence[Sequence[int]], settings: Settings) -> tuple[int, float]:
+        """Evaluate what is left, saving now and then; stopped by a signal, save and leave. Returns tokens and seconds."""
+        left = chunks[self.matrix.chunk_count :]
+        tokens = len(left) * settings.ctx
+        with bar("Importance matrix", tokens, "tokens") as advance:
+            start = time.perf_counter()
+            try:
+                if left:
+                    self._evaluate(model, left, settings, advance)
+            except BaseException as reason:
+                if not isinstance(reason, Exception):
+                    self.save()
+                    if self.matrix.chunk_count:
+                        told = f"{self.matrix.chunk_count} of {len(chunks)} chunks; --resume goes on from there"
+                        note(f"{self.progress}: {told}")
+                raise
+        return tokens, time.perf_counter() - start
+
+    def _evaluate(self, model: Model, chunks: Sequence[Sequence[int]], settings: Settings, advance: Advance) -> None:
+        n_seq = max(1, min(settings.batch // settings.ctx, len(chunks), MAX_SEQUENCES))
+        has_output = settings.process_output and OUTPUT_WEIGHT.decode() in model.gguf.tensors
+        if settings.process_output and not has_output:
+            note(
+                "this model has no output.weight: its token embeddings take that place, and have no entry in llama.cpp either"
+            )
+        tap = ActivationTap(with_output=has_output)
+        with Context(
+            model,
+            n_ctx=settings.ctx,
+            n_seq=n_seq,
+            n_batch=settings.batch,
+            n_ubatch=UBATCH,
+            threads=settings.threads,
+            eval_callback=tap.callback,
+        ) as context:
+            saved = time.monotonic()
+            for at in range(0, len(chunks), n_seq):
+                self._take_in(chunks[at : at + n_seq], tap, context, advance)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+        if not self.matrix.entries:
+            raise YarnEdgeError(f"{model.path}: no weight matrix was multiplied with {LEAST} tokens or more")
+
+    def _take_in(self, part: Sequence[Sequence[int]], tap: ActivationTap, context: Context, advance: Advance) -> None:
+        done = self.matrix.chunk_count + len(part)
+        squares = tap.measure(context, part, lambda n: advance(n, f"chunk {done} of {self.run.n_chunks}"))
+        new = {name: Importance(s.sums.reshape(len(s.counts), -1), s.counts) for name, s in squares.items()}
+        self.matrix = replace(self.matrix, entries=added(self.matrix.entries, new), chunk_count=done)
+
+    def save(self) -> None:
+        """Write the progress, if there is any since the last time."""
+        if self.matrix.chunk_count > self.saved:
+            save_progress(self.run, self.matrix, self.progress)
+            self.saved = self.matrix.chunk_count
+
+
+def unseen_experts(matrix: ImportanceMatrix) -> dict[str, list[int]]:
+    """Experts that no token was sent to, by weight."""
+    found = {name: [int(i) for i in (e.counts == 0).nonzero()[0]] for name, e in sorted(matrix.entries.items())}
+    return {name: experts for name, experts in found.items() if experts}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `yarn-edge imatrix`."""
+    parser.add_argument("model", metavar="MODEL.gguf", help="the model that will be quantized, in 16 or 32 bits")
+    parser.add_argument(
+        "--text", required=True, metavar="FILE", help="what to calibrate with: UTF-8, like what the model is for"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the importance matrix (GGUF)")
+    parser.add_argument(
+        "--ctx",
+        type=count(LEAST, MAX_CONTEXT),
+        default=512,
+        metavar="N",
+        help="tokens of a chunk, at most the model's context (default: 512)",
+    )
+    parser.add_argument(
+        "--chunks", type=count(1, MAX_CONTEXT), metavar="N", help="at most so many (default: the whole text)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=count(LEAST, MAX_CONTEXT),
+        default=BATCH,
+        metavar="N",
+        help=f"tokens evaluated side by side (default: {BATCH}; fewer need less memory)",
+    )
+    parser.add_argument("--process-output", action="store_true", help="output.weight counts, too")
+    parser.add_argument("--parse-special", action="store_true", help="<|markup|> in the text is tokens")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from FILE.progress, which an interrupted run has left"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="overwrite an existing output; without --resume, begin an unfinished run anew",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_threads_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`yarn-edge imatrix`."""
+    settings = Settings(args.ctx, args.chunks, args.batch, args.process_output, args.parse_special, args.threads)
+    outcome = collect(args.model, args.text, args.output, settings, resume=args.resume, force=args.force)
+    matrix, unseen = outcome.matrix, unseen_experts(outcome.matrix)
+    told: dict[str, Any] = {
+        "model": str(args.model),
+        "output": str(args.output),
+        "chunks": matrix.chunk_count,
+        "ctx": matrix.chunk_size,
+        "tokens": outcome.tokens,
+        "entries": len(matrix.entries),
+        "seconds": outcome.seconds,
+        "tok_per_s": outcome.tokens / outcome.seconds,
+        "experts_without_data": unseen,
+    }
+    if args.json:
+        sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(
+            f"{args.output}: {len(matrix.entries)} matrices, {matrix.chunk_count} chunks of {matrix.chunk_size}\n"
+        )
+    if unseen:
+        total = sum(map(len, unseen.values()))
+        note(
+            f"{total} experts saw no token ({next(iter(unseen))} and {len(unseen) - 1} more matrices): more text reaches them"
+        )
+    note(f"{outcome.tokens} tokens in {outcome.seconds:.1f} s, {told['tok_per_s']:.0f} tok/s")
+    return 0

@@ -1,0 +1,266 @@
+"""Rows of float32 as Q2_K, Q3_K, Q4_K, Q5_K or Q6_K, sixteen blocks at a time: one compiled kernel for all of them.
+
+Blocks lie side by side for the search (`kquant_search`), one after the other for the final levels and the bytes. What
+differs between the types is data (`kquant`, `kquant_layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from .lanes import LANES, absolute, any_lane, bits, compiled, floats, ints, load, pick, store, turn
+from .layout import GROUP, WEIGHTS
+from .plan import Plan, plan_of
+from .search import (
+    between,
+    descended_scale,
+    largest_of,
+    level_of,
+    nearest,
+    positive_scale,
+    scale_and_minimum,
+    signed_scale,
+    sum_of_squares,
+    total,
+    weigh,
+)
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Lanes = Any
+Place = Any  # where in the room something begins
+_ALIGNMENT = 64  # bytes; vectors that cross a cache line cost twice
+_HALF_SCALE = np.float32(2.0**112)  # between the exponents of half and single precision
+_ZERO, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
+
+
+# Where in the room of one call, in numbers: the weights of sixteen blocks, what their errors count, their importance, levels
+# that may be kept, room for a sub-block's levels; by sub-block scales and minima, the inverses and bases that their levels
+# were made with, whether all is nothing, sums of what errors count, the integers of scales and minima (minima behind the
+# scales), what these make; the bits of the block's factors.
+_X, _W, _IMPORTANCE, _KEPT, _AUX = (np.intp(k * WEIGHTS * LANES) for k in range(5))
+_SCALES, _MINIMA, _INVERSES, _BASES, _NOTHING, _SUMS, _FACTORS, _OFFSETS, _HALVES, _RAW = (
+    np.intp(_AUX + (2 + k) * GROUP // 2 * LANES) for k in range(10)
+)
+_ROOM = np.intp(_RAW + GROUP * LANES)
+
+
+@compiled
+def _half_bits(value: Lanes) -> Lanes:
+    """Half precision, ties to even: its bits as ints."""
+    magnitude = bits(absolute(value))
+    odd = (magnitude >> ints(np.int32(13))) & ints(np.int32(1))
+    normal = ((magnitude + ints(np.int32(0xFFF)) + odd) >> ints(np.int32(13))) - ints(np.int32(112 << 10))
+    small = bits(absolute(value) + floats(np.float32(0.5))) - bits(floats(np.float32(0.5)))
+    found = pick(magnitude < ints(np.int32(0x38800000)), small, normal)
+    found = pick(magnitude >= ints(np.int32(0x47800000)), ints(np.int32(0x7C00)), found)
+    return found | ((bits(value) >> ints(np.int32(16))) & ints(np.int32(0x8000)))
+
+
+@compiled
+def _from_half(half: Lanes) -> Lanes:
+    """The floats of half precision's bits."""
+    sign = (half & ints(np.int32(0x8000))) << ints(np.int32(16))
+    magnitude = bits((half & ints(np.int32(0x7FFF))) << ints(np.int32(13))) * floats(_HALF_SCALE)
+    infinite = (half & ints(np.int32(0x7C00))) == ints(np.int32(0x7C00))
+    return bits(bits(pick(infinite, floats(_INFINITY), magnitude)) | sign)
+
+
+@compiled
+def _side_by_side(rows: Floats, first: int, blocks: int, starts: Any, room: Floats, x: Place) -> None:
+    """Blocks `first` … first + 15 modulo `blocks`, weight by weight into lanes at x."""
+    for lane in range(LANES):
+        starts[lane] = (first + lane) % blocks * WEIGHTS
+    for i in range(0, WEIGHTS, LANES):
+        turn(rows, starts, room, x + i * LANES)
+        for lane in range(LANES):
+            starts[lane] += LANES
+
+
+@compiled
+def _search(plan: Plan, room: Floats) -> None:
+    """Scales and minima of all sub-blocks."""
+    zero, n = floats(_ZERO), plan.n
+    spread = zero
+    if plan.fit:
+        spread = floats(plan.spread) * sum_of_squares(room, _X, WEIGHTS) / floats(np.float32(WEIGHTS))
+    for j in range(WEIGHTS // n):
+        at, here = j * n * LANES, j * LANES
+        x, w = _X + at, _W + at
+        weigh(plan.weigh, room, x, _IMPORTANCE + at, w, n, spread)
+        if plan.fit:
+            store(room, _SUMS + here, total(room, w, n))
+        inverse, base, nothing = zero, zero, zero
+        if plan.descend:
+            scale = descended_scale(room, x, w, _KEPT + at, n, plan.top)
+        elif plan.signed:
+            scale, inverse, nowhere = signed_scale(room, x, w, n, plan.top, plan.numerators)
+            nothing = pick(nowhere, floats(_ONE), zero)
+        else:
+            scale, minimum, inverse, base = scale_and_minimum(
+                room, x, w, _AUX, n, plan.top, plan.numerators, plan.plain
+            )
+            store(room, _MINIMA + here, minimum)
+        store(room, _SCALES + here, scale)
+        store(room, _INVERSES + here, inverse)
+        store(room, _BASES + here, base)
+        store(room, _NOTHING + here, nothing)
+
+
+@compiled
+def _by_the_largest(room: Floats, x: Place, levels: Place, n: int, top: np.float32) -> Lanes:
+    """Levels 0 … top of the n values at x, the largest at top; the bits of the factor."""
+    largest, high = floats(_ZERO), ints(np.int32(top))
+    for i in range(n):
+        value = load(room, x + i * LANES)
+        largest = pick(value > largest, value, largest)
+    inverse = pick(largest > floats(_ZERO), floats(top) / largest, floats(_ZERO))
+    for i in range(n):
+        level = nearest(inverse * load(room, x + i * LANES)) & ints(np.int32(255))
+        store(room, levels + i * LANES, floats(pick(level < high, level, high)))
+    return _half_bits(largest / floats(top))
+
+
+@compiled
+def _by_the_extreme(plan: Plan, room: Floats, n: int) -> tuple[Lanes, Lanes]:
+    """Signed levels of n scales, the one of largest magnitude at the least; the bits of the factor; where all is nothing."""
+    extreme, magnitude = largest_of(room, _SCALES, n)
+    dead = magnitude < floats(plan.nothing)
+    inverse = floats(-plan.scale_top) / extreme
+    low, high = ints(np.int32(-plan.scale_top)), ints(np.int32(plan.scale_top - _ONE))
+    for i in range(0, n * LANES, LANES):
+        level = floats(between(nearest(inverse * load(room, _SCALES + i)), low, high))
+        store(room, _RAW + i, pick(dead, floats(-plan.scale_up), level))
+    return pick(dead, ints(np.int32(0)), _half_bits(floats(_ONE) / inverse)), dead
+
+
+@compiled
+def _fitted(plan: Plan, room: Floats, n: int) -> Lanes:
+    """Signed levels of n scales, fitted to them; the bits of the factor."""
+    factor, inverse, nothing = signed_scale(room, _SCALES, _SUMS, n, plan.scale_top, plan.scale_numerators)
+    for i in range(0, n * LANES, LANES):
+        level = level_of(inverse * load(room, _SCALES + i), -plan.scale_top, plan.scale_top - _ONE)
+        store(room, _RAW + i, pick(nothing, floats(-plan.scale_up), level))
+    return _half_bits(factor)
+
+
+@compiled
+def _scale(plan: Plan, room: Floats) -> None:
+    """The block's factors, the integers of its scales and minima, and what they make together."""
+    n, none, top, tries = WEIGHTS // plan.n, ints(np.int32(0)), plan.scale_top, plan.scale_numerators
+    minima = _RAW + n * LANES
+    half, half_minimum, dead = none, none, none != none
+    if plan.signed:
+        if plan.fit:
+            half = _fitted(plan, room, n)
+        else:
+            half, dead = _by_the_extreme(plan, room, n)
+    elif plan.fit:
+        half = _half_bits(positive_scale(room, _SCALES, _SUMS, _RAW, n, top, tries))
+        half_minimum = _half_bits(positive_scale(room, _MINIMA, _SUMS, minima, n, top, tries))
+    else:
+        half = _by_the_largest(room, _SCALES, _RAW, n, top)
+        half_minimum = _by_the_largest(room, _MINIMA, minima, n, top)
+    store(room, _HALVES, floats(half))
+    store(room, _HALVES + LANES, floats(half_minimum))
+    for j in range(n):
+        here = j * LANES
+        factor = _from_half(half) * load(room, _RAW + here)
+        store(room, _FACTORS + here, factor)
+        offset = floats(_ZERO)
+        if not plan.signed:
+            offset = _from_half(half_minimum) * load(room, minima + here)
+        store(room, _OFFSETS + here, offset)
+        if any_lane(factor == floats(_ZERO)) and not plan.descend:
+            _keep(plan, room, j, dead)
+
+
+@compiled
+def _keep(plan: Plan, room: Floats, j: int, dead: Lanes) -> None:
+    """The levels that the search found best for a sub-block whose scale became zero, so that none fits better."""
+    zero, low, high, up = floats(_ZERO), _ZERO, plan.top, _ZERO
+    if plan.signed:
+        low, high, up = -plan.top, plan.top - _ONE, plan.top
+    inverse, base = load(room, _INVERSES + j * LANES), load(room, _BASES + j * LANES)
+    zeroed = dead | (load(room, _NOTHING + j * LANES) != zero)
+    for i in range(j * plan.n * LANES, (j + 1) * plan.n * LANES, LANES):
+        found = level_of(inverse * (load(room, _X + i) - base), low, high) + floats(up)
+        store(room, _KEPT + i, pick(zeroed, zero, found))
+
+
+@compiled
+def _final_levels(plan: Plan, room: Floats, rows: Floats, at: int, lane: int, levels: Bytes) -> None:
+    """The levels nearest to (weight + offset) / factor, or those kept where the factor is zero."""
+    low, high, up = np.int32(0), np.int32(plan.top), np.int32(0)
+    if plan.signed:
+        low, high, up = np.int32(-plan.top), np.int32(plan.top - _ONE), np.int32(plan.top)
+    for j in range(WEIGHTS // plan.n):
+        factor, offset = room[_FACTORS + j * LANES + lane], room[_OFFSETS + j * LANES + lane]
+        for i in range(j * plan.n, (j + 1) * plan.n, LANES):
+            if factor != _ZERO:
+                exact = (load(rows, at + i) + floats(offset)) / floats(factor)
+                store(levels, i, between(nearest(exact), ints(low), ints(high)) + ints(up))
+            else:
+                for k in range(i, i + LANES):
+                    levels[k] = np.uint8(room[_KEPT + k * LANES + lane])
+
+
+@compiled
+def _pack(plan: Plan, room: Floats, lane: int, levels: Bytes, out: Bytes, at: int) -> None:
+    """One block's bytes, from `at` on."""
+    for p in range(plan.planes.shape[0]):
+        start, bit, width, group, step = plan.planes[p]
+        shift, mask = ints(np.int32(bit)), ints(np.int32((1 << width) - 1))
+        for c in range(0, GROUP, LANES):
+            made = ints(np.int32(0))
+            for k in range(8 // width):
+                part = (load(levels, (group + step * k) * GROUP + c) >> shift) & mask
+                made = made | (part << ints(np.int32(width * k)))
+            store(out, at + start + c, made)
+    for f in range(plan.fields.shape[0]):
+        out[at + plan.fields[f, 0]] = 0
+    for f in range(plan.fields.shape[0]):
+        byte, value, right, mask_of, left = plan.fields[f]
+        stored = np.int64(room[_RAW + value * LANES + lane] + plan.scale_up)
+        out[at + byte] |= np.uint8(((stored >> right) & mask_of) << left)
+    for k, start in enumerate((plan.d_at, plan.dmin_at)):
+        if start >= 0:
+            half = np.int64(room[_HALVES + k * LANES + lane])
+            out[at + start], out[at + start + 1] = np.uint8(half & 255), np.uint8(half >> 8)
+
+
+def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, Plan], int]:
+    """The kernel, compiled, or with `keep` from Numba's cache on the disk, of which `version` becomes a part of the key.
+
+    kernel(x, importance, blocks_of_row, out, plan): whole rows, flat, as blocks of the plan's type into `out`; importance
+    of a row's columns, or empty. Nothing is checked: the sizes are the caller's (`kernels`). Returns `version`. Raises
+    whatever Numba does when it cannot compile, or cannot keep.
+    """
+
+    def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: Plan) -> int:
+        n_blocks = out.size // plan.block_bytes
+        held = np.empty(_ROOM + _ALIGNMENT // 4, np.float32)
+        room = held[(_ALIGNMENT - held.ctypes.data % _ALIGNMENT) % _ALIGNMENT // 4 :]
+        levels, starts = np.empty(WEIGHTS, np.uint8), np.empty(LANES, np.int64)
+        for first in range(0, n_blocks, LANES):
+            _side_by_side(x, first, n_blocks, starts, room, _X)
+            if importance.size:
+                _side_by_side(importance, first, blocks_of_row, starts, room, _IMPORTANCE)
+            _search(plan, room)
+            _scale(plan, room)
+            for lane in range(min(LANES, n_blocks - first)):
+                _final_levels(plan, room, x, (first + lane) * WEIGHTS, lane, levels)
+                _pack(plan, room, lane, levels, out, (first + lane) * plan.block_bytes)
+        return version
+
+    read_only = numba.types.Array(numba.float32, 1, "C", readonly=True)
+    signature = (read_only, read_only, numba.intp, numba.uint8[::1], numba.typeof(plan_of("Q4_K", False)))
+    made: Callable[[Floats, Floats, int, Bytes, Plan], int] = numba.njit(
+        signature, nogil=True, error_model="numpy", cache=keep
+    )(quantize_blocks)
+    return made

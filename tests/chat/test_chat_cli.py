@@ -1,0 +1,308 @@
+"""`python -m yarn_edge.chat`: the answer alone on stdout, errors in one line, a conversation in a pseudo-terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from yarn_edge.bench.evidence.smollm2 import package_gguf
+from yarn_edge.chat import command as chat
+from yarn_edge.chat.answer_view import without_controls
+from yarn_edge.chat.conversation import Conversation
+from yarn_edge.chat.documents import read_document
+from yarn_edge.convert.hf_to_gguf import convert
+
+from support import tiny
+from support.build_note import without_build_note
+
+MODEL = str(package_gguf())
+GREEDY = ("--temperature", "0", "--ctx", "512", "--threads", "1")
+
+
+def run(*args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "yarn_edge.chat", *args], input=stdin, capture_output=True, timeout=120
+    )
+
+
+def test_prompt_and_piped_input_answer_alike_on_stdout() -> None:
+    asked = run(MODEL, "-p", "Explain gravity to a child.", *GREEDY, "--max-tokens", "12")
+    assert asked.returncode == 0, asked.stderr
+    answer = asked.stdout.decode()
+    assert len(answer.split()) > 4
+    assert answer.endswith("\n")
+    assert answer.count("\n") == 1
+    assert re.fullmatch(
+        r"SmolLM2-135M-Instruct.Q4_1.gguf: llama, no position scaling, context 512 of 8192, f16 cache\n",
+        without_build_note(asked.stderr.decode()),
+    )
+    piped = run(MODEL, *GREEDY, "--max-tokens", "12", "--json", "--quiet", stdin=b"Explain gravity to a child.\n")
+    assert piped.stderr == b""
+    told = json.loads(piped.stdout)
+    assert told["answer"] + "\n" == answer
+    assert (told["finish_reason"], told["generated_tokens"], told["prompt_tokens_reused"]) == ("length", 12, 0)
+
+
+@pytest.mark.parametrize(
+    "args, stdin, message",
+    [
+        ((MODEL,), b"", "the prompt is empty"),
+        ((MODEL, "-p", "  "), b"\n", "the prompt is empty"),
+        ((MODEL,), b"abc\xff", "standard input: byte 3 is not valid UTF-8"),
+        ((MODEL, "-p", "x", "--file", "no/such.txt"), b"", "no/such.txt: No such file or directory"),
+        ((MODEL, "-p", "x", "--file", "."), b"", ".: Is a directory"),
+        ((MODEL, "-p", "x", "--ctx", "0"), b"", "--ctx: 0 is not from 2"),
+        ((MODEL, "-p", "x", "--max-tokens", "0"), b"", "--max-tokens: 0 is not from 1"),
+        ((MODEL, "-p", "x", "--top-p", "2"), b"", "--top-p is 2.0, must be from 0 to 1"),
+        ((MODEL, "-p", "x", "--kv-type", "f8"), b"", "--kv-type 'f8' is unknown"),
+        ((MODEL, "-p", "x", "--raw", "--system", "y"), b"", "--system has no place in --raw"),
+        ((MODEL, "-p", "a \udcff"), b"", "-p/--prompt is not valid UTF-8 (character 2)"),
+        (("no.gguf", "-p", "x"), b"", "no.gguf: No such file or directory"),
+        ((__file__, "-p", "x"), b"", "not a GGUF"),
+        ((MODEL, "-p", "word " * 600, "--ctx", "256"), b"", "tokens and room for an answer, the context holds 256"),
+    ],
+    ids=lambda value: " ".join(value[1:])[:24] if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_line(args: tuple[str, ...], stdin: bytes, message: str) -> None:
+    done = run(*args, "--quiet", stdin=stdin)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().startswith("yarn-edge: error: ")
+    assert message in done.stderr.decode()
+    assert without_build_note(done.stderr.decode()).count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model without its template: the key has another name of the same length."""
+    path = tmp_path_factory.mktemp("base") / "base.gguf"
+    data = Path(MODEL).read_bytes()
+    assert data.count(b"tokenizer.chat_template") == 1
+    path.write_bytes(data.replace(b"tokenizer.chat_template", b"tokenizer.chat_TEMPLATE"))
+    return path
+
+
+def test_base_model_wants_raw(base_model: Path) -> None:
+    refused = run(str(base_model), "-p", "x")
+    assert refused.returncode == 2
+    assert b"has no tokenizer.chat_template (a base model?); --raw continues" in refused.stderr
+    done = run(str(base_model), "-p", "The capital of France is", "--raw", "--max-tokens", "1", *GREEDY)
+    assert (done.returncode, done.stdout) == (0, b" Paris\n")
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (
+            ("--max-tokens", "4"),
+            ["37 tokens fit into", "context 256 of 8192, f16 cache"],
+        ),  # template, prompt and answer
+        (("--max-tokens", "4", "--ctx", "1k"), ["context 1024 of 8192, f16 cache"]),
+        (("--max-tokens", "4", "--kv-type", "q4_0"), ["with a cache of q4_0", "context 256 of 8192, q4_0 cache"]),
+        (
+            ("--max-tokens", "4", "--backend", "cpu", "--ctx", "9000"),
+            ["warning: --ctx 9000 is beyond", "context 9216 of"],
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_not_asked_for_is_chosen_and_told(words: tuple[str, ...], told: list[str]) -> None:
+    done = run(MODEL, "-p", "Say hello.", "--temperature", "0", *words)
+    assert done.returncode == 0
+    assert all(text in done.stderr.decode() for text in told), done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("--memory", "100MiB"), "even 512 tokens with a q4_0 cache take"),
+        (
+            ("--memory", "300MiB", "--ctx", "32k"),
+            "a context of 32768 tokens does not fit into 300 MiB; the longest are",
+        ),
+        (("--backend", "vulkan"), "no vulkan device: this build of llama-cpp-python on this machine has CPU"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_does_not_fit_is_refused_with_what_would(words: tuple[str, ...], told: str) -> None:
+    done = run(MODEL, "-p", "Say hello.", *words)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert told in done.stderr.decode()
+    assert without_build_note(done.stderr.decode()).count("\n") == 1
+
+
+def test_file_then_pipe_then_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xef\xbb\xbfdocument \xc3\xa9\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("gepiped ü\n".encode())))
+    documents = (read_document(file),)
+    question = chat._one_shot_prompt(documents, "Why?")
+    (turn,) = Conversation(waiting=documents).asked(question).turns
+    assert turn.said == "document é\n\ngepiped ü\n\nWhy?"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "yarn_edge.chat", MODEL, "-p", "Hi", *GREEDY, "--max-tokens", "8", "--quiet"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_importing_costs_little() -> None:
+    heavy = "{'numpy', 'llama_cpp', 'jinja2', 'prompt_toolkit', 'rich', 'gguf'}"
+    code = f"import sys, yarn_edge.chat; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).stderr == b""
+
+
+def test_terminal_controls_are_taken_out() -> None:
+    hostile = "a\x1b[2J\x07\x9b31m\r\x00b\n\tc 👩‍🚀 é"
+    assert without_controls(hostile) == "a[2J31mb\n\tc 👩‍🚀 é"
+
+
+class Terminal:
+    """A child on a pseudo-terminal of its own, its controlling one, so that Ctrl-C is a signal."""
+
+    def __init__(self, *args: str) -> None:
+        import fcntl
+        import pty
+        import struct
+        import termios
+
+        self.master, self.slave = pty.openpty()
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))
+        attach = (
+            "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); [os.dup2(fd, i) for i in range(3)]; "
+            "os.execv(sys.executable, [sys.executable, '-m', 'yarn_edge.chat', *sys.argv[2:]])"
+        )
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", attach, os.ttyname(self.slave), *args],
+            start_new_session=True,
+            env={**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"},
+        )
+        self.seen = ""
+
+    def send(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def until(self, pattern: str, timeout_s: float = 60.0) -> str:
+        """Read until `pattern` is there; returns what came, up to the end of the match, and goes on after it."""
+        end = time.monotonic() + timeout_s
+        while not (found := re.search(pattern, self.seen, re.S)):
+            assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
+            if select.select([self.master], [], [], 0.2)[0]:
+                self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+            else:
+                assert self.child.poll() is None, f"ended before {pattern!r}: {self.seen!r}"
+        text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return text
+
+
+@contextmanager
+def in_a_terminal(*args: str) -> Iterator[Terminal]:
+    if sys.platform == "win32":
+        pytest.skip("no pseudo-terminals")
+    made = Terminal(*args)
+    try:
+        yield made
+    finally:
+        made.child.kill()
+        made.child.wait()
+        os.close(made.master)
+        os.close(made.slave)
+
+
+READY = r".*\x1b\[\?2004h"  # prompt_toolkit asks for bracketed paste when it starts to read
+
+
+def test_conversation_in_a_terminal(tmp_path: Path) -> None:
+    with in_a_terminal(MODEL, *GREEDY) as terminal:
+        converse(terminal, tmp_path)
+
+
+def converse(terminal: Terminal, tmp_path: Path) -> None:
+    """Every command, and what is refused."""
+    terminal.until("no position scaling, context 512 of 8192.*Ctrl-D leaves" + READY)
+    terminal.send("Write a very long story about a dragon.\r")
+    terminal.until(r"\x1b\[\?2004l.*(\w+ ){8}")  # an answer is on its way
+    terminal.send("\x03")
+    terminal.until(r"\d+ tokens, .*tok/s, first after .* s, context \d+ of 512, stopped" + READY, 10)
+    terminal.send("/stats\r")
+    terminal.until("finish_reason: interrupted" + READY)
+    terminal.send("\x03")
+    terminal.until("Ctrl-D or /exit leaves" + READY)
+    terminal.send("/reset\r")
+    terminal.until("starts anew" + READY)
+    terminal.send("\x1b[200~Say\nhello.\x1b[201~")  # pasted, two lines
+    terminal.until(r"hello\.")
+    terminal.send("\r")
+    terminal.until(r"\w.*\d+ tokens, .*context \d+ of 512" + READY)
+    terminal.send("/help\r")
+    terminal.until("/system TEXT" + READY)
+    terminal.send("/context\r")
+    terminal.until(r"1 turns\s+\d+ .*free\s+\d+ .*context\s+512" + READY)
+    terminal.send(f"/save {tmp_path / 'talk.json'}\r")
+    terminal.until("1 turns" + READY)
+    terminal.send("/undo\r")
+    terminal.until("taken back: Say" + READY)
+    terminal.send("/undo\r")
+    terminal.until("nothing to take back" + READY)
+    terminal.send("/retry\r")
+    terminal.until("no question to ask again" + READY)
+    (tmp_path / "story.txt").write_text("A fox met a crow. The crow had cheese. The fox wanted it.")
+    terminal.send(f"/file {tmp_path / 'story.txt'}\r")
+    terminal.until(r"story.txt: \d+ tokens, in front of your next question" + READY)
+    terminal.send("What did the crow have?\r")
+    terminal.until(r"\d+ tokens, .*context \d+ of 512" + READY)
+    terminal.send(f"/file {tmp_path / 'story.txt'}\r")
+    terminal.until("story.txt is in the conversation already" + READY)
+    terminal.send("/retry Who wanted it?\r")
+    terminal.until(r"\d+ tokens, .*context \d+ of 512" + READY)
+    terminal.send("/context\r")
+    terminal.until(r"story.txt\s+\d+ .*1 turns" + READY)
+    terminal.send(f"/load {tmp_path / 'talk.json'}\r")
+    terminal.until("1 turns; the last question was: Say" + READY)
+    (tmp_path / "long.txt").write_text("word " * 600)
+    terminal.send(f"/file {tmp_path / 'long.txt'}\r")
+    terminal.until(r"long.txt has \d+ tokens, the context holds 512" + READY)
+    terminal.send(f"/file {tmp_path / 'none.txt'}\r")
+    terminal.until("No such file" + READY)
+    terminal.send(f"/save {tmp_path / 'story.txt'}\r")
+    terminal.until("is no saved conversation" + READY)
+    terminal.send("/nonsense\r")
+    terminal.until("/nonsense is no command" + READY)
+    terminal.send("\x04")
+    assert terminal.child.wait(20) == 0
+    assert len(json.loads((tmp_path / "talk.json").read_text())["turns"]) == 1
+
+
+def test_what_is_typed_during_an_answer_waits_for_the_next_line() -> None:
+    with in_a_terminal(MODEL, *GREEDY, "--max-tokens", "60") as terminal:
+        terminal.until("Ctrl-D leaves" + READY)
+        terminal.send("Write a very long story about a dragon.\r")
+        terminal.until(r"\x1b\[\?2004l.*(\w+ ){4}")
+        terminal.send("/stats\r")
+        assert "/stats" not in terminal.until(r"60 tokens, .*cut at --max-tokens")
+        terminal.until("finish_reason: length" + READY)
+
+
+def test_a_file_that_runs_otherwise_than_it_says_is_told(tmp_path: Path) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "ck")
+    path = convert(folder, str(tmp_path / "tiny.gguf"), "F32")[0]
+    words = (str(path), "--raw", "-p", "the", "--max-tokens", "2", "--threads", "1")
+    assert b"warning" not in run(*words).stderr
+    tiny.edit_key(path, "yarn_edge.rope.attention_factor", 1.5)
+    told = run(*words)
+    assert told.returncode == 0
+    assert b"says other positions than llama.cpp runs" in told.stderr

@@ -1,0 +1,256 @@
+"""States on the disk: used for the same run and the same beginning alone, to the bit; whatever is wrong with one is a note."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yarn_edge.engine import generation
+from yarn_edge.engine.generation import Generation
+from yarn_edge.engine.sampling import Sampling
+from yarn_edge.engine.state_cache import StateCache, run_key
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.identity import weights_identity
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.model import Model
+
+from support import tiny_gguf
+
+GREEDY = Sampling(temperature=0)
+N_BATCH, N_CTX = 32, 512
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with Model(tiny_gguf.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf", "llama")) as loaded:
+        yield loaded
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "KEEP_TOKENS", 2 * N_BATCH)
+
+
+def document(n_tokens: int, seed: int = 0) -> list[int]:
+    return [int(t) for t in np.random.default_rng(seed).integers(3, 250, n_tokens)]
+
+
+def answered(
+    model: Model, tokens: list[int], states: StateCache | None, n_ctx: int = N_CTX, **made: Any
+) -> tuple[str, Generation]:
+    """A fresh context, one answer, and what was worth a file."""
+    with Context(model, n_ctx=n_ctx, n_batch=made.pop("n_batch", N_BATCH), threads=1, **made) as context:
+        one = Generation(context, states)
+        text = "".join(one.generate(tokens, GREEDY, 12))
+        one.keep_on_disk()
+        return text, one
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def test_what_was_read_is_not_read_again_and_says_the_same(model: Model, tmp_path: Path) -> None:
+    states, text = StateCache(tmp_path / "states"), document(300)
+    fresh, first = answered(model, text, states)
+    assert first.stats is not None
+    assert (first.stats.prompt_tokens_evaluated, first.stats.prompt_tokens_restored) == (300, 0)
+    (path,) = files(tmp_path / "states")
+    again, second = answered(model, text, states)
+    assert again == fresh
+    assert second.stats is not None
+    assert (second.stats.prompt_tokens_evaluated, second.stats.prompt_tokens_restored) == (300 - 288, 288)
+    other_end = text[:200] + document(60, 1)
+    told, third = answered(model, other_end, states)
+    assert told == answered(model, other_end, None)[0]
+    assert third.stats is not None
+    assert third.stats.prompt_tokens_restored == 192  # whole batches of what is common
+    assert path in files(tmp_path / "states")
+    assert oct((tmp_path / "states").stat().st_mode & 0o777) == "0o700"
+
+
+def test_the_whole_prompt_is_kept_and_its_last_token_still_evaluated(model: Model, tmp_path: Path) -> None:
+    states, text = StateCache(tmp_path), document(256)
+    fresh, _one = answered(model, text, states)
+    again, second = answered(model, text, states)
+    assert again == fresh
+    assert second.stats is not None
+    assert second.stats.prompt_tokens_restored == 224  # not 256: the last token's logits are needed
+
+
+def test_restored_and_fresh_are_the_same_to_the_bit(model: Model, tmp_path: Path) -> None:
+    states, text = StateCache(tmp_path), document(300)
+    answered(model, text, states)
+    seen = []
+    for kept in (None, states):
+        with Context(model, n_ctx=N_CTX, n_batch=N_BATCH, threads=1) as context:
+            one = Generation(context, kept)
+            next(one.generate(text, GREEDY, 1), None)
+            seen.append(context.logits())
+    assert np.array_equal(seen[0], seen[1])
+
+
+def test_another_run_is_another_key(model: Model, tmp_path: Path) -> None:
+    states, text = StateCache(tmp_path / "states"), document(300)
+    answered(model, text, states)
+    other = tiny_gguf.write(tmp_path / "other.gguf", "llama")
+    data = bytearray(other.read_bytes())
+    data[-100] ^= 1  # a weight
+    other.write_bytes(data)
+    with Model(other) as changed:
+        assert weights_identity(changed.gguf) != weights_identity(model.gguf)
+        _text, one = answered(changed, text, states)
+        assert one.stats is not None
+        assert one.stats.prompt_tokens_restored == 0
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(model.path.read_bytes())
+    with Model(copy) as same:
+        assert weights_identity(same.gguf) == weights_identity(model.gguf)
+    with closing(Context(model, n_ctx=N_CTX, n_batch=N_BATCH, threads=1)) as usual:
+        theirs = replace(usual.arguments, yarn_orig_ctx=17)
+        made: list[dict[str, Any]] = [{"kv_type": "f32"}, {"n_batch": 16}, {"arguments": theirs}]
+        keys = {run_key(usual)}
+        for arguments in made:
+            with Context(model, n_ctx=N_CTX, threads=1, **({"n_batch": N_BATCH} | arguments)) as context:
+                keys.add(run_key(context))
+    assert len(keys) == 4
+    with Context(
+        model, n_ctx=2 * N_CTX, n_batch=N_BATCH, threads=1
+    ) as longer:  # the size of the context does not matter
+        assert run_key(longer) in keys
+
+
+def damaged(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "a byte":
+        data[len(data) // 3] ^= 4
+    elif how == "cut short":
+        del data[len(data) // 2 :]
+    elif how == "empty":
+        data.clear()
+    elif how == "noise":
+        data[:] = np.random.default_rng(0).bytes(len(data))
+    elif how == "a longer line":
+        data[-24:-16] = (2**40).to_bytes(8, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["a byte", "cut short", "empty", "noise", "a longer line"])
+def test_a_damaged_file_is_not_used(how: str, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    states, text = StateCache(tmp_path), document(300)
+    fresh, _one = answered(model, text, states)
+    (path,) = files(tmp_path)
+    damaged(path, how)
+    again, one = answered(model, text, states)
+    assert again == fresh
+    assert one.stats is not None
+    assert one.stats.prompt_tokens_restored == 0
+    if how == "a byte":  # the others do not even look like a state
+        assert "is damaged" in capsys.readouterr().err
+    _again, healed = answered(model, text, states)
+    assert healed.stats is not None
+    assert healed.stats.prompt_tokens_restored == 288
+
+
+def test_a_longer_state_than_the_context_is_left_alone(model: Model, tmp_path: Path) -> None:
+    states = StateCache(tmp_path)
+    answered(model, document(300), states)
+    text = document(300)[:100]
+    told, one = answered(model, text, states, n_ctx=256)
+    assert one.stats is not None
+    assert one.stats.prompt_tokens_restored == 0
+    assert told == answered(model, text, None, n_ctx=256)[0]
+
+
+def test_the_least_recently_used_goes(model: Model, tmp_path: Path) -> None:
+    states = StateCache(tmp_path)
+    for seed in range(3):
+        answered(model, document(200, seed), states)
+        time.sleep(0.02)
+    size = files(tmp_path)[0].stat().st_size
+    before = set(files(tmp_path))
+    answered(model, document(200, 0), states)  # used again
+    states.limit_bytes = 3 * size + 1000
+    answered(model, document(200, 9), states)
+    kept = set(files(tmp_path))
+    assert len(kept) == 3
+    for seed, there in ((0, True), (1, False), (2, True), (9, True)):
+        _told, one = answered(model, [*document(200, seed)[:128], 5], StateCache(tmp_path))
+        assert one.stats is not None
+        assert (one.stats.prompt_tokens_restored == 128) == there, seed
+    assert len(before - kept) == 1
+
+
+def test_a_state_beyond_the_limit_is_a_note(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, _one = answered(model, document(300), StateCache(tmp_path, limit_bytes=1000))
+    assert text == answered(model, document(300), None)[0]
+    assert "more than the limit" in capsys.readouterr().err
+    assert files(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_full_disk_is_a_note(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_self: Context, path: Path, _tokens: object) -> None:
+        path.write_bytes(b"some")
+        Path("/dev/full").write_bytes(bytes(1 << 16))
+
+    monkeypatch.setattr(Context, "save_state", full)
+    text, _one = answered(model, document(300), StateCache(tmp_path))
+    monkeypatch.undo()
+    assert "No space left" in capsys.readouterr().err
+    assert files(tmp_path) == []
+    assert text == answered(model, document(300), None)[0]
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(YarnEdgeError):
+        StateCache(tmp_path / "file" / "states")
+    with pytest.raises(YarnEdgeError):
+        StateCache(tmp_path / "file")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
+def test_killed_while_writing(model: Model, tmp_path: Path) -> None:
+    """Nothing under a final name, and what was left half-written goes the next time."""
+    code = f"""
+import sys, time
+from pathlib import Path
+import yarn_edge.generation as generation, yarn_edge.state_cache as state_cache
+from yarn_edge.runtime import Context, Model
+from yarn_edge.sampling import Sampling
+generation.KEEP_TOKENS = 64
+def slow(*_args, **_named):
+    print("writing", flush=True)
+    time.sleep(600)
+state_cache.publish = slow
+with Model({str(model.path)!r}) as model, Context(model, n_ctx=512, n_batch=32, threads=1) as context:
+    one = generation.Generation(context, state_cache.StateCache(Path({str(tmp_path)!r})))
+    list(one.generate({document(300)!r}, Sampling(temperature=0), 2))
+    one.keep_on_disk()
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert b"writing" in child.stdout.readline()
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    (left,) = files(tmp_path)
+    assert left.name.endswith(".partial")
+    states = StateCache(tmp_path)
+    assert files(tmp_path) == []
+    _text, one = answered(model, document(300), states)
+    assert one.stats is not None
+    assert one.stats.prompt_tokens_restored == 0

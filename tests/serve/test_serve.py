@@ -1,0 +1,300 @@
+"""The server as its clients see it: the `openai` package, raw requests, many at once, and those it must refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from yarn_edge.bench.evidence.smollm2 import package_gguf
+from yarn_edge.cli import main
+from yarn_edge.serve.command import is_loopback
+
+MODEL, KEY = package_gguf(), "a-key"
+CTX = 1024
+QUESTION = [{"role": "user", "content": "Explain gravity to a child."}]
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, *words: str, model: Path = MODEL) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "yarn_edge",
+            "serve",
+            str(model),
+            "--port",
+            "0",
+            "--ctx",
+            str(CTX),
+            "--threads",
+            "1",
+        ]
+        self.process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        self.told = ""
+        while not (found := re.search(r"http://\S+?:(\d+)/ is the page", self.told)):
+            line = self.process.stderr.readline()
+            assert line, self.told
+            self.told += line
+        self.port = int(found[1])
+
+    def request(
+        self, method: str, path: str, body: Any = None, key: str | None = KEY, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body."""
+        with self.open(method, path, body, key, **headers) as reply:
+            return reply.status, dict(reply.getheaders()), reply.read()
+
+    @contextmanager
+    def open(self, method: str, path: str, body: Any, key: str | None = KEY, **headers: str) -> Iterator[HTTPResponse]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        sent = {
+            "Content-Type": "application/json",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        if key is not None:
+            sent["Authorization"] = f"Bearer {key}"
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        try:
+            connection.request(method, path, data, sent)
+            yield connection.getresponse()
+        finally:
+            connection.close()
+
+    def chat(self, **fields: Any) -> tuple[int, Any]:
+        status, _headers, body = self.request("POST", "/v1/chat/completions", {"messages": QUESTION, **fields})
+        return status, json.loads(body)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()
+            assert self.process.stderr is not None
+            self.told += self.process.stderr.read()
+            self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server("--api-key", KEY, "--name", "small")
+    yield made
+    assert made.end() == 0, made.told
+    assert "Traceback" not in made.told
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{server.port}/v1", max_retries=0, timeout=120) as made:
+        yield made
+
+
+def test_the_openai_client(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["small"]
+    asked: dict[str, Any] = {"model": "small", "messages": QUESTION, "temperature": 0, "max_tokens": 12}
+    whole = client.chat.completions.create(**asked)
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.choices[0].message.content
+    assert whole.usage is not None
+    assert (whole.usage.completion_tokens, whole.usage.total_tokens) == (12, whole.usage.prompt_tokens + 12)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert streamed == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.prompt_tokens_details is not None
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens == whole.usage.prompt_tokens - 1  # of the same prompt
+    text = client.completions.create(model="small", prompt="The capital of France is", max_tokens=1, temperature=0)
+    assert text.choices[0].text == " Paris"
+
+
+def test_stops_and_seeds(server: Server) -> None:
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
+    _status, plain = server.chat(**asked)
+    said = plain["choices"][0]["message"]["content"]
+    word = said.split()[5]
+    _status, cut = server.chat(**asked, stop=[word, "never said"])
+    assert cut["choices"][0]["message"]["content"] == said[: said.index(word)]
+    assert cut["choices"][0]["finish_reason"] == "stop"
+    answers = [server.chat(temperature=1.5, seed=3, max_completion_tokens=8)[1] for _ in range(2)]
+    assert answers[0]["choices"][0]["message"] == answers[1]["choices"][0]["message"]
+    parts = [{"role": "user", "content": [{"type": "text", "text": QUESTION[0]["content"]}]}]
+    assert server.chat(**asked, messages=parts)[1]["choices"] == plain["choices"]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "tools": ({"tools": [{"type": "function"}]}, "tools is not supported"),
+    "two answers": ({"n": 2}, "n is not supported"),
+    "JSON mode": ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+    "a picture": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url' is not supported"),
+    "a role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+    "no messages": ({"messages": []}, "messages: "),
+    "temperature": ({"temperature": -1}, "--temperature is -1"),
+    "a word": ({"temperature": "hot"}, "temperature: "),
+    "max_tokens": ({"max_tokens": 0}, "max_tokens: "),
+    "stops": ({"stop": ["a"] * 17}, "stop: at most 16"),
+    "too long": ({"messages": [{"role": "user", "content": "word " * 2000}]}, "tokens, the context holds 1024"),
+    "the template": ({"messages": [{"role": "user", "content": "x" * (20 << 20)}]}, "larger than"),
+}
+
+
+@pytest.mark.parametrize("fields, told", REFUSED.values(), ids=REFUSED)
+def test_refused(fields: dict[str, Any], told: str, server: Server) -> None:
+    status, body = server.chat(**fields)
+    assert status in (400, 413)
+    assert told in body["error"]["message"]
+    assert body["error"]["type"] == "invalid_request_error"
+
+
+def test_raw_refusals(server: Server) -> None:
+    for body in (b"{", b"\xff\xfe", b"[1, 2]", b'{"messages": ' + b"[" * 100_000, b""):
+        status, _headers, answer = server.request("POST", "/v1/chat/completions", body)
+        assert status in (400, 422), body[:20]
+        assert "message" in json.loads(answer)["error"]
+    assert server.request("GET", "/v1/none")[0] == 404
+    assert server.request("DELETE", "/v1/models")[0] == 405
+    assert server.request("POST", "/v1/completions", {"prompt": ["a", "b"]})[0] == 400
+    assert server.request("POST", "/v1/completions", {"prompt": [10**9]})[0] == 400
+    assert server.request("POST", "/v1/completions", {"prompt": ""})[0] == 400
+    assert server.request("GET", "/../../etc/passwd")[0] in (401, 404)
+
+
+def test_keys(server: Server, client: openai.OpenAI) -> None:
+    for key in (None, "another", "", KEY + "x"):
+        assert server.request("GET", "/v1/models", key=key)[0] == 401
+        assert server.request("POST", "/tokenize", {"text": "x"}, key=key)[0] == 401
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").models.list()
+    assert server.request("GET", "/health", key=None)[0] == 200
+
+
+def test_strangers_pages_are_not_answered(server: Server) -> None:
+    """A name that resolves to this machine, and a request from another page."""
+    assert server.request("GET", "/v1/models", Host="evil.example")[0] == 403
+    assert server.request("GET", "/v1/models", Host=f"localhost:{server.port}")[0] == 200
+    assert server.request("GET", "/v1/models", Origin="https://evil.example")[0] == 403
+    own = f"127.0.0.1:{server.port}"
+    status, headers, _body = server.request("GET", "/v1/models", Origin=f"http://{own}")
+    assert status == 200
+    assert not any(name.lower().startswith("access-control") for name in headers)
+
+
+def test_the_page_needs_nothing_else(server: Server) -> None:
+    for path, kind in (("/", "text/html"), ("/page.js", "javascript"), ("/page.css", "text/css")):
+        status, headers, body = server.request("GET", path, key=None)
+        assert status == 200
+        assert kind in headers["content-type"]
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert not re.search(rb"(https?:)?//[a-z]", re.sub(rb"^\s*//.*$", b"", body, flags=re.M)), path
+
+
+def test_only_the_loopback_address_is_listened_to(server: Server) -> None:
+    found = [c.laddr for c in psutil.Process(server.process.pid).net_connections("tcp") if c.status == "LISTEN"]
+    assert [(address.ip, address.port) for address in found] == [("127.0.0.1", server.port)]
+
+
+def test_many_at_once(server: Server) -> None:
+    """Eight streams, of which one is cut; a prompt of 2 MB, bad JSON and no key among them."""
+    answers: dict[int, str] = {}
+    asked = {"stream": True, "temperature": 0, "max_tokens": 24}
+
+    def stream(number: int) -> None:
+        body = {"messages": [{"role": "user", "content": f"Tell me about the number {number}."}], **asked}
+        with server.open("POST", "/v1/chat/completions", body) as reply:
+            if number == 3:
+                reply.read(1)
+                return  # the connection is closed in the middle
+            text = reply.read().decode()
+        assert text.endswith("data: [DONE]\n\n")
+        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        answers[number] = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+
+    threads = [threading.Thread(target=stream, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    status, body = server.chat(messages=[{"role": "user", "content": "word " * 400_000}])
+    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+    assert server.request("POST", "/v1/chat/completions", b"{")[0] == 400
+    assert server.request("POST", "/v1/chat/completions", {"messages": QUESTION}, key=None)[0] == 401
+    for thread in threads:
+        thread.join(120)
+    assert answers.keys() == set(range(8)) - {3}
+    assert all(answers.values())
+    for number, answer in answers.items():  # each got its own
+        alone = server.chat(
+            messages=[{"role": "user", "content": f"Tell me about the number {number}."}], temperature=0, max_tokens=24
+        )
+        assert alone[1]["choices"][0]["message"]["content"].split()[:3] == answer.split()[:3]
+
+
+def test_a_client_that_leaves_frees_the_model(server: Server) -> None:
+    body = {"messages": QUESTION, "stream": True, "max_tokens": 900, "temperature": 0}
+    with server.open("POST", "/v1/chat/completions", body) as reply:
+        reply.read(200)
+    began = time.monotonic()
+    assert server.chat(max_tokens=2)[0] == 200
+    assert time.monotonic() - began < 20  # all of the other answer takes longer
+
+
+def test_without_a_key_and_its_end_in_the_middle() -> None:
+    made = Server()
+    assert made.request("GET", "/v1/models", key=None)[0] == 200
+    body = {"messages": QUESTION, "stream": True, "max_tokens": 900}
+    with made.open("POST", "/v1/chat/completions", body) as reply:
+        reply.read(100)
+        began = time.monotonic()
+        assert made.end(signal.SIGINT) == 0
+        assert time.monotonic() - began < 15
+    assert "the server has ended" in made.told
+    assert "Traceback" not in made.told
+
+
+def test_a_base_model_completes(tmp_path: Path) -> None:
+    path = tmp_path / "base.gguf"
+    path.write_bytes(MODEL.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_TEMPLATE"))
+    made = Server(model=path)
+    try:
+        status, body = made.chat(max_tokens=2)
+        assert (status, "has no chat template" in body["error"]["message"]) == (400, True)
+        status, _headers, answer = made.request(
+            "POST", "/v1/completions", {"prompt": "The capital of France is", "max_tokens": 1}
+        )
+        assert (status, json.loads(answer)["choices"][0]["finish_reason"]) == (200, "length")
+    finally:
+        made.end()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_other_addresses_need_a_key(
+    host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("YARN_EDGE_API_KEY", raising=False)
+    assert not is_loopback(host)
+    assert main(["serve", str(MODEL), "--host", host]) == 2
+    assert "needs --api-key" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", str(MODEL), "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("localhost")

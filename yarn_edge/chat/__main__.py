@@ -1,0 +1,7 @@
+"""`python -m yarn_edge.chat MODEL …` is the same as `yarn-edge chat MODEL …`."""
+
+import sys
+
+from yarn_edge.cli import main
+
+raise SystemExit(main(["chat", *sys.argv[1:]]))

@@ -1,0 +1,181 @@
+"""`yarn-edge chat MODEL`: talk to a model in the terminal, or ask once with -p or piped input.
+
+The answer, and nothing else, goes to stdout; notes go to stderr. What the conversation does is `yarn_edge.chat.session`, how it looks
+`yarn_edge.chat.terminal`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yarn_edge.engine.flags import add_engine_flags, settings_of
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import add_threads_flag, count, length
+from yarn_edge.progress import note
+
+if TYPE_CHECKING:
+    from yarn_edge.chat.conversation import Document
+    from yarn_edge.chat.session import Session
+    from yarn_edge.chat.template import Renderer
+    from yarn_edge.memory.placement import Wanted
+    from yarn_edge.runtime.model import Model
+
+_ANY = count(1, 2**31 - 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `chat`. Ranges are checked by what uses them, so that library users get the same errors."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file")
+    for names, metavar, kind, default, told in (
+        (("-p", "--prompt"), "TEXT", str, None, "answer this once on stdout and exit"),
+        (("--system",), "TEXT", str, None, "system prompt"),
+        (("--ctx",), "N", length, None, "context in tokens (default: the model's, or what fits; once: what is needed)"),
+        (("--kv-type",), "TYPE", str, None, "type of the KV cache (default: f16, q8_0 where that does not fit)"),
+        (("--temperature",), "T", float, 0.8, "0: always the most probable token"),
+        (("--top-k",), "K", int, 40, "keep the K most probable tokens; 0: all"),
+        (("--top-p",), "P", float, 0.95, "keep the most probable tokens that sum up to P; 1: all"),
+        (("--min-p",), "P", float, 0.05, "drop tokens below P times the best one; 0: none"),
+        (("--repeat-penalty",), "R", float, 1.0, "above 1: repeat less"),
+        (("--seed",), "N", int, None, "same seed, same conversation: same answer"),
+        (("--max-tokens",), "N", _ANY, None, "end an answer after N tokens"),
+    ):
+        shown = told if default is None else f"{told} (default: {default})"
+        parser.add_argument(*names, metavar=metavar, type=kind, default=default, help=shown)
+    parser.add_argument(
+        "--file",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="document in front of the first prompt: text, Markdown, source, PDF; may be given several times",
+    )
+    add_threads_flag(parser)
+    add_engine_flags(parser)
+    parser.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
+    parser.add_argument("--json", action="store_true", help="with -p or piped input: one JSON object with the numbers")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer once, or converse until the user leaves. Returns the exit code. Raises YarnEdgeError."""
+    once = args.prompt is not None or not sys.stdin.isatty()
+    if args.json and not once:
+        raise YarnEdgeError("--json needs -p/--prompt or piped input")
+    if args.raw and args.system:
+        raise YarnEdgeError("--system has no place in --raw: there is no template to put it in")
+    from yarn_edge.chat.documents import read_document
+
+    documents = tuple(map(read_document, args.file))
+    prompt = _one_shot_prompt(documents, args.prompt) if once else None
+    _utf8(args.system or "", "--system")
+
+    from yarn_edge.chat.session import Session
+    from yarn_edge.engine.opened import opened
+    from yarn_edge.engine.sampling import Sampling
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
+    with (
+        opened(args.model, _wanted(args, documents, prompt), settings_of(args)) as generation,
+        closing(_renderer(args, generation.context.model)) as renderer,
+    ):
+        session = Session(generation, renderer, sampling, system=args.system, notice=note)
+        session.conversation.waiting = documents
+        if prompt is not None:
+            _answer_once(session, prompt, args)
+        else:
+            from yarn_edge.chat.terminal import Terminal
+
+            terminal = Terminal(session, args.max_tokens)
+            if documents:
+                terminal.preload()
+            terminal.converse()
+    return 0
+
+
+def _renderer(args: argparse.Namespace, model: Model) -> Renderer:
+    from yarn_edge.chat.template import ChatTemplate, RawText
+
+    return RawText() if args.raw else ChatTemplate.of(model)
+
+
+def _wanted(args: argparse.Namespace, documents: tuple[Document, ...], prompt: str | None) -> Wanted:
+    """What the flags ask for. A prompt that is answered once needs no more than itself and the answer."""
+    from yarn_edge.chat.conversation import Conversation
+    from yarn_edge.chat.session import ANSWER_ROOM
+    from yarn_edge.memory.placement import Wanted
+
+    def needed(model: Model) -> int:
+        asked = Conversation(args.system, waiting=documents).asked(prompt or "")
+        with closing(_renderer(args, model)) as renderer:
+            return len(renderer.tokens(model, asked.messages())) + (args.max_tokens or ANSWER_ROOM)
+
+    return Wanted(
+        args.backend,
+        args.ctx,
+        args.kv_type,
+        args.memory,
+        args.threads,
+        args.flash_attention,
+        needed_ctx=None if prompt is None else needed,
+    )
+
+
+def _utf8(text: str, what: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise YarnEdgeError(f"{what} is not valid UTF-8 (character {error.start})") from None
+    return text
+
+
+def _one_shot_prompt(documents: tuple[Document, ...], prompt: str | None) -> str:
+    """What was piped in, and the prompt, in this order; it may be empty where there are documents."""
+    from yarn_edge.chat.documents import decoded
+
+    piped = "" if sys.stdin.isatty() else decoded(sys.stdin.buffer.read(), "standard input")
+    parts = (piped, _utf8(prompt or "", "-p/--prompt"))
+    text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
+    if not text and not documents:
+        raise YarnEdgeError("the prompt is empty: give it with -p TEXT or pipe it in")
+    return text
+
+
+def _answer_once(session: Session, prompt: str, args: argparse.Namespace) -> None:
+    """The answer alone on stdout; what the model thinks before goes to stderr, if that is a terminal."""
+    from yarn_edge.chat.answer_view import without_controls
+    from yarn_edge.chat.reasoning import split
+    from yarn_edge.chat.terminal import faint
+
+    for_terminal = sys.stdout.isatty()
+    said: dict[str, list[str]] = {"answer": [], "reasoning": []}
+    try:
+        with closing(session.stream(prompt, args.max_tokens)) as pieces:
+            parts = (("answer", piece) for piece in pieces) if args.raw else split(pieces, lambda: session.opened)
+            for kind, piece in parts:
+                said[kind].append(piece)
+                if kind == "reasoning":
+                    faint(piece)
+                elif not args.json:
+                    write(without_controls(piece) if for_terminal else piece)
+    except KeyboardInterrupt:
+        write("" if args.json else "\n")
+        raise
+    if args.json:
+        told = {"answer": "".join(said["answer"]), "reasoning": "".join(said["reasoning"])}
+        write(json.dumps(told | (asdict(session.stats) if session.stats else {}), ensure_ascii=False) + "\n")
+    else:
+        write("\n")
+    if session.stats and session.stats.finish_reason == "context":
+        note(f"the context of {session.context.n_ctx} tokens is full: the answer ends here")
+    session.generation.keep_on_disk()
+
+
+def write(text: str) -> None:
+    """To stdout, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

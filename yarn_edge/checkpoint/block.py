@@ -1,0 +1,195 @@
+"""One `rope_scaling` / `rope_parameters` object of a config: its type, its numbers, and what all methods take from it.
+
+Unknown keys, wrong types and contradictions are errors that name file, key, value and remedy; what the numbers mean to each
+method is in `yarn_edge.checkpoint.methods`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from yarn_edge.checkpoint.config_file import ConfigFile, shown
+from yarn_edge.checkpoint.dialects import KNOWN_KEYS, PLAIN_KEYS, ROPE_TYPES, Dialect, RopeType
+from yarn_edge.checkpoint.families import Family, rotated_dim
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.positions.scaling import MAX_CONTEXT, RAMPED_METHODS, RopeScaling
+
+ORIGINAL = "original_max_position_embeddings"
+
+
+def as_float(value: Any) -> Any:
+    """A number of JSON as a float; an integer too large for one as infinity, which RopeScaling refuses."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def the_one(spots: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """(where, value) of the first place that has one, None where none has; the other places must say the same."""
+    given = [(where, as_float(value)) for where, value in spots.items() if value is not None]
+    for where, value in given:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise YarnEdgeError(f"{where} is {shown(value)}, not a finite number")
+    if any(value != given[0][1] for _where, value in given):
+        raise YarnEdgeError(
+            " and ".join(f"{where} is {shown(spots[where])}" for where, _v in given) + ": which one is meant?"
+        )
+    return given[0] if given else None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block and all that its reading depends on. `label`: the layer type that it is for; `theta`: (place, base) that stands
+    for a missing rope_theta, where it is not the config's own or the family's."""
+
+    config: ConfigFile
+    dialect: Dialect
+    family: Family
+    values: Mapping[str, Any]
+    label: str = ""
+    theta: tuple[str, float] | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.dialect.block + (f".{self.label}" if self.label else "")
+
+    def where(self, key: str) -> str:
+        return self.config.where(f"{self.name}.{key}")
+
+    def error(self, key: str, what: str) -> YarnEdgeError:
+        return self.config.error(f"{self.name}.{key}", what)
+
+    def number(self, key: str) -> float | None:
+        value = as_float(self.values.get(key))
+        if value is None or (isinstance(value, float) and not isinstance(value, bool)):
+            return value
+        raise self.error(key, f"is {shown(value)}, not a number")
+
+    def needed(self, key: str) -> float:
+        value = self.number(key)
+        if value is None:
+            raise self.error(key, "is missing: add it")
+        return value
+
+    def rope_type(self) -> RopeType:
+        """The row of the block's type, its keys checked against the row."""
+        kinds = {k: self.values[k] for k in ("rope_type", "type") if self.values.get(k) is not None}
+        for key, kind in kinds.items():
+            if not isinstance(kind, str) or kind not in ROPE_TYPES:
+                raise self.error(key, f"is {shown(kind)}, which is unknown; known: {', '.join(ROPE_TYPES)}")
+        names = {self.family.aliases.get(kind, kind) for kind in kinds.values()}
+        if len(names) > 1:
+            raise self.error(
+                "rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is meant?"
+            )
+        present = sorted(k for k, v in self.values.items() if v is not None and k not in PLAIN_KEYS)
+        if not kinds and present:
+            raise self.error("rope_type", f"is missing, but {present[0][:60]} is there")
+        key, name = next(iter(kinds)) if kinds else "rope_type", next(iter(names)) if names else "default"
+        row = ROPE_TYPES[name]
+        if row.method is None:
+            raise self.error(key, f"is {name!r}: {row.reason}")
+        for extra in sorted(self.values.keys() - KNOWN_KEYS - self.family.extra_keys):
+            raise self.error(extra[:60], f"is unknown here (value {shown(self.values[extra])}): not supported yet")
+        for extra in present:
+            if extra in row.keys or extra in self.family.extra_keys:
+                if extra in self.dialect.refused and row.method != "none":
+                    raise self.error(extra, f"is {shown(self.values[extra])}: {self.dialect.refused[extra]}")
+            elif row.method == "none":
+                raise self.error(
+                    key, f"is {name!r}, but {extra} is there too: remove it, or name the type it belongs to"
+                )
+            else:
+                raise self.error(extra, f"is {shown(self.values[extra])} and has no meaning with rope type {name!r}")
+        return row
+
+    def plain(self) -> RopeScaling:
+        """Plain RoPE of this config: base, rotated dimensions, context."""
+        key = self.family.theta_key
+        top = {} if self.theta else {self.config.where(key): self.config.values.get(key)}
+        default = self.theta or (
+            f"transformers' default for {self.family.model_type or 'rope_theta'}",
+            self.family.rope_theta,
+        )
+        where, theta = the_one({self.where("rope_theta"): self.values.get("rope_theta"), **top}) or default
+        if key != "rope_theta":  # not read by such a family's code, but it must not say otherwise
+            the_one({where: theta, self.config.where("rope_theta"): self.config.values.get("rope_theta")})
+        dim, dim_source = rotated_dim(
+            self.config, (self.where("partial_rotary_factor"), self.values.get("partial_rotary_factor"))
+        )
+        kind = next((key for key in ("rope_type", "type") if self.values.get(key) is not None), None)
+        return RopeScaling(
+            "none",
+            theta,
+            dim,
+            self.config.required_integer("max_position_embeddings"),
+            provenance={
+                "method": self.where(kind) if kind else f"{self.config.short}: no {self.config.prefix}{self.name}",
+                "rope_theta": where,
+                "attention_factor": "plain RoPE has none",
+                "dim": dim_source,
+                "original_context": self.config.where("max_position_embeddings"),
+            },
+        )
+
+    def origin(self, row: RopeType) -> tuple[str, int] | None:
+        """(where, L) of the original context, None where the config does not say."""
+        top = self.config.integer(ORIGINAL)
+        spots = {self.where(ORIGINAL): self.values.get(ORIGINAL), self.config.where(ORIGINAL): top}
+        if self.family.original_context is not None and top is None:
+            spots[f"transformers' default for {self.family.model_type} without {ORIGINAL} at the top"] = (
+                self.family.original_context
+            )
+        for where, value in spots.items():
+            whole = not isinstance(value, bool) and (
+                isinstance(value, int) or (isinstance(value, float) and value % 1 == 0)
+            )
+            if value is not None and not (whole and value > 0):
+                raise YarnEdgeError(f"{where} is {shown(value)}, need a whole number above 0")
+            if value is not None and value > MAX_CONTEXT:
+                raise YarnEdgeError(f"{where} is {shown(value)}, must be from 1 to {MAX_CONTEXT}")
+        found = the_one(spots)
+        if found:
+            return found[0], int(found[1])
+        by_code = self.dialect.requires_original and row.method in RAMPED_METHODS
+        if (by_code or row.requires_original) and "original_context" not in self.flags:
+            who = f"the {self.dialect.name} code" if by_code else "its rope type"
+            raise self.error(ORIGINAL, f"is missing; {who} needs it: add it, or pass --yarn-orig-ctx")
+        return None
+
+    def reach(self, row: RopeType, longest: int) -> dict[str, tuple[Any, str]]:
+        """original_context and factor with where they came from, checked against max_position_embeddings."""
+        given = self.origin(row)
+        if given is None and row.method == "linear" and "original_context" not in self.flags:
+            raise self.error(
+                ORIGINAL,
+                f"is missing, and max_position_embeddings {longest} may be the context before the scaling or after "
+                "it: add it, or pass --yarn-orig-ctx",
+            )
+        source, origin = given or (self.config.where("max_position_embeddings, as transformers does"), longest)
+        factor, factor_source = self.number("factor"), self.where("factor")
+        if factor is None and "factor" not in self.flags:
+            if "factor" not in self.values or not given:
+                raise self.error("factor", "is missing: add it, or pass --yarn-factor")
+            factor = longest / origin
+            factor_source = self.config.where(f"max_position_embeddings / {ORIGINAL} (factor is null)")
+        if not self.flags.keys() & {"factor", "original_context"}:
+            assert factor is not None
+            # Its checks come first.
+            RopeScaling(
+                "linear", 10000.0, 2, origin, factor, provenance={"original_context": source, "factor": factor_source}
+            )
+            if not origin <= longest <= round(origin * factor):
+                raise self.config.error(
+                    "max_position_embeddings",
+                    f"is {longest}, but {self.where(ORIGINAL)} is {origin} and factor {factor:g} makes it "
+                    f"{round(origin * factor)}: correct one of them, or pass --yarn-factor and --yarn-orig-ctx",
+                )
+        return {"original_context": (origin, source), "factor": (factor, factor_source)}

@@ -1,0 +1,196 @@
+"""The dialects in which checkpoints describe their positions, as rows of data, and how each is recognised.
+
+Where the block stands (`rope_parameters` in transformers v5, `rope_scaling` before and in the Nous code), which rope types
+there are with the keys that each reads, and what `attn_factor` means to whose code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from yarn_edge.checkpoint.config_file import ConfigFile as ConfigFile
+from yarn_edge.checkpoint.config_file import shown
+from yarn_edge.checkpoint.families import head_dim as head_dim
+from yarn_edge.errors import one_line
+from yarn_edge.positions.scaling import Method
+
+_REACH = frozenset({"factor", "original_max_position_embeddings", "finetuned"})
+_YARN = _REACH | {
+    "attention_factor",
+    "attn_factor",
+    "extrapolation_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+}
+
+
+@dataclass(frozen=True)
+class RopeType:
+    """One value of `rope_type`: the method it means, None with the reason why it cannot be represented.
+
+    `keys`: what it reads besides PLAIN_KEYS. `log_multiplier`: A = log_multiplier ln s + 1 whatever the dialect says.
+    """
+
+    method: Method | None
+    keys: frozenset[str] = frozenset()
+    reason: str = ""
+    log_multiplier: float | None = None
+    requires_original: bool = False
+
+
+PLAIN_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+_LONGROPE = RopeType("longrope", (_REACH | {"short_factor", "long_factor", "attention_factor"}) - {"finetuned"})
+ROPE_TYPES: dict[str, RopeType] = {
+    "default": RopeType("none"),
+    "none": RopeType("none"),
+    "linear": RopeType("linear", _REACH),
+    "yarn": RopeType("yarn", _YARN),
+    # DeepSeek's form, as some runtimes call it: mscale and mscale_all_dim make the difference, not the name.
+    "deepseek_yarn": RopeType("yarn", _YARN),
+    # vLLM's telechat3_scaling_rope.py: 0.07 ln s + 1, and no mscale.
+    "telechat3-yarn": RopeType(
+        "yarn", _YARN - {"mscale", "mscale_all_dim"}, log_multiplier=0.07, requires_original=True
+    ),
+    "dynamic": RopeType("dynamic-ntk", _REACH),
+    "dynamic-yarn": RopeType("dynamic-yarn", _YARN),
+    "llama3": RopeType("llama3", (_REACH | {"low_freq_factor", "high_freq_factor"}) - {"finetuned"}),
+    "longrope": _LONGROPE,
+    "su": _LONGROPE,
+    "mrope": RopeType(None, reason="multimodal RoPE is not supported"),
+    "proportional": RopeType(None, reason="frequencies of zero beyond a proportion of the pairs are not supported"),
+}
+KNOWN_KEYS = frozenset().union(PLAIN_KEYS, *(t.keys for t in ROPE_TYPES.values()))
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one family of code reads the block.
+
+    `refused`: keys that this code does not read, or reads otherwise, with what to say of them. `both_mscales`: mscale and
+    mscale_all_dim come together or not at all, because the code and transformers differ on one alone.
+    """
+
+    name: str
+    block: str
+    log_multiplier: float = 0.1
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    # The Nous code's attn_factor multiplies 0.1 ln s + 1; transformers does not know the key and would ignore it.
+    attn_factor_multiplies: bool = False
+    requires_original: bool = False
+    both_mscales: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+_NOT_TRANSFORMERS = {
+    "attn_factor": "transformers ignores it, the Nous code multiplies by it, so its meaning here is open; use "
+    "attention_factor, or pass --yarn-attention-factor",
+    "extrapolation_factor": "it is read by the Nous code only; transformers ignores it: remove it, or pass --yarn-ext-factor",
+}
+
+
+def _nous(name: str, log_multiplier: float, beta_fast: float, beta_slow: float) -> Dialect:
+    reason = f"it is not read by the {name} code, which this checkpoint names"
+    return Dialect(
+        name,
+        "rope_scaling",
+        log_multiplier,
+        beta_fast,
+        beta_slow,
+        attn_factor_multiplies=True,
+        requires_original=True,
+        refused=dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim", "truncate"), reason),
+    )
+
+
+TRANSFORMERS_V5 = Dialect("transformers v5", "rope_parameters", refused=_NOT_TRANSFORMERS)
+TRANSFORMERS_V4 = Dialect("transformers v4", "rope_scaling", refused=_NOT_TRANSFORMERS)
+NOUS_LLAMA = _nous("Nous Llama", 0.1, 32.0, 1.0)
+# modeling_mistral_yarn.py: _yarn_get_mscale has 0.07, and the rotary classes' defaults are beta_fast=128, beta_slow=2.
+NOUS_MISTRAL = _nous("Nous Mistral", 0.07, 128.0, 2.0)
+# modeling_deepseek.py: m(mscale) / m(mscale_all_dim) with defaults 1 and 0, where transformers ignores one alone.
+DEEPSEEK_CODE = Dialect("DeepSeek", "rope_scaling", both_mscales=True, refused=_NOT_TRANSFORMERS)
+MISTRAL_PARAMS = Dialect("Mistral params.json", "yarn")
+# The module that auto_map names (or that lies beside config.json) -> the dialect.
+REMOTE_CODE: dict[str, Dialect] = {
+    "modeling_llama_yarn": NOUS_LLAMA,
+    "modeling_llama_together_yarn": NOUS_LLAMA,
+    "modeling_mistral_yarn": NOUS_MISTRAL,
+    "modeling_deepseek": DEEPSEEK_CODE,
+}
+# Code of a checkpoint's own whose positions are those of transformers' class; only auto_map tells, not a file's name.
+NATIVE_CODE = frozenset(
+    {"modeling_phi3", "modeling_flash_llama", "modeling_internlm2", "modeling_laguna", "modeling_telechat3"}
+)
+
+
+def same(a: object, b: object) -> bool:
+    """Equality of JSON values, False where they are nested too deep to compare."""
+    try:
+        return bool(a == b)
+    except RecursionError:
+        return False
+
+
+def text_section(config: ConfigFile) -> ConfigFile:
+    """What positions are read from: the `text_config` of a multi-modal model, else the config itself."""
+    text = config.section("text_config")
+    if text is None:
+        return config
+    for key in ("rope_parameters", "rope_scaling", "rope_theta"):
+        outer, inner = config.values.get(key), text.values.get(key)
+        if outer is not None and not same(outer, inner):
+            raise config.error(
+                key, f"is {shown(outer)} and {text.prefix}{key} is {shown(inner)}: remove the one that is not meant"
+            )
+    return text
+
+
+def recognise(config: ConfigFile) -> Dialect:
+    """Which dialect this config speaks."""
+    if config.short == "params.json":
+        return MISTRAL_PARAMS
+    text = text_section(config)
+    blocks = [text.section(key) for key in ("rope_parameters", "rope_scaling")]
+    v5, v4 = (None if block is None else block.values for block in blocks)
+    if v5 is not None and v4 is not None and not same(v5, v4):
+        raise text.error(
+            "rope_parameters",
+            f"and rope_scaling are both there and differ ({shown(v5)}, {shown(v4)}): remove the one that is not meant",
+        )
+    dialect = _remote_code(config)
+    if dialect is not None:
+        if v5 is not None and v4 is None:
+            if not dialect.attn_factor_multiplies:
+                return TRANSFORMERS_V5
+            raise text.error(
+                "rope_parameters",
+                f"is not read by the {dialect.name} code, which this checkpoint names: call the block rope_scaling",
+            )
+        return dialect
+    if v5 is not None:
+        return TRANSFORMERS_V5
+    return NOUS_LLAMA if v4 is not None and "finetuned" in v4 else TRANSFORMERS_V4
+
+
+def _remote_code(config: ConfigFile) -> Dialect | None:
+    """The dialect of the code that the checkpoint brings along, None where transformers' own is the same or it brings none."""
+    auto_map = config.values.get("auto_map")
+    named = auto_map if isinstance(auto_map, dict) else {}
+    texts = {key: value[:200] if isinstance(value, str) else shown(value) for key, value in named.items()}
+    modules = {key: text.rsplit("--", 1)[-1].split(".")[0] for key, text in texts.items()}
+    for module in (*modules.values(), *(name[:-3] for name in sorted(config.siblings))):
+        if module in REMOTE_CODE:
+            return REMOTE_CODE[module]
+    own = modules.get("AutoModelForCausalLM")
+    if own is not None and own not in NATIVE_CODE:
+        raise config.error(
+            "auto_map",
+            f"names the checkpoint's own code {one_line(own, 80)}, whose positions are not known: if transformers' class "
+            "computes the same, remove auto_map",
+        )
+    return None

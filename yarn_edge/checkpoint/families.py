@@ -1,0 +1,211 @@
+"""What a model family does to positions where its config is silent, as rows of data by `model_type`.
+
+Source: the configuration classes of transformers 5.23 (`default_theta`, `head_dim`, `partial_rotary_factor`,
+`convert_rope_params_to_dict`, `yarn_apply_mscale`); the tests hold the tables against those classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from yarn_edge.checkpoint.config_file import ConfigFile, shown
+from yarn_edge.errors import YarnEdgeError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Positions by layer type. `flat`: a block that names no layer type is for the full-attention layers, the sliding ones
+    are plain with base `local_theta` (or the config's `local_theta_key`); otherwise the block must name the layer types.
+
+    `shared_theta`: whether rope_theta of the config was once meant for the sliding layers too (transformers 4 said so for
+    OLMo 3, transformers 5 says no).
+    """
+
+    flat: bool = False
+    local_theta: float = 10000.0
+    local_theta_key: str = ""
+    shared_theta: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`. `softmax`: attention logits are multiplied by m(mscale_all_dim) squared (DeepSeek).
+
+    `original_context`: what stands for a missing original_max_position_embeddings at the top of the config, whatever the
+    block says. `aliases`: rope types that this family calls otherwise. `theta_key`: what the config calls the base outside of
+    a block. `default_block`: what transformers takes where the config has no block at all, None for plain RoPE.
+    """
+
+    model_type: str
+    rope_theta: float = 10000.0
+    head_dim: int | None = None
+    head_dim_key: str = "head_dim"
+    partial: float = 1.0
+    softmax: bool = False
+    layers: Layers | None = None
+    original_context: int | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    extra_keys: frozenset[str] = frozenset()
+    theta_key: str = "rope_theta"
+    default_block: str | None = None
+
+
+ROPE_THETAS: dict[str, float] = {
+    "apertus": 12e6, "bitnet": 5e5, "cohere": 5e5, "cwm": 1e6, "ernie4_5": 5e5, "ernie4_5_moe": 5e5, "flex_olmo": 5e5,
+    "gemma3_text": 1e6, "gemma3n_text": 1e6, "gpt_oss": 150000.0, "helium": 1e5, "hy_v3": 11158840.0, "lfm2": 1e6,
+    "lfm2_moe": 1e6, "lfm3": 1e6, "llama4_text": 5e5, "longcat_flash": 1e7, "minimax": 1e6, "minimax_m2": 5e6,
+    "minimax_m3_vl_text": 5e6, "mixtral": 1e6, "mllama_text_model": 5e5, "olmo3": 5e5, "paddleocr_vl_text": 5e5,
+    "phimoe": 1e6, "qwen2_5_omni_text": 1e6, "qwen2_5_vl_text": 1e6, "qwen2_vl_text": 1e6, "qwen3_omni_moe_text": 1e6,
+    "qwen3_vl_moe_text": 5e5, "qwen3_vl_text": 5e5, "smollm3": 2e6, "solar_open": 1e6,
+}  # fmt: skip
+HEAD_DIMS: dict[str, int] = {
+    "afmoe": 128, "cwm": 128, "ernie4_5": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256, "gemma3n_text": 256,
+    "gemma4_text": 256, "glm": 128, "glm4": 128, "gpt_oss": 64, "helium": 128, "hy_v3": 128, "internlm3": 128,
+    "laguna": 128, "lfm3": 128, "llama4_text": 128, "mellum": 128, "mimo_v2_flash": 192, "minimax_m2": 128,
+    "minimax_m3_vl_text": 128, "ministral3": 128, "paddleocr_vl_text": 128, "qwen3": 128, "qwen3_5_moe_text": 256,
+    "qwen3_5_text": 256, "qwen3_next": 256, "qwen3_vl_text": 128, "seed_oss": 128, "solar_open": 128, "step3p5": 128,
+    "vaultgemma": 256, "zaya": 128,
+}  # fmt: skip
+PARTIAL: dict[str, float] = {
+    "bamba": 0.5, "glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron": 0.5, "persimmon": 0.5,
+    "phi": 0.5, "qwen3_5_moe_text": 0.25, "qwen3_5_text": 0.25, "qwen3_next": 0.25, "recurrent_gemma": 0.5,
+    "stablelm": 0.25,
+}  # fmt: skip
+# Latent attention: only qk_rope_head_dim dimensions of a head are rotated.
+LATENT: tuple[str, ...] = ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "youtu")
+LAYERS: dict[str, Layers] = {
+    "gemma3_text": Layers(flat=True, local_theta_key="rope_local_base_freq"),
+    "gemma3n_text": Layers(flat=True, local_theta_key="rope_local_base_freq"),
+    "olmo3": Layers(flat=True, local_theta=5e5, shared_theta=True),
+} | dict.fromkeys(
+    (
+        "deepseek_v4",
+        "gemma4_text",
+        "laguna",
+        "lfm3",
+        "mellum",
+        "mimo_v2_flash",
+        "modernbert",
+        "modernbert-decoder",
+        "step3p7_text",
+        "t5gemma2_text",
+        "zaya",
+    ),
+    Layers(),
+)
+# transformers' Phi3Config: `su` and `yarn` are its old names for LongRoPE, and the original context is an attribute.
+_PHI3: Mapping[str, object] = {"aliases": {"yarn": "longrope"}, "original_context": 4096}
+# Multiplies queries by 1 + beta ln(1 + floor(position / original context)); its block repeats max_position_embeddings.
+_LLAMA4_SCALING: Mapping[str, object] = {"extra_keys": frozenset({"llama_4_scaling_beta", "max_position_embeddings"})}
+_OTHERS: dict[str, Mapping[str, object]] = {"phi3": _PHI3, "phi4_multimodal": _PHI3, "ministral3": _LLAMA4_SCALING}
+_OTHERS |= {name: {"head_dim_key": "qk_rope_head_dim", "softmax": True} for name in LATENT}
+_OTHERS |= {name: {"theta_key": "rotary_emb_base"} for name in ("gpt_neox", "gpt_neox_japanese")}
+# Families whose configuration class has a scaling of its own for configs without a block: that block, as JSON.
+_OPENAI = (
+    '{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false, '
+    '"original_max_position_embeddings": 4096, "rope_theta": 150000.0}'
+)
+_GEMMA4 = (
+    '{"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": '
+    '{"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}}'
+)
+DEFAULT_BLOCKS: dict[str, str] = {
+    "apertus": '{"rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0, "original_max_position_embeddings": 8192, '
+    '"low_freq_factor": 1.0, "high_freq_factor": 4.0}',
+    "cwm": '{"rope_type": "llama3", "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 8192, '
+    '"low_freq_factor": 1.0, "high_freq_factor": 4.0}',
+    "diffusion_gemma_text": _GEMMA4,
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": _GEMMA4,
+    "gpt_oss": _OPENAI,
+    "higgs_audio_v2": '{"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "original_max_position_embeddings": '
+    '1024, "low_freq_factor": 0.125, "high_freq_factor": 0.5}',
+    "lfm3": '{"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": '
+    '{"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1000000.0}}',
+    "ministral3": '{"rope_type": "yarn", "type": "yarn", "rope_theta": 1000000.0, "factor": 16.0, '
+    '"original_max_position_embeddings": 16384, "max_position_embeddings": 262144, "beta_fast": 32.0, "beta_slow": 1.0, '
+    '"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}',
+    "mistral4": '{"rope_type": "yarn", "type": "yarn", "rope_theta": 10000.0, "factor": 128.0, '
+    '"original_max_position_embeddings": 8192, "max_position_embeddings": 1048576, "beta_fast": 32.0, "beta_slow": 1.0, '
+    '"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1, "partial_rotary_factor": 0.5}',
+    "mistral_large4_text": '{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2048.0, '
+    '"original_max_position_embeddings": 512, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0}',
+    "openai_privacy_filter": _OPENAI,
+}
+
+
+def family_of(config: ConfigFile) -> Family:
+    """The row of a config's model_type; the plainest row where there is none."""
+    model_type = config.values.get("model_type")
+    name = model_type if isinstance(model_type, str) else ""
+    others: dict[str, object] = {
+        "rope_theta": ROPE_THETAS.get(name, 10000.0),
+        "head_dim": HEAD_DIMS.get(name),
+        "partial": PARTIAL.get(name, 1.0),
+        "layers": LAYERS.get(name),
+        "default_block": DEFAULT_BLOCKS.get(name),
+        **_OTHERS.get(name, {}),
+    }
+    return Family(name, **others)  # type: ignore[arg-type]
+
+
+def head_dim(config: ConfigFile) -> int:
+    """Dimensions of one attention head that positions may use: see head_dim_and_source."""
+    return head_dim_and_source(config)[0]
+
+
+def head_dim_and_source(config: ConfigFile) -> tuple[int, str]:
+    """`head_dim` (latent attention: `qk_rope_head_dim`), else transformers' default for the family, else hidden / heads."""
+    family = family_of(config)
+    if family.head_dim_key != "head_dim":
+        return config.required_integer(family.head_dim_key), config.where(family.head_dim_key)
+    if config.values.get("qk_rope_head_dim") is not None:
+        raise config.error(
+            "qk_rope_head_dim",
+            f"is {shown(config.values['qk_rope_head_dim'])}, but the latent attention of model_type "
+            f"{shown(config.values.get('model_type'))} is not known; known: {', '.join(LATENT)}",
+        )
+    given = config.integer("head_dim")
+    if given is not None:
+        return given, config.where("head_dim")
+    if family.head_dim is not None:
+        return family.head_dim, f"transformers' default head_dim for {family.model_type}"
+    hidden, heads = config.required_integer("hidden_size"), config.required_integer("num_attention_heads")
+    if hidden % heads:
+        raise config.error("hidden_size", f"{shown(hidden)} is not divisible by num_attention_heads {shown(heads)}")
+    return hidden // heads, config.where("hidden_size / num_attention_heads")
+
+
+def rotated_dim(config: ConfigFile, in_block: tuple[str, object]) -> tuple[int, str]:
+    """(D, where it came from): the head's dimensions times the partial rotary factor, rounded down as transformers does.
+
+    `in_block`: (place, value) of the block's own partial_rotary_factor, None where it has none.
+    """
+    head, source = head_dim_and_source(config)
+    family = family_of(config)
+    spots = [in_block] + [(config.where(k), config.values.get(k)) for k in ("partial_rotary_factor", "rotary_pct")]
+    found: list[tuple[str, int]] = []
+    for place, value in spots:
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise YarnEdgeError(f"{place} is {shown(value)}, need a number above 0, up to 1")
+        found.append((f"{source} * {place} {value:g}", int(head * value)))
+    rotary_dim = config.integer("rotary_dim")
+    if rotary_dim is not None:
+        found.append((config.where("rotary_dim"), rotary_dim))
+    if len({dim for _place, dim in found}) > 1:
+        told = " and ".join(f"{place} makes it {shown(dim)}" for place, dim in found)
+        raise YarnEdgeError(f"{config.name}: rotated dimensions: {told}: which one is meant?")
+    if found:
+        place, dim = found[0]
+    else:
+        dim, place = int(head * family.partial), source
+        if family.partial != 1:
+            place += f" * transformers' partial_rotary_factor for {family.model_type} {family.partial:g}"
+    if not 0 < dim <= head:
+        raise YarnEdgeError(f"{place} makes {shown(dim)} rotated dimensions of a head of {shown(head)}")
+    return dim, source if dim == head else place

@@ -1,0 +1,116 @@
+"""Which block is for which layers, and what besides rope acts on positions.
+
+transformers v5 nests the block by layer type; some families mean the full-attention layers by a flat block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from yarn_edge.checkpoint.block import Block, the_one
+from yarn_edge.checkpoint.config_file import ConfigFile, shown
+from yarn_edge.checkpoint.dialects import KNOWN_KEYS, TRANSFORMERS_V5, Dialect
+from yarn_edge.checkpoint.families import FULL, SLIDING, Family
+from yarn_edge.errors import YarnEdgeError
+
+MAX_LAYERS = 10_000
+MAX_LABELS = 16
+# Layer types that rotate; linear attention, convolutions and state spaces have no positions.
+_ROTATED = frozenset({FULL, SLIDING, "chunked_attention"})
+# A key of the config or of a block -> what it does to positions or to attention.
+NOTES: dict[str, str] = {
+    "llama_4_scaling_beta": "queries are multiplied by 1 + beta ln(1 + floor(position / original context))",
+    "attn_temperature_tuning": "queries of layers without rope grow with the position",
+    "no_rope_layers": "some layers have no positions",
+    "no_rope_layer_interval": "some layers have no positions",
+    "sliding_window": "layers with a window attend only so many tokens back",
+    "attn_logit_softcapping": "attention logits are capped",
+    "query_pre_attn_scalar": "attention logits are divided by its square root and not by that of the head's dimensions",
+}
+
+
+def notes_of(config: ConfigFile, blocks: Mapping[str, Block | None]) -> list[str]:
+    """A sentence for each key that acts on positions or attention besides rope."""
+    places = [(config.where(key), config.values.get(key), key) for key in NOTES]
+    places += [(b.where(key), b.values.get(key), key) for b in blocks.values() if b for key in NOTES]
+    return [
+        f"{where} {shown(value)}: {NOTES[key]}"
+        for where, value, key in places
+        if value is not None and value is not False and config.values.get(f"use_{key}") is not False
+    ]
+
+
+def used_layer_types(config: ConfigFile) -> frozenset[str]:
+    """The layer types that the config's layer_types names, empty where it has no such list."""
+    named = config.values.get("layer_types")
+    if named is None:
+        return frozenset()
+    if not isinstance(named, list) or len(named) > MAX_LAYERS or not all(isinstance(n, str) for n in named):
+        raise config.error("layer_types", f"is {shown(named)}, need a list of up to {MAX_LAYERS} names")
+    return frozenset(named)
+
+
+def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[str, Block | None]:
+    """The blocks by layer type, one named "" for a model with one; None where a layer type has no positions."""
+    section = config.section(dialect.block)
+    if family.default_block is not None and (
+        section is None or (not section.values and dialect is not TRANSFORMERS_V5)
+    ):
+        raise config.error(
+            dialect.block,
+            f"is missing, where transformers 5 fills in its own scaling for {family.model_type} and "
+            "transformers 4 may not: add rope_parameters, as the model was trained; transformers' own is "
+            f'{family.default_block}, plain RoPE is {{"rope_type": "default"}}',
+        )
+    values = section.values if section else {}
+    whole = Block(config, dialect, family, values)
+    layers = family.layers
+    nested = any(isinstance(value, dict) and key not in KNOWN_KEYS for key, value in values.items())
+    if not nested:
+        if layers is None:
+            return {"": whole}
+        if not layers.flat or (values and dialect is TRANSFORMERS_V5):
+            told = "has one block for all layers" if values else "is missing"
+            raise config.error(dialect.block, f"{told}, but {family.model_type} reads one for each layer type: nest it")
+        return {FULL: whole, SLIDING: Block(config, dialect, family, {}, theta=_local_theta(config, dialect, family))}
+    labels = [key for key, value in values.items() if value is None or isinstance(value, dict)]
+    known = used_layer_types(config) | ({FULL, SLIDING} if layers else set())
+    if len(labels) > MAX_LABELS:
+        raise config.error(dialect.block, f"has {len(labels)} objects, more layer types than {MAX_LABELS}")
+    for key, value in values.items():
+        if key not in labels:
+            raise whole.error(key[:60], f"is unknown here (value {shown(value)}) beside layer types")
+    if not known.issuperset(labels):
+        raise config.error(
+            dialect.block,
+            f"differs by layer type ({', '.join(labels)[:200]}), but layer_types names "
+            f"{', '.join(sorted(known))[:200] or 'none'}: add layer_types, or state one block",
+        )
+    found: dict[str, Block | None] = {}
+    for label in labels:
+        inner = values[label]
+        theta = _local_theta(config, dialect, family) if label == SLIDING and layers and layers.flat else None
+        found[label] = None if inner is None else Block(config, dialect, family, inner, label, theta)
+    for label in sorted((used_layer_types(config) & _ROTATED) - found.keys()):
+        raise config.error(dialect.block, f"has no block for {label}, which layer_types names: add it")
+    return found
+
+
+def _local_theta(config: ConfigFile, dialect: Dialect, family: Family) -> tuple[str, float]:
+    """(where, base) of the sliding layers where their block says none."""
+    layers = family.layers
+    assert layers is not None
+    if layers.local_theta_key:
+        found = the_one({config.where(layers.local_theta_key): config.values.get(layers.local_theta_key)})
+        if found:
+            return found
+    top = config.values.get("rope_theta")
+    if layers.shared_theta and top is not None and top != layers.local_theta:
+        raise YarnEdgeError(
+            f"{config.where('rope_theta')} is {shown(top)}, which transformers 4 takes for the sliding layers too and "
+            f"transformers 5 does not ({layers.local_theta:g}): state rope_parameters by layer type"
+        )
+    return (
+        f"transformers' default for {family.model_type}, sliding layers ({dialect.block} is for the others)",
+        layers.local_theta,
+    )

@@ -1,0 +1,201 @@
+"""A checkpoint's config -> how its positions are scaled, by the rules of its dialect and its family.
+
+`read_positions` tells all: the scalings by layer type or allocated context, and what else acts on positions. `read_scaling`
+is for models with one scaling. Nothing is guessed and nothing is dropped: what is unknown, missing or contradictory is an
+error that names file, key, value and remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from yarn_edge.checkpoint.config_file import ConfigFile, shown
+from yarn_edge.checkpoint.dialects import MISTRAL_PARAMS, Dialect, recognise, text_section
+from yarn_edge.checkpoint.families import family_of
+from yarn_edge.checkpoint.layers import layer_blocks, notes_of, used_layer_types
+from yarn_edge.checkpoint.methods import read_block
+from yarn_edge.checkpoint.mistral_params import read_params
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import FLAGS
+from yarn_edge.positions.rope import correction_range, dynamic_factor
+from yarn_edge.positions.scaling import MAX_CONTEXT, RAMPED_METHODS, RopeScaling, yarn_attention_factor
+
+
+@dataclass(frozen=True)
+class Positions:
+    """All that a config says of positions.
+
+    `dialect` is a name for people. `parts`: one scaling named "" for a model with one; else by layer type
+    ("full_attention"), or, LongRoPE, by allocated context ("up to 4096 tokens"). `notes`: what besides rope acts on positions.
+    """
+
+    dialect: str
+    parts: Mapping[str, RopeScaling]
+    notes: tuple[str, ...] = field(default=())
+
+
+def read_positions(
+    config: ConfigFile, overrides: Mapping[str, Any] | None = None, freeze_at: int | None = None
+) -> Positions:
+    """Every scaling of a config, with `overrides` (fields by RopeScaling's names, from flags) on top.
+
+    freeze_at: the length in tokens whose angles a dynamic scaling takes for good, and LongRoPE's table.
+    Raises YarnEdgeError for anything unknown, missing, contradictory or not representable.
+    """
+    flags = {name: value for name, value in (overrides or {}).items() if value is not None}
+    dialect = recognise(config)
+    if dialect is MISTRAL_PARAMS:
+        parts, notes = read_params(config)
+        if flags:
+            parts = {"": _with_flags(config, parts[""], flags)}
+    else:
+        parts, notes = _read_blocks(text_section(config), dialect, flags)
+    if freeze_at is not None:
+        parts = _frozen(config, dialect, parts, freeze_at)
+    for scaling in parts.values():
+        _check_ramp(config, scaling)
+    if config.params is not None and not flags:
+        _check_params(config, config.params, parts)
+    longrope = any(scaling.method == "longrope" for scaling in parts.values())
+    return Positions("LongRoPE" if longrope else dialect.name, parts, notes)
+
+
+def read_scaling(
+    config: ConfigFile, overrides: Mapping[str, Any] | None = None, freeze_at: int | None = None
+) -> RopeScaling:
+    """The one scaling of a config: see read_positions. Raises YarnEdgeError naming the parts where they differ."""
+    parts = read_positions(config, overrides, freeze_at).parts
+    first, *others = parts.values()
+    if any(first.differences(other) or first.extended_context != other.extended_context for other in others):
+        kind = "allocated context" if first.method == "longrope" else "layer type"
+        raise YarnEdgeError(
+            f"{config.name}: positions differ by {kind} ({', '.join(parts)}): that cannot be represented as one scaling"
+        )
+    return first
+
+
+def _read_blocks(
+    text: ConfigFile, dialect: Dialect, flags: Mapping[str, Any]
+) -> tuple[dict[str, RopeScaling], tuple[str, ...]]:
+    blocks = layer_blocks(text, dialect, family_of(text))
+    used = used_layer_types(text)
+    parts: dict[str, RopeScaling] = {}
+    notes = list(notes_of(text, blocks))
+    scaled = [label for label, block in blocks.items() if block and block.rope_type().method != "none"]
+    flagged = scaled[0] if len(scaled) == 1 else next(iter(blocks))
+    if flags and len(blocks) > 1 and len(scaled) != 1:
+        raise text.error(
+            dialect.block, f"differs by layer type ({', '.join(blocks)}): the --yarn-… flags cannot tell which"
+        )
+    for label, block in blocks.items():
+        if block is None:
+            notes.append(f"{text.where(dialect.block)}.{label} is null: those layers have no positions")
+            continue
+        found = read_block(replace(block, flags=flags) if label == flagged else block)
+        if label and len(found) > 1:
+            raise block.error("rope_type", f"is LongRoPE for {label} alone: that is not supported")
+        if label and used and label not in used:
+            notes.append(f"{text.where(dialect.block)}.{label} is for a layer type that no layer has")
+            continue
+        parts |= {label or part: scaling for part, scaling in found.items()}
+    if not parts:
+        raise text.error("layer_types", f"names no layer type of {dialect.block} ({', '.join(blocks)[:200]})")
+    if flags and [s.method for s in parts.values()] == ["none"]:
+        ((label, base),) = parts.items()
+        parts = {label: _with_flags(text, base, flags)}
+    return parts, tuple(notes)
+
+
+def _check_ramp(config: ConfigFile, scaling: RopeScaling) -> None:
+    """Refuse a ramp that ends before it starts: transformers' then runs backwards, ours and ggml's is a step."""
+    if scaling.method not in RAMPED_METHODS or scaling.ramp != "index":
+        return
+    low, high = correction_range(scaling)
+    if low > high:
+        told = ", ".join(
+            f"{name} {getattr(scaling, name):g} ({scaling.source(name)})"
+            for name in ("rope_theta", "original_context", "beta_fast", "beta_slow")
+        )
+        raise YarnEdgeError(
+            f"{config.name}: the ramp of {scaling.method} would start at correction dimension {low:g} and end at {high:g}: "
+            f"backwards in transformers, a step in llama.cpp. It comes from {told}: correct what is wrong"
+        )
+
+
+def _with_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any]) -> RopeScaling:
+    """YaRN by flags alone on a plain checkpoint, or flags on top of params.json."""
+    values: dict[str, Any] = dict(flags)
+    if base.method == "none":
+        missing = [FLAGS[name] for name in ("factor", "original_context") if name not in flags]
+        if missing:
+            raise YarnEdgeError(
+                f"{config.short}: has no YaRN, so {missing[0]} is needed too "
+                f"(max_position_embeddings is {base.original_context})"
+            )
+        if flags["original_context"] > base.original_context:
+            raise config.error(
+                "max_position_embeddings",
+                f"is {base.original_context}, below --yarn-orig-ctx {flags['original_context']}: the original context cannot "
+                "be longer",
+            )
+    provenance = {name: FLAGS[name] for name in flags}
+    if "factor" in flags and "attention_factor" not in flags:
+        if base.method == "yarn" and base.attention_factor == 1:
+            raise YarnEdgeError(
+                f"{base.source('attention_factor')} makes A 1: with --yarn-factor, pass --yarn-attention-factor"
+            )
+        values["attention_factor"] = yarn_attention_factor(flags["factor"])
+        provenance["attention_factor"] = "0.1 ln(factor) + 1"
+    if base.method == "none":
+        provenance["method"] = "--yarn-factor"
+    return replace(base, method="yarn", **values, provenance={**base.provenance, **provenance})
+
+
+def _frozen(
+    config: ConfigFile, dialect: Dialect, parts: Mapping[str, RopeScaling], length: int
+) -> dict[str, RopeScaling]:
+    """The static scalings that dynamic ones are at `length` tokens, and of LongRoPE's tables the one for that context."""
+    source = f"--freeze-at {length}"
+    if isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= MAX_CONTEXT:
+        raise YarnEdgeError(f"--freeze-at is {shown(length)}, need a whole number from 1 to {MAX_CONTEXT}")
+    if all(s.method == "longrope" for s in parts.values()):
+        short, long = parts.items()
+        name, scaling = short if length <= int(short[0].split()[2]) else long
+        if length > scaling.original_context:
+            raise YarnEdgeError(f"{source} is above {scaling.source('original_context')} {scaling.original_context}")
+        where = f"{source}: the table for contexts {name}"
+        if name == short[0]:
+            length = int(name.split()[2])
+        else:
+            length = scaling.original_context
+        return {"": scaling.with_overrides(where, original_context=length)}
+    static = [s.method for s in parts.values() if s.is_static]
+    if static:
+        raise YarnEdgeError(
+            f"{config.name}: {source} is for dynamic scaling, this config has {static[0]}: leave it out"
+        )
+    return {label: _freeze(scaling, dialect, length, source) for label, scaling in parts.items()}
+
+
+def _freeze(scaling: RopeScaling, dialect: Dialect, length: int, source: str) -> RopeScaling:
+    factor = dynamic_factor(scaling, length)
+    if scaling.method == "dynamic-yarn":
+        attention = yarn_attention_factor(factor, dialect.log_multiplier)
+        return scaling.with_overrides(source, method="yarn", factor=factor, attention_factor=attention)
+    # NTK's factor is no ratio of contexts (transformers: f l/L - (f - 1)), and its angles do not depend on an original
+    # context: so that one is stated whose product with the factor stays within `length`, where people may go.
+    return scaling.with_overrides(source, method="ntk", factor=factor, original_context=max(1, int(length / factor)))
+
+
+def _check_params(config: ConfigFile, params: ConfigFile, parts: Mapping[str, RopeScaling]) -> None:
+    """Mistral's params.json beside config.json must say the same."""
+    longest = next(iter(parts.values())).original_context
+    other = read_params(params, longest)[0][""]
+    for scaling in parts.values():
+        for name, (ours, theirs) in sorted(scaling.differences(other).items()):
+            raise YarnEdgeError(
+                f"{config.name}: {name} is {shown(ours)} ({scaling.source(name)}), but {theirs!r} in {other.source(name)}: "
+                f"correct one of them, or remove {params.short}"
+            )

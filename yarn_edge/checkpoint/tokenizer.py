@@ -1,0 +1,243 @@
+"""A checkpoint's own tokenizer.json, as the reference that a GGUF has to equal.
+
+It is run by the `tokenizers` library, with the extra special tokens of tokenizer_config.json added the way
+transformers 5 adds them, but without transformers. For checkpoints with only a tokenizer.model: `sentencepiece_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.checkpoint.config_file import read_json
+from yarn_edge.errors import YarnEdgeError, one_line, os_error
+
+SPACE = "▁"  # how SentencePiece writes a space
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+
+
+@dataclass(frozen=True)
+class Markup:
+    """A token that is cut out of the text before anything else. strips: it swallows white space, or wants word ends."""
+
+    content: str
+    special: bool
+    strips: bool
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, {} if there is no such file. Raises YarnEdgeError for anything else."""
+    return read_json(path) if path.exists() else {}
+
+
+def token_text(value: object) -> str | None:
+    """The text of a token written as "x" or as {"content": "x", …}; None for null and for what is no token."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
+
+
+class Reference:
+    """Calling it with (text, add_special) gives the checkpoint's token ids.
+
+    source: the file it was read from. settings: tokenizer.json without its model ({} for a SentencePiece model).
+    markup: added tokens by id. vocabulary: id by text, added tokens included. notes: decisions worth telling.
+    """
+
+    source: Path
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    markup: dict[int, Markup]
+    vocabulary: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, text: str, add_special: bool) -> list[int]:
+        raise NotImplementedError
+
+    @property
+    def prepends_space_once(self) -> bool:
+        """True if only the start of the whole text gets a space, not what follows a special token."""
+        raise NotImplementedError
+
+    @property
+    def spares_second_space(self) -> bool:
+        """True if a text that begins with a space gets no other one in front."""
+        return False
+
+    def added_around(self) -> tuple[list[int], list[int]]:
+        """The ids that are put before and after a text; llama.cpp can add one BOS and one EOS, so more is an error."""
+        for text in ("a", "Hello", " the", "1"):
+            plain, full = self(text, False), self(text, True)
+            starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
+            if not plain or not starts:
+                continue
+            prefix, suffix = full[: starts[0]], full[starts[0] + len(plain) :]
+            if len(prefix) > 1 or len(suffix) > 1:
+                raise YarnEdgeError(
+                    f"{self.source}: post_processor puts {prefix} before and {suffix} after a text; "
+                    "llama.cpp can add one token on each side"
+                )
+            return prefix, suffix
+        raise YarnEdgeError(f"{self.source}: gives no tokens for plain letters; the vocabulary is broken")
+
+
+class TokenizersReference(Reference):
+    """`tokenizer.json`. As in transformers 5, add_bos_token and add_eos_token of tokenizer_config.json do not count."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.source = checkpoint / "tokenizer.json"
+        self.config = tokenizer_config(checkpoint)
+        self.settings = read_json(self.source)
+        model = self.settings.pop("model", None)
+        kind = model.get("type", "BPE") if isinstance(model, dict) else None
+        if not isinstance(model, dict) or kind != "BPE":
+            raise YarnEdgeError(f"{self.source}: model.type is {one_line(repr(kind), 60)}; only BPE can be converted")
+        self.model: dict[str, Any] = model
+        _check_bpe(self.source, self.model)
+        try:
+            self.tokenizer = Tokenizer.from_file(str(self.source))
+            self._check_ids()
+            self._add_tokens()
+        except (YarnEdgeError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises nothing narrower, and its panics are no Exception
+            raise self._refused(error) from error
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.markup = {
+            index: Markup(t.content, t.special, bool(t.lstrip or t.rstrip or t.single_word))
+            for index, t in self.tokenizer.get_added_tokens_decoder().items()
+        }
+
+    def _refused(self, error: BaseException) -> YarnEdgeError:
+        told = one_line(str(error) or type(error).__name__, 200)
+        return YarnEdgeError(f"{self.source}: the tokenizers library refuses it: {told}; download the file again")
+
+    def _check_ids(self) -> None:
+        """The library silently renumbers added tokens whose ids leave a hole; the embedding is not renumbered."""
+        for token in self.settings.get("added_tokens") or []:
+            found = self.tokenizer.token_to_id(token["content"])
+            if found != token["id"]:
+                raise YarnEdgeError(
+                    f"{self.source}: added_tokens gives {one_line(repr(token['content']), 60)} the id {token['id']}, "
+                    f"the tokenizers library {found}; ids must follow the vocabulary without holes"
+                )
+
+    def _add_tokens(self) -> None:
+        """What transformers adds after loading: added_tokens_decoder in the order of its ids, then the named tokens."""
+        from tokenizers import AddedToken
+
+        flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+        decoder = self.config.get("added_tokens_decoder") or {}
+        for _, token in sorted(decoder.items(), key=lambda item: int(item[0])):
+            if isinstance(token, dict) and (text := token_text(token)):
+                self.tokenizer.add_tokens([AddedToken(text, **{k: bool(token[k]) for k in flags if k in token})])
+        for text in special_texts(self.config):
+            self.tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
+
+    def __call__(self, text: str, add_special: bool) -> list[int]:
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
+        except BaseException as error:  # a panic of the library
+            if type(error).__name__ == "PanicException":
+                raise self._refused(error) from error
+            raise
+
+    @property
+    def prepends_space_once(self) -> bool:
+        return any(step.get("prepend_scheme") == "first" for step in steps(self.settings.get("pre_tokenizer")))
+
+    @property
+    def spares_second_space(self) -> bool:
+        metaspace = [step for step in steps(self.settings.get("pre_tokenizer")) if step.get("type") == "Metaspace"]
+        return any(step.get("prepend_scheme", "always") != "never" for step in metaspace)
+
+
+def tokenizer_config(checkpoint: Path) -> dict[str, Any]:
+    """tokenizer_config.json; special_tokens_map.json counts if it has no added_tokens_decoder (transformers 5)."""
+    config = read_json_if_there(checkpoint / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= read_json_if_there(checkpoint / "special_tokens_map.json")
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict) or not all(str(key).isdecimal() for key in decoder):
+        raise YarnEdgeError(
+            f"{checkpoint / 'tokenizer_config.json'}: added_tokens_decoder is not a table of tokens by id; "
+            "download the file again"
+        )
+    return config
+
+
+def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, else tokenizer_config.json's (of named templates "default"), else chat_template.json."""
+    file = checkpoint / "chat_template.jinja"
+    if file.exists():
+        try:
+            return file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise os_error(error, file) from error
+        except UnicodeDecodeError as error:
+            raise YarnEdgeError(f"{file}: byte {error.start} is not UTF-8; download the file again") from error
+    others = read_json_if_there(checkpoint / "chat_template.json")
+    for template in (config.get("chat_template"), others.get("chat_template")):
+        if isinstance(template, list):
+            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+            template = named.get("default", next(iter(named.values()), None))
+        if isinstance(template, str):
+            try:
+                template.encode()
+            except UnicodeEncodeError as error:
+                raise YarnEdgeError(
+                    f"{checkpoint}: chat_template has half a character (a lone surrogate) at {error.start}: correct it"
+                ) from error
+            return template
+        if template is not None:
+            raise YarnEdgeError(
+                f"{checkpoint}: chat_template is a {type(template).__name__}, not text: correct or remove it"
+            )
+    return None
+
+
+def special_texts(config: Mapping[str, Any]) -> list[str]:
+    """Texts that tokenizer_config.json declares special: the named tokens, further `*_token` keys, and the lists."""
+    further = [key for key in config if key.endswith("_token") and key not in NAMED and isinstance(config[key], str)]
+    values: list[object] = [config.get(key) for key in (*NAMED, *further)]
+    for key in _LISTS:
+        listed = config.get(key)
+        values += list(listed.values()) if isinstance(listed, dict) else listed if isinstance(listed, list) else []
+    texts = (token_text(value) for value in values)
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def steps(component: object) -> Iterator[dict[str, Any]]:
+    """The steps of a pre_tokenizer or normalizer of tokenizer.json, with every Sequence flattened."""
+    if not isinstance(component, dict):
+        return
+    if component.get("type") == "Sequence":
+        for step in component.get("pretokenizers") or component.get("normalizers") or []:
+            yield from steps(step)
+    else:
+        yield component
+
+
+def _check_bpe(source: Path, model: Mapping[str, Any]) -> None:
+    """Refuse what the tokenizers library answers with a message that names neither key nor value."""
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not vocab or not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise YarnEdgeError(f"{source}: model.vocab is not a table of ids by token; download the file again")
+    if not isinstance(merges, list) or not merges:
+        raise YarnEdgeError(f"{source}: model.merges is not a list of merges; download the file again")
+    if len(set(vocab.values())) != len(vocab):
+        seen: dict[int, str] = {}
+        for text, index in vocab.items():
+            if index in seen:
+                raise YarnEdgeError(
+                    f"{source}: model.vocab gives id {index} to {one_line(repr(seen[index]), 40)} and to "
+                    f"{one_line(repr(text), 40)}; each token needs its own id"
+                )
+            seen[index] = text

@@ -1,0 +1,151 @@
+"""A model ready to answer: placed, loaded, with a context, the states kept on the disk, drafts, and the scaling that was asked for.
+
+What `chat` and `serve` share. Whatever was chosen here, and not by the user, is said in a note.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from yarn_edge.engine.generation import Generation
+from yarn_edge.engine.prompt_lookup import Lookup, PromptLookup
+from yarn_edge.engine.state_cache import MAX_BYTES, StateCache
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.declared import wanted as wanted_scaling
+from yarn_edge.llama_rules.effective import RuntimeArguments, angle_error, effective
+from yarn_edge.llama_rules.rescale import base_scaling, in_memory, with_factor
+from yarn_edge.memory.placement import Placement, Wanted, place
+from yarn_edge.memory.plan import OUTPUTS
+from yarn_edge.progress import note
+from yarn_edge.runtime.attention import attention_for
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.model import Model
+
+_SCALINGS = {"yarn": "YaRN", "linear": "linear scaling", "ntk": "NTK-aware scaling", "ntk-by-parts": "NTK-by-parts"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """cache: the folder of states, None for none. yarn_factor: None for the file's own scaling."""
+
+    cache: Path | None = None
+    cache_bytes: int = MAX_BYTES
+    lookup: Lookup = "auto"
+    yarn_factor: float | Literal["auto"] | None = None
+
+
+@contextmanager
+def opened(path: Path, wanted: Wanted, settings: Settings) -> Iterator[Generation]:
+    """The model, loaded, until the block ends. Raises YarnEdgeError."""
+    states = None if settings.cache is None else StateCache(settings.cache, settings.cache_bytes)
+    placed = place(path, wanted)
+    n_ctx, kv_type = placed.choice.n_ctx, placed.choice.kv_type
+    arguments, overrides, holds = _scaling(path, settings.yarn_factor, n_ctx)
+    attention = attention_for(read_gguf(path), n_ctx, kv_type, placed.device, wanted.flash_attention)
+    with (
+        Model(path, device=placed.device, overrides=overrides) as model,
+        Context(
+            model,
+            n_ctx=n_ctx,
+            n_ubatch=attention.n_ubatch,
+            n_outputs=OUTPUTS,
+            kv_type=kv_type,
+            threads=wanted.threads,
+            arguments=arguments,
+            flash_attention=attention.flash,
+        ) as context,
+    ):
+        _say(placed, wanted, context, holds or model.n_ctx_train)
+        lookup = None if settings.lookup == "off" else PromptLookup(always=settings.lookup == "on")
+        yield Generation(context, states, lookup)
+
+
+def user_cache_folder() -> Path:
+    """Where this system keeps what programs can make anew."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "yarn-edge"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "yarn-edge"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yarn-edge"
+
+
+def _scaling(
+    path: Path, factor: float | str | None, n_ctx: int
+) -> tuple[RuntimeArguments | None, dict[str, float], int | None]:
+    """Arguments and overrides of another factor, and the tokens that it holds; nothing for the file's own."""
+    if factor is None:
+        return None, {}, None
+    file = read_gguf(path)
+    base = base_scaling(file, {})
+    if base.method not in ("yarn", "none"):
+        raise YarnEdgeError(f"{path}: has {base.method} scaling: --yarn-factor is for YaRN")
+    chosen = max(1.0, n_ctx / base.original_context) if factor == "auto" else float(factor)
+    goal = with_factor(base, chosen)
+    arguments, overrides = in_memory(file, goal, str(path))
+    holds = round(base.original_context * max(1.0, chosen))
+    if factor == "auto":
+        own = f", the file's is {base.factor:g}" if base.method == "yarn" else ""
+        note(f"--yarn-factor auto: {chosen:g} holds {n_ctx} tokens (original context {base.original_context}{own})")
+    return arguments, overrides, holds
+
+
+def _say(placed: Placement, wanted: Wanted, context: Context, holds: int) -> None:
+    if placed.choice.n_ctx > holds:
+        note(f"warning: --ctx {placed.choice.n_ctx} is beyond the {holds} tokens that the model was made for")
+    if wanted.ctx is None or (wanted.kv_type is None and context.kv_type != "f16"):
+        note(placed.choice.reason)
+    note(what_runs(context))
+    _warn_of_other_positions(context)
+
+
+def what_runs(context: Context) -> str:
+    """One line: file, architecture, scaling that the runtime applies, context, cache type, device."""
+    gguf = _as_loaded(context)
+    try:
+        scaling, goal = effective(gguf, context.arguments), wanted_scaling(gguf)
+    except YarnEdgeError:
+        told = "position scaling from the file, not checked"
+    else:
+        if not angle_error(scaling, goal).any_difference:
+            scaling = goal  # the same angles in the words of the file's own description, such as YaRN for a baked file
+        told = "no position scaling" if scaling.frequency_factors is None else "frequency factors of its own"
+        if scaling.method not in ("none", "llama3", "longrope"):
+            told = f"{_SCALINGS[scaling.method]} factor {scaling.factor:g} from {scaling.original_context}"
+        if scaling.method == "yarn" or scaling.attention_factor != 1:
+            told += f", attention factor {scaling.attention_factor:.4f}"
+    trained = context.model.n_ctx_train
+    size = f"context {context.n_ctx}" + ("" if context.n_ctx == trained else f" of {trained}")
+    where = "" if context.model.device is None else f", on {context.model.device.name}"
+    return f"{gguf.path.name}: {gguf.architecture}, {told}, {size}, {context.kv_type} cache{where}"
+
+
+def _as_loaded(context: Context) -> GGUFFile:
+    from yarn_edge.llama_rules.rescale import overridden
+
+    return overridden(context.model.gguf, context.model.overrides)
+
+
+def _warn_of_other_positions(context: Context) -> None:
+    """A file whose own description is not what runs gets a line; it still answers, as it would anywhere else."""
+    from yarn_edge.llama_rules.declared import explicit_arguments
+
+    gguf = context.model.gguf
+    if context.arguments != explicit_arguments(gguf):
+        return  # asked for
+    try:
+        error = angle_error(effective(gguf, context.arguments), wanted_scaling(gguf))
+    except YarnEdgeError:
+        return  # not judged: the line before says so
+    if error.any_difference:
+        note(
+            f"warning: {gguf.path.name} says other positions than llama.cpp runs (frequencies up to {error.frequency:.2%} off, "
+            f"attention factor {error.attention:.2%} off): see yarn-edge inspect"
+        )

@@ -1,0 +1,213 @@
+"""Evaluated prompts on the disk: what a document's keys and values were, so that they are not computed again tomorrow.
+
+One file for each, NAME.state: llama.cpp's own state of the sequence, then the tokens, then a line of JSON, its length and a mark.
+It is used only for the same run (`run_key`: the file of weights, scaling, cache type, kernels, version) and the same first tokens,
+and if its checksum is right; whatever is wrong with it is a note, and the prompt is evaluated. Files are written beside their name
+and renamed; the least recently used go when the folder grows over its limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.gguf.identity import weights_identity
+from yarn_edge.progress import note
+from yarn_edge.runtime.context import Context
+from yarn_edge.writer import digest, partial_file, publish
+
+MAX_BYTES = 8 << 30
+_FORMAT, _MARK, _SUFFIX = 1, b"yarn-edge state\n", ".state"
+_MAX_JSON, _MAX_TOKENS = 1 << 16, 1 << 26
+_STALE_S = 86400.0  # after which a partial file is nobody's
+
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file. usable: so many of its first tokens were evaluated in whole batches from position 0, and are asked for."""
+
+    path: Path
+    tokens: Tokens
+    usable: int
+    state_bytes: int
+    digest: str
+
+
+class StateCache:
+    """A folder of states. It is made where it is missing. Raises YarnEdgeError where that is not possible."""
+
+    def __init__(self, folder: Path, limit_bytes: int = MAX_BYTES) -> None:
+        self.folder, self.limit_bytes = folder, limit_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # documents are nobody else's business
+        except OSError as error:
+            raise os_error(error, folder) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise YarnEdgeError(f"{folder}: no permission to write there")
+        self._remove_stale()
+
+    def find(self, key: str, tokens: Sequence[int], n_batch: int, n_ctx: int) -> Entry | None:
+        """The entry that gives the most of the first tokens, None where none gives a whole batch. n_ctx: room for it."""
+        found = []
+        for path in self._files():
+            entry = _read_trailer(path, key)
+            if entry is not None and len(entry.tokens) <= n_ctx:
+                usable = _common(entry.tokens[: entry.usable], tokens)
+                found.append(replace(entry, usable=usable - usable % n_batch))
+        best = max(found, key=lambda entry: entry.usable, default=None)
+        return best if best is not None and best.usable else None
+
+    def load(self, context: Context, entry: Entry) -> bool:
+        """Fill the context with the entry's usable tokens. Where it is damaged: False, an empty context and a note."""
+        try:
+            whole = entry.digest == digest(entry.path, entry.state_bytes)
+        except OSError:
+            whole = False
+        if not whole or not context.load_state(entry.path, entry.tokens.tolist()):
+            context.clear()
+            note(f"{entry.path}: is damaged: removed, and the document is read again")
+            _remove(entry.path)
+            return False
+        context.keep(entry.usable)
+        with suppress(OSError):
+            os.utime(entry.path)
+        return True
+
+    def keep(self, context: Context, key: str, tokens: Sequence[int], canonical: int) -> bool:
+        """Write the state of the context, which holds `tokens`. False, with a note, where that is not possible."""
+        name = hashlib.blake2b(key.encode() + np.asarray(tokens[:canonical], np.int32).tobytes(), digest_size=16)
+        path = self.folder / (name.hexdigest() + _SUFFIX)
+        if _read_trailer(path, key) is not None:
+            with suppress(OSError):
+                os.utime(path)
+            return True
+        try:
+            with partial_file(path) as partial:
+                context.save_state(partial, tokens)
+                size = partial.stat().st_size
+                if size > self.limit_bytes:
+                    raise YarnEdgeError(f"{size / 2**20:.0f} MiB are more than the limit of the cache")
+                with partial.open("ab") as file:
+                    file.write(_trailer(key, tokens, canonical, size, digest(partial, size)))
+                publish(partial, path, force=True)
+        except (YarnEdgeError, OSError) as error:
+            note(f"what was read is not kept in {self.folder}: {error}")
+            return False
+        self._shrink(path)
+        return True
+
+    def _files(self) -> list[Path]:
+        try:
+            return [path for path in self.folder.iterdir() if path.name.endswith(_SUFFIX)]
+        except OSError as error:
+            note(f"{self.folder}: {error.strerror}: nothing is taken from there")
+            return []
+
+    def _shrink(self, newest: Path) -> None:
+        """Remove the least recently used until the rest is within the limit."""
+        states = []
+        for path in self._files():
+            with suppress(OSError):  # another process may have removed it
+                states.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(size for _time, size, _path in states)
+        for _time, size, path in sorted(states):
+            if total <= self.limit_bytes:
+                return
+            if path != newest:
+                _remove(path)
+                total -= size
+
+    def _remove_stale(self) -> None:
+        """What a process that was killed left half-written."""
+        with suppress(OSError):
+            for path in self.folder.glob(f"*{_SUFFIX}.*.partial"):
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _STALE_S or not _runs(path.name.split(".")[-2]):
+                        path.unlink()
+
+
+def _common(kept: Tokens, tokens: Sequence[int]) -> int:
+    most = min(len(kept), len(tokens))
+    differing = np.nonzero(kept[:most] != np.asarray(tokens[:most], np.int32))[0]
+    return int(differing[0]) if len(differing) else most
+
+
+def run_key(context: Context) -> str:
+    """What must be the same for a state to be the same, as one word."""
+    gguf = context.model.gguf
+    device = context.model.device
+    told = {
+        "format": _FORMAT,
+        "llama.cpp": str(context.api.__version__),
+        "weights": weights_identity(gguf),
+        "arguments": {name: repr(value) for name, value in vars(context.arguments).items()},
+        "overrides": sorted((name, repr(value)) for name, value in context.model.overrides.items()),
+        "kv_type": context.kv_type,
+        "n_batch": context.n_batch,
+        "n_ubatch": context.n_ubatch,
+        "flash_attention": context.flash_attention,
+        "device": "CPU" if device is None else device.name,
+    }
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _trailer(key: str, tokens: Sequence[int], canonical: int, state_bytes: int, digest: str) -> bytes:
+    told = {
+        "format": _FORMAT,
+        "key": key,
+        "tokens": len(tokens),
+        "canonical": canonical,
+        "state": state_bytes,
+        "digest": digest,
+    }
+    line = json.dumps(told).encode()
+    return np.asarray(tokens, np.int32).tobytes() + line + len(line).to_bytes(8, "little") + _MARK
+
+
+def _read_trailer(path: Path, key: str) -> Entry | None:
+    """The entry of a file of this run, None for another's and for what is no such file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(_MARK) - 8))
+            end = file.read()
+            length = int.from_bytes(end[:8], "little")
+            if end[8:] != _MARK or length > min(_MAX_JSON, size):
+                return None
+            file.seek(size - len(end) - length)
+            told = json.loads(file.read(length))
+            n_tokens, canonical, state = (int(told[name]) for name in ("tokens", "canonical", "state"))
+            if told["format"] != _FORMAT or told["key"] != key or not 0 < canonical <= n_tokens <= _MAX_TOKENS:
+                return None
+            if state + 4 * n_tokens + length + len(end) != size:
+                return None
+            file.seek(state)
+            tokens = np.frombuffer(file.read(4 * n_tokens), np.int32)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return Entry(path, tokens, canonical, state, str(told["digest"]))
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process of this number is there (that may be another one)."""
+    import psutil
+
+    return pid.isdigit() and psutil.pid_exists(int(pid))

@@ -1,0 +1,150 @@
+"""Editing a model that may be split over several GGUFs: the names of the new files, and all of them or none.
+
+The header is edited in the first shard, where llama.cpp reads it; the others are copied whole, unless a tensor in them is
+set, or split.tensors.count changes. New shards are written under their own names into a folder beside the output, so that
+they can be loaded and checked before anyone sees them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.gguf.edit import Edit, Vector, check_edit, open_source, write_edited
+from yarn_edge.gguf.fast_copy import copy_range
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.gguf.read import read_shard
+from yarn_edge.gguf.split import TENSORS_COUNT, parse_shard_name, shard_name
+from yarn_edge.source_file import changed
+from yarn_edge.writer import check_output, partial_file, publish
+
+
+def output_files(source: GGUFFile, output: Path, force: bool) -> list[Path]:
+    """The files to write, one for each shard of `source`, checked with `writer.check_output`.
+
+    Of a split source `output` is NAME-00001-of-0000N.gguf, or NAME.gguf for the same. Raises YarnEdgeError otherwise.
+    """
+    count = len(source.shards)
+    if count < 2:
+        return [check_output(output, force, source.shards)]
+    parsed = parse_shard_name(output.name)
+    stem = parsed[0] if parsed else output.name.removesuffix(".gguf")
+    fits = parsed[1:] == (0, count) if parsed else output.suffix == ".gguf"
+    if not fits or not stem:
+        raise YarnEdgeError(
+            f"{output}: {source.path.name} has {count} shards: give NAME.gguf or {shard_name('NAME', 0, count)}"
+        )
+    outputs = [output.with_name(shard_name(stem, i, count)) for i in range(count)]
+    for path in outputs:
+        if check_output(path, force, source.shards).name != path.name:
+            raise YarnEdgeError(f"{path}: is a link to another name; shards are found by theirs: remove it")
+    return outputs
+
+
+def total_bytes(source: GGUFFile) -> int:
+    """Bytes of all the shards: about what the new files need, and what `advance` is told of."""
+    return sum(path.stat().st_size for path in source.shards)
+
+
+@contextmanager
+def partial_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
+    """Paths to write, removed on leaving unless they were published. Of several the names are those of `outputs`."""
+    if len(outputs) == 1:
+        with partial_file(outputs[0]) as partial:
+            yield [partial]
+        return
+    folder = outputs[0].with_name(f"{outputs[0].name}.{os.getpid()}.partial")
+    try:
+        folder.mkdir(exist_ok=True)  # of a killed run that had this number
+        yield [folder / path.name for path in outputs]
+    except OSError as error:
+        raise os_error(error, outputs[0]) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def edit_gguf_files(
+    source: GGUFFile,
+    partials: Sequence[Path],
+    *,
+    set_keys: Mapping[str, Any],
+    remove_keys: Collection[str] = (),
+    set_tensors: Mapping[str, Vector] | None = None,
+    advance: Callable[[float], None] = lambda _bytes: None,
+    flush: bool = True,
+) -> list[str]:
+    """`gguf_edit.edit_gguf` for a model of any number of shards, into `partials` in their order. A new tensor goes into
+    the first shard. Returns the same sentences; raises the same errors."""
+    tensors = dict(set_tensors or {})
+    check_edit(source, Edit(set_keys, remove_keys, tensors, {}))
+    added = sum(name not in source.tensors for name in tensors)
+    changes: list[str] = []
+    for index, (path, partial) in enumerate(zip(source.shards, partials, strict=True)):
+        shard = source if len(partials) == 1 else read_shard(path, vocabulary=False)
+        if shard.tensors != {n: t for n, t in source.tensors.items() if t.path == path} or (
+            index == 0 and (shard.file_bytes, shard.mtime_ns) != (source.file_bytes, source.mtime_ns)
+        ):
+            raise changed(path)
+        own = {n: v for n, v in tensors.items() if n in shard.tensors or (not index and n not in source.tensors)}
+        raw_keys = _tensor_count(shard, len(source.tensors) + added) if len(partials) > 1 and added else {}
+        if index and not own and not raw_keys:
+            _copy(shard, partial, advance, flush)
+            continue
+        edit = Edit({} if index else set_keys, () if index else remove_keys, own, raw_keys, flush)
+        changes += write_edited(shard, partial, edit, advance)
+    return changes
+
+
+def _tensor_count(shard: GGUFFile, total: int) -> dict[str, bytes]:
+    """split.tensors.count as it must be, where it stands: an int32, as llama.cpp demands."""
+    if TENSORS_COUNT not in shard.entries:
+        return {}
+    key = TENSORS_COUNT.encode()
+    return {TENSORS_COUNT: struct.pack("<Q", len(key)) + key + struct.pack("<Ii", 5, total)}
+
+
+def _copy(shard: GGUFFile, partial: Path, advance: Callable[[float], None], flush: bool) -> None:
+    """The whole file."""
+    with open_source(shard) as file, partial.open("wb", buffering=0) as target:
+        copy_range(file.raw, target, 0, 0, shard.file_bytes, advance, flush)
+        file.check_unchanged()
+        if flush:
+            os.fsync(target.fileno())
+
+
+def publish_files(partials: Sequence[Path], outputs: Sequence[Path], force: bool, flush: bool = True) -> None:
+    """Give finished files their names: all, or none if one cannot have its own.
+
+    The first shard, by which a model is loaded, is the last to appear, and with `force` the first to be set aside: nobody loads
+    shards of two models, and on an error the old ones come back.
+    """
+    done: list[Path] = []
+    kept: dict[Path, Path] = {}
+    try:
+        for partial in partials if flush else ():  # before any name changes, for it can take long
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        for output in outputs if len(outputs) > 1 and force else ():
+            if output.exists():
+                aside = output.with_name(f"{output.name}.{os.getpid()}.replaced")
+                output.rename(aside)
+                kept[output] = aside
+        for partial, output in reversed(list(zip(partials, outputs, strict=True))):
+            publish(partial, output, force, flush)
+            done.append(output)
+    except BaseException as error:
+        for output in done:
+            output.unlink(missing_ok=True)
+        for output, aside in kept.items():
+            aside.rename(output)
+        if isinstance(error, OSError):
+            raise os_error(error) from error
+        raise
+    for aside in kept.values():
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""A parsed GGUF header as values: its keys, its tensors, and where each of them lies in the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError, one_line, os_error
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor's header. `shape` is in GGUF order: the contiguous dimension first. `offset` is from the start of `path`."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    offset: int
+    n_bytes: int
+    path: Path = field(default=Path(), compare=False)
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class KeyEntry:
+    """Where one key stands: its GGUF value type, and the bytes [start, end) of the file that hold key, type and value."""
+
+    kind: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A parsed header: `metadata` by key (arrays of numbers as NumPy arrays, of strings as lists), `tensors` by name.
+
+    Of a split model all `shards` are in order and `tensors` has those of all; everything else is of the first, `path`.
+    `header_end`: where the tensor infos end. `mtime_ns`: when the file was last changed, before it was read.
+    """
+
+    path: Path
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    alignment: int
+    data_offset: int
+    file_bytes: int
+    shards: tuple[Path, ...] = ()
+    entries: Mapping[str, KeyEntry] = field(default_factory=dict)
+    header_end: int = 0
+    mtime_ns: int = 0
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, such as "llama"."""
+        return self.text("general.architecture")
+
+    def text(self, key: str) -> str:
+        """A string that must be there."""
+        value = self.metadata.get(key)
+        if not isinstance(value, str):
+            raise YarnEdgeError(f"{self.path}: {key} is {'missing' if value is None else 'not a string'}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float | None:
+        """`{architecture}.{name}` as a finite number, or `default` if the key is absent."""
+        key = f"{self.architecture}.{name}"
+        value = self.metadata.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise YarnEdgeError(f"{self.path}: {key} is {one_line(repr(value), 60)}, not a finite number")
+        return value
+
+    def required_int(self, name: str) -> int:
+        """`{architecture}.{name}` as a whole number above 0."""
+        value = self.number(name)
+        if value is None or value != int(value) or value <= 0:
+            raise YarnEdgeError(
+                f"{self.path}: {self.architecture}.{name} is "
+                f"{'missing' if value is None else repr(value)}, need a whole number above 0"
+            )
+        return int(value)
+
+    def float32_tensor(self, name: str, limit: int) -> npt.NDArray[np.float32]:
+        """The values of a small vector. Raises YarnEdgeError if it is missing, no F32 vector, or longer than `limit`."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise YarnEdgeError(f"{self.path}: tensor {one_line(name, 100)} is missing")
+        if tensor.type_name != "F32" or len(tensor.shape) != 1 or tensor.n_elements > limit:
+            raise YarnEdgeError(
+                f"{tensor.path}: tensor {one_line(name, 100)} is {tensor.type_name} of shape {list(tensor.shape)}, "
+                f"not F32 with at most {limit} values"
+            )
+        try:
+            with tensor.path.open("rb") as file:
+                file.seek(tensor.offset)
+                data = file.read(tensor.n_bytes)
+        except OSError as error:
+            raise os_error(error, tensor.path) from error
+        if len(data) != tensor.n_bytes:
+            raise YarnEdgeError(f"{tensor.path}: was cut while it was read")
+        return np.frombuffer(data, "<f4").astype(np.float32)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensor data."""
+        return sum(t.n_bytes for t in self.tensors.values())
+
+
+@contextmanager
+def told_of(file: GGUFFile) -> Iterator[None]:
+    """Errors inside name the file, where they do not yet."""
+    try:
+        yield
+    except YarnEdgeError as error:
+        name = str(file.path)
+        raise (error if str(error).startswith(name) else YarnEdgeError(f"{name}: {error}")) from error
+
+
+@dataclass(frozen=True)
+class SkippedStrings:
+    """An array of strings that was checked and not kept (`read_gguf` without vocabulary)."""
+
+    count: int

@@ -1,0 +1,144 @@
+"""The header of a GGUF as bytes: keys, tensor infos, and where each tensor's data lies.
+
+Format: ggml/docs/gguf.md. llama.cpp demands more than the format does: data one after the other in the order of the infos,
+each padded to the alignment (ggml/src/gguf.cpp). Here that is so by construction.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.gguf.read import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
+
+VERSION = 3
+MAX_NAME_BYTES = 63  # ggml.h: GGML_MAX_NAME, with its NUL
+U32, I32, F32, BOOL, F64 = 4, 5, 6, 7, 12  # enum gguf_type
+F32_TENSOR = 0  # enum ggml_type
+_FORMATS = {U32: "<I", I32: "<i", F32: "<f", BOOL: "<?", F64: "<d"}
+KIND_NAMES = (
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64", "int64", "float64",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor to write: `ne` is its shape as ggml counts it (row width first), `kind` enum ggml_type."""
+
+    name: str
+    ne: tuple[int, ...]
+    kind: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A header, padded to where the data begins; absolute offsets by tensor name; the size of the whole file in bytes."""
+
+    header: bytes
+    offsets: Mapping[str, int]
+    file_bytes: int
+
+
+def lay_out(entries: Sequence[bytes], tensors: Sequence[TensorSpec], alignment: int = DEFAULT_ALIGNMENT) -> Layout:
+    """Put packed keys (`pack_key`) and tensors one after the other."""
+    infos, relative, at = [], {}, 0
+    for tensor in tensors:
+        infos.append(tensor_info(tensor.name, tensor.ne, tensor.kind, at))
+        relative[tensor.name] = at
+        at = aligned(at + tensor.n_bytes, alignment)
+    header = pack_header(VERSION, len(tensors), entries, b"".join(infos))
+    header += bytes(-len(header) % alignment)
+    return Layout(header, {name: len(header) + start for name, start in relative.items()}, len(header) + at)
+
+
+def pack_header(version: int, n_tensors: int, entries: Sequence[bytes], infos: bytes) -> bytes:
+    """Magic, version, counts, keys, tensor infos; not padded."""
+    return b"".join((MAGIC, struct.pack("<IQQ", version, n_tensors, len(entries)), *entries, infos))
+
+
+def aligned(n: int, alignment: int) -> int:
+    """`n` rounded up to a multiple of `alignment`."""
+    return -(-n // alignment) * alignment
+
+
+def tensor_info(name: str, ne: Sequence[int], kind: int, offset: int) -> bytes:
+    """One packed tensor info; `offset` counts from where the data begins. Raises ValueError for too long a name."""
+    if len(name.encode("utf-8", errors="surrogateescape")) > MAX_NAME_BYTES:
+        raise ValueError(f"tensor {name}: its name is longer than {MAX_NAME_BYTES} bytes")
+    return pack_string(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, kind, offset)
+
+
+def pack_string(text: str) -> bytes:
+    """Length and UTF-8; bytes that were none when they were read (surrogates) become what they were."""
+    data = text.encode("utf-8", errors="surrogateescape")
+    return struct.pack("<Q", len(data)) + data
+
+
+def pack_key(key: str, value: Any) -> bytes:
+    """A key's entry: its name, type and value. Raises ValueError for what no type holds.
+
+    int -> uint32, float -> float32 (float64 under yarn_edge.), bool, str; lists by their first item, int -> int32.
+    """
+    own = key.startswith("yarn_edge.")
+    if isinstance(value, (list, tuple)):
+        kind = _scalar_kind(key, value[0], own, I32) if value else None
+        if kind is None or any(_scalar_kind(key, item, own, I32) != kind for item in value):
+            raise ValueError(f"{key}: {_briefly(value)} has no GGUF type: need items of one type")
+        packed = pack_string(key) + struct.pack("<IIQ", ARRAY, kind, len(value))
+        return packed + b"".join(_packed(key, item, kind) for item in value)
+    kind = _scalar_kind(key, value, own, U32)
+    return pack_string(key) + struct.pack("<I", kind) + _packed(key, value, kind)
+
+
+def pack_strings(key: str, values: Iterable[str]) -> bytes:
+    """The entry of an array of strings, which unlike `pack_key`'s may be empty."""
+    packed = [pack_string(value) for value in values]
+    return pack_string(key) + struct.pack("<IIQ", ARRAY, STRING, len(packed)) + b"".join(packed)
+
+
+def _scalar_kind(key: str, value: Any, own: bool, integer: int) -> int:
+    if isinstance(value, bool):
+        return BOOL
+    if isinstance(value, int):
+        return integer
+    if isinstance(value, float):
+        return F64 if own else F32
+    if isinstance(value, str):
+        return STRING
+    raise ValueError(f"{key}: {type(value).__name__} has no GGUF type")
+
+
+def _packed(key: str, value: Any, kind: int) -> bytes:
+    if kind == STRING:
+        return pack_string(value)
+    try:
+        return struct.pack(_FORMATS[kind], value)
+    except (OverflowError, struct.error) as error:
+        raise ValueError(f"{key}: {value!r} does not fit into {KIND_NAMES[kind]}") from error
+
+
+def _briefly(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def write_arrays(path: Path, entries: Sequence[bytes], arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """A small GGUF of float32 tensors (NumPy's order of dimensions), flushed to the disk: vocabularies, imatrices."""
+    specs = [TensorSpec(name, tuple(reversed(a.shape)), F32_TENSOR, a.nbytes) for name, a in arrays.items()]
+    layout = lay_out(entries, specs)
+    with path.open("wb") as file:
+        file.write(layout.header)
+        for name, array in arrays.items():
+            file.seek(layout.offsets[name])
+            file.write(np.ascontiguousarray(array, "<f4").tobytes())
+        file.truncate(layout.file_bytes)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,130 @@
+"""The picture of a scaling: wavelength by pair before and after, the ramp, the original context, and the pairs that run wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.positions import rope
+from yarn_edge.positions.scaling import RAMPED_METHODS, SAME_RELATIVE, RopeScaling
+
+BLUE, GREY, ORANGE, RED = "#1f5fa8", "#888888", "#c77700", "#c02020"
+
+
+KINDS = ("png", "svg", "pdf", "jpg")
+
+
+def plot_scaling(path: Path, title: str, wanted: RopeScaling, runs: RopeScaling | None) -> int | None:
+    """Draw `wanted` to `path` (.png, .svg, .pdf, …). `runs`: what llama.cpp computes, or None where that is not known.
+
+    Returns the number of pairs that llama.cpp would compute wrongly, None where that is not known. Raises YarnEdgeError
+    without matplotlib, for a suffix that it does not know, and where `path` cannot be written; then nothing is left of it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise YarnEdgeError("--plot needs matplotlib: pip install 'yarn-edge[plot]'") from error
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    kind = path.suffix[1:].lower()
+    if kind not in KINDS:
+        raise YarnEdgeError(f"{path}: a picture's name ends with one of {', '.join(f'.{k}' for k in KINDS)}")
+    wrong = wrong_pairs(wanted, runs)
+    _draw(figure, title, wanted, runs, wrong)
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name in a script that the font lacks
+        figure.savefig(picture, format=kind, dpi=130)
+    _write(path, picture.getvalue())
+    return None if wrong is None else int(wrong.sum())
+
+
+def wrong_pairs(wanted: RopeScaling, runs: RopeScaling | None) -> npt.NDArray[np.bool_] | None:
+    """Which pairs of `wanted` run at another frequency, (D/2,); None where what runs is not known."""
+    if runs is None:
+        return None
+    if runs.dim != wanted.dim:
+        return np.ones(wanted.dim // 2, bool)
+    return np.asarray(np.abs(rope.inv_freq(wanted) / rope.inv_freq(runs) - 1) > SAME_RELATIVE)
+
+
+def _draw(
+    figure: Any, title: str, wanted: RopeScaling, runs: RopeScaling | None, wrong: npt.NDArray[np.bool_] | None
+) -> None:
+    pairs = np.arange(wanted.dim // 2)
+    plain, scaled = rope.rope_inv_freq(wanted.dim, wanted.rope_theta), rope.inv_freq(wanted)
+    axes = figure.subplots()
+    style: dict[str, Any] = {"marker": "o", "ms": 3}
+    axes.semilogy(pairs, rope.wavelengths(plain), lw=1, color=GREY, label="plain RoPE", **style)
+    if not np.array_equal(plain, scaled):
+        said = "frequency factors" if wanted.method == "none" else f"{wanted.method}, factor {wanted.factor:g}"
+        axes.semilogy(pairs, rope.wavelengths(scaled), lw=1.5, color=BLUE, label=said, **style)
+    if runs is not None and wrong is not None and wrong.any():
+        _draw_wrong(axes, pairs, scaled, runs, wrong)
+    axes.axhline(
+        wanted.original_context, color=ORANGE, lw=1, ls="--", label=f"original context {wanted.original_context}"
+    )
+    if wanted.method in RAMPED_METHODS:
+        other = axes.twinx()
+        other.fill_between(
+            pairs,
+            1 - rope.extrapolation_mix(wanted),
+            step="mid",
+            color=BLUE,
+            alpha=0.1,
+            lw=0,
+            label="ramp: share divided by the factor (right axis)",
+        )
+        other.set_ylim(0, 1.02)
+        other.set_ylabel("share divided by the factor")
+    attention = f"attention factor {wanted.attention_factor:.4f}"
+    if runs is not None and abs(runs.attention_factor / wanted.attention_factor - 1) > SAME_RELATIVE:
+        attention += f", plain llama.cpp runs {runs.attention_factor:.4f}"
+    axes.set_xlabel("pair of dimensions")
+    axes.set_ylabel("wavelength (tokens)")
+    axes.set_title(f"{one_line(title, 90)}\n{attention}", fontsize=11, parse_math=False)
+    axes.grid(alpha=0.25)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    axes.set_zorder(2)  # the lines before the shade
+    axes.patch.set_visible(False)
+
+
+def _draw_wrong(
+    axes: Any, pairs: npt.NDArray[np.int64], scaled: rope.Float64, runs: RopeScaling, wrong: npt.NDArray[np.bool_]
+) -> None:
+    theirs = rope.inv_freq(runs)
+    if theirs.shape != scaled.shape:
+        axes.plot(
+            [], [], "x", color=RED, label=f"plain llama.cpp rotates {2 * theirs.size} dimensions, not {2 * scaled.size}"
+        )
+        return
+    worst = float(np.abs(theirs / scaled - 1).max())
+    axes.semilogy(
+        pairs[wrong],
+        rope.wavelengths(theirs)[wrong],
+        "x",
+        ms=7,
+        mew=2,
+        color=RED,
+        label=f"plain llama.cpp: {int(wrong.sum())} pairs wrong, frequencies up to {worst:.1%} off",
+    )
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise os_error(error, path) from error

@@ -1,0 +1,270 @@
+"""What llama.cpp really computes: its rules for the rope keys of a file and the arguments of a caller, simulated.
+
+The rules are those of llama.cpp as vendored by llama-cpp-python 0.3.36, src/llama-context.cpp and src/llama-model.cpp;
+the live-graph check of `verify` holds them against the running library.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.gguf.file import GGUFFile, told_of
+from yarn_edge.llama_rules.honoured import HONOURED, Honoured, LogMultiplier, honoured
+from yarn_edge.positions import rope
+from yarn_edge.positions.scaling import MAX_DIM, SAME_RELATIVE, RopeScaling, yarn_attention_factor
+
+DEFAULT_FREQ_BASE = 10000.0
+
+
+FREQUENCY_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+
+
+# llama.h: enum llama_rope_scaling_type
+ROPE_SCALING_TYPES = {"none": 0, "linear": 1, "yarn": 2}  # -1: from the model
+
+
+@dataclass(frozen=True)
+class RuntimeArguments:
+    """The scaling fields of `llama_context_params`; the defaults say "from the model" for each of them."""
+
+    rope_scaling_type: int = -1
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_fast: float = -1.0
+    yarn_beta_slow: float = -1.0
+    yarn_orig_ctx: int = 0
+
+
+FROM_MODEL = RuntimeArguments()
+
+
+# llama_cpp.Llama's own defaults: being >= 0 they win over the file (llama_cpp/llama.py, Llama.__init__).
+LLAMA_CLASS_DEFAULTS = RuntimeArguments(yarn_attn_factor=1.0, yarn_beta_fast=32.0, yarn_beta_slow=1.0)
+
+
+def rotated_dims(file: GGUFFile) -> int:
+    """Rotated dimensions of one head, in layers with full attention."""
+    rotated = file.number("rope.dimension_count", file.number("attention.key_length"))
+    if rotated is None:
+        rotated = file.required_int("embedding_length") // file.required_int("attention.head_count")
+    if slides(file, 0):  # the graph asks for those of layer 0, whatever the layer (llama_hparams::n_rot)
+        rotated = number_or(file.number("rope.dimension_count_swa"), rotated)
+    return int(rotated)
+
+
+def has_sliding(file: GGUFFile) -> bool:
+    """Whether llama.cpp tells layers with a sliding window from the others in this file."""
+    row = HONOURED.get(file.architecture)
+    if row is None or row.sliding is None:
+        return False
+    return row.sliding.always or bool(file.number("attention.sliding_window"))
+
+
+def slides(file: GGUFFile, layer: int) -> bool:
+    """Whether a layer has a sliding window (llama_model_base::load_swa_pattern, llama_hparams::set_swa_pattern)."""
+    rule = honoured(file.architecture).sliding if has_sliding(file) else None
+    if rule is None:
+        return False
+    pattern = file.metadata.get(f"{file.architecture}.attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):
+        if layer >= pattern.size:
+            raise YarnEdgeError(f"{file.path}: attention.sliding_window_pattern has {pattern.size} layers")
+        return bool(pattern[layer])
+    period = number_or(file.number("attention.sliding_window_pattern"), rule.period)
+    return period == 0 or bool(layer % period != (0 if rule.dense_first else period - 1))
+
+
+def flag(file: GGUFFile, name: str) -> bool | None:
+    """A boolean key of the architecture, None where it is absent."""
+    value = file.metadata.get(f"{file.architecture}.{name}")
+    return value if isinstance(value, bool) else None
+
+
+def frequency_factors(file: GGUFFile) -> tuple[float, ...] | None:
+    """The values of `rope_freqs.weight`, by which llama.cpp divides each pair's frequency; None where there is none.
+
+    Raises YarnEdgeError where the architecture does not use it (llama.cpp refuses the file, or goes on without), and for
+    LongRoPE's two tables, of which the runtime takes one by the size of the context.
+    """
+    for name in (LONG_FACTORS, SHORT_FACTORS):
+        if name in file.tensors:
+            raise YarnEdgeError(
+                f"{file.path}: has {name}: LongRoPE, whose frequencies depend on the context that is asked for; "
+                "that cannot be judged"
+            )
+    if FREQUENCY_FACTORS not in file.tensors:
+        return None
+    if not honoured(file.architecture).frequency_factors:
+        raise YarnEdgeError(
+            f"{file.path}: has {FREQUENCY_FACTORS}, which architecture {file.architecture} does not load, or not use: it cannot be judged"
+        )
+    return tuple(float(v) for v in file.float32_tensor(FREQUENCY_FACTORS, MAX_DIM // 2))
+
+
+def scaling_type(file: GGUFFile) -> str:
+    """`rope.scaling.type`, with llama.cpp's default "linear"."""
+    kind = file.metadata.get(f"{file.architecture}.rope.scaling.type", "linear")
+    if not isinstance(kind, str):
+        raise YarnEdgeError(
+            f"{file.path}: {file.architecture}.rope.scaling.type is {one_line(repr(kind), 60)}, not a string"
+        )
+    return kind
+
+
+def file_factor(file: GGUFFile) -> float:
+    """The factor of the file, 0 where there is none. `rope.scale_linear` is the key's old name, still read."""
+    old = file.number("rope.scale_linear", 0.0)
+    return float(file.number("rope.scaling.factor", old) or 0.0)
+
+
+def number_or(value: float | None, default: float) -> float:
+    """`value`, or `default` where it is None."""
+    return default if value is None else value
+
+
+def file_origin(file: GGUFFile) -> int:
+    """The original context; where the key is missing or 0, llama.cpp takes the context length."""
+    return int(file.number("rope.scaling.original_context_length", 0) or 0) or file.required_int("context_length")
+
+
+def effective(file: GGUFFile, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
+    """What llama.cpp computes for this file when a context is made with `arguments`, by its own rules."""
+    return simulate(file, arguments, frequency_factors(file))
+
+
+def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None) -> RopeScaling:
+    """`effective` with the values of `rope_freqs.weight` given: for files that are yet to be written."""
+    row = honoured(file.architecture)
+    factor_in_file, file_type = file_factor(file), scaling_type(file)
+    if file_type not in ROPE_SCALING_TYPES:
+        raise YarnEdgeError(f"{file.path}: {file.architecture}.rope.scaling.type {file_type!r} cannot be judged")
+    kind = arguments.rope_scaling_type if arguments.rope_scaling_type != -1 else ROPE_SCALING_TYPES[file_type]
+    scale = arguments.rope_freq_scale or (1.0 / factor_in_file if factor_in_file else 1.0)
+    if kind == ROPE_SCALING_TYPES["none"]:
+        scale = 1.0
+    ext = _from(arguments.yarn_ext_factor, file, "rope.scaling.yarn_ext_factor", row.ext_factor, -1.0)
+    if ext < 0:
+        ext = 1.0 if kind == ROPE_SCALING_TYPES["yarn"] else 0.0
+    factor = 1.0 / scale
+    attention, softmax = magnitudes(file, row, arguments, factor, ext)
+    with told_of(file):
+        return RopeScaling(
+            method="yarn" if ext != 0 else "linear" if factor != 1 else "none",
+            rope_theta=arguments.rope_freq_base or file_base(file),
+            dim=rotated_dims(file),
+            original_context=arguments.yarn_orig_ctx or file_origin(file),
+            factor=factor,
+            ext_factor=ext if ext else 1.0,
+            beta_fast=_from(arguments.yarn_beta_fast, file, "rope.scaling.yarn_beta_fast", row.betas, row.beta_fast),
+            beta_slow=_from(arguments.yarn_beta_slow, file, "rope.scaling.yarn_beta_slow", row.betas, 1.0),
+            attention_factor=attention,
+            softmax_factor=softmax,
+            finetuned=flag(file, "rope.scaling.finetuned"),
+            frequency_factors=factors,
+            provenance={"method": "llama.cpp", "frequency_factors": FREQUENCY_FACTORS},
+        )
+
+
+def mscale_ratio(log: LogMultiplier, all_dim: float, factor: float) -> float:
+    """m(mscale) / m(mscale_all_dim), the A of an architecture that reads yarn_log_multiplier, for all_dim other than 0."""
+    mscale = all_dim if log.same_mscale else 1.0
+    return yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
+
+
+def magnitudes(
+    file: GGUFFile, row: Honoured, arguments: RuntimeArguments, factor: float, ext: float
+) -> tuple[float, float]:
+    """(A, what multiplies the softmax scale besides). With ext_factor, yarn_attn_factor is overwritten, whatever was passed."""
+    log = row.log_multiplier
+    all_dim = float(number_or(file.number("rope.scaling.yarn_log_multiplier"), 0.0)) / log.unit if log else 0.0
+    if ext == 0:
+        attention = _from(arguments.yarn_attn_factor, file, "rope.scaling.yarn_attn_factor", row.yarn_attn_factor, 1.0)
+    elif log and all_dim:
+        attention = mscale_ratio(log, all_dim, factor)
+    else:
+        attention = yarn_attention_factor(factor)
+    attention *= ratio_in_file(file)
+    if log is None or not log.in_softmax:
+        return attention, 1.0
+    undone = attention if ext else attention * yarn_attention_factor(factor)  # the graph undoes ggml's own 0.1 ln s + 1
+    return attention, (undone * yarn_attention_factor(factor, 0.1 * all_dim)) ** 2
+
+
+def file_base(file: GGUFFile) -> float:
+    """The base of the file, with `rope.scaling.alpha` where the architecture reads it."""
+    row = honoured(file.architecture)
+    if row.finetuned_switch and flag(file, "rope.scaling.finetuned") is False:
+        raise YarnEdgeError(
+            f"{file.path}: {file.architecture}.rope.scaling.finetuned is false: llama.cpp then rotates nothing at all"
+        )
+    base = float(number_or(file.number("rope.freq_base"), DEFAULT_FREQ_BASE))
+    alpha = file.number("rope.scaling.alpha") if row.ntk_alpha else None
+    if alpha:
+        dim = file.number("attention.key_length", rotated_dims(file)) or 0
+        if alpha < 0 or dim <= 2:
+            raise YarnEdgeError(
+                f"{file.path}: {file.architecture}.rope.scaling.alpha is {alpha!r} for heads of {dim:g}"
+            )
+        base *= alpha ** (dim / (dim - 2))
+    return base
+
+
+def ratio_in_file(file: GGUFFile) -> float:
+    """`rope.scaling.attn_factor`, which every architecture multiplies A with."""
+    return float(number_or(file.number("rope.scaling.attn_factor"), 1.0))
+
+
+def spelled_out(scaling: RopeScaling, ratio: float) -> RuntimeArguments:
+    """Arguments that ask for `scaling` (none, linear or yarn) value by value, for a file with this attn_factor."""
+    yarn = scaling.method == "yarn"
+    return RuntimeArguments(
+        rope_scaling_type=ROPE_SCALING_TYPES[scaling.method],
+        rope_freq_base=scaling.rope_theta,
+        rope_freq_scale=1.0 / scaling.factor,
+        yarn_ext_factor=scaling.ext_factor if yarn else 0.0,
+        # Overwritten where ext_factor is not 0; multiplied with the file's own factor otherwise.
+        yarn_attn_factor=yarn_attention_factor(scaling.factor)
+        if yarn and scaling.ext_factor
+        else scaling.attention_factor / ratio,
+        yarn_beta_fast=scaling.beta_fast,
+        yarn_beta_slow=scaling.beta_slow,
+        yarn_orig_ctx=scaling.original_context,
+    )
+
+
+def _from(argument: float, file: GGUFFile, key: str, read: bool, default: float) -> float:
+    """llama.cpp's precedence: the argument if >= 0, the key where the architecture reads it, the default."""
+    if argument >= 0:
+        return argument
+    return float(number_or(file.number(key), default)) if read else default
+
+
+@dataclass(frozen=True)
+class AngleError:
+    """By how much one scaling misses another: the worst pair's relative frequency error, and that of A or of the softmax."""
+
+    frequency: float
+    pair: int
+    attention: float
+
+    @property
+    def any_difference(self) -> bool:
+        return not (self.frequency <= SAME_RELATIVE and self.attention <= SAME_RELATIVE)  # NaN is a difference
+
+
+def angle_error(actual: RopeScaling, goal: RopeScaling) -> AngleError:
+    """Compare two static scalings by what they compute; infinite where the rotated dimensions differ."""
+    if actual.dim != goal.dim:
+        return AngleError(math.inf, 0, math.inf)
+    target = rope.inv_freq(goal)
+    relative = np.abs(rope.inv_freq(actual) / target - 1)
+    pair = int(relative.argmax())
+    magnitudes = (abs(getattr(actual, n) / getattr(goal, n) - 1) for n in ("attention_factor", "softmax_factor"))
+    return AngleError(float(relative[pair]), pair, max(magnitudes))

@@ -1,0 +1,235 @@
+"""What the pinned llama.cpp honours of a file's rope keys, one row per architecture.
+
+Read in src/models/*.cpp and src/llama-context.cpp of llama-cpp-python 0.3.36 and held against the running library by
+tests/llama_rules/test_honoured.py, so that a version which honours more or less is noticed. docs/architectures.md is this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.positions.rope import Pairing
+
+
+@dataclass(frozen=True)
+class LogMultiplier:
+    """How `rope.scaling.yarn_log_multiplier` is used, with m(x) = 0.1 x ln(factor) + 1 and 1 for factors up to 1.
+
+    mscale_all_dim = key / unit. Where it is not 0 and ext_factor is not 0, the attention factor is
+    m(mscale) / m(mscale_all_dim), with mscale = mscale_all_dim where `same_mscale`, else 1.
+    """
+
+    unit: float
+    same_mscale: bool = False
+    in_softmax: bool = False  # the softmax scale gets (attention factor * m(mscale_all_dim))^2
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """What layers with a sliding window are rotated by, where the file has `attention.sliding_window`.
+
+    Of `period` layers the last has full attention, or the first where `dense_first`; a list of booleans in
+    `attention.sliding_window_pattern` overrides that, and a number there is another period (0: every layer slides).
+    """
+
+    period: int
+    dense_first: bool = False
+    # "model": as in full attention. "file": rope.freq_base_swa, else rope.freq_base. "10000": rope.freq_base_swa, else that.
+    base: Literal["model", "file", "10000"] = "model"
+    # "model": as in full attention. "file": 1 / rope.scaling.factor, whatever the type or the caller say. "one": unscaled.
+    scale: Literal["model", "file", "one"] = "model"
+    yarn: bool = True  # ext_factor and attention factor of full attention; False: 0 and 1
+    # rope.dimension_count_swa is theirs alone. Where False, it is that of every layer if layer 0 has a sliding window.
+    own_dims: bool = False
+    always: bool = False  # the layers are told apart even where attention.sliding_window is 0 or absent
+
+
+# Layers that are not rotated at all: none, every fourth, those with full attention where others have a sliding window.
+Unrotated = Literal["", "every 4th", "full attention"]
+LongFactors = Literal["", "longrope", "always"]
+
+
+@dataclass(frozen=True)
+class Honoured:
+    """What llama.cpp reads for an architecture beyond type, factor, origin, attn_factor and freq_base.
+
+    pairing holds for text: with `rope.dimension_sections` some rotate in three axes, which is not described here.
+    """
+
+    pairing: Pairing
+    frequency_factors: bool = False  # rope_freqs.weight divides the frequencies
+    long_factors: LongFactors = ""  # rope_factors_long/short.weight: for that type only, or for every type
+    betas: bool = False
+    ext_factor: bool = False
+    yarn_attn_factor: bool = False
+    log_multiplier: LogMultiplier | None = None
+    beta_fast: float = 32.0  # where neither file nor caller says
+    partial_rotation: bool = (
+        False  # rope.dimension_count may be less than the head; elsewhere llama.cpp ends or refuses
+    )
+    sliding: Sliding | None = None
+    unrotated: Unrotated = ""
+    ntk_alpha: bool = False  # rope.scaling.alpha: freq_base *= alpha^(d/(d-2)) with d = attention.key_length
+    finetuned_switch: bool = False  # rope.scaling.finetuned = false: no rotation at all
+
+
+_PLAIN_NORM, _PLAIN_NEOX = Honoured("interleaved"), Honoured("half")
+_PARTIAL_NORM = Honoured("interleaved", partial_rotation=True)
+_PARTIAL_NEOX = Honoured("half", partial_rotation=True)
+_LIKE_LLAMA = Honoured("interleaved", frequency_factors=True, long_factors="longrope")
+
+# One row per GGUF architecture whose positions we can vouch for.
+HONOURED: dict[str, Honoured] = {
+    "llama": _LIKE_LLAMA,
+    "mistral3": Honoured(
+        "interleaved", frequency_factors=True, long_factors="longrope", betas=True, log_multiplier=LogMultiplier(1.0)
+    ),
+    "mistral4": Honoured("interleaved", partial_rotation=True, log_multiplier=LogMultiplier(0.1, in_softmax=True)),
+    "qwen2": _PLAIN_NEOX,
+    "qwen2moe": _PLAIN_NEOX,
+    "qwen3": _PLAIN_NEOX,
+    "qwen3moe": _PLAIN_NEOX,
+    "deepseek": _PLAIN_NORM,
+    "deepseek2": Honoured(
+        "interleaved", partial_rotation=True, log_multiplier=LogMultiplier(0.1, same_mscale=True, in_softmax=True)
+    ),
+    "gpt-oss": Honoured("half", sliding=Sliding(2, base="file", scale="file", always=True)),
+    "olmo": _PLAIN_NORM,
+    "olmo2": Honoured("half", sliding=Sliding(4, scale="one", yarn=False)),  # OLMo 3 too
+    "olmoe": _PLAIN_NEOX,
+    "phi3": Honoured("half", long_factors="always", partial_rotation=True),
+    "phimoe": Honoured("half", long_factors="always", partial_rotation=True),
+    "gemma2": Honoured("half", partial_rotation=True, sliding=Sliding(2, base="file", scale="file", always=True)),
+    "gemma3": Honoured("half", partial_rotation=True, sliding=Sliding(6, base="10000", scale="one")),
+    "granite": Honoured("interleaved", frequency_factors=True, long_factors="longrope", finetuned_switch=True),
+    "granitemoe": _LIKE_LLAMA,
+    "minicpm": _LIKE_LLAMA,
+    "exaone": Honoured("half", frequency_factors=True),
+    "exaone-moe": Honoured("half", frequency_factors=True, sliding=Sliding(4, always=True), unrotated="full attention"),
+    "deci": _LIKE_LLAMA,
+    "arcee": Honoured("interleaved", frequency_factors=True),
+    "smollm3": Honoured("interleaved", unrotated="every 4th"),
+    "seed_oss": _PLAIN_NEOX,
+    "grok": Honoured("half", betas=True, ext_factor=True, yarn_attn_factor=True, beta_fast=8.0),
+    "laguna": Honoured(
+        "half",
+        partial_rotation=True,
+        sliding=Sliding(4, dense_first=True, base="file", scale="one", yarn=False, own_dims=True),
+    ),
+    "mellum": Honoured("half", sliding=Sliding(4, scale="one", yarn=False)),
+    "glm4": _PARTIAL_NORM,
+    "glm4moe": _PARTIAL_NEOX,
+    "chatglm": _PARTIAL_NORM,
+    "command-r": _PARTIAL_NORM,
+    "cohere2": Honoured(
+        "interleaved", partial_rotation=True, sliding=Sliding(4, always=True), unrotated="full attention"
+    ),
+    "internlm2": _PLAIN_NORM,
+    "ernie4_5": _PLAIN_NORM,
+    "ernie4_5-moe": _PLAIN_NORM,
+    "hunyuan-dense": Honoured("half", ntk_alpha=True),
+    "hunyuan-moe": _PLAIN_NEOX,
+    "starcoder2": _PLAIN_NEOX,
+    "stablelm": _PARTIAL_NEOX,
+    "bailingmoe": _PLAIN_NORM,
+    "bailingmoe2": _PARTIAL_NEOX,
+    "apertus": Honoured("half", frequency_factors=True, long_factors="longrope"),
+    "dots1": _PLAIN_NEOX,
+    "afmoe": Honoured(
+        "half", partial_rotation=True, sliding=Sliding(4, base="file", scale="file"), unrotated="every 4th"
+    ),
+    "minimax-m2": _PARTIAL_NEOX,
+    "bitnet": _PARTIAL_NEOX,
+    "falcon": _PLAIN_NEOX,
+    "gptneox": _PARTIAL_NEOX,
+    "nemotron": _PARTIAL_NEOX,
+    "orion": _PLAIN_NEOX,
+    "xverse": _PLAIN_NORM,
+    "nanbeige": Honoured("interleaved", frequency_factors=True, partial_rotation=True),
+    "jais2": _PLAIN_NEOX,
+    "pangu-embedded": _PLAIN_NEOX,  # loads tables of factors, and does not use them
+}
+
+
+# model_type of a checkpoint -> the GGUF architecture that convert makes of it.
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+# The same for checkpoints that convert does not read: what llama.cpp's own converter makes of them (conversion/*.py).
+CHECKPOINT_ARCHITECTURES = {
+    **GGUF_ARCHITECTURES,
+    "mixtral": "llama",
+    "internlm3": "llama",
+    "ministral3": "mistral3",
+    "mistral3": "mistral3",
+    "mistral4": "mistral4",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "deepseek": "deepseek",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "kimi_k2": "deepseek2",
+    "glm4_moe_lite": "deepseek2",
+    "youtu": "deepseek2",
+    "gpt_oss": "gpt-oss",
+    "olmo": "olmo",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
+    "olmoe": "olmoe",
+    "phi3": "phi3",
+    "phimoe": "phimoe",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
+    "granite": "granite",
+    "granitemoe": "granitemoe",
+    "granitemoeshared": "granitemoe",
+    "minicpm": "minicpm",
+    "exaone": "exaone",
+    "exaone_moe": "exaone-moe",
+    "nemotron-nas": "deci",
+    "arcee": "arcee",
+    "smollm3": "smollm3",
+    "seed_oss": "seed_oss",
+    "laguna": "laguna",
+    "mellum": "mellum",
+    "glm": "chatglm",
+    "chatglm": "chatglm",
+    "glm4": "glm4",
+    "glm4_moe": "glm4moe",
+    "solar_open": "glm4moe",
+    "cohere": "command-r",
+    "cohere2": "cohere2",
+    "internlm2": "internlm2",
+    "ernie4_5": "ernie4_5",
+    "ernie4_5_moe": "ernie4_5-moe",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "hunyuan_v1_moe": "hunyuan-moe",
+    "starcoder2": "starcoder2",
+    "stablelm": "stablelm",
+    "apertus": "apertus",
+    "dots1": "dots1",
+    "afmoe": "afmoe",
+    "minimax_m2": "minimax-m2",
+    "bitnet": "bitnet",
+    "falcon": "falcon",
+    "gpt_neox": "gptneox",
+    "nemotron": "nemotron",
+    "orion": "orion",
+    "jais2": "jais2",
+}
+
+
+def honoured(architecture: str) -> Honoured:
+    """The row of an architecture; an error that names those we know otherwise."""
+    if architecture not in HONOURED:
+        raise YarnEdgeError(
+            f"what the runtime applies for architecture {architecture!r} is not known yet; known: {_shortened(HONOURED)}"
+        )
+    return HONOURED[architecture]
+
+
+def _shortened(names: dict[str, Honoured], most: int = 12) -> str:
+    first, rest = list(names)[:most], len(names) - most
+    return ", ".join(first) + (f" and {rest} more (docs/architectures.md)" if rest > 0 else "")

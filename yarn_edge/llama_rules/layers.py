@@ -1,0 +1,51 @@
+"""Which layers of a GGUF are rotated how: full attention, a sliding window with rules of its own, not at all.
+
+Most architectures rotate every layer alike. For the others the rules stand in `yarn_edge.llama_rules.honoured` and are applied here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.effective import DEFAULT_FREQ_BASE, file_base, file_factor, has_sliding, number_or, slides
+from yarn_edge.llama_rules.honoured import Honoured, honoured
+from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
+
+Kind = Literal["full", "sliding", "unrotated"]
+
+
+def layer_kinds(file: GGUFFile, n_layer: int) -> list[Kind]:
+    """How each of `n_layer` layers is rotated."""
+    row = honoured(file.architecture)
+    return [_kind(row, file, layer) for layer in range(n_layer)]
+
+
+def _kind(row: Honoured, file: GGUFFile, layer: int) -> Kind:
+    sliding = slides(file, layer)
+    if row.unrotated == "every 4th" and layer % 4 == 3:
+        return "unrotated"
+    if row.unrotated == "full attention" and row.sliding is not None and not sliding:
+        return "unrotated"
+    return "sliding" if sliding else "full"
+
+
+def sliding_scaling(file: GGUFFile, full: RopeScaling) -> RopeScaling | None:
+    """What layers with a sliding window get where the others get `full`; None where there are none."""
+    rule = honoured(file.architecture).sliding
+    if rule is None or not has_sliding(file):
+        return None
+    own = file.number("rope.freq_base_swa")
+    base = {"model": full.rope_theta, "file": own or file_base(file), "10000": own or DEFAULT_FREQ_BASE}[rule.base]
+    factor = {"model": full.factor, "file": file_factor(file) or 1.0, "one": 1.0}[rule.scale]
+    dim = int(number_or(file.number("rope.dimension_count_swa"), full.dim)) if rule.own_dims else full.dim
+    if not rule.yarn or full.method != "yarn":
+        method: Literal["linear", "none"] = "linear" if factor != 1 else "none"
+        attention = full.attention_factor if rule.yarn else 1.0
+        return replace(
+            full, method=method, rope_theta=base, factor=factor, dim=dim, attention_factor=attention, ext_factor=1.0
+        )
+    # The graph's factor is A without ggml's 0.1 ln s + 1 of full attention; ggml puts that of these layers on it.
+    attention = full.attention_factor / yarn_attention_factor(full.factor) * yarn_attention_factor(factor)
+    return replace(full, rope_theta=base, factor=factor, dim=dim, attention_factor=attention)

@@ -1,0 +1,199 @@
+"""Another scaling for a GGUF: what a file and flags mean together, and how to run it without writing a file.
+
+In memory it goes in by arguments of the runtime and an override of its metadata. Nothing approximate is run, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import FLAGS
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules import declared as metadata
+from yarn_edge.llama_rules.effective import (
+    FREQUENCY_FACTORS,
+    RuntimeArguments,
+    angle_error,
+    effective,
+    file_factor,
+    ratio_in_file,
+    spelled_out,
+)
+from yarn_edge.llama_rules.layers import sliding_scaling
+from yarn_edge.llama_rules.planner import in_keys, native_keys
+from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+
+
+def from_file(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
+    """What the file describes, with its known slips put right, and `overrides` on top.
+
+    Raises YarnEdgeError where the file leaves open what it means: nothing is guessed.
+    """
+    base = metadata.canonical(file)
+    if base is None:
+        base = metadata.declared(_without_slips(file, overrides))
+    context = file.required_int("context_length")
+    if base.method != "none" and not overrides and context > base.extended_context:
+        raise YarnEdgeError(
+            f"{file.path}: context_length is {context}, but factor {base.factor:g} makes {base.original_context} tokens "
+            f"{base.extended_context}: pass --yarn-factor and --yarn-orig-ctx"
+        )
+    if not overrides:
+        return base
+    if base.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in base.frequency_factors):
+        raise YarnEdgeError(
+            f"{file.path}: has frequency factors of its own ({FREQUENCY_FACTORS}: Llama 3, or baked by others): YaRN on top of "
+            "them would scale twice"
+        )
+    if abs(base.softmax_factor - 1) > SAME_RELATIVE and overrides.keys() & {"factor", "attention_factor"}:
+        raise YarnEdgeError(
+            f"{file.path}: its softmax factor {base.softmax_factor:.6g} belongs to its factor: use --from CHECKPOINT"
+        )
+    flags = {field: FLAGS[field] for field in overrides}
+    if base.method == "linear" and set(overrides) == {"original_context"}:
+        return replace(base, **overrides, provenance={**base.provenance, **flags})
+    if base.method not in ("none", "yarn") and "factor" not in overrides:
+        raise YarnEdgeError(
+            f"{file.path}: has {base.method} scaling: the --yarn-… flags need --yarn-factor to make it YaRN"
+        )
+    if base.method != "yarn":
+        missing = [FLAGS[f] for f in ("factor", "original_context") if f not in overrides]
+        if missing:
+            raise YarnEdgeError(f"{file.path}: has no YaRN, so {missing[0]} is needed too")
+        base = replace(base, method="yarn", factor=1.0, attention_factor=1.0, provenance={"method": "--yarn-factor"})
+    values = dict(overrides)
+    if "factor" in values and "attention_factor" not in values:
+        own = base.attention_factor / base.default_attention_factor
+        if abs(own - 1) > SAME_RELATIVE:
+            raise YarnEdgeError(
+                f"{file.path}: its attention factor {base.attention_factor:.6g} was made for another factor than --yarn-factor: "
+                "pass --yarn-attention-factor too"
+            )
+        values["attention_factor"] = yarn_attention_factor(values["factor"])
+        flags["attention_factor"] = "0.1 ln(--yarn-factor) + 1"
+    return replace(base, **values, provenance={**base.provenance, **flags})
+
+
+def _without_slips(file: GGUFFile, overrides: Mapping[str, Any]) -> GGUFFile:
+    """The file's header with mistakes undone whose meaning is clear; errors for those whose meaning is open."""
+    prefix = f"{file.architecture}.rope.scaling."
+    meta = dict(file.metadata)
+    no_origin = prefix + "original_context_length" not in meta and "original_context" not in overrides
+    if (
+        meta.get(prefix + "type", "linear") == "linear"
+        and no_origin
+        and (file_factor(file) or 1.0) != 1
+        and "factor" not in overrides
+    ):
+        raise YarnEdgeError(
+            f"{file.path}: has linear scaling and no {prefix}original_context_length, so its context_length may be meant before "
+            "the scaling or after it: pass --yarn-orig-ctx"
+        )
+    if meta.get(prefix + "type") != "yarn":
+        return file
+    ext, factor = meta.get(prefix + "yarn_ext_factor"), file_factor(file)
+    if isinstance(ext, (int, float)) and ext > 1:
+        if factor not in (0.0, 1.0, float(ext)) and "factor" not in overrides:
+            raise YarnEdgeError(
+                f"{file.path}: {prefix}yarn_ext_factor is {ext:g} and {prefix}factor is {factor:g}: which one is the factor? "
+                "pass --yarn-factor"
+            )
+        meta[prefix + "factor"] = factor = float(ext)
+        meta[prefix + "yarn_ext_factor"] = 1.0
+    if factor <= 1 and "factor" not in overrides:
+        raise YarnEdgeError(
+            f"{file.path}: says YaRN and has no {prefix}factor: pass --yarn-factor, or --from CHECKPOINT"
+        )
+    if no_origin:
+        raise YarnEdgeError(
+            f"{file.path}: {prefix}original_context_length is missing, and nothing else in the file tells it: "
+            "pass --yarn-orig-ctx, or --from CHECKPOINT"
+        )
+    multiplier = metadata.open_attention_factor(file)
+    if multiplier is not None and "attention_factor" not in overrides:
+        default = yarn_attention_factor(overrides.get("factor") or file_factor(file) or 1.0)
+        raise YarnEdgeError(
+            f"{file.path}: {prefix}yarn_attn_factor is {multiplier:.7g}, and its meaning is open: llama.cpp's converter writes "
+            f"transformers' attention_factor there (then A is {multiplier:.7g}) and the Nous attn_factor too (then it is "
+            f"{multiplier * default:.7g}): pass --yarn-attention-factor, or --from CHECKPOINT"
+        )
+    if multiplier is not None:
+        meta[prefix + "yarn_attn_factor"] = 1.0
+    return replace(file, metadata=meta)
+
+
+def base_scaling(file: GGUFFile, overrides: Mapping[str, Any]) -> RopeScaling:
+    """The file's own scaling with `overrides` on top; a file without one is taken at its context_length as the original.
+
+    Raises YarnEdgeError where there is nothing to sweep around: frequency tables, a softmax factor of its own.
+    """
+    given = dict(overrides)
+    if not given.keys() >= {"factor", "original_context"}:
+        own: RopeScaling = from_file(file, {})
+        if given and own.method != "yarn":
+            given.setdefault("original_context", own.original_context)
+            given.setdefault("factor", max(1.0, own.factor))
+    found: RopeScaling = from_file(file, given)
+    if found.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in found.frequency_factors):
+        raise YarnEdgeError(
+            f"{file.path}: its frequencies come from a table (Llama 3, LongRoPE): no other can be put in its place"
+        )
+    if abs(found.softmax_factor - 1) > SAME_RELATIVE:
+        raise YarnEdgeError(
+            f"{file.path}: its softmax factor {found.softmax_factor:.6g} belongs to its own factor: it cannot be swept"
+        )
+    return found
+
+
+def with_factor(base: RopeScaling, factor: float, method: str = "yarn", own_attention: bool = True) -> RopeScaling:
+    """Another method or factor around the same base and original context.
+
+    A is the method's own default; of YaRN times what the base's A is of the default for its own factor.
+    """
+    if factor <= 1 or method == "none":
+        return replace(base, method="none", factor=1.0, attention_factor=1.0)
+    ratio = base.attention_factor / base.default_attention_factor if base.method == "yarn" else 1.0
+    attention = yarn_attention_factor(factor) * ratio if own_attention else 1.0
+    return replace(base, method=method, factor=float(factor), attention_factor=attention)  # type: ignore[arg-type]
+
+
+def in_memory(file: GGUFFile, goal: RopeScaling, label: str) -> tuple[RuntimeArguments, dict[str, float]]:
+    """The runtime's arguments, and the overrides of metadata, that run `goal` from this file. label: for errors.
+
+    A goes in by overriding `rope.scaling.attn_factor`: the argument yarn_attn_factor has no effect beside an ext_factor.
+    Raises YarnEdgeError where the runtime cannot compute it from this file by arguments (frequencies baked into the file,
+    tables, dynamic scaling).
+    """
+    words = in_keys(goal)
+    if words is None:
+        raise YarnEdgeError(f"{label}: the runtime has no arguments for {goal.method} scaling")
+    keys = native_keys(words, file.architecture)
+    name = f"{file.architecture}.rope.scaling.attn_factor"
+    # What is left to attn_factor, whatever else of A the architecture makes of the file's keys.
+    own = effective(overridden(file, {name: 1.0}), spelled_out(words, 1.0)).attention_factor
+    ratio = words.attention_factor / own
+    overrides = {name: ratio} if abs(ratio / ratio_in_file(file) - 1) > SAME_RELATIVE else {}
+    arguments = spelled_out(words, ratio)
+    seen = overridden(file, overrides)
+    runs = effective(seen, arguments)
+    sliding, meant = sliding_scaling(seen, runs), sliding_scaling(overridden(file, keys), runs)
+    if sliding is not None and meant is not None and angle_error(sliding, meant).any_difference:
+        raise YarnEdgeError(
+            f"{label}: its layers with a sliding window take their scaling from the file, not from arguments: patch the file"
+        )
+    error = angle_error(runs, words)
+    if error.any_difference:
+        raise YarnEdgeError(
+            f"{label}: {goal.method} scaling cannot be run from this file by arguments: frequencies would be "
+            f"{error.frequency:.2%} off, the attention factor {error.attention:.2%} (are they baked into the file? "
+            "convert --bake-rope never keeps them apart)"
+        )
+    return arguments, overrides
+
+
+def overridden(file: GGUFFile, overrides: Mapping[str, Any]) -> GGUFFile:
+    """The file's header as the runtime sees it with `overrides`."""
+    return replace(file, metadata={**file.metadata, **overrides})

@@ -1,0 +1,68 @@
+"""One measurement, described once: tables, charts and heat maps as values. `deliver` shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns. Numbers are shown with `digits` significant digits, None as a dash."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    digits: int = 5
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: points (x, y), and one standard error of each y where known. NaN is a gap."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    error: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over one axis. marks: vertical lines (x, what it is)."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    log_x: bool = False
+    log_y: bool = False
+    marks: tuple[tuple[float, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """values[row][column], coloured between low and high; NaN where nothing was measured. The value stands in each field."""
+
+    title: str
+    x_label: str
+    y_label: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    low: float = 0.0
+    high: float = 1.0
+
+
+Picture = Chart | HeatMap
+
+
+@dataclass(frozen=True)
+class Report:
+    """One measurement. summary: sentences that stand first; the environment and the command are added on delivery."""
+
+    title: str
+    summary: tuple[str, ...]
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...] = ()

@@ -1,0 +1,271 @@
+"""A context: the KV cache, evaluation in batches, logits, saved states.
+
+The cache is never shifted: on a YaRN model a shift multiplies every cached key by the attention factor once more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import MAX_THREADS
+from yarn_edge.llama_rules.declared import explicit_arguments
+from yarn_edge.llama_rules.effective import RuntimeArguments
+from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.batch import Batch
+from yarn_edge.runtime.kv_cache import KV_TYPES, check_memory
+from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, physical_threads
+from yarn_edge.runtime.model import Model
+
+MAX_DRAFT = 15
+
+Outputs = Literal["none", "last", "all"]
+
+_FLASH = {"auto": -1, "off": 0, "on": 1}
+
+MAX_SEQUENCES = 256  # llama.h: LLAMA_MAX_SEQ
+
+
+class Context:
+    """A KV cache and the means to evaluate tokens in it. Use as a context manager, or call `close`.
+
+    n_ctx: tokens that the cache holds of each of its n_seq sequences (0: what the model declares). n_batch: tokens of one
+    call of llama.cpp, n_ubatch: of one graph (default: the same). n_outputs: tokens of one batch that may get logits, for
+    which memory is reserved (0: all). kv_type: a key of KV_TYPES, for keys and values.
+    arguments: scaling values; by default every value spelled out from the file. eval_callback: see `yarn_edge.runtime.graph_tap`.
+    Raises YarnEdgeError when llama.cpp cannot make it (out of memory, an impossible cache type, …).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int = 0,
+        n_batch: int = 512,
+        n_ubatch: int | None = None,
+        n_seq: int = 1,
+        n_outputs: int = 0,
+        kv_type: str = "f16",
+        threads: int | None = None,
+        arguments: RuntimeArguments | None = None,
+        flash_attention: FlashAttention = "auto",
+        eval_callback: Any = None,
+    ) -> None:
+        if kv_type not in KV_TYPES:
+            raise YarnEdgeError(f"--kv-type {kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
+        if not 0 <= n_ctx <= MAX_CONTEXT or n_batch < 1 or not 1 <= n_seq <= MAX_SEQUENCES:
+            raise YarnEdgeError(f"{n_seq} contexts of {n_ctx} tokens in batches of {n_batch} are not possible")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise YarnEdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
+        if not model.no_alloc:
+            check_memory(model.gguf, (n_ctx or model.n_ctx_train) * n_seq, kv_type)
+        self.model, self.api = model, model.api
+        self.arguments = explicit_arguments(model.gguf) if arguments is None else arguments
+        self.kv_type, self.flash_attention = kv_type, flash_attention
+        params = self.api.llama_context_default_params()
+        params.n_ctx = (n_ctx or model.n_ctx_train) * n_seq
+        params.n_seq_max = n_seq
+        params.n_batch = min(n_batch, params.n_ctx)
+        params.n_ubatch = min(n_ubatch or n_batch, params.n_batch)
+        params.n_outputs_max = self._max_outputs = min(n_outputs, params.n_batch)
+        params.n_threads = params.n_threads_batch = threads or physical_threads()
+        params.type_k = params.type_v = KV_TYPES[kv_type][0]
+        params.flash_attn_type = _FLASH[flash_attention]
+        params.offload_kqv = params.op_offload = model.device is not None
+        params.no_perf = True
+        for name, value in vars(self.arguments).items():
+            setattr(params, name, value)
+        if eval_callback is not None:
+            params.cb_eval = eval_callback
+        self._callback = eval_callback  # must outlive the context
+        clear_log()
+        with deferred_ctrl_c() as pressed:
+            self._handle = self.api.llama_init_from_model(model.handle, params)
+            if pressed() and self._handle:
+                self.api.llama_free(self._handle)
+        if not self._handle:
+            raise YarnEdgeError(
+                f"{model.path}: no context of {params.n_ctx} tokens with a {kv_type} cache: {failure_reason()}"
+            )
+        self.n_ctx: int = self.api.llama_n_ctx_seq(self._handle)
+        self.n_batch: int = self.api.llama_n_batch(self._handle)
+        self.n_ubatch: int = self.api.llama_n_ubatch(self._handle)
+        self._memory = self.api.llama_get_memory(self._handle)
+        self._batch = Batch(self.api, self.n_batch)
+        self._n_outputs = 0
+        self._logits_at = (0, 0)  # address and rows of the view
+        self._logits_view = np.empty((0, model.n_vocab), np.float32)
+
+    @property
+    def most_outputs(self) -> int:
+        """Tokens of one evaluation that may get logits."""
+        return self._max_outputs or self.n_batch
+
+    @property
+    def handle(self) -> Any:
+        """llama_context *, for the low-level API."""
+        if self._handle is None:
+            raise YarnEdgeError("the context was closed")
+        return self._handle
+
+    def evaluate(
+        self,
+        tokens: Sequence[int],
+        start: int,
+        outputs: Outputs | int = "last",
+        advance: Callable[[float], None] | None = None,
+    ) -> None:
+        """Evaluate `tokens` at positions start, start + 1, …, in batches. `advance` gets the tokens done so far.
+
+        outputs: which tokens get logits; a number is that many of the last ones. More than one are for at most `n_batch`
+        tokens: read `logits` after each call.
+        """
+        if outputs == "last" and len(tokens) == 1:
+            self._batch.fill_one(tokens[0], start)
+            self._decode()
+            if advance:
+                advance(1)
+            return
+        wanted = {"none": 0, "last": 1, "all": len(tokens)}[outputs] if isinstance(outputs, str) else outputs
+        if wanted > 1 and len(tokens) > self.n_batch:
+            raise ValueError(f"logits of {wanted} of {len(tokens)} tokens at once, the batch holds {self.n_batch}")
+        for at in range(0, len(tokens), self.n_batch):
+            part = tokens[at : at + self.n_batch]
+            self._batch.fill([part], start + at)
+            if at + len(part) == len(tokens):
+                self._batch.mark_last(wanted)
+            self._decode()
+            if advance:
+                advance(len(part))
+
+    def evaluate_side_by_side(self, sequences: Sequence[Sequence[int]], start: int = 0) -> None:
+        """Evaluate equally long sequences, each in a cache of its own, from position `start` on, in batches.
+
+        Every token is an output, so that no layer leaves any out; logits are held of the last batch only.
+        """
+        step = self.n_batch // len(sequences)
+        if not step or len({len(tokens) for tokens in sequences}) != 1:
+            raise ValueError(f"{len(sequences)} sequences in batches of {self.n_batch}, or of different lengths")
+        for at in range(0, len(sequences[0]), step):
+            self._batch.fill([tokens[at : at + step] for tokens in sequences], start + at, all_outputs=True)
+            self._decode()
+
+    def _decode(self) -> None:
+        if self._max_outputs and self._batch.n_outputs > self._max_outputs:
+            raise ValueError(f"{self._batch.n_outputs} outputs of a batch, memory is reserved for {self._max_outputs}")
+        code = self.api.llama_decode(self.handle, self._batch.struct)
+        if code == 1:
+            raise YarnEdgeError(f"the context of {self.n_ctx} tokens is full")
+        if code == 2:
+            raise KeyboardInterrupt
+        if code:
+            raise YarnEdgeError(f"llama.cpp cannot evaluate (code {code}): {failure_reason()}")
+        self._n_outputs = self._batch.n_outputs
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits of the last `evaluate`, shape (n_outputs, n_vocab). A copy: the next evaluation may not change it."""
+        return self.logits_in_place().copy()
+
+    def logits_in_place(self) -> npt.NDArray[np.float32]:
+        """`logits` without the copy: valid until the next evaluation, and only while the context is open."""
+        if not self._n_outputs:
+            raise ValueError("the last evaluation was asked for no logits")
+        data = self.api.llama_get_logits(self.handle)
+        where = (ctypes.addressof(data.contents), self._n_outputs)
+        if where != self._logits_at:  # making a view takes longer than finding the best logit in it
+            self._logits_view = np.ctypeslib.as_array(data, shape=(self._n_outputs, self.model.n_vocab))
+            self._logits_at = where
+        return self._logits_view
+
+    def synchronize(self) -> None:
+        """Wait until the last evaluation is done (a GPU works on its own)."""
+        self.api.llama_synchronize(self.handle)
+
+    def save_state(self, path: Path, tokens: Sequence[int]) -> None:
+        """Write the cache of sequence 0, which holds `tokens`, to `path`. Raises YarnEdgeError (a full disk)."""
+        data = (self.api.llama_token * len(tokens))(*tokens)
+        with deferred_ctrl_c():
+            written = self.api.llama_state_seq_save_file(self.handle, os.fsencode(path), 0, data, len(tokens))
+        if not written or written != path.stat().st_size:
+            raise YarnEdgeError(f"{path}: the cache of {len(tokens)} tokens cannot be written: {failure_reason()}")
+
+    def load_state(self, path: Path, tokens: Sequence[int]) -> bool:
+        """Fill the cache from a file of `save_state`; False (and an empty cache) where it does not hold `tokens`.
+
+        The file must be known to be whole: llama.cpp checks little of it.
+        """
+        room = len(tokens) + 1
+        found, count = (self.api.llama_token * room)(), ctypes.c_size_t(0)
+        self.clear()
+        clear_log()
+        with deferred_ctrl_c():
+            read = self.api.llama_state_seq_load_file(
+                self.handle, os.fsencode(path), 0, found, room, ctypes.byref(count)
+            )
+        if read and list(found[: count.value]) == list(tokens):
+            return True
+        self.clear()
+        return False
+
+    def sample(self, sampler: Any, output: int = -1) -> int:
+        """The next token by a llama_sampler chain (see `yarn_edge.engine.sampling`), from the logits of one of the outputs.
+
+        sampler: None is the most probable token, the first of equals (or of NaNs); llama.cpp's chain for it copies all logits
+        before it looks.
+        output: its number in the last evaluation, of which the outputs must be the first tokens; -1 is the last one.
+        """
+        if sampler is None:
+            return int(self.logits_in_place()[output].argmax())
+        return int(self.api.llama_sampler_sample(sampler, self.handle, output))
+
+    def keep(self, n_tokens: int) -> None:
+        """Forget everything from position `n_tokens` on. What stays is not moved: the cache is never shifted."""
+        if not self.api.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
+            raise YarnEdgeError("this model's cache cannot be cut")
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.api.llama_memory_clear(self._memory, False)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[Callable[[], None]]:
+        """While open, calling the yielded function makes a running evaluation stop with KeyboardInterrupt (CPU only)."""
+        stop = [False]
+
+        @self.api.ggml_abort_callback  # type: ignore[untyped-decorator]
+        def aborted(_user_data: object) -> bool:
+            return stop[0]
+
+        def interrupt() -> None:
+            stop[0] = True
+
+        self.api.llama_set_abort_callback(self.handle, aborted, None)
+        try:
+            yield interrupt
+        finally:
+            self.api.llama_set_abort_callback(self.handle, self.api.ggml_abort_callback(), None)
+
+    def close(self) -> None:
+        """Free the cache."""
+        if self._handle:
+            self._batch.free()
+            self.api.llama_free(self._handle)
+        self._handle = None
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

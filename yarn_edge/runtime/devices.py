@@ -1,0 +1,33 @@
+"""The backends by the names users know, and the devices of this build and machine that belong to each.
+
+A backend that is not there is never replaced by another: callers get an empty list and say so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from yarn_edge.flags import BACKENDS
+
+if TYPE_CHECKING:
+    from yarn_edge.runtime.ggml import Device
+
+
+def devices_of(backend: str) -> list[Device]:
+    """The devices of one backend, in ggml's order; empty where this build or machine has none."""
+    from yarn_edge.runtime import ggml
+
+    return [d for d in ggml.devices() if d.backend in BACKENDS[backend]]
+
+
+def backend_of(device: Device) -> str:
+    """The key of BACKENDS; the library's own name where none has it."""
+    return next((name for name, own in BACKENDS.items() if device.backend in own), device.backend)
+
+
+def missing(backend: str) -> str:
+    """Why there is nothing to run on, with what there is."""
+    from yarn_edge.runtime import ggml
+
+    have = ", ".join(f"{d.name} ({d.description})" for d in ggml.devices())
+    return f"no {backend} device: this build of llama-cpp-python on this machine has {have}"

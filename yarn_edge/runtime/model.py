@@ -1,0 +1,148 @@
+"""Load a GGUF, make a context, evaluate, logits, sample.
+
+It goes through the low-level API, because `llama_cpp.Llama` passes its own YaRN defaults over the file's values. Here
+every scaling value is spelled out (`metadata.explicit_arguments`), llama.cpp's log becomes error messages, and the KV
+cache is never shifted: on a YaRN model a shift multiplies every cached key by the attention factor once more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.loadable import check_loadable
+from yarn_edge.progress import bar
+from yarn_edge.runtime import ggml
+from yarn_edge.runtime.ggml import extra_buffers
+from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama
+
+
+class Model:
+    """A loaded GGUF. Use as a context manager, or call `close`.
+
+    `overrides` replace metadata values for this load only (str, bool, int or float by key). `device`: where all the layers
+    and the cache go (`yarn_edge.runtime.devices`); the CPU by default, whatever else this build could use. no_alloc: read the
+    header and the vocabulary only; contexts of such a model can be asked for their sizes (`yarn_edge.memory.plan`), not run.
+    gguf: the header, if it was just read.
+    Raises YarnEdgeError when the file is invalid or llama.cpp refuses it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        vocab_only: bool = False,
+        overrides: Mapping[str, str | bool | int | float] | None = None,
+        device: ggml.Device | None = None,
+        no_alloc: bool = False,
+        gguf: GGUFFile | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.no_alloc = no_alloc
+        self.gguf: GGUFFile = gguf or read_gguf(path)
+        check_loadable(self.gguf)
+        self.api = llama()
+        params = self.api.llama_model_default_params()
+        params.vocab_only = vocab_only
+        if no_alloc:
+            params.no_alloc, params.load_mode = True, self.api.LLAMA_LOAD_MODE_NONE  # it asserts that nothing is mapped
+        self.device = device if device is not None and device.kind != "cpu" else None
+        chosen = [] if self.device is None else [ggml.device_handle(self.device)]
+        params.use_extra_bufts = extra_buffers()
+        self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # ended by NULL
+        params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+        params.n_gpu_layers = 0 if self.device is None else -1
+        self.overrides = dict(overrides or {})
+        self._overrides = kv_overrides(self.api, self.overrides)
+        if overrides:
+            params.kv_overrides = self._overrides
+        clear_log()
+        with bar(f"Loading {self.path.name}", 1.0, "percent") as advance, deferred_ctrl_c() as pressed:
+            shown = [0.0]
+
+            @self.api.llama_progress_callback  # type: ignore[untyped-decorator]
+            def report(fraction: float, _user_data: object) -> bool:
+                advance(fraction - shown[0])
+                shown[0] = fraction
+                return not pressed()
+
+            params.progress_callback = report
+            self._handle = self.api.llama_model_load_from_file(os.fsencode(self.path), params)
+            if pressed():
+                self.close()
+        if not self._handle:
+            raise YarnEdgeError(f"{self.path}: llama.cpp cannot load it: {failure_reason()}")
+        self._vocab = self.api.llama_model_get_vocab(self._handle)
+        self.n_vocab: int = self.api.llama_vocab_n_tokens(self._vocab)
+        self.n_ctx_train: int = self.api.llama_model_n_ctx_train(self._handle)
+        self.n_layer: int = self.api.llama_model_n_layer(self._handle)
+        self.bos: int = self.api.llama_vocab_bos(self._vocab)
+        self.eos: int = self.api.llama_vocab_eos(self._vocab)
+        self.add_bos: bool = self.api.llama_vocab_get_add_bos(self._vocab)
+        self.add_eos: bool = self.api.llama_vocab_get_add_eos(self._vocab)
+
+    @property
+    def handle(self) -> Any:
+        """llama_model *, for the low-level API."""
+        if self._handle is None:
+            raise YarnEdgeError(f"{self.path}: the model was closed")
+        return self._handle
+
+    @property
+    def vocab(self) -> Any:
+        """llama_vocab *, for the low-level API."""
+        return self._vocab
+
+    @property
+    def chat_template(self) -> str | None:
+        """`tokenizer.chat_template`, if the file has one."""
+        value = self.gguf.metadata.get("tokenizer.chat_template")
+        return value if isinstance(value, str) else None
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. add_special: with the BOS/EOS that the file asks for; parse_special: markup is tokens."""
+        data = text.encode("utf-8", errors="surrogatepass")
+        room = len(data) + 16
+        for _ in range(2):
+            buffer = (self.api.llama_token * room)()
+            count = self.api.llama_tokenize(self._vocab, data, len(data), buffer, room, add_special, parse_special)
+            if count >= 0:
+                return list(buffer[:count])
+            room = -count
+        raise YarnEdgeError(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes")
+
+    def token_bytes(self, token: int, *, special: bool = True) -> bytes:
+        """The bytes of one token (part of a character, perhaps); special: markup tokens as their text, else b""."""
+        room = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(room)
+            count = self.api.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+        raise YarnEdgeError(f"{self.path}: token {token} has no text")
+
+    def is_end(self, token: int) -> bool:
+        """True for tokens that end a generation (EOS, end of turn, …)."""
+        return bool(self.api.llama_vocab_is_eog(self._vocab, token))
+
+    def close(self) -> None:
+        """Free the weights. Contexts made from the model must be closed first."""
+        if self._handle:
+            self.api.llama_model_free(self._handle)
+        self._handle = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

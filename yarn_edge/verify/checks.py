@@ -1,0 +1,225 @@
+"""The checks of `verify` that need no checkpoint: metadata, ggml's rope kernel, the live graph. Each is a number and its limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules import declared as metadata
+from yarn_edge.llama_rules.effective import angle_error, effective
+from yarn_edge.llama_rules.honoured import honoured
+from yarn_edge.llama_rules.layers import Kind, layer_kinds, sliding_scaling
+from yarn_edge.llama_rules.planner import in_keys
+from yarn_edge.positions import error_budget as phase
+from yarn_edge.positions.error_budget import rotation_error
+from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
+from yarn_edge.runtime import ggml
+from yarn_edge.runtime.model import Model
+from yarn_edge.sample_text import sample_text
+from yarn_edge.verify.rope_nodes import RopeNode, record_ropes
+
+Status = Literal["pass", "fail", "skip"]
+LONGEST_POSITION = 131071
+LIVE_TOKENS = 16
+CHECKPOINT = "the checkpoint"  # whose word the goal is, in messages
+KEYS, CANONICAL_KEYS = "the rope keys", f"{metadata.CANONICAL}*"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its number, the limit it must not exceed (both None where it was skipped), and what they mean.
+
+    data: what lies behind the number, as plain values for JSON (docs/verify.md).
+    """
+
+    name: str
+    status: Status
+    value: float | None
+    limit: float | None
+    detail: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def judge(name: str, value: float, limit: float, detail: str, data: Mapping[str, Any] | None = None) -> Check:
+    """A check that passes where `value` <= `limit`; not-a-number fails."""
+    return Check(name, "pass" if value <= limit else "fail", value, limit, detail, data or {})
+
+
+def skipped(name: str, why: str) -> Check:
+    """A check that was not made."""
+    return Check(name, "skip", None, None, why)
+
+
+def on_backend(name: str, backend: str) -> str:
+    """A check's name: the CPU is the ordinary case and stays unnamed."""
+    return name if backend == "cpu" else f"{name}:{backend}"
+
+
+def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
+    """The declared keys, what llama.cpp runs of them, the canonical description and the context length, against `goal`.
+
+    Angles are compared; words too where both sides use the same ones, because another origin with the same angles is still
+    not what was written.
+    """
+    said, canonical = metadata.declared(file), metadata.canonical(file)
+    sides = {"what llama.cpp runs": effective(file, metadata.explicit_arguments(file))}
+    worst, told, besides = 0.0, [], ""
+    if canonical is not None:
+        sides |= {KEYS: said, CANONICAL_KEYS: canonical}
+    elif goal_name != CHECKPOINT:
+        sides[KEYS] = said
+    elif angle_error(said, goal).any_difference:  # somebody else's dead keys beside a checkpoint: what runs is judged
+        besides = "; its keys, read literally, say other positions (yarn-edge inspect shows them)"
+    for side, scaling in sides.items():
+        error = angle_error(scaling, goal)
+        worst = max(worst, error.frequency, error.attention)
+        words = side == CANONICAL_KEYS or (
+            side == KEYS and scaling.method == goal.method and scaling.frequency_factors is None
+        )
+        differing = goal.differences(scaling) if error.any_difference or words else {}
+        if differing and not error.any_difference:
+            worst = max(worst, 1.0)
+        for n, (a, b) in sorted(differing.items()):
+            if n == "frequency_factors":
+                told.append(f"{side}: frequencies up to {error.frequency:.2%} off (pair {error.pair})")
+            else:
+                told.append(f"{side}: {n} is {b!r}, {goal_name} says {a!r}")
+    context = file.required_int("context_length")
+    assumed = goal.method == "linear" and goal.source("original_context").startswith(metadata.NOT_IN_THE_FILE)
+    if context != goal.extended_context and not assumed:
+        worst = max(worst, 1.0)
+        told.append(f"context_length is {context}, {goal_name} makes it {goal.extended_context}")
+    detail = "; ".join(told) or f"the keys say what {goal_name} says"
+    if angle_error(effective(file), goal).any_difference and not told:
+        detail += "; only with the runtime arguments that yarn-edge passes: other programs run other positions"
+    open_factor = metadata.open_attention_factor(file)
+    if open_factor is not None and goal_name != CHECKPOINT:
+        besides += (
+            f"; yarn_attn_factor is {open_factor:.7g}: if that is the model's attention_factor, A should be it and is not: "
+            "only --against CHECKPOINT can tell"
+        )
+    return judge("metadata", worst, SAME_RELATIVE, detail + besides)
+
+
+def check_kernel(
+    runs: RopeScaling, goal: RopeScaling, architecture: str, device: ggml.Device | None = None, backend: str = "cpu"
+) -> Check:
+    """ggml's rope kernel on one device, given what the file makes it compute (`runs`), against the reference of `goal`.
+
+    Positions across the context and up to 131071; data["phase"] is the worst error in radians up to each of some positions,
+    for this kernel and for the float32 arithmetic of transformers.
+    """
+    pairing, name = honoured(architecture).pairing, on_backend("kernel", backend)
+    if runs.dim != goal.dim:
+        return Check(name, "fail", float("inf"), 1.0, f"{runs.dim} dimensions are rotated, {goal.dim} are wanted")
+    positions = phase.sample_positions(max(LONGEST_POSITION + 1, goal.extended_context), goal.original_context)
+    x = np.random.default_rng(0).standard_normal((len(positions), 1, goal.dim)).astype(np.float32)
+    try:
+        y = ggml.rope(x, positions, ggml.rope_arguments(runs, pairing), device, runs.frequency_factors)
+    except YarnEdgeError as refusal:
+        return Check(name, "fail", float("inf"), 1.0, str(refusal))
+    errors = phase.rotation_errors(x, y, positions, goal, pairing)
+    worst = phase.worst(errors, positions, goal)
+    table = phase.by_position(errors.max(axis=1), positions, goal)
+    where = device.name if device else "CPU"
+    return judge(name, worst.of_budget, 1.0, f"{where}: worst {worst}", {"device": where, "phase": table})
+
+
+def check_live_graph(
+    model: Model,
+    goal: RopeScaling,
+    threads: int | None = None,
+    backend: str = "cpu",
+    sliding_goal: RopeScaling | None = None,
+) -> Check:
+    """Every layer's ROPE nodes, in windows at the start, around the original context and at the end of the extended one.
+
+    Their parameters against llama.cpp's rules for this file, their outputs against the reference on their actual inputs, and
+    the memory they ran in against the device that was asked for. sliding_goal: of layers with a sliding window, None where only
+    the file tells.
+    """
+    file, name = model.gguf, on_backend("live-graph", backend)
+    pairing = honoured(file.architecture).pairing
+    starts = sorted({0, max(0, goal.original_context - LIVE_TOKENS // 2), max(0, goal.extended_context - LIVE_TOKENS)})
+    tokens = model.tokenize(sample_text()[:400], add_special=False, parse_special=False)[:LIVE_TOKENS]
+    arguments = metadata.explicit_arguments(file)
+    runs = effective(file, arguments)
+    nodes = record_ropes(model, tokens, starts, arguments, threads=threads)
+    kinds = layer_kinds(file, model.n_layer)
+    slides = sliding_scaling(file, runs)
+    told = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)
+    full, sliding = (
+        [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == kind] for kind in ("full", "sliding")
+    )
+    judged: list[tuple[list[RopeNode], RopeScaling]] = []
+    for some, rules, target in ((full, runs, goal), (sliding, slides, sliding_goal or slides)):
+        if some and rules is not None and target is not None:
+            told += _wrong_parameters(some, ggml.rope_arguments(rules, pairing), rules.frequency_factors)
+            judged.append((some, target))
+    said, canonical = metadata.declared(file), metadata.canonical(file)
+    in_words = in_keys(goal)
+    # Keys in other words than the goal's are told even if they make the same angles.
+    if said.differences(goal) and in_words and _has_arguments(in_words) and runs.frequency_factors is None:
+        told += _wrong_parameters(full, ggml.rope_arguments(in_words, pairing), None)
+    error = angle_error(runs, goal)
+    if error.any_difference:
+        told.append(
+            f"llama.cpp runs frequencies up to {error.frequency:.2%} off (pair {error.pair}), "
+            f"an attention factor {error.attention:.2%} off"
+        )
+    if canonical is not None:
+        for side, scaling in ((f"{file.architecture}.rope.scaling.*", said), (CANONICAL_KEYS, canonical)):
+            if angle_error(scaling, goal).any_difference:
+                told.append(f"{side} says other positions")
+    if not judged or any(n.arguments.n_dims != g.dim or n.x.shape[-1] < g.dim for some, g in judged for n in some):
+        return Check(name, "fail", float("inf"), 1.0, "; ".join([*told, f"nodes do not rotate {goal.dim} dimensions"]))
+    errors = (rotation_error(n.x, n.y, n.positions, g, pairing) for some, g in judged for n in some)
+    worst = max(errors, key=lambda e: e.of_budget)
+    value = max(worst.of_budget, float("inf") if told else 0.0)
+    detail = f"{len(nodes)} nodes at positions from {', '.join(map(str, starts))}: worst {worst}"
+    if slides is not None and sliding_goal is None:
+        detail += "; layers with a sliding window are held against the file's own keys only"
+    return judge(name, value, 1.0, "; ".join([*dict.fromkeys(told), detail]), {"n_nodes": len(nodes), "starts": starts})
+
+
+def _missing_layers(nodes: list[RopeNode], kinds: list[Kind], n_starts: int) -> list[str]:
+    for layer, kind in enumerate(kinds):
+        seen, expected = sum(1 for n in nodes if n.layer == layer), 0 if kind == "unrotated" else 2 * n_starts
+        if seen != expected:
+            return [f"layer {layer} has {seen} ROPE nodes, expected {expected}"]
+    return []
+
+
+def _has_arguments(scaling: RopeScaling) -> bool:
+    return scaling.truncate and scaling.ramp == "index" and scaling.frequency_factors is None
+
+
+def _elsewhere(nodes: list[RopeNode], device: ggml.Device | None) -> list[str]:
+    wanted = device.name if device else "CPU"
+    strangers = sorted({n.buffer for n in nodes if not n.buffer.startswith(wanted)})
+    return [f"ropes ran in {', '.join(strangers)}, not on {wanted}"] if strangers else []
+
+
+def _wrong_parameters(
+    nodes: list[RopeNode], expected: ggml.RopeArguments, factors: tuple[float, ...] | None
+) -> list[str]:
+    """The parameters in which a node differs from llama.cpp's rules, each told once."""
+    told: dict[str, str] = {}
+    ramped = expected.ext_factor != 0
+    for node in nodes:
+        for name, want in asdict(expected).items():
+            if not ramped and name in ("beta_fast", "beta_slow", "n_ctx_orig"):
+                continue
+            have = getattr(node.arguments, name)
+            if abs(have - want) > SAME_RELATIVE * abs(want):
+                told.setdefault(name, f"{node.name} runs {name} {have:.7g}, expected {want:.7g}")
+        if (node.factors is None) != (factors is None) or (
+            node.factors is not None and not np.array_equal(node.factors, np.asarray(factors, np.float32))
+        ):
+            told.setdefault("factors", f"{node.name} has other frequency factors than rope_freqs.weight")
+    return list(told.values())

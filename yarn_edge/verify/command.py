@@ -1,0 +1,201 @@
+"""`yarn-edge verify`: does this GGUF run the positions that were fine-tuned? Each check is a number and its limit.
+
+metadata    the file's keys say the same as its own description, as what llama.cpp runs, and as the checkpoint
+kernel      ggml's rope kernel of each backend asked for against the float64 reference, up to the end of the context
+live-graph  every layer's ROPE nodes in a real evaluation: parameters, and outputs against the reference on actual inputs
+tokenizer   token ids against the checkpoint's tokenizer
+logits      next-token distributions against transformers in float32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import BACKENDS, add_scaling_flags, add_threads_flag, count, scaling_overrides
+from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules import declared as metadata
+from yarn_edge.llama_rules.effective import angle_error, effective
+from yarn_edge.llama_rules.honoured import honoured
+from yarn_edge.llama_rules.loadable import check_loadable
+from yarn_edge.runtime.devices import devices_of, missing
+from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.model import Model
+from yarn_edge.verify.checks import (
+    CHECKPOINT,
+    Check,
+    check_kernel,
+    check_live_graph,
+    check_metadata,
+    judge,
+    on_backend,
+    skipped,
+)
+from yarn_edge.verify.logits import LOGIT_TOKENS, check_logits, checkpoint_scaling
+
+
+def check_tokenizer(model: Model, checkpoint: Path) -> Check:
+    """Token ids of a stress text against the checkpoint's own tokenizer."""
+    from yarn_edge.verify.tokenizer import check_tokens, reference_encoder
+
+    found = check_tokens(model, reference_encoder(checkpoint))
+    same = f"{found.n_texts} texts, {found.n_tokens} tokens: the same ids"
+    detail = "; ".join([str(found.mismatch) if found.mismatch is not None else same, *found.notes])
+    return judge("tokenizer", float(found.n_different), 0.0, detail)
+
+
+def verify(
+    path: str | Path,
+    against: str | Path | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    freeze_at: int | None = None,
+    n_tokens: int = LOGIT_TOKENS,
+    threads: int | None = None,
+    backend: str = "cpu",
+    kv_type: str = "f32",
+    on_check: Callable[[Check], None] = lambda _check: None,
+) -> list[Check]:
+    """Run every check; each result is also passed to `on_check` as soon as it is there.
+
+    backend: a key of BACKENDS, or "all". One that is not there is skipped, never replaced. overrides, freeze_at: what convert
+    was given. kv_type: the cache for the logits.
+    Raises YarnEdgeError for a file that cannot be judged at all (not a GGUF, an architecture outside the table).
+    """
+    file = read_gguf(path)
+    check_loadable(file)
+    honoured(file.architecture)
+    goal, sliding, goal_name, replaced = metadata.wanted(file), None, "the file's own description", None
+    if against is not None:
+        goal, sliding, replaced = checkpoint_scaling(Path(against), overrides or {}, freeze_at)
+        goal_name = CHECKPOINT
+    checks: list[Check] = []
+
+    def add(check: Check) -> None:
+        checks.append(check)
+        on_check(check)
+
+    add(check_metadata(file, goal, goal_name))
+    for name in BACKENDS if backend == "all" else (backend,):
+        devices = devices_of(name)
+        if not devices:
+            for what in ("kernel", "live-graph", "logits"):
+                add(skipped(on_backend(what, name), missing(name)))
+            continue
+        runs = effective(file, metadata.explicit_arguments(file))
+        reference = (
+            runs if angle_error(runs, goal).any_difference else goal
+        )  # what the file runs is for the other checks
+        for device in devices:
+            add(check_kernel(runs, reference, file.architecture, device, name))
+        with Model(path, device=devices[0]) as model:
+            add(check_live_graph(model, goal, threads, name, sliding))
+            if against is None:
+                for what in ("tokenizer", "logits"):
+                    add(skipped(on_backend(what, name), "needs --against CHECKPOINT"))
+                continue
+            add(check_tokenizer(model, Path(against)))
+            add(check_logits(model, Path(against), replaced, n_tokens, threads, kv_type=kv_type, backend=name))
+    return checks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `yarn-edge verify`."""
+    parser.add_argument("model", metavar="MODEL.gguf")
+    parser.add_argument(
+        "--against", metavar="CHECKPOINT", help="the folder it was made from: its config, tokenizer, logits"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=count(2, 4096),
+        default=LOGIT_TOKENS,
+        metavar="N",
+        help="tokens to compare logits on (%(default)s)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=(*BACKENDS, "all"),
+        default="cpu",
+        help="where to run kernel, graph and logits (%(default)s)",
+    )
+    parser.add_argument("--kv-type", choices=tuple(KV_TYPES), default="f32", help="cache for the logits (%(default)s)")
+    add_threads_flag(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_scaling_flags(parser, "the flags that convert was given, if any")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`yarn-edge verify`: exit code 0 when nothing failed, 1 otherwise, also where nothing could be run at all."""
+    overrides = scaling_overrides(args)
+    if args.against is None and (overrides or args.freeze_at is not None):
+        raise YarnEdgeError(
+            "the --yarn-… flags and --freeze-at describe how CHECKPOINT was converted: they need --against"
+        )
+    with np.errstate(all="ignore"):  # wild weights: their checks fail, the warnings tell nothing more
+        checks = verify(
+            args.model,
+            args.against,
+            overrides=overrides,
+            freeze_at=args.freeze_at,
+            n_tokens=args.tokens,
+            threads=args.threads,
+            backend=args.backend,
+            kv_type=args.kv_type,
+            on_check=(lambda _check: None) if args.json else show,
+        )
+    nothing_ran = all(c.status == "skip" for c in checks if c.name != "metadata")
+    ok = not nothing_ran and all(check.status != "fail" for check in checks)
+    if args.json:
+        told = [asdict(c) | {"value": _finite(c.value)} for c in checks]
+        _out(json.dumps({"ok": ok, "model": str(args.model), "checks": told}, ensure_ascii=False) + "\n")
+    else:
+        show_tables(checks)
+    return 0 if ok else 1
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or np.isfinite(value) else None
+
+
+def _out(text: str) -> None:
+    """To stdout; a reader that left (`| head`) changes nothing of the verdict."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show(check: Check) -> None:
+    """One check as a line on stdout."""
+    width = 11 if ":" not in check.name else 17
+    number = "" if check.value is None else f"{check.value:.3g} (limit {check.limit:.3g})"
+    _out(f"{check.status:<5} {check.name:<{width}} {number:<24} {check.detail}\n")
+
+
+def show_tables(checks: list[Check]) -> None:
+    """What lies behind the numbers: phase error by position, divergence by position."""
+    out = _out
+    for check in checks:
+        rows = check.data.get("phase")
+        if rows:
+            out(f"\n{check.name} on {check.data['device']}: worst phase error in radians up to a position\n")
+            out(f"{'position':>10} {'ggml':>10} {'float32*':>10} {'budget':>10}\n")
+            for row in rows:
+                out(f"{row['up_to']:>10} {row['ggml']:>10.1e} {row['transformers']:>10.1e} {row['budget']:>10.1e}\n")
+            out("* the float32 arithmetic of transformers\n")
+        buckets = check.data.get("buckets")
+        if buckets:
+            out(f"\n{check.name}: KL divergence (nats) by position, {check.data['kv_type']} cache\n")
+            out(f"{'positions':>14} {'mean':>10} {'max':>10} {'top-1':>8}\n")
+            for b in buckets:
+                out(f"{b['start']:>7}-{b['end'] - 1:<6} {b['kl_mean']:>10.1e} {b['kl_max']:>10.1e} {b['top1']:>8.1%}\n")

@@ -1,0 +1,130 @@
+"""The check of `verify --against`: next-token distributions of the GGUF against transformers in float32, by position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.dialects import recognise, text_section
+from yarn_edge.checkpoint.read import read_positions, read_scaling
+from yarn_edge.positions.scaling import RopeScaling
+from yarn_edge.progress import bar
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.model import Model
+from yarn_edge.sample_text import sample_text
+from yarn_edge.verify.checks import Check, judge, on_backend
+from yarn_edge.verify.transformers_reference import Divergence, divergence, merge, reference_logits
+
+LOGIT_TOKENS = 768
+LOGIT_BATCH = 128
+# general.file_type (llama.h: enum llama_ftype) -> the largest mean KL in nats that the type itself explains: rounding for
+# F32, at least twice what SmolLM2-135M shows for the others (docs/verify.md). Larger models lose less.
+KL_LIMITS = {0: 1e-8, 1: 1e-4, 32: 1e-3, 7: 1.5e-2, 18: 4e-2, 8: 0.35, 9: 0.35, 14: 0.35, 15: 0.35, 16: 0.35, 17: 0.35}
+KL_LIMIT_OTHERS = 1.3
+# What the cache adds to that: SmolLM2-135M in F32 shows 2e-6, 1e-4, 7e-4, 3e-2 and 1e-1; a large attention factor more.
+CACHE_LIMITS = {"f32": 0.0, "f16": 5e-4, "bf16": 5e-3, "q8_0": 1.5e-2, "q5_1": 0.15, "q5_0": 0.15}
+CACHE_LIMIT_OTHERS = 0.5
+# What a GPU adds: float32 products in TF32 (10 bits of mantissa). An H200 shows 8e-6, 4e-5 with attention factor 1.35.
+GPU_LIMIT = 2e-4
+QUANTIZED_CACHES = frozenset(KV_TYPES) - {"f32", "f16", "bf16"}  # which llama.cpp reads by flash attention only
+# Rope types of checkpoints' own code, of which transformers computes nothing.
+NOT_IN_TRANSFORMERS = frozenset({"deepseek_yarn", "telechat3-yarn", "dynamic-yarn"})
+
+
+def check_logits(
+    model: Model,
+    checkpoint: Path,
+    replaced: RopeScaling | None,
+    n_tokens: int,
+    threads: int | None = None,
+    *,
+    kv_type: str = "f32",
+    backend: str = "cpu",
+) -> Check:
+    """Mean KL divergence to transformers in float32 over `n_tokens` of English, and by buckets of position.
+
+    replaced: a scaling to give transformers in place of the checkpoint's own (see `checkpoint_scaling`).
+    """
+    name = on_backend("logits", backend)
+    tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[:n_tokens]
+    n_embeddings = read_config(checkpoint).required_integer("vocab_size")
+    if n_embeddings != model.n_vocab:
+        detail = f"the file has {model.n_vocab} tokens, the checkpoint {n_embeddings} embeddings"
+        return Check(name, "fail", float("inf"), 0.0, detail)
+    with bar("Running the checkpoint in transformers", 1):
+        truth = reference_logits(checkpoint, tokens, replaced)
+    parts: list[Divergence] = []
+    with (
+        Context(
+            model,
+            n_ctx=len(tokens),
+            n_batch=LOGIT_BATCH,
+            kv_type=kv_type,
+            threads=threads,
+            flash_attention="on" if kv_type in QUANTIZED_CACHES else "off",
+        ) as c,
+        bar("Comparing logits", len(tokens), "tokens") as advance,
+    ):
+        for start in range(0, len(tokens), LOGIT_BATCH):
+            c.evaluate(tokens[start : start + LOGIT_BATCH], start, "all", advance)
+            parts.append(divergence(truth[start : start + LOGIT_BATCH], c.logits()))
+    found = merge(parts)
+    ftype = model.gguf.metadata.get("general.file_type")
+    limit = KL_LIMITS.get(ftype, KL_LIMIT_OTHERS) if isinstance(ftype, int) else KL_LIMIT_OTHERS
+    limit += CACHE_LIMITS.get(kv_type, CACHE_LIMIT_OTHERS) + (0.0 if backend == "cpu" else GPU_LIMIT)
+    detail = (
+        f"mean KL (nats) over {found.n_tokens} tokens, {kv_type} cache; max {found.kl_max:.2e}, top-1 {found.top1:.2%}"
+    )
+    if replaced is not None:
+        detail += "; transformers was given the scaling as yarn-edge reads it"
+    return judge(name, found.kl_mean, limit, detail, _data(found, parts, kv_type))
+
+
+def _data(found: Divergence, parts: list[Divergence], kv_type: str) -> dict[str, Any]:
+    buckets = [
+        {
+            "start": i * LOGIT_BATCH,
+            "end": i * LOGIT_BATCH + p.n_tokens,
+            "kl_mean": p.kl_mean,
+            "kl_max": p.kl_max,
+            "top1": p.top1,
+        }
+        for i, p in enumerate(parts)
+    ]
+    return {
+        "n_tokens": found.n_tokens,
+        "kv_type": kv_type,
+        "kl_max": found.kl_max,
+        "top1": found.top1,
+        "buckets": buckets,
+    }
+
+
+def checkpoint_scaling(
+    folder: Path, overrides: Mapping[str, Any], freeze_at: int | None = None
+) -> tuple[RopeScaling, RopeScaling | None, RopeScaling | None]:
+    """(scaling, that of layers with a sliding window if it is another, what to give transformers where it would not read this
+    config itself).
+
+    transformers ignores the flags and --freeze-at, and of the Nous code all that its own YaRN has not (0.07, attn_factor, other
+    betas): there our own reading is given to it, and its logits then prove all but that reading.
+    """
+    config = read_config(folder)
+    parts = read_positions(config, overrides, freeze_at).parts
+    sliding = parts.get("sliding_attention") if len(parts) > 1 else None
+    scaling = (
+        parts["full_attention"] if sliding and "full_attention" in parts else read_scaling(config, overrides, freeze_at)
+    )
+    dialect = recognise(config)
+    block = text_section(config).section(dialect.block)
+    kind = (block.values.get("rope_type") or block.values.get("type")) if block else None
+    theirs = replace(
+        scaling, attention_factor=scaling.default_attention_factor, ext_factor=1.0, beta_fast=32.0, beta_slow=1.0
+    )
+    own_code = dialect.attn_factor_multiplies and bool(scaling.differences(theirs))
+    foreign = bool(overrides) or freeze_at is not None or own_code or kind in NOT_IN_TRANSFORMERS
+    return scaling, sliding, scaling if foreign else None

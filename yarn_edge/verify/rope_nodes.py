@@ -1,0 +1,107 @@
+"""Reading the live graph: every ROPE node of a real evaluation, with its parameters, inputs and outputs.
+
+A rope may write over its own input, so the input is copied in the asking call (`yarn_edge.runtime.graph_tap`); to have it ready
+then, every node is computed on its own. That is slow, and for a few dozen tokens it does not matter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.llama_rules.effective import RuntimeArguments
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.ggml import RopeArguments, TensorPointer, function, read_tensor
+from yarn_edge.runtime.graph_tap import GraphTap, op_number
+from yarn_edge.runtime.model import Model
+
+_NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
+
+
+@dataclass(frozen=True)
+class RopeNode:
+    """One rope as it was computed. Arrays: positions (n,), x and y (n, n_heads, head_dim) float32; factors (D/2,).
+
+    buffer: the memory that holds the result, by ggml's name ("CPU", "CUDA0", …).
+    """
+
+    name: str
+    layer: int
+    arguments: RopeArguments
+    positions: npt.NDArray[np.int32]
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.float32]
+    factors: npt.NDArray[np.float32] | None
+    buffer: str = ""
+
+
+class _Recorder(GraphTap):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: list[RopeNode] = []
+        self.inputs: dict[int, Any] = {}
+        self.rope_op = op_number(b"ROPE")
+
+    def see(self, address: int, asking: bool) -> bool:
+        tensor = ctypes.cast(address, TensorPointer)
+        if tensor.contents.op == self.rope_op:
+            if asking:
+                self.inputs[address] = self._input(tensor)
+            else:
+                self._record(tensor, *self.inputs.pop(address))
+        return True
+
+    @staticmethod
+    def _input(tensor: Any) -> tuple[Any, Any, Any]:
+        source = tensor.contents.src
+        factors = read_tensor(source[2], np.float32).ravel() if source[2] else None
+        return read_tensor(source[0], np.float32)[0], read_tensor(source[1], np.int32).ravel(), factors
+
+    def _record(self, tensor: Any, x: Any, positions: Any, factors: Any) -> None:
+        name = tensor.contents.name.decode(errors="replace")
+        match = _NAME.match(name)
+        arguments = RopeArguments.from_node(tensor.contents.op_params)
+        y = read_tensor(tensor, np.float32)[0]
+        before = self.nodes[-1].layer if self.nodes else -1  # some K nodes have no name of their own
+        layer = int(match["layer"]) if match else before
+        buffer = tensor.contents.buffer
+        where = function("ggml_backend_buffer_name")(buffer).decode(errors="replace") if buffer else ""
+        self.nodes.append(RopeNode(name, layer, arguments, positions, x, y, factors, where))
+
+
+def record_ropes(
+    model: Model,
+    tokens: Sequence[int],
+    starts: Sequence[int],
+    arguments: RuntimeArguments | None = None,
+    threads: int | None = None,
+) -> list[RopeNode]:
+    """Evaluate `tokens` beginning at each position of `starts`, each in an empty cache; all ROPE nodes seen.
+
+    `arguments`: scaling values for the context; by default those our loader spells out from the file.
+    """
+    recorder = _Recorder()
+    with Context(
+        model,
+        n_ctx=max(64, len(tokens)),
+        n_batch=max(64, len(tokens)),
+        kv_type="f32",
+        arguments=arguments,
+        eval_callback=recorder.callback,
+        threads=threads,
+        flash_attention="off",
+    ) as context:
+        for start in starts:
+            context.clear()
+            with recorder.watching(context):
+                context.evaluate(tokens, start, "last")
+    if not recorder.nodes:
+        raise YarnEdgeError(f"{model.path}: no ROPE node in the graph of architecture {model.gguf.architecture}")
+    return recorder.nodes

@@ -6,13 +6,9 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -20,77 +16,10 @@ import openai
 import psutil
 import pytest
 
-from yarn_edge.bench.evidence.smollm2 import package_gguf
 from yarn_edge.cli import main
 from yarn_edge.serve.command import is_loopback
 
-MODEL, KEY = package_gguf(), "a-key"
-CTX = 1024
-QUESTION = [{"role": "user", "content": "Explain gravity to a child."}]
-
-
-class Server:
-    """A server in a process of its own."""
-
-    def __init__(self, *words: str, model: Path = MODEL) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "yarn_edge",
-            "serve",
-            str(model),
-            "--port",
-            "0",
-            "--ctx",
-            str(CTX),
-            "--threads",
-            "1",
-        ]
-        self.process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        self.told = ""
-        while not (found := re.search(r"http://\S+?:(\d+)/ is the page", self.told)):
-            line = self.process.stderr.readline()
-            assert line, self.told
-            self.told += line
-        self.port = int(found[1])
-
-    def request(
-        self, method: str, path: str, body: Any = None, key: str | None = KEY, **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
-        with self.open(method, path, body, key, **headers) as reply:
-            return reply.status, dict(reply.getheaders()), reply.read()
-
-    @contextmanager
-    def open(self, method: str, path: str, body: Any, key: str | None = KEY, **headers: str) -> Iterator[HTTPResponse]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
-        sent = {
-            "Content-Type": "application/json",
-            **{name.replace("_", "-"): value for name, value in headers.items()},
-        }
-        if key is not None:
-            sent["Authorization"] = f"Bearer {key}"
-        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        try:
-            connection.request(method, path, data, sent)
-            yield connection.getresponse()
-        finally:
-            connection.close()
-
-    def chat(self, **fields: Any) -> tuple[int, Any]:
-        status, _headers, body = self.request("POST", "/v1/chat/completions", {"messages": QUESTION, **fields})
-        return status, json.loads(body)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        try:
-            return self.process.wait(30)
-        finally:
-            self.process.kill()
-            assert self.process.stderr is not None
-            self.told += self.process.stderr.read()
-            self.process.stderr.close()
+from support.serving import KEY, MODEL, QUESTION, Server
 
 
 @pytest.fixture(scope="module")

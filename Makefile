@@ -11,6 +11,9 @@ ENGINE_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yarn-edge/llama-cpp-pytho
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --constraint constraints.txt
 ENGINE = $(INSTALL) --cache-dir '$(ENGINE_CACHE)' llama-cpp-python
+# The packages where they are installed, convert/ as yarn_edge.convert, for tools that follow imports by path.
+INSTALLED = rm -rf build/installed && mkdir -p build/installed/yarn_edge && \
+	ln -s $(addprefix ../../../,$(wildcard yarn_edge/*) convert bench) build/installed/yarn_edge/
 
 .PHONY: demo test check dev fuzz clean
 
@@ -23,7 +26,9 @@ test: check
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy yarn_edge convert bench
+	$(INSTALLED)
+	cd build/installed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p yarn_edge
+	cd build/installed && ../../$(VENV)/bin/lint-imports --no-cache ../../pyproject.toml
 
 # About ten minutes on two cores; the record of a run is in docs/fuzzing.md.
 fuzz: $(VENV)/.test

@@ -28,7 +28,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 
 from .evidence.smollm2 import CONTEXT, write_checkpoint
-from .scoring.averages import Bucket, by_position
+from .scoring.averages import Bucket, perplexity_by_position
 from .scoring.evaluate import token_nll
 
 FACTOR = 4
@@ -71,7 +71,7 @@ def measure(model_path: Path, n_tokens: int, threads: int | None) -> dict[str, l
         found = {}
         for name, arguments in (("YaRN", None), ("plain RoPE", plain)):
             nll = token_nll(model, tokens[:n_tokens], arguments=arguments, threads=threads, label=f"Reading, {name}")
-            found[name] = by_position(nll, edges)
+            found[name] = perplexity_by_position(nll, edges)
     return found
 
 
@@ -101,9 +101,7 @@ def demo(
     found = measure(model, n_tokens, threads)
     _show(found)
     if plot is not None:
-        from .demo import perplexity_by_position
-
-        perplexity_by_position(found, CONTEXT, plot)
+        draw_curves(found, CONTEXT, plot)
         note(f"{plot}: the picture")
     _command("chat", str(model), "-p", QUESTION, "--temperature", "0", "--max-tokens", "80")
     seconds = time.perf_counter() - began
@@ -136,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def perplexity_by_position(curves: Mapping[str, Sequence[Bucket]], trained_context: int, path: Path) -> None:
+def draw_curves(curves: Mapping[str, Sequence[Bucket]], trained_context: int, path: Path) -> None:
     """Perplexity (log scale) over token position, one line a curve, the trained context marked. Writes `path`."""
     lines = tuple(
         Line(name, tuple((b.start + b.end) / 2 for b in buckets), tuple(b.perplexity for b in buckets))

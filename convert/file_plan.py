@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.gguf.header import Layout, TensorSpec, lay_out, pack_key
+from yarn_edge.gguf.header import HeaderLayout, TensorSpec, lay_out, pack_key
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
 
 from .imatrix.matrix import ImportanceMatrix
-from .kernels.choose import Kernels, choose
+from .kernels.choose import Kernels, choose_kernels
 from .kernels.layout import LAYOUTS
 from .one_pass import Output, SourceTensor
 from .quant_types import Quant
-from .recipe import EMBEDDINGS, Choice, Recipe, header_file, read_recipe
+from .recipe import EMBEDDINGS, Recipe, TypeChoice, header_file, read_recipe
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
 QUANTIZER = "yarn_edge.quantizer"  # which kernels made the K-quants (`kernels`)
@@ -66,7 +66,7 @@ class FilePlan:
     path: Path
     quant: Quant
     recipe: Recipe
-    layout: Layout
+    layout: HeaderLayout
     n_weights: int
     kernels: Kernels
 
@@ -83,7 +83,7 @@ class FilePlan:
 def plan_files(
     source: Source,
     paths: Mapping[Path, Quant],
-    choice: Choice,
+    choice: TypeChoice,
     matrix: ImportanceMatrix | None,
     allow_requantize: bool = False,
     kernels: str | None = None,
@@ -102,7 +102,7 @@ def plan_files(
             _check_importance(source, recipe, matrix)
             _check_requantized(source, recipe, allow_requantize)
             recipes.append(recipe)
-    chosen = choose(kernels, _work(source, recipes))
+    chosen = choose_kernels(kernels, _work(source, recipes))
     plans = [_plan(source, *row, matrix, chosen) for row in zip(paths.items(), recipes, strict=True)]
     _tell(plans)
     return plans
@@ -173,7 +173,7 @@ def _cut(text: str) -> str:
     return data.decode("utf-8", errors="ignore") if len(data) == _STRING_BYTES else text
 
 
-def weights_of(source: Source, matrix: ImportanceMatrix | None) -> dict[str, Any]:
+def importance_weights(source: Source, matrix: ImportanceMatrix | None) -> dict[str, Any]:
     """Importance weights by tensor name, (matrices * width,) float32, of the tensors that have an entry."""
     found: dict[str, Any] = {}
     if matrix is None:
@@ -196,7 +196,7 @@ def weights_of(source: Source, matrix: ImportanceMatrix | None) -> dict[str, Any
 
 
 def _check_importance(source: Source, recipe: Recipe, matrix: ImportanceMatrix | None) -> None:
-    have = weights_of(source, matrix)
+    have = importance_weights(source, matrix)
     kinds = {t.name: t.kind for t in source.tensors}
     cannot = [n for n, kind in recipe.types.items() if kind != kinds[n] and requires_weights(kind)]
     lacking = [name for name in dict.fromkeys((*recipe.requires_importance, *cannot)) if name not in have]

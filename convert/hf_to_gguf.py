@@ -37,13 +37,13 @@ from yarn_edge.verify.tokenizer import check_tokens, reference_encoder
 from .checkpoint import DTYPES, Checkpoint, Tensor, open_checkpoint, same_bits
 from .families.architectures import (
     Architecture,
-    Sizes,
+    ModelSizes,
     TensorRow,
     architecture_of,
     check_sliding_window,
     hyper_parameters,
     interleave,
-    sizes_of,
+    model_sizes,
     tensor_rows,
     unknown_tensor,
 )
@@ -52,17 +52,17 @@ from .imatrix.matrix import ImportanceMatrix, read_imatrix
 from .one_pass import SourceTensor
 from .outputs import add_recipe_flags, carry_out, checked_paths, choice_of, make_files
 from .quant_types import parse_quants
-from .recipe import Choice
+from .recipe import TypeChoice
 from .vocab import Vocabulary, prove, read_vocabulary
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """Everything about a conversion that is known before a weight is read."""
 
     checkpoint: Checkpoint
     architecture: Architecture
-    sizes: Sizes
+    sizes: ModelSizes
     scaling: RopeScaling
     rope: RopePlan
     reference: Reference
@@ -78,7 +78,7 @@ def plan_conversion(
     freeze_at: int | None = None,
     bake: Bake = "auto",
     allow_approximate: bool = False,
-) -> Plan:
+) -> ConversionPlan:
     """Read and check all but the weights' values. Raises YarnEdgeError for whatever cannot be carried over."""
     checkpoint = open_checkpoint(folder)
     config = checkpoint.config
@@ -93,7 +93,7 @@ def plan_conversion(
     if rope_plan.told:
         note(rope_plan.told)
     check_sliding_window(row, config, scaling)
-    sizes = sizes_of(row, config)
+    sizes = model_sizes(row, config)
     rows = _match_tensors(checkpoint, row, sizes, scaling)
     reference = reference_encoder(folder)
     vocabulary = prove(read_vocabulary(folder, sizes.vocab, reference), folder, reference)
@@ -108,7 +108,7 @@ def plan_conversion(
         **canonical_keys(scaling, rope_plan.form),
         **vocabulary.keys(),
     }
-    return Plan(checkpoint, row, sizes, scaling, rope_plan, reference, vocabulary, rows, keys)
+    return ConversionPlan(checkpoint, row, sizes, scaling, rope_plan, reference, vocabulary, rows, keys)
 
 
 def _model_name(folder: Path) -> str:
@@ -118,7 +118,9 @@ def _model_name(folder: Path) -> str:
     return folder.parent.parent.name.split("--")[-1] if cached else folder.resolve().name
 
 
-def _match_tensors(checkpoint: Checkpoint, row: Architecture, sizes: Sizes, scaling: RopeScaling) -> list[TensorRow]:
+def _match_tensors(
+    checkpoint: Checkpoint, row: Architecture, sizes: ModelSizes, scaling: RopeScaling
+) -> list[TensorRow]:
     """The rows to write; every tensor of the checkpoint is used, and has the shape that the config says."""
     rows = tensor_rows(row, checkpoint.config, sizes)
     tensors = checkpoint.tensors
@@ -162,7 +164,7 @@ def _check_inv_freq(checkpoint: Checkpoint, tensor: Tensor, scaling: RopeScaling
     )
 
 
-def checkpoint_source(plan: Plan) -> Source:
+def checkpoint_source(plan: ConversionPlan) -> Source:
     """The checkpoint as something to quantize: its tensors under their names in the GGUF, its keys packed.
 
     llama.cpp's recipe starts from what upstream's converter would write: vectors in float32, matrices as they are.
@@ -179,7 +181,7 @@ def checkpoint_source(plan: Plan) -> Source:
     return Source(checkpoint.path, entries, tensors, declared, DEFAULT_ALIGNMENT, checkpoint.check_unchanged)
 
 
-def _source_tensor(plan: Plan, row: TensorRow) -> SourceTensor:
+def _source_tensor(plan: ConversionPlan, row: TensorRow) -> SourceTensor:
     tensor, sizes = plan.checkpoint.tensors[row.source], plan.sizes
     kind, ne = type_named(tensor.dtype), tuple(reversed(tensor.shape))
     told = f"{plan.checkpoint.path}: tensor {row.source}"
@@ -205,7 +207,7 @@ def _factors_tensor(factors: npt.NDArray[np.float32]) -> SourceTensor:
     return SourceTensor(FREQUENCY_FACTORS, factors.shape, type_named("F32"), read, FREQUENCY_FACTORS)
 
 
-def _check_result(plan: Plan, path: Path) -> None:
+def _check_result(plan: ConversionPlan, path: Path) -> None:
     """Read the written file back: its positions by llama.cpp's rules, its description, its token ids."""
     with Model(path, vocab_only=True) as model:
         mismatch = check_tokens(model, plan.reference).mismatch
@@ -225,7 +227,7 @@ def convert(
     quant: str = "Q4_K_M",
     *,
     imatrix: str | Path | None = None,
-    choice: Choice | None = None,
+    choice: TypeChoice | None = None,
     force: bool = False,
     threads: int | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -261,7 +263,7 @@ def convert(
 class Job:
     """A conversion that is planned to the last byte."""
 
-    plan: Plan
+    plan: ConversionPlan
     source: Source
     files: list[FilePlan]
     matrix: ImportanceMatrix | None
@@ -284,7 +286,7 @@ def plan_files_of(
     quant: str,
     *,
     imatrix: str | Path | None = None,
-    choice: Choice | None = None,
+    choice: TypeChoice | None = None,
     force: bool = False,
     overrides: Mapping[str, Any] | None = None,
     freeze_at: int | None = None,
@@ -301,7 +303,7 @@ def plan_files_of(
     plan = plan_conversion(folder, overrides or {}, freeze_at=freeze_at, bake=bake, allow_approximate=allow_approximate)
     note(f"{plan.architecture.hf_name}: {_describe(plan.scaling)}; tokenizer {plan.vocabulary.pre}, proved")
     source = checkpoint_source(plan)
-    return Job(plan, source, plan_files(source, paths, choice or Choice(), matrix, kernels=kernels), matrix)
+    return Job(plan, source, plan_files(source, paths, choice or TypeChoice(), matrix, kernels=kernels), matrix)
 
 
 def _describe(scaling: RopeScaling) -> str:

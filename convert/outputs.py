@@ -19,12 +19,12 @@ from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.writer import check_output, check_space, partial_file
 
-from .file_plan import FilePlan, Source, as_json, as_table, estimated_seconds, weights_of
+from .file_plan import FilePlan, Source, as_json, as_table, estimated_seconds, importance_weights
 from .imatrix.matrix import ImportanceMatrix
 from .kernels.choose import FAST, GGML
 from .one_pass import fill
 from .quant_types import Quant
-from .recipe import Choice
+from .recipe import TypeChoice
 
 _MAX_PATTERN = 200  # llama.cpp matches by recursion, and a long one ends the process
 
@@ -51,7 +51,7 @@ def checked_paths(output: str, quants: Sequence[Quant], force: bool, sources: Se
     return checked
 
 
-def check_room(plans: Sequence[FilePlan]) -> None:
+def check_disk_room(plans: Sequence[FilePlan]) -> None:
     """Refuse before work what the disks cannot hold."""
     by_folder: dict[Path, int] = {}
     for plan in plans:
@@ -70,14 +70,14 @@ def make_files(
     force: bool = False,
 ) -> list[Path]:
     """Write every planned file, let `check` read it back, and give all their names, or none. Returns the paths."""
-    check_room(plans)
+    check_disk_room(plans)
     paths = [plan.path for plan in plans]
     with ExitStack() as stack:
         partials = [stack.enter_context(partial_file(path)) for path in paths]
         outputs = [plan.output(partial) for plan, partial in zip(plans, partials, strict=True)]
         label = ", ".join(plan.quant.name for plan in plans)
         with bar(label, source.n_bytes, "bytes") as advance:
-            weights, kernels = weights_of(source, matrix), plans[0].kernels
+            weights, kernels = importance_weights(source, matrix), plans[0].kernels
             fill(source.tensors, outputs, weights, threads or physical_threads(), advance, kernels)
         source.check_unchanged()
         for partial in partials:
@@ -139,9 +139,9 @@ def _tensor_type(text: str) -> tuple[str, GGMLType]:
     return pattern, _type(kind)
 
 
-def choice_of(args: argparse.Namespace) -> Choice:
+def choice_of(args: argparse.Namespace) -> TypeChoice:
     """What `add_recipe_flags` got."""
-    return Choice(args.pure, tuple(args.tensor_type), args.output_type, args.embedding_type)
+    return TypeChoice(args.pure, tuple(args.tensor_type), args.output_type, args.embedding_type)
 
 
 def carry_out(source: Source, plans: Sequence[FilePlan], args: argparse.Namespace, make: Callable[[], object]) -> int:
@@ -149,7 +149,7 @@ def carry_out(source: Source, plans: Sequence[FilePlan], args: argparse.Namespac
     threads = args.threads or physical_threads()
     start = time.perf_counter()
     if args.dry_run:
-        check_room(plans)
+        check_disk_room(plans)
         with bar("Measuring", 1):
             seconds = estimated_seconds(source, plans, threads)
     else:

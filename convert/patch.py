@@ -20,7 +20,7 @@ from yarn_edge.checkpoint.dialects import text_section
 from yarn_edge.checkpoint.read import read_positions
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_planner_flags, add_scaling_flags, scaling_overrides
-from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, total_bytes
+from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules import declared as metadata
@@ -129,7 +129,7 @@ def patch(
     if checkpoint is not None and base and goal.method != "ntk" and abs(base / goal.rope_theta - 1) > SAME_RELATIVE:
         note(f"warning: the base becomes {goal.rope_theta:g}, it was {base:g}: is this the checkpoint of that file?")
     keys, stale, tensors = _edits(file, goal, plan)
-    total = total_bytes(file)
+    total = shards_bytes(file)
     check_space(outputs[0].parent, total, "the patched file")
     with partial_files(outputs) as partials:
         with bar("Copying", total, "bytes") as advance:

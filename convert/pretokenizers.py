@@ -83,7 +83,7 @@ def signature(settings: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def candidates(signature: str) -> list[Pretokenizer]:
+def pretokenizer_candidates(signature: str) -> list[Pretokenizer]:
     """Every row, those whose marks fit first (those with the most marks at the front), then the rest in table order."""
 
     def rank(row: Pretokenizer) -> int:

@@ -22,7 +22,7 @@ from .imatrix.matrix import ImportanceMatrix, read_imatrix
 from .one_pass import SourceTensor
 from .outputs import add_recipe_flags, carry_out, checked_paths, choice_of, make_files
 from .quant_types import parse_quants
-from .recipe import Choice
+from .recipe import TypeChoice
 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
@@ -66,7 +66,7 @@ def quantize(
     quant: str = "Q4_K_M",
     *,
     imatrix: str | Path | None = None,
-    choice: Choice | None = None,
+    choice: TypeChoice | None = None,
     allow_requantize: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -96,7 +96,7 @@ def plan_quantization(
     quant: str,
     *,
     imatrix: str | Path | None = None,
-    choice: Choice | None = None,
+    choice: TypeChoice | None = None,
     allow_requantize: bool = False,
     force: bool = False,
     kernels: str | None = None,
@@ -108,7 +108,7 @@ def plan_quantization(
     paths = checked_paths(output, quants, force, [*file.shards, *([Path(imatrix)] if imatrix else [])])
     matrix = None if imatrix is None else read_imatrix(imatrix)
     source = gguf_source(file)
-    return source, plan_files(source, paths, choice or Choice(), matrix, allow_requantize, kernels), matrix
+    return source, plan_files(source, paths, choice or TypeChoice(), matrix, allow_requantize, kernels), matrix
 
 
 def _check(source: Source, path: Path) -> None:

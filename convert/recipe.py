@@ -43,7 +43,7 @@ _NO_TYPE = 43  # GGML_TYPE_COUNT: what llama_model_quantize_params has for "not 
 
 
 @dataclass(frozen=True)
-class Choice:
+class TypeChoice:
     """What a user asks of the recipe. `tensor_types`: (regular expression, type) pairs, the first that matches counts."""
 
     pure: bool = False
@@ -88,7 +88,9 @@ def header_file(entries: Sequence[bytes], tensors: Sequence[TensorSpec]) -> Iter
         yield path
 
 
-def read_recipe(path: Path, widths: Mapping[str, int], quant: Quant, choice: Choice, has_importance: bool) -> Recipe:
+def read_recipe(
+    path: Path, widths: Mapping[str, int], quant: Quant, choice: TypeChoice, has_importance: bool
+) -> Recipe:
     """Ask llama.cpp what it makes of the GGUF `path`. widths: of the rows of every tensor in it, by name.
 
     Raises YarnEdgeError with llama.cpp's reason when it refuses, or for a type that some rows cannot hold.
@@ -118,19 +120,19 @@ def read_recipe(path: Path, widths: Mapping[str, int], quant: Quant, choice: Cho
 
 
 def _without_effect(
-    path: Path, quant: Quant, choice: Choice, has_importance: bool, types: Mapping[str, GGMLType]
+    path: Path, quant: Quant, choice: TypeChoice, has_importance: bool, types: Mapping[str, GGMLType]
 ) -> tuple[str, ...]:
     """The --tensor-type patterns without which the types would be the same: a slip, most likely."""
     found = []
     for index, (pattern, _kind) in enumerate(choice.tensor_types):
         others = choice.tensor_types[:index] + choice.tensor_types[index + 1 :]
-        fewer = Choice(choice.pure, others, choice.output_type, choice.embedding_type)
+        fewer = TypeChoice(choice.pure, others, choice.output_type, choice.embedding_type)
         if _ask(path, quant, fewer, has_importance)[0] == types:
             found.append(pattern)
     return tuple(found)
 
 
-def _check_widths(widths: Mapping[str, int], choice: Choice) -> None:
+def _check_widths(widths: Mapping[str, int], choice: TypeChoice) -> None:
     """llama.cpp takes --output-type and --embedding-type as they are, and ends the process where rows do not fit."""
     given = (((OUTPUT,), choice.output_type), (EMBEDDINGS, choice.embedding_type))
     for names, kind in given:
@@ -141,7 +143,7 @@ def _check_widths(widths: Mapping[str, int], choice: Choice) -> None:
                 )
 
 
-def _ask(path: Path, quant: Quant, choice: Choice, has_importance: bool) -> tuple[dict[str, GGMLType], list[str]]:
+def _ask(path: Path, quant: Quant, choice: TypeChoice, has_importance: bool) -> tuple[dict[str, GGMLType], list[str]]:
     """(type of every tensor by name, the log) of a dry run."""
     api = llama()
     params = api.llama_model_quantize_default_params()

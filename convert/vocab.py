@@ -28,14 +28,14 @@ from yarn_edge.progress import bar
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.tokenizer import (
     STRESS_TEXTS,
-    Comparison,
+    TokenComparison,
     compare_tokens,
     known_gaps,
     reference_encoder,
     stress_texts,
 )
 
-from .pretokenizers import candidates, signature
+from .pretokenizers import pretokenizer_candidates, signature
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.h: enum llama_token_type
 _ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
@@ -173,7 +173,7 @@ def _from_tokenizer_json(reference: TokenizersReference, tokens: list[str]) -> _
                     f"{source}: model.merges joins {one_line(repr(left), 40)} and {one_line(repr(right), 40)}; "
                     "GGUF separates pieces by a space and cannot hold one"
                 )
-        pre = candidates(signature(settings, model))[0].name
+        pre = pretokenizer_candidates(signature(settings, model))[0].name
         merges = [f"{left} {right}" for left, right in pairs]
         return _Parts("gpt2", pre, None, types, merges, None)
     if "Metaspace" in kinds or any(SPACE in str(step.get("content", step.get("prepend"))) for step in components):
@@ -271,8 +271,8 @@ def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
     texts = stress_texts(vocabulary.tokens, (m.content for _, m in sorted(reference.markup.items())))
     names = [vocabulary.pre]
     if isinstance(reference, TokenizersReference) and vocabulary.model == "gpt2":
-        names = [row.name for row in candidates(signature(reference.settings, reference.model))]
-    closest: tuple[int, str, Comparison] | None = None
+        names = [row.name for row in pretokenizer_candidates(signature(reference.settings, reference.model))]
+    closest: tuple[int, str, TokenComparison] | None = None
     with (
         bar("Proving the tokenizer", len(names)) as advance,
         tempfile.TemporaryDirectory(prefix="yarn-edge-vocab-") as folder,

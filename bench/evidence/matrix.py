@@ -1,7 +1,7 @@
 """Dialects times architectures: each written as a checkpoint of real weights, converted to F32, and compared with the truth.
 
-`python -m yarn_edge.bench.evidence.matrix` prints the table of docs/dialects.md; tests/bench/evidence/test_matrix.py demands its limits. A case is
-a row: the family, what its config says, what `convert` is told, whose word is the truth, and whether it is to be refused.
+`python -m yarn_edge.bench.evidence.matrix` prints the table of docs/dialects.md; a test demands its limits. A case is a row: the
+family, what its config says, what `convert` is told, whose word is the truth, and whether it is to be refused.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ LLAMA_CODE = ("modeling_llama_yarn.py",)
 
 
 @dataclass(frozen=True)
-class Case:
+class MatrixCase:
     """One combination. `formula`: None where transformers itself is the truth. `refused`: part of the message."""
 
     dialect: str
@@ -81,47 +81,47 @@ class Case:
 
 
 OWN: dict[str, Any] = {"beta_fast": 8.0, "beta_slow": 2.0}
-CASES: tuple[Case, ...] = (
-    Case("transformers v4", "llama", _v4()),
-    Case("transformers v4", "mistral", _v4()),
-    Case("transformers v4 (Qwen2.5)", "qwen2", _v4()),
-    Case("transformers v4 (Qwen3)", "qwen3", _v4() | {"max_position_embeddings": 10240}),
-    Case("transformers v5", "llama", _v5()),
-    Case("transformers v5", "qwen2", _v5()),
-    Case("attention_factor 1.35", "llama", _v4(attention_factor=1.35)),
-    Case("attention_factor 1.35", "qwen2", _v4(attention_factor=1.35)),
-    Case("attention_factor 1.35", "qwen3", _v5(attention_factor=1.35)),
-    Case("attention_factor 1 (Laguna)", "mistral", _v4(attention_factor=1.0)),
-    Case("attention_factor spelled out (OLMo 3)", "llama", _v4(attention_factor=1.138629436111989)),
-    Case("own A and betas (yarn.md, section 3)", "llama", _v4(attention_factor=1.35, **OWN), "baked"),
-    Case("own A and betas", "llama", _v4(attention_factor=1.35, **OWN), "arguments", options={"bake": "never"}),
-    Case("own A and betas", "mistral", _v4(attention_factor=1.35, **OWN), "baked"),
-    Case("own A and betas", "qwen2", _v4(attention_factor=1.35, **OWN), "arguments"),
-    Case("own A and betas", "qwen3", _v4(attention_factor=1.35, **OWN), "arguments"),
-    Case("defaults, baked by choice", "llama", _v4(), "baked", options={"bake": "always"}),
-    Case("truncate false (gpt-oss)", "llama", _v4(truncate=False), "baked"),
-    Case("truncate false (gpt-oss)", "qwen2", _v4(truncate=False), refused="truncate is False, llama.cpp would use True"),
-    Case("mscale, mscale_all_dim", "llama", _v4(mscale=1.0, mscale_all_dim=0.5)),
-    Case("mscale, mscale_all_dim (Ministral 3)", "qwen3", _v5(mscale=1.0, mscale_all_dim=1.0)),
-    Case("factor null", "llama", _v4(factor=None)),
-    Case("Nous Llama", "llama", _nous(), formula=nous(0.1)),
-    Case("Nous Llama, attn_factor 1.2", "llama", _nous(attn_factor=1.2), formula=nous(0.1)),
-    Case("Nous Llama, extrapolation_factor 0.5", "llama", _nous(extrapolation_factor=0.5), "baked", nous(0.1), LLAMA_CODE),
-    Case("Nous Llama, dynamic-yarn at 24576", "llama", NOUS_DYNAMIC, formula=nous(0.1, length=24576), siblings=LLAMA_CODE,
+CASES: tuple[MatrixCase, ...] = (
+    MatrixCase("transformers v4", "llama", _v4()),
+    MatrixCase("transformers v4", "mistral", _v4()),
+    MatrixCase("transformers v4 (Qwen2.5)", "qwen2", _v4()),
+    MatrixCase("transformers v4 (Qwen3)", "qwen3", _v4() | {"max_position_embeddings": 10240}),
+    MatrixCase("transformers v5", "llama", _v5()),
+    MatrixCase("transformers v5", "qwen2", _v5()),
+    MatrixCase("attention_factor 1.35", "llama", _v4(attention_factor=1.35)),
+    MatrixCase("attention_factor 1.35", "qwen2", _v4(attention_factor=1.35)),
+    MatrixCase("attention_factor 1.35", "qwen3", _v5(attention_factor=1.35)),
+    MatrixCase("attention_factor 1 (Laguna)", "mistral", _v4(attention_factor=1.0)),
+    MatrixCase("attention_factor spelled out (OLMo 3)", "llama", _v4(attention_factor=1.138629436111989)),
+    MatrixCase("own A and betas (yarn.md, section 3)", "llama", _v4(attention_factor=1.35, **OWN), "baked"),
+    MatrixCase("own A and betas", "llama", _v4(attention_factor=1.35, **OWN), "arguments", options={"bake": "never"}),
+    MatrixCase("own A and betas", "mistral", _v4(attention_factor=1.35, **OWN), "baked"),
+    MatrixCase("own A and betas", "qwen2", _v4(attention_factor=1.35, **OWN), "arguments"),
+    MatrixCase("own A and betas", "qwen3", _v4(attention_factor=1.35, **OWN), "arguments"),
+    MatrixCase("defaults, baked by choice", "llama", _v4(), "baked", options={"bake": "always"}),
+    MatrixCase("truncate false (gpt-oss)", "llama", _v4(truncate=False), "baked"),
+    MatrixCase("truncate false (gpt-oss)", "qwen2", _v4(truncate=False), refused="truncate is False, llama.cpp would use True"),
+    MatrixCase("mscale, mscale_all_dim", "llama", _v4(mscale=1.0, mscale_all_dim=0.5)),
+    MatrixCase("mscale, mscale_all_dim (Ministral 3)", "qwen3", _v5(mscale=1.0, mscale_all_dim=1.0)),
+    MatrixCase("factor null", "llama", _v4(factor=None)),
+    MatrixCase("Nous Llama", "llama", _nous(), formula=nous(0.1)),
+    MatrixCase("Nous Llama, attn_factor 1.2", "llama", _nous(attn_factor=1.2), formula=nous(0.1)),
+    MatrixCase("Nous Llama, extrapolation_factor 0.5", "llama", _nous(extrapolation_factor=0.5), "baked", nous(0.1), LLAMA_CODE),
+    MatrixCase("Nous Llama, dynamic-yarn at 24576", "llama", NOUS_DYNAMIC, formula=nous(0.1, length=24576), siblings=LLAMA_CODE,
          options={"freeze_at": 24576}),
-    Case("Nous Mistral (0.07, betas 128 and 2)", "mistral", _nous(), "baked", nous(0.07, (128, 2)), MISTRAL_CODE),
-    Case("Nous Mistral (0.07), own betas", "mistral", _nous(**OWN), "baked", nous(0.07, (128, 2)), MISTRAL_CODE),
-    Case("linear", "llama", _v4("linear")),
-    Case("linear", "qwen3", _v4("linear")),
-    Case("dynamic NTK at 16384", "llama", DYNAMIC, formula=dynamic_ntk(16384), options={"freeze_at": 16384}),
-    Case("dynamic NTK at 16384", "qwen2", DYNAMIC, formula=dynamic_ntk(16384), options={"freeze_at": 16384}),
-    Case("dynamic NTK", "llama", DYNAMIC, refused="--freeze-at"),
-    Case("Llama 3", "llama", LLAMA3, "baked"),
-    Case("Llama 3", "qwen2", LLAMA3, refused="llama3 has no form"),
-    Case("LongRoPE", "llama", {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
+    MatrixCase("Nous Mistral (0.07, betas 128 and 2)", "mistral", _nous(), "baked", nous(0.07, (128, 2)), MISTRAL_CODE),
+    MatrixCase("Nous Mistral (0.07), own betas", "mistral", _nous(**OWN), "baked", nous(0.07, (128, 2)), MISTRAL_CODE),
+    MatrixCase("linear", "llama", _v4("linear")),
+    MatrixCase("linear", "qwen3", _v4("linear")),
+    MatrixCase("dynamic NTK at 16384", "llama", DYNAMIC, formula=dynamic_ntk(16384), options={"freeze_at": 16384}),
+    MatrixCase("dynamic NTK at 16384", "qwen2", DYNAMIC, formula=dynamic_ntk(16384), options={"freeze_at": 16384}),
+    MatrixCase("dynamic NTK", "llama", DYNAMIC, refused="--freeze-at"),
+    MatrixCase("Llama 3", "llama", LLAMA3, "baked"),
+    MatrixCase("Llama 3", "qwen2", LLAMA3, refused="llama3 has no form"),
+    MatrixCase("LongRoPE", "llama", {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
          **_ORIGIN, "max_position_embeddings": LONG}, refused="context"),
-    Case("Nous Mistral without its code", "mistral", _nous(), refused="0.07"),
-    Case("attn_factor in transformers' dialect", "llama", _v4(attn_factor=1.2), refused="attn_factor"),
+    MatrixCase("Nous Mistral without its code", "mistral", _nous(), refused="0.07"),
+    MatrixCase("attn_factor in transformers' dialect", "llama", _v4(attn_factor=1.2), refused="attn_factor"),
 )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ CASES: tuple[Case, ...] = (
 class Result:
     """What came of a case: the divergence and the form, or the refusal."""
 
-    case: Case
+    case: MatrixCase
     found: Divergence | None
     form: str
     refusal: str
@@ -153,7 +153,7 @@ class Workshop:
             self.truths = {family: Truth.load(self.base(family))}
         return self.truths[family]
 
-    def checkpoint(self, case: Case) -> Path:
+    def checkpoint(self, case: MatrixCase) -> Path:
         """The family's weights under the case's config."""
         base, folder = self.base(case.family), self.folder / "case"
         shutil.rmtree(folder, ignore_errors=True)
@@ -168,7 +168,7 @@ class Workshop:
             (folder / name).write_text("# the authors' code\n", encoding="utf-8")
         return folder
 
-    def run(self, case: Case) -> Result:
+    def run(self, case: MatrixCase) -> Result:
         """Convert and compare. Any refusal is a result."""
         folder = self.checkpoint(case)
         try:

@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Family:
+class TargetFamily:
     """How the same weights are dressed: class, model_type, extra config, extra tensors of one layer."""
 
     hf_name: str
@@ -46,11 +46,13 @@ def _qwen3_norms(layer: int) -> dict[str, Array]:
     return {f"model.layers.{layer}.self_attn.{n}_norm.weight": np.ones(HEAD_DIM, np.float32) for n in "qk"}
 
 
-FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", "llama", {}, lambda _layer: {}),
-    "mistral": Family("MistralForCausalLM", "mistral", {"sliding_window": None}, lambda _layer: {}),
-    "qwen2": Family("Qwen2ForCausalLM", "qwen2", {"use_sliding_window": False}, _qwen2_biases),
-    "qwen3": Family("Qwen3ForCausalLM", "qwen3", {"use_sliding_window": False, "head_dim": HEAD_DIM}, _qwen3_norms),
+FAMILIES: dict[str, TargetFamily] = {
+    "llama": TargetFamily("LlamaForCausalLM", "llama", {}, lambda _layer: {}),
+    "mistral": TargetFamily("MistralForCausalLM", "mistral", {"sliding_window": None}, lambda _layer: {}),
+    "qwen2": TargetFamily("Qwen2ForCausalLM", "qwen2", {"use_sliding_window": False}, _qwen2_biases),
+    "qwen3": TargetFamily(
+        "Qwen3ForCausalLM", "qwen3", {"use_sliding_window": False, "head_dim": HEAD_DIM}, _qwen3_norms
+    ),
 }
 
 _NAMES = {
@@ -128,7 +130,7 @@ def write_checkpoint(
     return folder
 
 
-def _config(dress: Family, torch_dtype: str) -> dict[str, Any]:
+def _config(dress: TargetFamily, torch_dtype: str) -> dict[str, Any]:
     return {
         "architectures": [dress.hf_name],
         "model_type": dress.model_type,

@@ -1,8 +1,9 @@
 """A small YaRN fine-tune, after the paper's recipe (4.1): it makes a real long-context checkpoint to convert and to measure.
 
-`python -m yarn_edge.bench.evidence.yarn_finetune CHECKPOINT --text FILE -o FOLDER --length 32k --steps 200`: CHECKPOINT's config.json holds the
-YaRN block that is trained with (as `yarn_edge.bench.evidence.smollm2` writes it). AdamW (0.9, 0.95) without weight decay, learning rate 2e-5
-after 20 steps of warm-up, next-token loss on windows of --length tokens. The last tenth of the text is not trained on: its loss is told
+    python -m yarn_edge.bench.evidence.yarn_finetune CHECKPOINT --text FILE -o FOLDER --length 32k --steps 200
+
+CHECKPOINT's config.json holds the YaRN block that is trained with (as `evidence.smollm2` writes it). AdamW (0.9, 0.95) without weight
+decay, learning rate 2e-5 after 20 steps of warm-up, next-token loss on windows of --length tokens. The last tenth of the text is not trained on: its loss is told
 before and after. Needs torch and transformers; on a GPU in bfloat16 with float32 weights, on a CPU (for trying it out) in float32.
 """
 
@@ -29,7 +30,7 @@ LOSS_TOKENS = 4096  # whose logits are in memory at once
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """What is trained, and how long. length: tokens of one window; batch: windows of one step."""
 
     length: int
@@ -40,7 +41,7 @@ class Recipe:
     device: str
 
 
-def windows(tokens: Any, recipe: Recipe) -> Iterator[Any]:
+def windows(tokens: Any, recipe: TrainingRecipe) -> Iterator[Any]:
     """Batches of windows that begin anywhere, (batch, length + 1), without end."""
     import torch
 
@@ -65,7 +66,7 @@ def next_token_loss(model: Any, batch: Any) -> Any:
     return sum(checkpoint(part, rows, wanted, use_reentrant=False) for rows, wanted in pieces) / len(targets)
 
 
-def train(model: Any, tokens: Any, held_out: Any, recipe: Recipe) -> dict[str, Any]:
+def train(model: Any, tokens: Any, held_out: Any, recipe: TrainingRecipe) -> dict[str, Any]:
     """Train in place. Returns the losses of every step, and of the held-out text before and after, in nats."""
     import torch
 
@@ -97,7 +98,7 @@ def train(model: Any, tokens: Any, held_out: Any, recipe: Recipe) -> dict[str, A
     return {"losses": losses, "held_out_before": before, "held_out_after": after, "seconds": seconds}
 
 
-def held_out_loss(model: Any, tokens: Any, recipe: Recipe) -> float:
+def held_out_loss(model: Any, tokens: Any, recipe: TrainingRecipe) -> float:
     """Mean over all whole windows of the held-out text, in nats per token."""
     import torch
 
@@ -111,7 +112,7 @@ def held_out_loss(model: Any, tokens: Any, recipe: Recipe) -> float:
     return sum(found) / len(found)
 
 
-def load(folder: Path, device: str) -> Any:
+def load_trainable(folder: Path, device: str) -> Any:
     """The checkpoint in float32 on a device. Raises YarnEdgeError."""
     try:
         import torch
@@ -182,11 +183,11 @@ def main() -> int:
     add("--seed", type=count(0, 2**31 - 1), default=0, metavar="N")
     add("--device", choices=("cpu", "cuda"), default="cuda")
     args = parser.parse_args()
-    recipe = Recipe(args.length, args.steps, args.batch, args.learning_rate, args.seed, args.device)
+    recipe = TrainingRecipe(args.length, args.steps, args.batch, args.learning_rate, args.seed, args.device)
     try:
         if args.output.exists():
             raise YarnEdgeError(f"{args.output}: exists already")
-        model = load(args.checkpoint, recipe.device)
+        model = load_trainable(args.checkpoint, recipe.device)
         tokens, held_out = token_tensor(args.checkpoint, args.text, recipe.length)
         told = train(model, tokens, held_out, recipe)
         record = {**asdict(recipe), "betas": BETAS, "warm_up": WARM_UP, "text": args.text.name, **told}

@@ -22,7 +22,7 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import BACKENDS, add_threads_flag, lengths
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.memory.placement import places
+from yarn_edge.memory.placement import device_places
 from yarn_edge.progress import bar, note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.report.report import Report, Table
@@ -33,7 +33,7 @@ MOST_ABOVE = 0.05
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredMemory:
     """One combination, in bytes. error: prediction over measurement, less 1."""
 
     model: str
@@ -58,7 +58,7 @@ def predict(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: 
     """The parts of the plan and "taken_bytes", as `fit` has them."""
     from yarn_edge.memory.plan import Simulation
 
-    with Simulation(path, device=places(backend)[0], threads=threads) as simulation:
+    with Simulation(path, device=device_places(backend)[0], threads=threads) as simulation:
         plan = simulation.plan(n_ctx, kv_type)
     parts = {name: value for name, value in vars(plan).items() if name.endswith("_bytes") and value is not None}
     return {**parts, "taken_bytes": plan.taken_bytes}
@@ -71,7 +71,7 @@ def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: 
     from yarn_edge.runtime.context import Context
     from yarn_edge.runtime.model import Model
 
-    device = places(backend)[0]
+    device = device_places(backend)[0]
     before = ggml.device_memory(device)[0] if device else 0
     attention = attention_for(read_gguf(path, vocabulary=False), n_ctx, kv_type, device)
     with (
@@ -129,14 +129,16 @@ def in_a_process(
     return dict(told)
 
 
-def compare(path: Path, n_ctx: int, kv_type: str, threads: int | None = None, backend: str = "cpu") -> Measured:
+def compare_memory(
+    path: Path, n_ctx: int, kv_type: str, threads: int | None = None, backend: str = "cpu"
+) -> MeasuredMemory:
     """One combination: predicted, then measured."""
     predicted = in_a_process(predict, path, n_ctx, kv_type, threads, backend)
     measured = in_a_process(measure, path, n_ctx, kv_type, threads, backend)["peak_bytes"]
-    return Measured(path.name, n_ctx, kv_type, predicted["taken_bytes"], measured, predicted)
+    return MeasuredMemory(path.name, n_ctx, kv_type, predicted["taken_bytes"], measured, predicted)
 
 
-def as_report(found: Sequence[Measured]) -> Report:
+def accuracy_report(found: Sequence[MeasuredMemory]) -> Report:
     """The table, and the worst of both sides."""
     mib = 2**20
     rows = tuple(
@@ -173,10 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in args.models:
             for n_ctx in args.ctx:
                 for kv_type in args.kv_type.split(","):
-                    found.append(compare(path, n_ctx, kv_type, args.threads, args.backend))
+                    found.append(compare_memory(path, n_ctx, kv_type, args.threads, args.backend))
                     note(f"{path.name}, {n_ctx} tokens, {kv_type}: {100 * found[-1].error:+.2f} %")
         rows = [{**asdict(m), "error": m.error, "ok": m.ok} for m in found]
-        deliver(args, {"rows": rows, "most_above": MOST_ABOVE}, as_report(found), args.models)
+        deliver(args, {"rows": rows, "most_above": MOST_ABOVE}, accuracy_report(found), args.models)
     except YarnEdgeError as error:
         sys.stderr.write(f"fit_accuracy: error: {error}\n")
         return 2

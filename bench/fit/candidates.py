@@ -20,7 +20,7 @@ from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.loadable import check_loadable
-from yarn_edge.memory.weights import Weights, weights_of
+from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import FLOATS
 
@@ -56,7 +56,7 @@ class Found:
 
 
 @contextmanager
-def candidates(model: Path) -> Iterator[Found]:
+def fit_candidates(model: Path) -> Iterator[Found]:
     """Those of a GGUF or a checkpoint folder, the best quality first; planned files are gone afterwards.
 
     Raises YarnEdgeError for what is neither.
@@ -68,7 +68,9 @@ def candidates(model: Path) -> Iterator[Found]:
             return
         file = read_gguf(model, vocabulary=False)
         check_loadable(file)
-        yield Found(Candidate(quant_of(file), file, weights_of(file), None), lambda: _quantizations(file, target))
+        yield Found(
+            Candidate(quant_of(file), file, weights_in_memory(file), None), lambda: _quantizations(file, target)
+        )
 
 
 def _of_checkpoint(model: Path, target: str) -> list[Candidate]:
@@ -85,12 +87,13 @@ def _quantizations(file: GGUFFile, target: str) -> list[Candidate]:
         return []
     from yarn_edge.convert.file_plan import plan_files
     from yarn_edge.convert.quantize import gguf_source
-    from yarn_edge.convert.recipe import Choice
+    from yarn_edge.convert.recipe import TypeChoice
 
     paths = {Path(target.replace("{quant}", name)): known_quants()[name] for name in QUANTS}
     try:
         return [
-            _planned(plan, "quantize") for plan in plan_files(gguf_source(file), paths, Choice(), None, kernels="ggml")
+            _planned(plan, "quantize")
+            for plan in plan_files(gguf_source(file), paths, TypeChoice(), None, kernels="ggml")
         ]
     except YarnEdgeError as error:
         note(f"quantizations are not shown: {error}")
@@ -110,7 +113,7 @@ def _planned(plan: FilePlan, verb: str, *, recommended: bool = True) -> Candidat
     except OSError as error:
         raise os_error(error, plan.path) from error
     file = read_gguf(plan.path, vocabulary=False)
-    return Candidate(plan.quant.name, file, weights_of(file), verb, recommended)
+    return Candidate(plan.quant.name, file, weights_in_memory(file), verb, recommended)
 
 
 def quant_of(file: GGUFFile) -> str:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 def as_json(found: Fit) -> dict[str, Any]:
     """The contract's object."""
-    from yarn_edge.runtime.machine import available_bytes, total_bytes
+    from yarn_edge.runtime.machine import available_bytes, machine_bytes
 
     chosen, choice, candidate = found.chosen, found.chosen.choice, found.chosen.candidate
     return {
         "model": str(found.model),
-        "machine": {"memory_bytes": total_bytes(), "free_bytes": available_bytes()},
+        "machine": {"memory_bytes": machine_bytes(), "free_bytes": available_bytes()},
         "budget": "given" if found.given else "free now, less what others need",
         "most_ctx": found.most_ctx,
         "devices": [
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         from yarn_edge.report.deliver import check_outputs, deliver
 
         from .search import fit
-        from .table import as_report
+        from .table import fit_report
 
         check_outputs(args)
         shown = args.json or args.plot is not None or args.report is not None
@@ -105,5 +105,5 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             with_curves=shown,
         )
-    deliver(args, as_json(found), as_report(found), [args.model] if args.model.is_file() else [])
+    deliver(args, as_json(found), fit_report(found), [args.model] if args.model.is_file() else [])
     return 0 if found.chosen.choice is not None else 1

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yarn_edge.memory.placement import ENOUGH_CTX, budget_bytes, places
-from yarn_edge.memory.plan import LEAST_CTX, Choice, DoesNotFitError, MemoryPlan, Simulation, choose
-from yarn_edge.memory.weights import weights_of
+from yarn_edge.memory.placement import ENOUGH_CTX, budget_bytes, device_places
+from yarn_edge.memory.plan import LEAST_CTX, ContextChoice, DoesNotFitError, MemoryPlan, Simulation, choose_context
+from yarn_edge.memory.weights import weights_in_memory
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.devices import backend_of
 
 from .accuracy import in_a_process
-from .candidates import Candidate, Found, candidates
+from .candidates import Candidate, Found, fit_candidates
 from .speed import Speed
 
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
@@ -44,7 +44,7 @@ class PlaceFit:
     budget_bytes: int
     rows: tuple[Row, ...]
     candidate: Candidate | None
-    choice: Choice | None
+    choice: ContextChoice | None
     why: str
     tok_per_s: float | None
     shown: str
@@ -58,7 +58,7 @@ class PlaceFit:
 
 @dataclass(frozen=True)
 class Fit:
-    """The whole answer. chosen: the place that is recommended, one of `places`; command: lines to paste, each as its words.
+    """The whole answer. chosen: the place that is recommended, one of `device_places`; command: lines to paste, each as its words.
 
     most_ctx: the longest context that was looked at; given: whether the budget was.
     """
@@ -85,9 +85,9 @@ def fit(
 
     with_curves: also memory by context, for a picture.
     """
-    with candidates(model) as known, bar("Simulating", 1):
+    with fit_candidates(model) as known, bar("Simulating", 1):
         found = []
-        for device in places(backend):
+        for device in device_places(backend):
             with _simulation(known, device, threads) as simulation:
                 budget = budget_bytes(device, backend, memory)
                 found.append(_fit_on(simulation, known, speed, budget, ctx, with_curves))
@@ -103,7 +103,7 @@ def _fit_on(
     simulation: Simulation, known: Found, speed: Speed, budget: int, ctx: int | None, with_curves: bool
 ) -> PlaceFit:
     files = [*([] if known.own is None else [known.own]), *known.plan()]
-    found = [replace(c, weights=weights_of(c.file, simulation.unused)) for c in files]
+    found = [replace(c, weights=weights_in_memory(c.file, simulation.unused)) for c in files]
     most = max(ctx or 0, simulation.n_ctx_train)
     candidate, choice, why = _recommended(simulation, found, budget, ctx)
     shown = candidate or found[-1]
@@ -159,7 +159,7 @@ def _rows(simulation: Simulation, found: Sequence[Candidate], budget: int, most:
 
 def _recommended(
     simulation: Simulation, found: Sequence[Candidate], budget: int, ctx: int | None
-) -> tuple[Candidate | None, Choice | None, str]:
+) -> tuple[Candidate | None, ContextChoice | None, str]:
     """The best quantization that holds all of the context; else the smallest that is not a last resort; else that one.
 
     Nothing is taken silently: the third is the reason, or what the least would be.
@@ -168,7 +168,7 @@ def _recommended(
     passed, shorter, refusals = [], [], []
     for candidate in (c for c in found if c.recommended):
         try:
-            choice = choose(simulation, budget, ctx, weights=candidate.weights)
+            choice = choose_context(simulation, budget, ctx, weights=candidate.weights)
         except DoesNotFitError as error:
             passed.append(candidate.quant)
             refusals.append(f"{candidate.quant}: {error}")
@@ -184,7 +184,7 @@ def _recommended(
     return candidate, choice, _why(candidate, choice, [])
 
 
-def _why(candidate: Candidate, choice: Choice, passed: Sequence[str]) -> str:
+def _why(candidate: Candidate, choice: ContextChoice, passed: Sequence[str]) -> str:
     better = f"; not with {', '.join(passed)}" if passed else ""
     return f"{candidate.quant}: {choice.reason}{better}"
 

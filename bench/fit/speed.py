@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 TIMES_THE_CACHE = 3.0  # an estimate is quick
 SECONDS = 0.05  # of measuring; a pass takes 10 to 30 ms, the best counts
 LIMIT_S = 10.0
-_PROGRAM = "import sys; from yarn_edge.bench.speed.bandwidth import read_bandwidth as f; print(f(int(sys.argv[1]), *map(float, sys.argv[2:])))"
+_PROGRAM = """import sys
+from yarn_edge.bench.speed.bandwidth import read_bandwidth
+print(read_bandwidth(int(sys.argv[1]), *map(float, sys.argv[2:])))"""
 
 
 class Speed:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .search import Fit, PlaceFit
 
 
-def as_report(found: Fit) -> Report:
+def fit_report(found: Fit) -> Report:
     """Tables, the sentences that explain the choice, and the picture."""
     tables = [_longest(found, place) for place in found.places]
     if found.chosen.choice is not None:

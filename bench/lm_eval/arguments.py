@@ -86,7 +86,7 @@ def _whole(words: Mapping[str, Any], name: str, low: int, high: int) -> int | No
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationRequest:
     """How one answer is made: the choice of tokens, their number, and the texts that end it."""
 
     sampling: Sampling
@@ -94,7 +94,7 @@ class Generation:
     stops: tuple[str, ...]
 
 
-def parse_generation(gen_kwargs: Mapping[str, Any], max_tokens: int) -> Generation:
+def parse_generation(gen_kwargs: Mapping[str, Any], max_tokens: int) -> GenerationRequest:
     """From a task's generation_kwargs, by the harness's own rules (no do_sample and no temperature: greedy).
 
     max_tokens: where they say nothing. With do_sample: temperature (default 1), top_p, top_k; its seed comes from Python's
@@ -120,6 +120,8 @@ def parse_generation(gen_kwargs: Mapping[str, Any], max_tokens: int) -> Generati
         raise YarnEdgeError(f"generation_kwargs: max_gen_toks is {wanted}, must be above 0")
     stops = tuple(text for text in until if text)
     if not sampled:
-        return Generation(Sampling(temperature=0), wanted, stops)
+        return GenerationRequest(Sampling(temperature=0), wanted, stops)
     seed = random.randrange(2**31)
-    return Generation(Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=0, seed=seed), wanted, stops)
+    return GenerationRequest(
+        Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=0, seed=seed), wanted, stops
+    )

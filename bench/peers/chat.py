@@ -26,7 +26,7 @@ from yarn_edge.chat.conversation import Document
 from yarn_edge.chat.session import Session
 from yarn_edge.chat.template import ChatTemplate
 from yarn_edge.engine.generation import AnswerStats
-from yarn_edge.engine.opened import Settings, opened
+from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.prompt_lookup import Lookup
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
@@ -62,7 +62,7 @@ def conversation(args: argparse.Namespace, document: str, ctx: int) -> dict[str,
     found: dict[str, AnswerStats] = {}
     wanted = Wanted("cpu", ctx, "f16", threads=args.threads)
     with (
-        opened(args.model, wanted, Settings(lookup="off")) as generation,
+        opened(args.model, wanted, EngineSettings(lookup="off")) as generation,
         closing(ChatTemplate.of(generation.context.model)) as template,
     ):
         session = Session(generation, template, GREEDY)
@@ -125,7 +125,7 @@ def copying(args: argparse.Namespace, document: str) -> dict[str, Any]:
         prompt = "\n\nThe same text, word for word:\n\n".join((part, part, part[: len(part) // 8]))
         found: dict[str, Any] = {}
         for lookup in LOOKUPS:
-            with opened(args.model, wanted, Settings(lookup=lookup)) as one:
+            with opened(args.model, wanted, EngineSettings(lookup=lookup)) as one:
                 tokens = one.context.model.tokenize(prompt, add_special=False, parse_special=False)
                 text = "".join(one.generate(tokens, GREEDY, args.copy_tokens))
                 if one.stats is None or one.stats.tok_per_s is None:

@@ -33,7 +33,7 @@ _POLL_S = 0.02
 
 
 @dataclass
-class Run:
+class ConvertRun:
     """One process: seconds, the peaks of its resident and its anonymous memory in bytes (0 where /proc is not), its words."""
 
     seconds: float
@@ -46,7 +46,7 @@ class Run:
 class Side:
     """All runs of one side; each is a list of its processes."""
 
-    runs: list[list[Run]] = field(default_factory=list)
+    runs: list[list[ConvertRun]] = field(default_factory=list)
 
     def median_s(self) -> float:
         """Seconds of all its processes, the median over the runs."""
@@ -57,7 +57,7 @@ class Side:
         return max(int(getattr(process, which)) for run in self.runs for process in run)
 
 
-def run_process(command: Sequence[str], allowed: Sequence[int] = (0,)) -> Run:
+def run_process(command: Sequence[str], allowed: Sequence[int] = (0,)) -> ConvertRun:
     """Run to the end, looking at its memory. Raises YarnEdgeError with its last words if it fails."""
     with tempfile.TemporaryFile() as told:
         start = time.perf_counter()
@@ -78,7 +78,7 @@ def run_process(command: Sequence[str], allowed: Sequence[int] = (0,)) -> Run:
         if process.returncode not in allowed:
             last = output.strip().splitlines()[-1:]
             raise YarnEdgeError(f"{Path(command[0]).name} … ended with {process.returncode}: {' '.join(last)}")
-    return Run(seconds, rss, anonymous, output)
+    return ConvertRun(seconds, rss, anonymous, output)
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.convert.kernels.choose import FAST, Kernels, choose
+from yarn_edge.convert.kernels.choose import FAST, Kernels, choose_kernels
 from yarn_edge.convert.kernels.layout import LAYOUTS, WEIGHTS
 from yarn_edge.convert.one_pass import SourceTensor
 from yarn_edge.convert.quantize import gguf_source
@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """A type, and whether it is made with importance weights."""
 
     kind: GGMLType
@@ -72,12 +72,12 @@ def _values(tensor: SourceTensor) -> Floats:
     return values
 
 
-def _made(kernels: Kernels, case: Case, rows: Floats) -> npt.NDArray[np.uint8]:
+def _made(kernels: Kernels, case: KernelCase, rows: Floats) -> npt.NDArray[np.uint8]:
     made: npt.NDArray[np.uint8] = kernels.quantize_rows(case.kind, rows, case.weights(rows.shape[1]))
     return made
 
 
-def speeds(cases: Sequence[Case], sample: Floats, sides: dict[str, Kernels], repeat: int) -> list[dict[str, Any]]:
+def speeds(cases: Sequence[KernelCase], sample: Floats, sides: dict[str, Kernels], repeat: int) -> list[dict[str, Any]]:
     """Million weights per second of one core: the median of `repeat`, in turns, after a warm-up; ours / ggml's."""
     rows = []
     with bar("Speed", len(cases)) as advance:
@@ -98,7 +98,7 @@ def speeds(cases: Sequence[Case], sample: Floats, sides: dict[str, Kernels], rep
     return rows
 
 
-def _compared(case: Case, rows: Floats, sides: dict[str, Kernels]) -> tuple[list[float], int]:
+def _compared(case: KernelCase, rows: Floats, sides: dict[str, Kernels]) -> tuple[list[float], int]:
     """([error of ours, of ggml's], blocks that are the same)."""
     made = [_made(sides[side], case, rows) for side in ("fast", "ggml")]
     weights, errors = case.weights(rows.shape[1]), []
@@ -113,7 +113,7 @@ def _compared(case: Case, rows: Floats, sides: dict[str, Kernels]) -> tuple[list
     return errors, int((blocks[0] == blocks[1]).all(axis=1).sum())
 
 
-def errors(cases: Sequence[Case], model: Path, sides: dict[str, Kernels], threads: int) -> list[dict[str, Any]]:
+def errors(cases: Sequence[KernelCase], model: Path, sides: dict[str, Kernels], threads: int) -> list[dict[str, Any]]:
     """Of each case: error of ours over ggml's in all and of the worst matrix; the share of blocks that are the same."""
     tensors = list(matrices(model))
     total = sum(rows.size for _name, rows in tensors) * len(cases)
@@ -164,8 +164,8 @@ def main() -> int:
             raise YarnEdgeError(f"--types: {unknown[0]!r} is none of {', '.join(LAYOUTS)}")
         if args.repeat < 1:
             raise YarnEdgeError("--repeat is below 1")
-        cases = [Case(type_named(name), important) for name in names for important in (False, True)]
-        sides = {"fast": choose(FAST, {type_named("Q4_K"): 1}), "ggml": Kernels()}
+        cases = [KernelCase(type_named(name), important) for name in names for important in (False, True)]
+        sides = {"fast": choose_kernels(FAST, {type_named("Q4_K"): 1}), "ggml": Kernels()}
         found: dict[str, Any] = {"environment": environment([args.model]), **machine_state()}
         if args.only != "errors":
             sample = _sample(args.model)

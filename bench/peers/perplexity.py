@@ -24,7 +24,7 @@ from yarn_edge.progress import bar, note
 from yarn_edge.runtime.kv_cache import kv_bytes
 from yarn_edge.runtime.llama_api import physical_threads
 
-from .convert import Run, run_process
+from .convert import ConvertRun, run_process
 
 PARTS = ("same", "pass", "lengths")
 # our key -> llama-perplexity's line, and what its value is multiplied with
@@ -46,12 +46,12 @@ class Sides:
     def __init__(self, model: Path, text: Path, peer: Path, threads: int) -> None:
         self.model, self.text, self.peer, self.threads = model, text, peer, threads
 
-    def ours(self, command: str, *words: str) -> Run:
+    def ours(self, command: str, *words: str) -> ConvertRun:
         """`yarn-edge COMMAND MODEL …`, its JSON as output."""
         shared = ["--text", str(self.text), "--threads", str(self.threads), "--json", "--quiet"]
         return run_process([sys.executable, "-m", "yarn_edge", command, str(self.model), *words, *shared])
 
-    def theirs(self, *words: str, model: Path | None = None) -> Run:
+    def theirs(self, *words: str, model: Path | None = None) -> ConvertRun:
         """`llama-perplexity -m MODEL -f TEXT …`."""
         program = str(self.peer / "llama-perplexity")
         return run_process(

@@ -33,7 +33,7 @@ class Best:
     high: float | None = None
 
 
-def choose(numbers: Sequence[float | None], measured: Sequence[Sequence[Float64]], seed: int = 0) -> Best:
+def best_value(numbers: Sequence[float | None], measured: Sequence[Sequence[Float64]], seed: int = 0) -> Best:
     """The best of values whose scores (lower is better) are given window by window, the same tokens for each."""
     means = [float(np.concatenate(list(parts)).mean()) for parts in measured]
     index = int(np.argmin(means))

@@ -30,8 +30,8 @@ from yarn_edge.sample_text import sample_text
 
 from ..scoring.averages import edges_of, mean_of, paired, perplexity_of
 from ..scoring.variants import Variant, parse_variant, split_variant
-from .perplexity import STOPPED, Settings, add_running_flags, add_text_flags, plan_windows, settings_of
-from .side_by_side import Comparison, Outcome, fits_together, one_after_the_other, side_by_side
+from .perplexity import STOPPED, TextSettings, add_running_flags, add_text_flags, plan_windows, text_settings
+from .side_by_side import CandidateOutcome, ModelComparison, fits_together, one_after_the_other, side_by_side
 
 _PROBE = 4000  # characters whose tokens show that two models have the same vocabulary
 
@@ -39,13 +39,13 @@ _PROBE = 4000  # characters whose tokens show that two models have the same voca
 def compare(
     base: Variant,
     others: Sequence[Variant],
-    settings: Settings,
+    settings: TextSettings,
     *,
     threads: int | None = None,
     attention: FlashAttention = "auto",
     keep: str = "auto",
     scratch: Path | None = None,
-) -> tuple[Comparison, int]:
+) -> tuple[ModelComparison, int]:
     """(the comparison, its context). keep: where the base's distributions are: "memory" (side by side), "disk", or "auto".
 
     Raises YarnEdgeError for models with different vocabularies, and what ends the run before anything was measured.
@@ -57,7 +57,7 @@ def compare(
         windows, ctx = plan_windows(model, settings)
         probe, n_vocab = model.tokenize(sample_text()[:_PROBE], add_special=False, parse_special=False), model.n_vocab
         words = vocabulary(model)
-    comparison = Comparison(windows, base, [Outcome(variant) for variant in others])
+    comparison = ModelComparison(windows, base, [CandidateOutcome(variant) for variant in others])
     longest = max(len(w.tokens) for w in windows)
     together = keep == "memory" or (keep == "auto" and fits_together([base, *others], longest, n_vocab))
     if keep == "auto" and not together:
@@ -89,7 +89,7 @@ def vocabulary(model: Model) -> str:
     ).hexdigest()
 
 
-def _positions(comparison: Comparison, outcome: Outcome) -> npt.NDArray[np.int64]:
+def _positions(comparison: ModelComparison, outcome: CandidateOutcome) -> npt.NDArray[np.int64]:
     """Positions of the predicted tokens, as far as they were measured."""
     found = [
         np.arange(window.first, window.first + sum(len(d.kl) for d in parts))
@@ -98,7 +98,7 @@ def _positions(comparison: Comparison, outcome: Outcome) -> npt.NDArray[np.int64
     return np.concatenate(found)
 
 
-def figures(comparison: Comparison, outcome: Outcome, width: int | None) -> dict[str, Any]:
+def figures(comparison: ModelComparison, outcome: CandidateOutcome, width: int | None) -> dict[str, Any]:
     """One candidate's object of the contract; probabilities and Δp are from 0 to 1, divergences in nats."""
     kl, nll, base_nll = (np.concatenate(outcome.of_windows(name)) for name in ("kl", "nll", "base_nll"))
     same = np.concatenate(outcome.of_windows("same_top"))
@@ -147,7 +147,7 @@ def figures(comparison: Comparison, outcome: Outcome, width: int | None) -> dict
     }
 
 
-def as_json(comparison: Comparison, ctx: int, settings: Settings, width: int | None) -> dict[str, Any]:
+def as_json(comparison: ModelComparison, ctx: int, settings: TextSettings, width: int | None) -> dict[str, Any]:
     """The contract's object."""
     done = [outcome for outcome in comparison.outcomes if outcome.of_windows("kl")]
     base = mean_of(np.concatenate(done[0].of_windows("base_nll")))
@@ -287,7 +287,7 @@ def run(args: argparse.Namespace) -> int:
     scratch = None if args.scratch is None else Path(args.scratch)
     if scratch is not None and not scratch.is_dir():
         raise YarnEdgeError(f"{scratch}: no such folder")
-    settings = settings_of(args)
+    settings = text_settings(args)
     comparison, ctx = compare(
         base,
         others,

@@ -32,7 +32,7 @@ from yarn_edge.sample_text import sample_text
 from ..scoring.evaluate import open_context
 from ..scoring.variants import Variant, parse_variant
 from .perplexity import add_running_flags
-from .retrieval_prompts import ANSWER_TOKENS, Kind, Needle, Passkey, Prompt, draw, make_prompts, midpoints
+from .retrieval_prompts import ANSWER_TOKENS, Kind, Needle, Passkey, Prompt, draw_secrets, make_prompts, midpoints
 
 _NUMBER = re.compile("[0-9]+")
 _TITLES = {"passkey": "Passkey retrieval", "needle": "Needle in a haystack"}
@@ -237,7 +237,7 @@ def _prompts(model: Model, kind: Kind, args: argparse.Namespace) -> tuple[list[f
     """The depths, ascending, and the prompts: the same depths and numbers at every length."""
     source = random.Random(args.seed)
     depths = sorted(source.random() for _ in range(args.random)) if args.random else midpoints(args.depths)
-    return depths, make_prompts(model, kind, args.lengths, depths, draw(kind, source, len(depths), args.trials))
+    return depths, make_prompts(model, kind, args.lengths, depths, draw_secrets(kind, source, len(depths), args.trials))
 
 
 def outcome(

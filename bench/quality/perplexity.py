@@ -1,6 +1,6 @@
 """`yarn-edge perplexity`: how well a model predicts a text, by length and by position, from one causal pass.
 
-A causal model scores every prefix at once, so one run gives the whole curve over context lengths. Protocols: `yarn_edge.bench.scoring.windows`.
+A causal model scores every prefix at once, so one run gives the whole curve over context lengths. Protocols: `scoring.windows`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
 from yarn_edge.writer import check_output
 
-from ..scoring.averages import Bucket, Mean, by_position, edges_of, lengths_up_to, mean_of
+from ..scoring.averages import Bucket, Mean, edges_of, lengths_up_to, mean_of, perplexity_by_position
 from ..scoring.documents import documents_of, tokenized
-from ..scoring.evaluate import Plan, Scores, open_context, plan_of, score
+from ..scoring.evaluate import BatchPlan, Scores, batch_plan_of, open_context, score
 from ..scoring.variants import Variant, parse_variant
 from ..scoring.windows import PROTOCOLS, STRIDE, Cut, Window, tokens_needed, windows_of
 from .score_file import ScoreFile
@@ -42,7 +42,7 @@ STOPPED = (KeyboardInterrupt, Terminated, YarnEdgeError, MemoryError)
 
 
 @dataclass(frozen=True)
-class Settings:
+class TextSettings:
     """What to measure on. ctx: None for the model's own context; the other names are the flags'."""
 
     text: str | None = None
@@ -56,7 +56,7 @@ class Settings:
     seed: int = 0
 
 
-def plan_windows(model: Model, settings: Settings) -> tuple[list[Window], int]:
+def plan_windows(model: Model, settings: TextSettings) -> tuple[list[Window], int]:
     """(windows, ctx): the documents tokenized and cut. Notes what a user might not expect. Raises YarnEdgeError."""
     ctx = settings.ctx or model.n_ctx_train
     cut = Cut(ctx, settings.stride, settings.chunks, model.bos if model.add_bos else None)
@@ -76,7 +76,7 @@ def plan_windows(model: Model, settings: Settings) -> tuple[list[Window], int]:
 
 
 def identity(
-    model: Model, variant: Variant, settings: Settings, windows: Sequence[Window], plan: Plan
+    model: Model, variant: Variant, settings: TextSettings, windows: Sequence[Window], plan: BatchPlan
 ) -> dict[str, Any]:
     """What makes two runs the same, for `--resume`."""
     arguments = variant.arguments or explicit_arguments(model.gguf)
@@ -96,7 +96,7 @@ def identity(
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScoredText:
     """What was scored. ctx: tokens of a window; trained: context that the model declares; ended: what ended the run early."""
 
     scores: Scores
@@ -107,26 +107,26 @@ class Measured:
 
 def measure(
     variant: Variant,
-    settings: Settings,
+    settings: TextSettings,
     *,
     threads: int | None = None,
     attention: FlashAttention = "auto",
     save: Path | None = None,
     resume: bool = False,
-) -> Measured:
+) -> ScoredText:
     """Score the text. Raises what ends the run before anything was scored."""
     with variant.load() as model:
         windows, ctx = plan_windows(model, settings)
         scores = Scores.empty(windows)
         longest = max(len(w.tokens) for w in windows)
-        plan = plan_of(model.gguf, model.n_vocab, longest, variant.kv_type, variant.backend, attention)
+        plan = batch_plan_of(model.gguf, model.n_vocab, longest, variant.kv_type, variant.backend, attention)
         kept = None if save is None else ScoreFile(save, identity(model, variant, settings, windows, plan))
         if kept is not None:
             if resume and not kept.load(scores):
                 note(f"{save}: is not there yet: the run begins")
             kept.begin(scores)
         if scores.done == len(windows):
-            return Measured(scores, ctx, model.n_ctx_train)
+            return ScoredText(scores, ctx, model.n_ctx_train)
         with open_context(model, variant, longest, threads, plan=plan) as context:
             if kept is not None:
                 kept.restore(context, scores)
@@ -138,13 +138,13 @@ def measure(
                     _keep(kept, context, scores)
                 if not scores.n_scored:
                     raise
-                return Measured(scores, ctx, model.n_ctx_train, reason)
+                return ScoredText(scores, ctx, model.n_ctx_train, reason)
         try:
             if kept is not None:
                 kept.finish(scores)
         except YarnEdgeError as error:
-            return Measured(scores, ctx, model.n_ctx_train, error)
-        return Measured(scores, ctx, model.n_ctx_train)
+            return ScoredText(scores, ctx, model.n_ctx_train, error)
+        return ScoredText(scores, ctx, model.n_ctx_train)
 
 
 def _keep(kept: ScoreFile, context: Context, scores: Scores) -> None:
@@ -157,7 +157,7 @@ def _keep(kept: ScoreFile, context: Context, scores: Scores) -> None:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PerplexityOutcome:
     """What the scores say. curve: (length, mean nll of the tokens before it); documents: those that count at a length."""
 
     total: Mean
@@ -166,7 +166,9 @@ class Outcome:
     by_window: float
 
 
-def summarize(scores: Scores, protocol: str, ctx: int, points: Sequence[int] | None, width: int | None) -> Outcome:
+def summarize(
+    scores: Scores, protocol: str, ctx: int, points: Sequence[int] | None, width: int | None
+) -> PerplexityOutcome:
     """The curve over lengths and the buckets by position.
 
     curve: every token before a length counts. truncated: only documents that are at least as long, each of them equally (the
@@ -191,10 +193,14 @@ def summarize(scores: Scores, protocol: str, ctx: int, points: Sequence[int] | N
     if missing:
         note(f"nothing reaches {missing[0]} tokens: the curve ends before")
     windows = np.array([float(np.nanmean(part)) for part in scores.nll if np.isfinite(part).any()])
-    return Outcome(mean_of(nll), curve, by_position(nll, edges_of(longest, width), index), mean_of(windows).perplexity)
+    return PerplexityOutcome(
+        mean_of(nll), curve, perplexity_by_position(nll, edges_of(longest, width), index), mean_of(windows).perplexity
+    )
 
 
-def as_json(variant: Variant, settings: Settings, measured: Measured, outcome: Outcome) -> dict[str, Any]:
+def as_json(
+    variant: Variant, settings: TextSettings, measured: ScoredText, outcome: PerplexityOutcome
+) -> dict[str, Any]:
     """The contract's object."""
     scores = measured.scores
     return {
@@ -222,7 +228,7 @@ def as_json(variant: Variant, settings: Settings, measured: Measured, outcome: O
 
 
 def report_of(
-    variant: Variant, settings: Settings, measured: Measured, data: dict[str, Any], outcome: Outcome
+    variant: Variant, settings: TextSettings, measured: ScoredText, data: dict[str, Any], outcome: PerplexityOutcome
 ) -> Report:
     """Tables and pictures of one run."""
     ctx, trained = measured.ctx, measured.trained
@@ -314,9 +320,9 @@ def add_running_flags(parser: argparse.ArgumentParser) -> None:
     add_threads_flag(parser)
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def text_settings(args: argparse.Namespace) -> TextSettings:
     """The flags of `add_text_flags`."""
-    return Settings(
+    return TextSettings(
         args.text,
         args.protocol,
         args.ctx,
@@ -364,7 +370,7 @@ def check_save(save: Path, args: argparse.Namespace, variant: Variant) -> Path:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge perplexity`."""
     check_outputs(args)
-    variant, settings = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), settings_of(args)
+    variant, settings = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), text_settings(args)
     save = None
     if args.resume and args.save is None:
         raise YarnEdgeError("--resume goes on from the file of --save: give it, too")

@@ -216,7 +216,7 @@ def _tokens_by_size(model: Model, kind: Kind, depth: float, secret: Secret) -> C
     return lambda n_chars: prompt_tokens(model, kind.text(secret, depth, n_chars))
 
 
-def draw(kind: Kind, source: random.Random, n_depths: int, trials: int) -> list[list[Secret]]:
+def draw_secrets(kind: Kind, source: random.Random, n_depths: int, trials: int) -> list[list[Secret]]:
     """For each depth as many secrets as trials. More trials begin with those of fewer."""
     rounds = [[kind.secret(source) for _ in range(n_depths)] for _ in range(trials)]
     return [list(those) for those in zip(*rounds, strict=True)]

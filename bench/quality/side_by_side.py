@@ -21,7 +21,7 @@ from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.machine import available_bytes
 from yarn_edge.runtime.model import Model
 
-from ..scoring.evaluate import Batch, Plan, batches, check_finite, open_context, plan_of, stoppable
+from ..scoring.evaluate import BatchPlan, ScoredBatch, batch_plan_of, batches, check_finite, open_context, stoppable
 from ..scoring.likelihood import Divergences, Float64, Rows
 from ..scoring.variants import Variant
 from ..scoring.windows import Window
@@ -31,7 +31,7 @@ COMPUTE_BYTES = 160 << 20  # of a context besides cache and logits, about
 
 
 @dataclass
-class Outcome:
+class CandidateOutcome:
     """Of one candidate, window by window: what `Divergences` has. forward_s: seconds of evaluation."""
 
     variant: Variant
@@ -44,12 +44,12 @@ class Outcome:
 
 
 @dataclass
-class Comparison:
+class ModelComparison:
     """Everything measured. base_forward_s, seconds: of evaluation, of the whole; loss: of keeping the base on the disk."""
 
     windows: Sequence[Window]
     base: Variant
-    outcomes: list[Outcome]
+    outcomes: list[CandidateOutcome]
     base_forward_s: float = 0.0
     seconds: float = 0.0
     kept_bytes: int = 0
@@ -58,19 +58,22 @@ class Comparison:
     ended: BaseException | None = None
 
 
-def plan_for_all(models: Sequence[Model], variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> Plan:
+def plan_for_all(
+    models: Sequence[Model], variants: Sequence[Variant], n_ctx: int, attention: FlashAttention
+) -> BatchPlan:
     """One plan for all, so that nothing but what is compared differs: the smallest batch, flash attention if one needs it."""
     plans = [
-        plan_of(m.gguf, m.n_vocab, n_ctx, v.kv_type, v.backend, attention)
+        batch_plan_of(m.gguf, m.n_vocab, n_ctx, v.kv_type, v.backend, attention)
         for m, v in zip(models, variants, strict=True)
     ]
     kinds = {plan.flash_attention for plan in plans}
     if len(kinds) > 1 and attention == "auto":
         plans = [
-            plan_of(m.gguf, m.n_vocab, n_ctx, v.kv_type, v.backend, "on") for m, v in zip(models, variants, strict=True)
+            batch_plan_of(m.gguf, m.n_vocab, n_ctx, v.kv_type, v.backend, "on")
+            for m, v in zip(models, variants, strict=True)
         ]
         kinds = {"on"}
-    return Plan(min(plan.n_batch for plan in plans), kinds.pop())
+    return BatchPlan(min(plan.n_batch for plan in plans), kinds.pop())
 
 
 def fits_together(variants: Sequence[Variant], n_ctx: int, n_vocab: int) -> bool:
@@ -78,7 +81,7 @@ def fits_together(variants: Sequence[Variant], n_ctx: int, n_vocab: int) -> bool
     free = available_bytes()
     weights = {v.weights: sum(t.n_bytes for t in read_gguf(v.path).tensors.values()) for v in variants}
     caches = sum(known_kv_bytes(read_gguf(v.path), n_ctx, v.kv_type) or 0 for v in variants)
-    plans = [plan_of(read_gguf(v.path), n_vocab, n_ctx, v.kv_type, v.backend) for v in variants]
+    plans = [batch_plan_of(read_gguf(v.path), n_vocab, n_ctx, v.kv_type, v.backend) for v in variants]
     logits = sum(2 * 4 * plan.n_batch * n_vocab + COMPUTE_BYTES for plan in plans)
     return sum(weights.values()) + caches + logits <= free
 
@@ -94,7 +97,7 @@ def models_of(variants: Sequence[Variant]) -> Iterator[list[Model]]:
         yield [loaded[variant.weights] for variant in variants]
 
 
-def side_by_side(comparison: Comparison, n_ctx: int, threads: int | None, attention: FlashAttention) -> None:
+def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, attention: FlashAttention) -> None:
     """All contexts step through the windows together; the base's logits are read where they lie."""
     variants = [comparison.base, *(o.variant for o in comparison.outcomes)]
     spent = [0.0] * len(variants)
@@ -125,7 +128,7 @@ def side_by_side(comparison: Comparison, n_ctx: int, threads: int | None, attent
                 outcome.forward_s = seconds
 
 
-def _clear(contexts: Sequence[Context], outcomes: Sequence[Outcome]) -> None:
+def _clear(contexts: Sequence[Context], outcomes: Sequence[CandidateOutcome]) -> None:
     for context in contexts:
         context.clear()
     for outcome in outcomes:
@@ -142,13 +145,13 @@ def _check(found: Divergences, window: Window, first: int, variant: Variant, bas
 
 
 def one_after_the_other(
-    comparison: Comparison, n_ctx: int, threads: int | None, attention: FlashAttention, scratch: Path | None
+    comparison: ModelComparison, n_ctx: int, threads: int | None, attention: FlashAttention, scratch: Path | None
 ) -> None:
     """The base alone, its distributions kept on the disk; then each candidate alone."""
     variants = [comparison.base, *(o.variant for o in comparison.outcomes)]
     with Distributions(scratch) as kept, Rows(threads or physical_threads()) as rows:
 
-        def keep(batch: Batch, window: Window) -> None:
+        def keep(batch: ScoredBatch, window: Window) -> None:
             check_finite(kept.add(batch, rows), window, batch.first, comparison.base.path)
 
         plan = _plan_alone(variants, n_ctx, attention)
@@ -165,7 +168,7 @@ def one_after_the_other(
 class _Stored:
     """A candidate against the stored base."""
 
-    def __init__(self, kept: Distributions, rows: Rows, outcome: Outcome, base: Variant) -> None:
+    def __init__(self, kept: Distributions, rows: Rows, outcome: CandidateOutcome, base: Variant) -> None:
         self._kept, self._rows, self._outcome, self._base = kept, rows, outcome, base
         self._true: list[Float64] = []
         self._n_rows = 0
@@ -173,7 +176,7 @@ class _Stored:
     def begin(self) -> None:
         self._outcome.parts.append([])
 
-    def take_in(self, batch: Batch, window: Window) -> None:
+    def take_in(self, batch: ScoredBatch, window: Window) -> None:
         self._true.append(self._kept.exact(batch, self._n_rows, self._rows))
         self._n_rows += len(batch.targets)
         found = self._kept.compare(batch, self._rows)
@@ -187,7 +190,7 @@ class _Stored:
         return float(stored.mean()), float(whole.mean())
 
 
-def _plan_alone(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> Plan:
+def _plan_alone(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> BatchPlan:
     with ExitStack() as stack:
         heads = [stack.enter_context(Model(v.path, vocab_only=True)) for v in variants]
         return plan_for_all(heads, variants, n_ctx, attention)
@@ -195,11 +198,11 @@ def _plan_alone(variants: Sequence[Variant], n_ctx: int, attention: FlashAttenti
 
 def _alone(
     variant: Variant,
-    comparison: Comparison,
+    comparison: ModelComparison,
     n_ctx: int,
     threads: int | None,
-    plan: Plan,
-    take_in: Callable[[Batch, Window], None],
+    plan: BatchPlan,
+    take_in: Callable[[ScoredBatch, Window], None],
     begin: Callable[[], None],
 ) -> float:
     """One variant over all windows; returns its seconds of evaluation."""

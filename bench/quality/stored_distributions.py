@@ -20,7 +20,7 @@ import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, os_error
 
-from ..scoring.evaluate import Batch
+from ..scoring.evaluate import ScoredBatch
 from ..scoring.likelihood import Divergences, Float32, Float64, Int, Rows
 
 TAIL = 1e-4  # probability that is kept as one sum
@@ -42,7 +42,7 @@ class Distributions:
         self.n_rows = 0
         self.n_bytes = 0
 
-    def add(self, batch: Batch, rows: Rows) -> Float64:
+    def add(self, batch: ScoredBatch, rows: Rows) -> Float64:
         """Keep the distributions of one batch of the base; returns the targets' negative log-likelihoods."""
         log_z = rows.log_normalizers(batch.logits)
         nll = log_z - np.take_along_axis(batch.logits, batch.targets[:, None], axis=1)[:, 0]
@@ -72,7 +72,7 @@ class Distributions:
         except OSError as error:
             raise YarnEdgeError(f"the base's distributions cannot be kept: {os_error(error)}") from error
 
-    def compare(self, batch: Batch, rows: Rows) -> Divergences:
+    def compare(self, batch: ScoredBatch, rows: Rows) -> Divergences:
         """The next rows against a candidate's logits of the same tokens."""
         stored = [self._read() for _ in range(len(batch.targets))]
         log_z = rows.log_normalizers(batch.logits)
@@ -81,7 +81,7 @@ class Distributions:
         same = batch.logits.argmax(axis=1) == np.array([row.top for row in stored])
         return Divergences(kl, nll, np.array([row.nll for row in stored]), same)
 
-    def exact(self, batch: Batch, first: int, rows: Rows) -> Float64:
+    def exact(self, batch: ScoredBatch, first: int, rows: Rows) -> Float64:
         """True divergences of those rows of a batch that are kept whole; first: number of its first row in the run."""
         n = max(0, min(len(batch.targets), len(self._exact) - first))
         if not n:

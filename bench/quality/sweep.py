@@ -26,14 +26,14 @@ from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.report.report import Chart, Line, Report, Table
 from yarn_edge.runtime.attention import FlashAttention
 
-from ..scoring.averages import by_position, edges_of, mean_of, perplexity_of
+from ..scoring.averages import edges_of, mean_of, perplexity_by_position, perplexity_of
 from ..scoring.evaluate import Scores, open_context, score
 from ..scoring.likelihood import Float64
 from ..scoring.variants import Variant, parse_variant, scaled
 from ..scoring.windows import Window
-from .best_value import Best, choose
-from .perplexity import STOPPED, Settings, add_running_flags, add_text_flags, plan_windows, settings_of
-from .side_by_side import Comparison, Outcome, side_by_side
+from .best_value import Best, best_value
+from .perplexity import STOPPED, TextSettings, add_running_flags, add_text_flags, plan_windows, text_settings
+from .side_by_side import CandidateOutcome, ModelComparison, side_by_side
 from .sweep_plan import Value, attention_values, factor_values, method_values, runs_of
 
 OVER = ("attention-factor", "factor", "method")
@@ -87,7 +87,7 @@ def values_of(over: str, base: RopeScaling, texts: Sequence[str] | None, ctx: in
 def sweep(
     variant: Variant,
     over: str,
-    settings: Settings,
+    settings: TextSettings,
     *,
     values: Sequence[str] | None = None,
     overrides: dict[str, Any] | None = None,
@@ -163,7 +163,7 @@ def _divergences(
     found.reference = "plain RoPE" if plain else f"attention factor {found.base.attention_factor:g}"
     for value, parts in runs:
         (run,) = parts
-        comparison = Comparison(found.windows, reference, [Outcome(run.variant)])
+        comparison = ModelComparison(found.windows, reference, [CandidateOutcome(run.variant)])
         side_by_side(comparison, max(len(w.tokens) for w in found.windows), threads, attention)
         (outcome,) = comparison.outcomes
         tokens = sum(len(w.tokens) - 1 for w in found.windows)
@@ -172,10 +172,10 @@ def _divergences(
         )
 
 
-def as_json(found: Sweep, settings: Settings, metric: str, width: int | None, label: str) -> dict[str, Any]:
+def as_json(found: Sweep, settings: TextSettings, metric: str, width: int | None, label: str) -> dict[str, Any]:
     """Every value's figures, and which one is best and how sure that is."""
     measured = [s.kl if metric == "divergence" else s.nll for s in found.values]
-    best = choose([s.value.number for s in found.values], measured)
+    best = best_value([s.value.number for s in found.values], measured)
     positions = np.concatenate([np.arange(w.first, len(w.tokens)) for w in found.windows])
     edges = edges_of(max(len(w.tokens) for w in found.windows), width)
     rows = []
@@ -190,7 +190,7 @@ def as_json(found: Sweep, settings: Settings, metric: str, width: int | None, la
             "behind_best": behind.mean,
             "behind_best_stderr": behind.stderr,
             "tok_per_s": swept.tokens / swept.seconds if swept.seconds else None,
-            "buckets": [b.as_json() for b in by_position(whole, edges, positions)],
+            "buckets": [b.as_json() for b in perplexity_by_position(whole, edges, positions)],
         }
         if swept.kl:
             kl = mean_of(np.concatenate(swept.kl))
@@ -342,7 +342,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args)
     if args.freeze_at is not None:
         raise YarnEdgeError("--freeze-at is for checkpoints: a GGUF's scaling is static already")
-    variant, settings = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), settings_of(args)
+    variant, settings = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), text_settings(args)
     if variant.arguments is not None:
         raise YarnEdgeError(f"{args.model}: give the scaling to sweep around by --yarn-… flags")
     if settings.protocol not in ("curve", "llama.cpp"):

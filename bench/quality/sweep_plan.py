@@ -76,19 +76,19 @@ def method_values(base: RopeScaling, names: Sequence[str] | None, factor: float)
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """One evaluation: a variant, and its windows."""
 
     variant: Variant
     windows: tuple[Window, ...]
 
 
-def runs_of(value: Value, variant: Variant, windows: Sequence[Window], original: int, step: int) -> list[Run]:
+def runs_of(value: Value, variant: Variant, windows: Sequence[Window], original: int, step: int) -> list[SweepRun]:
     """One run for a static value. For a dynamic one a run for each length beyond the original context, in steps, that scores
     what the step adds: at each length the angles are those of that length.
     """
     if not value.dynamic:
-        return [Run(scaled(variant, value.scaling(0)), tuple(windows))]
+        return [SweepRun(scaled(variant, value.scaling(0)), tuple(windows))]
     longest = max(len(w.tokens) for w in windows)
     ends = [min(original, longest), *range(original + step, longest, step)]
     ends += [longest] if longest > ends[-1] else []
@@ -99,6 +99,6 @@ def runs_of(value: Value, variant: Variant, windows: Sequence[Window], original:
         ]
         part = [w for w in part if w.n_scored > 0]
         if part:
-            found.append(Run(scaled(variant, value.scaling(end)), tuple(part)))
+            found.append(SweepRun(scaled(variant, value.scaling(end)), tuple(part)))
         before = end
     return found

@@ -88,7 +88,9 @@ def edges_of(n_ctx: int, width: int | None = None) -> list[int]:
     return [*range(0, n_ctx, width), n_ctx]
 
 
-def by_position(nll: Float64, edges: Sequence[int], positions: npt.NDArray[np.int64] | None = None) -> list[Bucket]:
+def perplexity_by_position(
+    nll: Float64, edges: Sequence[int], positions: npt.NDArray[np.int64] | None = None
+) -> list[Bucket]:
     """Perplexity between consecutive `edges`. positions: of the predicted tokens, by default 1, 2, 3, …; empty buckets are
     left out."""
     at = np.arange(1, len(nll) + 1) if positions is None else positions

@@ -23,7 +23,7 @@ _TAIL = 64  # tokens at a cut that more text could have made others
 
 
 @dataclass(frozen=True)
-class Document:
+class ScoredDocument:
     """One text: a file, or one line of JSON (offset and n_bytes in the file, key of the text), or words at hand."""
 
     name: str
@@ -73,14 +73,14 @@ def _decoded(data: bytes, path: Path, whole: bool) -> str:
 
 def documents_of(
     text: str | Path | None, *, field: str = "text", wanted: int | None = None, seed: int = 0
-) -> list[Document]:
+) -> list[ScoredDocument]:
     """The documents of a file, a folder (its files, by name) or a JSON Lines file; None: the text that comes along.
 
     wanted: at most so many, a sample where there are more (the same for the same seed), in their order. Raises YarnEdgeError
     for paths that hold none.
     """
     if text is None:
-        found = [Document("the text that comes along (Ruth and 1 Samuel)", words=sample_text())]
+        found = [ScoredDocument("the text that comes along (Ruth and 1 Samuel)", words=sample_text())]
     else:
         path = Path(text)
         try:
@@ -95,9 +95,9 @@ def documents_of(
     return found
 
 
-def _in_folder(folder: Path) -> list[Document]:
+def _in_folder(folder: Path) -> list[ScoredDocument]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    return [Document(p.name, p) for p in files]
+    return [ScoredDocument(p.name, p) for p in files]
 
 
 def _piped(path: Path) -> str:
@@ -111,25 +111,25 @@ def _piped(path: Path) -> str:
     return _decoded(data, path, True).removesuffix("\n")
 
 
-def _in_file(path: Path, field: str) -> list[Document]:
+def _in_file(path: Path, field: str) -> list[ScoredDocument]:
     if not path.is_file() and path.exists():
-        return [Document(path.name, words=_piped(path))]
+        return [ScoredDocument(path.name, words=_piped(path))]
     if path.suffix.lower() not in JSON_LINES:
-        return [Document(path.name, path)]
-    found: list[Document] = []
+        return [ScoredDocument(path.name, path)]
+    found: list[ScoredDocument] = []
     at, size = 0, path.stat().st_size
     with path.open("rb") as file, bar(f"Finding the documents of {path.name}", size, "bytes") as advance:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
             if len(line) == MAX_LINE:
                 raise YarnEdgeError(f"{path}: line {number} is longer than {MAX_LINE} bytes: is it JSON Lines?")
             if line.strip():
-                found.append(Document(f"{path.name}:{number}", path, at, len(line), field))
+                found.append(ScoredDocument(f"{path.name}:{number}", path, at, len(line), field))
             at += len(line)
             advance(len(line))
     return found
 
 
-def tokens_of(model: Model, document: Document, wanted: int | None = None) -> list[int]:
+def tokens_of(model: Model, document: ScoredDocument, wanted: int | None = None) -> list[int]:
     """Token ids of a document, the first `wanted` of them (all for None), BOS first where the model asks for it, no EOS.
 
     Raises YarnEdgeError for a document without text.
@@ -148,7 +148,7 @@ def tokens_of(model: Model, document: Document, wanted: int | None = None) -> li
 
 
 def tokenized(
-    model: Model, documents: Sequence[Document], wanted: int | None = None, max_tokens: int | None = None
+    model: Model, documents: Sequence[ScoredDocument], wanted: int | None = None, max_tokens: int | None = None
 ) -> list[list[int]]:
     """`tokens_of` each document; max_tokens: of all of them together, the last ones are cut or left out."""
     found: list[list[int]] = []

@@ -36,16 +36,16 @@ LEAST_PLAIN = 128  # tokens of a batch below which flash attention is better
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """How to evaluate: tokens of a batch, and flash attention or not."""
 
     n_batch: int
     flash_attention: FlashAttention
 
 
-def plan_of(
+def batch_plan_of(
     file: GGUFFile, n_vocab: int, n_ctx: int, kv_type: str, device: str, wanted: FlashAttention = "auto"
-) -> Plan:
+) -> BatchPlan:
     """The batch whose logits are bounded; without flash attention where that is faster: on a CPU, with a cache in 16 or 32 bits,
     while the scores (heads x batch x n_ctx in float32) stay small.
     """
@@ -53,16 +53,16 @@ def plan_of(
     while n_batch > MIN_BATCH and n_batch * n_vocab * 4 > LOGIT_BYTES:
         n_batch //= 2
     if wanted == "on" or (wanted == "auto" and device != "cpu"):
-        return Plan(n_batch, wanted)
+        return BatchPlan(n_batch, wanted)
     least = MIN_BATCH if wanted == "off" else LEAST_PLAIN
     plain = plain_batch(file, n_ctx, kv_type, most=n_batch, least=min(least, n_batch), score_bytes=SCORE_BYTES)
     if wanted == "auto" and plain is None:
-        return Plan(n_batch, "on" if can_be_plain(file, kv_type) else "auto")
-    return Plan(plain or MIN_BATCH, "off")
+        return BatchPlan(n_batch, "on" if can_be_plain(file, kv_type) else "auto")
+    return BatchPlan(plain or MIN_BATCH, "off")
 
 
 @dataclass(frozen=True)
-class Batch:
+class ScoredBatch:
     """Logits (n, n_vocab) of the tokens before `targets` (n,); first: index in the window of the first target.
 
     The logits are llama.cpp's own buffer: gone with the next evaluation.
@@ -80,7 +80,7 @@ def batches(
     *,
     done: int = 0,
     spent: list[float] | None = None,
-) -> Iterator[tuple[Batch, ...]]:
+) -> Iterator[tuple[ScoredBatch, ...]]:
     """Evaluate the window from token `done` on (those before it are in the caches) and yield each batch that has targets, one
     Batch for each context.
 
@@ -101,7 +101,7 @@ def batches(
                 context.synchronize()
                 spent[number] += time.perf_counter() - start
             if scored:
-                found.append(Batch(at + len(part) - scored + 1, targets, context.logits_in_place()))
+                found.append(ScoredBatch(at + len(part) - scored + 1, targets, context.logits_in_place()))
         if scored:
             yield tuple(found)
         advance(len(part))
@@ -242,10 +242,10 @@ def open_context(
     n_ctx: int,
     threads: int | None = None,
     attention: FlashAttention = "auto",
-    plan: Plan | None = None,
+    plan: BatchPlan | None = None,
 ) -> Context:
-    """A context for windows of `n_ctx` tokens, as `plan` or `plan_of` says."""
-    plan = plan or plan_of(model.gguf, model.n_vocab, n_ctx, variant.kv_type, variant.backend, attention)
+    """A context for windows of `n_ctx` tokens, as `plan` or `batch_plan_of` says."""
+    plan = plan or batch_plan_of(model.gguf, model.n_vocab, n_ctx, variant.kv_type, variant.backend, attention)
     return variant.context(
         model, n_ctx=n_ctx, n_batch=plan.n_batch, threads=threads, flash_attention=plan.flash_attention
     )

@@ -26,7 +26,7 @@ from yarn_edge.writer import check_output
 
 from ..scoring.variants import Variant, parse_variant, split_variant
 from .rows import FLASH, Configuration, how_to_build, product_of
-from .session import Session
+from .session import SpeedSession
 from .tables import report_of, write_csv
 
 MAX_TOKENS = 2**31 - 1
@@ -57,7 +57,7 @@ def chosen_backends(asked: Sequence[str] | None) -> list[str]:
     return list(asked)
 
 
-def plan(args: argparse.Namespace, session: Session) -> list[Configuration]:
+def plan(args: argparse.Namespace, session: SpeedSession) -> list[Configuration]:
     """Every configuration to measure; rows for backends that are not there. Raises YarnEdgeError for what cannot be asked."""
     found: list[Configuration] = []
     for model, (variant, file) in session.files.items():
@@ -219,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args)
     csv = None if args.csv is None else check_output(Path(args.csv), args.force)
     files = {model: _opened(model) for model in dict.fromkeys(args.models)}
-    session = Session(files, args.timeout)
+    session = SpeedSession(files, args.timeout)
     configurations = plan(args, session)
     state = machine_state()
     if state["busy"]:

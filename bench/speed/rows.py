@@ -213,7 +213,7 @@ def flash_attention_in(log: str) -> bool | None:
     return re.search(r"Flash Attention (was auto, set to )?enabled", log) is not None
 
 
-def places(buffers: Sequence[Buffer], *kinds: str) -> str:
+def buffer_places(buffers: Sequence[Buffer], *kinds: str) -> str:
     """Where the buffers of these kinds lie, with their size."""
     sizes: dict[str, int] = {}
     for where, what, n_bytes in buffers:

@@ -17,16 +17,16 @@ from .rows import (
     Configuration,
     Row,
     absent,
+    buffer_places,
     configured,
     device_bytes,
     empty_row,
     measured,
     name_of,
-    places,
 )
 
 
-class Session:
+class SpeedSession:
     """`rows` holds what is known so far, also when it was stopped. files: by the MODEL of the command line."""
 
     def __init__(self, files: Mapping[str, tuple[Variant, GGUFFile]], timeout_s: float) -> None:
@@ -74,7 +74,7 @@ class Session:
 class _Run:
     """One child's events, as rows by the name of the test."""
 
-    def __init__(self, configuration: Configuration, session: Session, advance: Advance) -> None:
+    def __init__(self, configuration: Configuration, session: SpeedSession, advance: Advance) -> None:
         variant, self.file = session.files[configuration.model]
         base = configured(configuration, str(variant.path), session.backends)
         self.rows = {name: empty_row(base, name, n, configuration.depth) for name, n in configuration.tests}
@@ -109,8 +109,8 @@ def _placed(event: Event) -> Row:
     buffers = [(str(where), str(what), int(n_bytes)) for where, what, n_bytes in event["buffers"]]
     on_gpu = event["n_gpu_layers"] != 0
     return {key: value for key, value in event.items() if key != "buffers"} | {
-        "weights_on": places(buffers, "model"),
-        "cache_on": places(buffers, "KV", "RS"),
+        "weights_on": buffer_places(buffers, "model"),
+        "cache_on": buffer_places(buffers, "KV", "RS"),
         "device_memory_bytes": device_bytes(buffers, event["device"]) if on_gpu else None,
     }
 

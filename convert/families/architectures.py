@@ -22,7 +22,7 @@ Raw = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """The hyper-parameters that tensor shapes follow from."""
 
     n_layer: int
@@ -40,7 +40,7 @@ class Sizes:
         )
 
 
-def interleave(sizes: Sizes, raw: Raw) -> Raw:
+def interleave(sizes: ModelSizes, raw: Raw) -> Raw:
     """Half-split pairs -> interleaved pairs: of each head the rows d and d + D/2 become 2d and 2d + 1.
 
     raw: rows of whole heads, of any dtype.
@@ -184,7 +184,7 @@ def value_of(row: Architecture, config: ConfigFile, key: str) -> Any:
     return config.values[key] if key in config.values else row.defaults.get(key)
 
 
-def sizes_of(row: Architecture, config: ConfigFile) -> Sizes:
+def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     """Hyper-parameters, checked against each other and against what llama.cpp can run."""
     for key, expected in row.constants.items():
         value = value_of(row, config, key)
@@ -194,7 +194,7 @@ def sizes_of(row: Architecture, config: ConfigFile) -> Sizes:
     if types is not None and (not isinstance(types, list) or any(t != "full_attention" for t in types)):
         raise config.error("layer_types", f"is {one_line(repr(types), 80)}: only full_attention can be converted")
     n_head = config.required_integer("num_attention_heads")
-    sizes = Sizes(
+    sizes = ModelSizes(
         config.required_integer("num_hidden_layers"),
         config.required_integer("hidden_size"),
         config.required_integer("intermediate_size"),
@@ -236,7 +236,7 @@ def check_sliding_window(row: Architecture, config: ConfigFile, scaling: RopeSca
         )
 
 
-def hyper_parameters(row: Architecture, config: ConfigFile, sizes: Sizes, context_length: int) -> dict[str, Any]:
+def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, context_length: int) -> dict[str, Any]:
     """`{arch}.*` keys but those of rope, in llama.cpp's names."""
     prefix = f"{row.gguf}."
     return {
@@ -253,7 +253,7 @@ def hyper_parameters(row: Architecture, config: ConfigFile, sizes: Sizes, contex
     }
 
 
-def tensor_rows(row: Architecture, config: ConfigFile, sizes: Sizes) -> list[TensorRow]:
+def tensor_rows(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> list[TensorRow]:
     """Every tensor that this checkpoint must have, with {i} filled in, in writing order."""
 
     def wanted(condition: str) -> bool:

@@ -29,7 +29,7 @@ from yarn_edge.writer import check_output, check_space, partial_file, publish
 
 from .activations import OUTPUT_WEIGHT, ActivationTap
 from .matrix import Importance, ImportanceMatrix, write_imatrix
-from .progress import Run, added, load_progress, progress_path, save_progress, text_identity
+from .progress import ImatrixRun, added, load_progress, progress_path, save_progress, text_identity
 
 BATCH, UBATCH = 2048, 512  # llama.cpp's defaults: tokens of one call, of one graph
 LEAST = 16  # fewer rows do not count (yarn_edge.convert.imatrix.activations)
@@ -37,7 +37,7 @@ SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class ImatrixSettings:
     """How to collect. chunks: at most so many; threads: None for all physical cores."""
 
     ctx: int = 512
@@ -49,7 +49,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImatrixOutcome:
     """A finished matrix, and the tokens and seconds of evaluation in this process (others may have gone before)."""
 
     matrix: ImportanceMatrix
@@ -61,11 +61,11 @@ def collect(
     model: str | Path,
     text: str | Path,
     output: str | Path,
-    settings: Settings = Settings(),
+    settings: ImatrixSettings = ImatrixSettings(),
     *,
     resume: bool = False,
     force: bool = False,
-) -> Outcome:
+) -> ImatrixOutcome:
     """Write the importance matrix of `model` over `text` to `output`.
 
     resume: go on from an interrupted run with the same arguments, whose progress lies beside the output. force: overwrite
@@ -80,7 +80,7 @@ def collect(
         if loaded.gguf.metadata.get(f"{loaded.gguf.architecture}.attention.causal") is False:
             raise YarnEdgeError(f"{model}: is no language model: its tokens see those after them")
         chunks = chunks_of(loaded, words, settings, Path(text))
-        run = Run(
+        run = ImatrixRun(
             model_identity(loaded.gguf),
             text_identity(words),
             settings.ctx,
@@ -102,7 +102,7 @@ def collect(
             collection.save()
         raise
     progress.unlink(missing_ok=True)
-    return Outcome(replace(collection.matrix, path=path), tokens, seconds)
+    return ImatrixOutcome(replace(collection.matrix, path=path), tokens, seconds)
 
 
 def matrix_bytes(file: GGUFFile) -> int:
@@ -124,7 +124,7 @@ def read_text(path: Path) -> str:
     return words.removesuffix("\n")
 
 
-def chunks_of(model: Model, words: str, settings: Settings, source: Path) -> list[list[int]]:
+def chunks_of(model: Model, words: str, settings: ImatrixSettings, source: Path) -> list[list[int]]:
     """Token ids, `settings.ctx` for each chunk; what is left at the end is dropped. BOS takes the place of the first one."""
     ctx = settings.ctx
     if ctx > model.n_ctx_train:
@@ -143,11 +143,11 @@ def chunks_of(model: Model, words: str, settings: Settings, source: Path) -> lis
 class _Collection:
     """One run, from where it stands; `matrix` always holds whole chunks."""
 
-    def __init__(self, run: Run, progress: Path, matrix: ImportanceMatrix) -> None:
+    def __init__(self, run: ImatrixRun, progress: Path, matrix: ImportanceMatrix) -> None:
         self.run, self.progress, self.matrix = run, progress, matrix
         self.saved = matrix.chunk_count
 
-    def go_on(self, model: Model, chunks: Sequence[Sequence[int]], settings: Settings) -> tuple[int, float]:
+    def go_on(self, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings) -> tuple[int, float]:
         """Evaluate what is left, saving now and then; stopped by a signal, save and leave. Returns tokens and seconds."""
         left = chunks[self.matrix.chunk_count :]
         tokens = len(left) * settings.ctx
@@ -165,7 +165,9 @@ class _Collection:
                 raise
         return tokens, time.perf_counter() - start
 
-    def _evaluate(self, model: Model, chunks: Sequence[Sequence[int]], settings: Settings, advance: Advance) -> None:
+    def _evaluate(
+        self, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings, advance: Advance
+    ) -> None:
         n_seq = max(1, min(settings.batch // settings.ctx, len(chunks), MAX_SEQUENCES))
         has_output = settings.process_output and OUTPUT_WEIGHT.decode() in model.gguf.tensors
         if settings.process_output and not has_output:
@@ -250,7 +252,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge imatrix`."""
-    settings = Settings(args.ctx, args.chunks, args.batch, args.process_output, args.parse_special, args.threads)
+    settings = ImatrixSettings(args.ctx, args.chunks, args.batch, args.process_output, args.parse_special, args.threads)
     outcome = collect(args.model, args.text, args.output, settings, resume=args.resume, force=args.force)
     matrix, unseen = outcome.matrix, unseen_experts(outcome.matrix)
     told: dict[str, Any] = {

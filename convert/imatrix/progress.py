@@ -18,7 +18,7 @@ from .matrix import Importance, ImportanceMatrix, read_imatrix, write_imatrix
 
 
 @dataclass(frozen=True)
-class Run:
+class ImatrixRun:
     """What makes two runs the same. `model`, `text`: SHA-256; batch: in tokens; n_chunks: of the whole run."""
 
     model: str
@@ -55,14 +55,14 @@ def progress_path(output: Path) -> Path:
     return output.with_name(output.name + ".progress")
 
 
-def save_progress(run: Run, matrix: ImportanceMatrix, path: Path) -> None:
+def save_progress(run: ImatrixRun, matrix: ImportanceMatrix, path: Path) -> None:
     """Write what is done of `matrix`; the file before is replaced when the new one is whole and on the disk."""
     with partial_file(path) as partial:
         write_imatrix(replace(matrix, run=run.keys()), partial)
         publish(partial, path, force=True)
 
 
-def load_progress(run: Run, path: Path) -> ImportanceMatrix:
+def load_progress(run: ImatrixRun, path: Path) -> ImportanceMatrix:
     """What is done of this run. Raises YarnEdgeError if the file tells of another, or is none."""
     if not path.exists():
         raise YarnEdgeError(f"{path}: does not exist: there is no unfinished run to go on from")

@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note
-from yarn_edge.runtime.ggml_types import GGMLType, check_room, dequantize_into, quantize_into, type_named
+from yarn_edge.runtime.ggml_types import GGMLType, check_rows, dequantize_into, quantize_into, type_named
 
 from .layout import LAYOUTS, WEIGHTS
-from .plan import plan_of
+from .plan import kernel_plan_of
 
 FAST, GGML = "fast", "ggml"
 VERSION = 1  # of what ours make; counted up when a block may come out differently
@@ -59,9 +59,9 @@ class Kernels:
         if self.fast is None or kind.name not in LAYOUTS:
             quantize_into(kind, rows, out, weights)
             return
-        check_room(kind, rows, out, weights)
+        check_rows(kind, rows, out, weights)
         importance = np.empty(0, np.float32) if weights is None else weights
-        plan = plan_of(kind.name, weights is not None)
+        plan = kernel_plan_of(kind.name, weights is not None)
         self.fast(rows.reshape(-1), importance, rows.shape[1] // WEIGHTS, out.reshape(-1), plan)
 
     def quantize_rows(self, kind: GGMLType, rows: Floats, weights: Floats | None = None) -> Bytes:
@@ -71,7 +71,7 @@ class Kernels:
         return out
 
 
-def choose(wanted: str | None, work: Mapping[GGMLType, int]) -> Kernels:
+def choose_kernels(wanted: str | None, work: Mapping[GGMLType, int]) -> Kernels:
     """Kernels for so many weights of each type. wanted: FAST, GGML, or None: what is done sooner.
 
     Compiles ours where they are chosen and were not compiled before (a note says so). Raises YarnEdgeError if they are

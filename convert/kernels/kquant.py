@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .lanes import LANES, absolute, any_lane, bits, compiled, floats, ints, load, pick, store, turn
 from .layout import GROUP, WEIGHTS
-from .plan import Plan, plan_of
+from .plan import KernelPlan, kernel_plan_of
 from .search import (
     between,
     descended_scale,
@@ -83,7 +83,7 @@ def _side_by_side(rows: Floats, first: int, blocks: int, starts: Any, room: Floa
 
 
 @compiled
-def _search(plan: Plan, room: Floats) -> None:
+def _search(plan: KernelPlan, room: Floats) -> None:
     """Scales and minima of all sub-blocks."""
     zero, n = floats(_ZERO), plan.n
     spread = zero
@@ -127,7 +127,7 @@ def _by_the_largest(room: Floats, x: Place, levels: Place, n: int, top: np.float
 
 
 @compiled
-def _by_the_extreme(plan: Plan, room: Floats, n: int) -> tuple[Lanes, Lanes]:
+def _by_the_extreme(plan: KernelPlan, room: Floats, n: int) -> tuple[Lanes, Lanes]:
     """Signed levels of n scales, the one of largest magnitude at the least; the bits of the factor; where all is nothing."""
     extreme, magnitude = largest_of(room, _SCALES, n)
     dead = magnitude < floats(plan.nothing)
@@ -140,7 +140,7 @@ def _by_the_extreme(plan: Plan, room: Floats, n: int) -> tuple[Lanes, Lanes]:
 
 
 @compiled
-def _fitted(plan: Plan, room: Floats, n: int) -> Lanes:
+def _fitted(plan: KernelPlan, room: Floats, n: int) -> Lanes:
     """Signed levels of n scales, fitted to them; the bits of the factor."""
     factor, inverse, nothing = signed_scale(room, _SCALES, _SUMS, n, plan.scale_top, plan.scale_numerators)
     for i in range(0, n * LANES, LANES):
@@ -150,7 +150,7 @@ def _fitted(plan: Plan, room: Floats, n: int) -> Lanes:
 
 
 @compiled
-def _scale(plan: Plan, room: Floats) -> None:
+def _scale(plan: KernelPlan, room: Floats) -> None:
     """The block's factors, the integers of its scales and minima, and what they make together."""
     n, none, top, tries = WEIGHTS // plan.n, ints(np.int32(0)), plan.scale_top, plan.scale_numerators
     minima = _RAW + n * LANES
@@ -181,7 +181,7 @@ def _scale(plan: Plan, room: Floats) -> None:
 
 
 @compiled
-def _keep(plan: Plan, room: Floats, j: int, dead: Lanes) -> None:
+def _keep(plan: KernelPlan, room: Floats, j: int, dead: Lanes) -> None:
     """The levels that the search found best for a sub-block whose scale became zero, so that none fits better."""
     zero, low, high, up = floats(_ZERO), _ZERO, plan.top, _ZERO
     if plan.signed:
@@ -194,7 +194,7 @@ def _keep(plan: Plan, room: Floats, j: int, dead: Lanes) -> None:
 
 
 @compiled
-def _final_levels(plan: Plan, room: Floats, rows: Floats, at: int, lane: int, levels: Bytes) -> None:
+def _final_levels(plan: KernelPlan, room: Floats, rows: Floats, at: int, lane: int, levels: Bytes) -> None:
     """The levels nearest to (weight + offset) / factor, or those kept where the factor is zero."""
     low, high, up = np.int32(0), np.int32(plan.top), np.int32(0)
     if plan.signed:
@@ -211,7 +211,7 @@ def _final_levels(plan: Plan, room: Floats, rows: Floats, at: int, lane: int, le
 
 
 @compiled
-def _pack(plan: Plan, room: Floats, lane: int, levels: Bytes, out: Bytes, at: int) -> None:
+def _pack(plan: KernelPlan, room: Floats, lane: int, levels: Bytes, out: Bytes, at: int) -> None:
     """One block's bytes, from `at` on."""
     for p in range(plan.planes.shape[0]):
         start, bit, width, group, step = plan.planes[p]
@@ -234,7 +234,7 @@ def _pack(plan: Plan, room: Floats, lane: int, levels: Bytes, out: Bytes, at: in
             out[at + start], out[at + start + 1] = np.uint8(half & 255), np.uint8(half >> 8)
 
 
-def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, Plan], int]:
+def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, KernelPlan], int]:
     """The kernel, compiled, or with `keep` from Numba's cache on the disk, of which `version` becomes a part of the key.
 
     kernel(x, importance, blocks_of_row, out, plan): whole rows, flat, as blocks of the plan's type into `out`; importance
@@ -242,7 +242,7 @@ def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, Pla
     whatever Numba does when it cannot compile, or cannot keep.
     """
 
-    def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: Plan) -> int:
+    def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: KernelPlan) -> int:
         n_blocks = out.size // plan.block_bytes
         held = np.empty(_ROOM + _ALIGNMENT // 4, np.float32)
         room = held[(_ALIGNMENT - held.ctypes.data % _ALIGNMENT) % _ALIGNMENT // 4 :]
@@ -259,8 +259,8 @@ def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, Pla
         return version
 
     read_only = numba.types.Array(numba.float32, 1, "C", readonly=True)
-    signature = (read_only, read_only, numba.intp, numba.uint8[::1], numba.typeof(plan_of("Q4_K", False)))
-    made: Callable[[Floats, Floats, int, Bytes, Plan], int] = numba.njit(
+    signature = (read_only, read_only, numba.intp, numba.uint8[::1], numba.typeof(kernel_plan_of("Q4_K", False)))
+    made: Callable[[Floats, Floats, int, Bytes, KernelPlan], int] = numba.njit(
         signature, nogil=True, error_model="numpy", cache=keep
     )(quantize_blocks)
     return made

@@ -22,7 +22,7 @@ Field = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Layout:
+class KQuantLayout:
     """Where what lies in a block of `block_bytes`. d_at, dmin_at: of the half-precision factors (-1: has none).
 
     sub_block: weights that share a scale. levels: a weight's levels are 0 … levels - 1, those of the signed types shifted
@@ -70,16 +70,16 @@ def _four_bit_planes(at: int) -> tuple[Plane, ...]:
     return tuple((at + 32 * pair, 0, 4, 2 * pair, 1) for pair in range(4))
 
 
-LAYOUTS: dict[str, Layout] = {
-    "Q2_K": Layout(
+LAYOUTS: dict[str, KQuantLayout] = {
+    "Q2_K": KQuantLayout(
         84, 16, 4, 16, False, 80, 82,
         _two_bit_planes(16),
         tuple((j, j + 16 * m, 0, 15, 4 * m) for j in range(16) for m in range(2)),
     ),
-    "Q3_K": Layout(110, 16, 8, 64, True, 108, -1, (*_two_bit_planes(32), (0, 2, 1, 0, 1)), _six_bit_scales(96)),
-    "Q4_K": Layout(144, 32, 16, 64, False, 0, 2, _four_bit_planes(16), _six_bit_pairs(4)),
-    "Q5_K": Layout(176, 32, 32, 64, False, 0, 2, (*_four_bit_planes(48), (16, 4, 1, 0, 1)), _six_bit_pairs(4)),
-    "Q6_K": Layout(
+    "Q3_K": KQuantLayout(110, 16, 8, 64, True, 108, -1, (*_two_bit_planes(32), (0, 2, 1, 0, 1)), _six_bit_scales(96)),
+    "Q4_K": KQuantLayout(144, 32, 16, 64, False, 0, 2, _four_bit_planes(16), _six_bit_pairs(4)),
+    "Q5_K": KQuantLayout(176, 32, 32, 64, False, 0, 2, (*_four_bit_planes(48), (16, 4, 1, 0, 1)), _six_bit_pairs(4)),
+    "Q6_K": KQuantLayout(
         210, 16, 64, 256, True, 208, -1,
         tuple(
             plane

@@ -51,7 +51,7 @@ SEARCHES: dict[str, tuple[Search, Search]] = {
 }
 
 
-class Plan(NamedTuple):
+class KernelPlan(NamedTuple):
     """A layout and a search as compiled code takes them.
 
     n: weights of a sub-block. top, scale_top: the largest level, of signed ones the magnitude of the least. scale_up: what
@@ -81,13 +81,13 @@ class Plan(NamedTuple):
 
 
 @cache
-def plan_of(name: str, important: bool) -> Plan:
+def kernel_plan_of(name: str, important: bool) -> KernelPlan:
     """The plan of a type, with importance weights or without."""
     layout, search = LAYOUTS[name], SEARCHES[name][important]
     top = layout.levels // 2 if layout.signed else layout.levels - 1
     scale_top = layout.scale_levels // 2 if layout.signed else layout.scale_levels - 1
     shifted = layout.signed and layout.scale_levels < 256
-    return Plan(
+    return KernelPlan(
         layout.block_bytes,
         layout.sub_block,
         layout.signed,

@@ -23,7 +23,7 @@ from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.imatrix.matrix import Importance, ImportanceMatrix, write_imatrix
 from yarn_edge.convert.quant_types import known_quants, parse_quants
 from yarn_edge.convert.quantize import quantize
-from yarn_edge.convert.recipe import Choice
+from yarn_edge.convert.recipe import TypeChoice
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.ggml_types import type_named
@@ -168,11 +168,11 @@ def test_other_precisions_of_the_checkpoint(dtype: torch.dtype, source: str, tmp
     assert_same_file(convert(ck, str(tmp_path / "ours.gguf"), "Q5_K_S")[0], theirs)
 
 
-CHOICES: dict[str, tuple[str, Choice, dict[str, Any]]] = {
-    "pure": ("Q4_K_M", Choice(pure=True), {"pure": True}),
-    "output": ("Q4_K_M", Choice(output_type=type_named("Q8_0")), {"output_tensor_type": 8}),
-    "embedding": ("Q6_K", Choice(embedding_type=type_named("q3_k")), {"token_embedding_type": 11}),
-    "embedding to F16": ("Q6_K", Choice(embedding_type=type_named("f16")), {"token_embedding_type": 1}),
+CHOICES: dict[str, tuple[str, TypeChoice, dict[str, Any]]] = {
+    "pure": ("Q4_K_M", TypeChoice(pure=True), {"pure": True}),
+    "output": ("Q4_K_M", TypeChoice(output_type=type_named("Q8_0")), {"output_tensor_type": 8}),
+    "embedding": ("Q6_K", TypeChoice(embedding_type=type_named("q3_k")), {"token_embedding_type": 11}),
+    "embedding to F16": ("Q6_K", TypeChoice(embedding_type=type_named("f16")), {"token_embedding_type": 1}),
 }
 
 
@@ -186,7 +186,7 @@ def test_choices(case: str, wide_bf16: Path, tmp_path: Path) -> None:
 
 
 def test_types_of_single_tensors(wide_bf16: Path, tmp_path: Path) -> None:
-    choice = Choice(tensor_types=((r"blk\.[01]\.ffn_down", type_named("Q8_0")), ("attn_v", type_named("F16"))))
+    choice = TypeChoice(tensor_types=((r"blk\.[01]\.ffn_down", type_named("Q8_0")), ("attn_v", type_named("F16"))))
     patterns = (llama().llama_model_tensor_override * 3)()
     patterns[0].pattern, patterns[0].type = rb"blk\.[01]\.ffn_down", 8
     patterns[1].pattern, patterns[1].type = b"attn_v", 1
@@ -199,7 +199,9 @@ def test_types_of_single_tensors(wide_bf16: Path, tmp_path: Path) -> None:
 
 
 def test_a_pattern_without_effect_is_told(wide_bf16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q8_0", choice=Choice(tensor_types=(("atn_q", type_named("Q4_0")),)))
+    quantize(
+        wide_bf16, str(tmp_path / "o.gguf"), "Q8_0", choice=TypeChoice(tensor_types=(("atn_q", type_named("Q4_0")),))
+    )
     assert "--tensor-type 'atn_q' changes no tensor's type" in capsys.readouterr().err
 
 
@@ -378,7 +380,7 @@ def test_bad_flags(
 
 def test_an_embedding_type_that_rows_cannot_hold(smol_f32: Path, tmp_path: Path) -> None:
     with pytest.raises(YarnEdgeError, match=r"token_embd\.weight: rows of 576 do not hold whole Q4_K blocks of 256"):
-        quantize(smol_f32, str(tmp_path / "o.gguf"), "Q8_0", choice=Choice(embedding_type=type_named("Q4_K")))
+        quantize(smol_f32, str(tmp_path / "o.gguf"), "Q8_0", choice=TypeChoice(embedding_type=type_named("Q4_K")))
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(

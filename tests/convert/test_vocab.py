@@ -13,7 +13,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as pre
 
-from yarn_edge.convert.pretokenizers import PRETOKENIZERS, candidates, signature
+from yarn_edge.convert.pretokenizers import PRETOKENIZERS, pretokenizer_candidates, signature
 from yarn_edge.convert.vocab import Vocabulary, prove, read_vocabulary, write_vocab_gguf
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
@@ -294,7 +294,7 @@ def test_every_row_is_a_name_that_llama_cpp_knows(plain: Path, tmp_path: Path) -
 
 def test_candidates_put_what_fits_first() -> None:
     settings = json.loads(train(split(QWEN2), normalizers.NFC()).to_str())
-    ranked = candidates(signature(settings, settings["model"]))
+    ranked = pretokenizer_candidates(signature(settings, settings["model"]))
     assert ranked[0].name == "qwen2"
     assert sorted(row.name for row in ranked) == sorted(row.name for row in PRETOKENIZERS)
 

@@ -9,8 +9,8 @@ import pytest
 
 from yarn_edge.chat.command import add_arguments
 from yarn_edge.convert.hf_to_gguf import convert
-from yarn_edge.engine.flags import settings_of
-from yarn_edge.engine.opened import Settings, opened, user_cache_folder
+from yarn_edge.engine.flags import engine_settings
+from yarn_edge.engine.opened import EngineSettings, opened, user_cache_folder
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import effective
@@ -45,7 +45,7 @@ FACTORS = {
 def test_factors(
     factor: float | None, ctx: int | None, runs: float, told: str, yarn_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with opened(yarn_file, Wanted("cpu", ctx, threads=1), Settings(yarn_factor=factor)) as one:  # type: ignore[arg-type]
+    with opened(yarn_file, Wanted("cpu", ctx, threads=1), EngineSettings(yarn_factor=factor)) as one:  # type: ignore[arg-type]
         context = one.context
         scaling = effective(overridden(context.model.gguf, context.model.overrides), context.arguments)
         assert scaling.factor == pytest.approx(runs)
@@ -58,7 +58,7 @@ def test_factors(
 
 
 def test_a_context_beyond_the_factor_is_told(yarn_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with opened(yarn_file, Wanted("cpu", 1024, threads=1), Settings(yarn_factor=2.0)):
+    with opened(yarn_file, Wanted("cpu", 1024, threads=1), EngineSettings(yarn_factor=2.0)):
         assert "beyond the 512 tokens" in capsys.readouterr().err
 
 
@@ -66,7 +66,7 @@ def test_a_file_that_holds_its_frequencies_is_refused(tmp_path: Path) -> None:
     scaling = {**tiny.YARN["rope_scaling"], "beta_fast": 8.0}
     folder = tiny.write_checkpoint(tmp_path / "ck", rope_scaling=scaling)
     path = convert(folder, str(tmp_path / "baked.gguf"), "F32", bake="always")[0]
-    engine = opened(path, Wanted("cpu", 512, threads=1), Settings(yarn_factor=2.0))
+    engine = opened(path, Wanted("cpu", 512, threads=1), EngineSettings(yarn_factor=2.0))
     with pytest.raises(YarnEdgeError, match="cannot be run from this file by arguments"), engine:
         pass
 
@@ -77,9 +77,9 @@ def test_the_folder_of_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert user_cache_folder() == tmp_path / "yarn-edge"
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    assert settings_of(parser.parse_args(["m.gguf"])) == Settings()
-    assert settings_of(parser.parse_args(["m.gguf", "--cache"])).cache == tmp_path / "yarn-edge"
+    assert engine_settings(parser.parse_args(["m.gguf"])) == EngineSettings()
+    assert engine_settings(parser.parse_args(["m.gguf", "--cache"])).cache == tmp_path / "yarn-edge"
     asked = parser.parse_args(
         ["m.gguf", "--cache", "here", "--cache-size", "1GiB", "--lookup", "off", "--yarn-factor", "auto"]
     )
-    assert settings_of(asked) == Settings(Path("here"), 2**30, "off", "auto")
+    assert engine_settings(asked) == EngineSettings(Path("here"), 2**30, "off", "auto")

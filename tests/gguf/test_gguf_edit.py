@@ -22,7 +22,7 @@ from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf import fast_copy as kernel_copy
 from yarn_edge.gguf.edit import PADDING_KEY, edit_gguf, pack_key
-from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, total_bytes
+from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
@@ -639,7 +639,7 @@ def test_partial_shards_can_be_loaded_before_they_are_published(shards, tmp_path
         with Model(partials[0]) as loaded:
             assert loaded.n_ctx_train == 512
     assert not list(tmp_path.iterdir())
-    assert 0.9 * total_bytes(file) < sum(seen) <= total_bytes(file)
+    assert 0.9 * shards_bytes(file) < sum(seen) <= shards_bytes(file)
 
 
 @pytest.mark.parametrize("name", ["out", "out.bin", "out-00001-of-00002.gguf", "out-00002-of-00003.gguf", ".gguf"])

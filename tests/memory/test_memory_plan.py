@@ -12,12 +12,12 @@ import gguf
 import numpy as np
 import pytest
 
-from yarn_edge.bench.fit.accuracy import compare
+from yarn_edge.bench.fit.accuracy import compare_memory
 from yarn_edge.bench.fit.candidates import quant_of
 from yarn_edge.convert.quantize import quantize
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.memory.plan import CTX_STEP, LEAST_CTX, DoesNotFitError, Simulation, choose
-from yarn_edge.memory.weights import weights_of
+from yarn_edge.memory.plan import CTX_STEP, LEAST_CTX, DoesNotFitError, Simulation, choose_context
+from yarn_edge.memory.weights import weights_in_memory
 from yarn_edge.runtime.attention import attention_for
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.llama_api import captured_log
@@ -179,7 +179,7 @@ def test_shards_are_counted_together(tmp_path: Path) -> None:
 def test_the_peak_of_a_real_process_is_predicted(
     smol_quants: dict[str, Path], quant: str, n_ctx: int, kv_type: str
 ) -> None:
-    found = compare(smol_quants[quant], n_ctx, kv_type)
+    found = compare_memory(smol_quants[quant], n_ctx, kv_type)
     assert 0 <= found.error <= 0.05, found
 
 
@@ -229,18 +229,18 @@ def test_choosing_prefers_f16_then_q8_0_then_fewer_tokens(simulation: Simulation
     limit = simulation.n_ctx_train
     f16, q8_0, q4_0 = (simulation.plan(limit, kv_type).total_bytes for kv_type in ("f16", "q8_0", "q4_0"))
     for wanted in (limit, None):
-        first = choose(simulation, f16, wanted)
+        first = choose_context(simulation, f16, wanted)
         assert (first.n_ctx, first.kv_type) == (limit, "f16")
-        second = choose(simulation, f16 - 1, wanted)
+        second = choose_context(simulation, f16 - 1, wanted)
         assert (second.n_ctx, second.kv_type) == (limit, "q8_0")
         assert "q8_0" in second.reason
-    third = choose(simulation, q8_0 - 1, None)
+    third = choose_context(simulation, q8_0 - 1, None)
     assert third.kv_type == "q8_0"
     assert third.n_ctx == limit - CTX_STEP
     assert third.plan.total_bytes <= q8_0 - 1
     assert str(third.n_ctx) in third.reason
-    assert choose(simulation, q4_0, None, "q4_0").n_ctx == limit
-    given = choose(simulation, q8_0, None, "f16")  # a type that was asked for is not exchanged
+    assert choose_context(simulation, q4_0, None, "q4_0").n_ctx == limit
+    given = choose_context(simulation, q8_0, None, "f16")  # a type that was asked for is not exchanged
     assert given.kv_type == "f16"
     assert given.n_ctx < limit
 
@@ -250,25 +250,25 @@ def test_a_cache_type_that_was_asked_for_and_cannot_be(tmp_path: Path, simulatio
         Simulation(tiny_gguf.write(tmp_path / "tiny.gguf", "llama")) as opened,
         pytest.raises(YarnEdgeError, match="does not divide"),
     ):
-        choose(opened, 2**40, None, "q8_0")
+        choose_context(opened, 2**40, None, "q8_0")
     with pytest.raises(YarnEdgeError, match="'f8' is unknown"):
-        choose(simulation, 2**40, None, "f8")
+        choose_context(simulation, 2**40, None, "f8")
     with pytest.raises(DoesNotFitError, match=r"the longest are \d+ with f32, \d+ with q8_0, \d+ with q4_0"):
-        choose(simulation, simulation.plan(8192, "f32").total_bytes - 1, 8192, "f32")
+        choose_context(simulation, simulation.plan(8192, "f32").total_bytes - 1, 8192, "f32")
 
 
 def test_a_context_that_was_asked_for_is_not_shortened(simulation: Simulation) -> None:
     budget = simulation.plan(8192, "q8_0").total_bytes - 1
     longest = {kv_type: simulation.longest_context(budget, kv_type, 8192) for kv_type in ("f16", "q8_0", "q4_0")}
     with pytest.raises(DoesNotFitError) as told:
-        choose(simulation, budget, 8192)
+        choose_context(simulation, budget, 8192)
     for kv_type, n_ctx in longest.items():
         assert f"{n_ctx} with {kv_type}" in str(told.value)
 
 
 def test_where_nothing_fits_the_least_is_told(simulation: Simulation) -> None:
     with pytest.raises(DoesNotFitError, match=r"even 512 tokens with a q4_0 cache take [\d.]+ [MG]iB"):
-        choose(simulation, 10 * MIB, None)
+        choose_context(simulation, 10 * MIB, None)
 
 
 def test_heads_that_no_quantized_cache_can_hold(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_heads_that_no_quantized_cache_can_hold(tmp_path: Path) -> None:
         assert simulation.refusal("f16") is None
         with pytest.raises(YarnEdgeError, match="does not divide"):
             simulation.plan(512, "q8_0")
-        choice = choose(simulation, simulation.plan(1024).total_bytes - 1, None)
+        choice = choose_context(simulation, simulation.plan(1024).total_bytes - 1, None)
         assert (choice.kv_type, choice.n_ctx) == ("f16", 768)
 
 
@@ -295,4 +295,4 @@ def test_the_quantization_is_named_by_the_file(smol_quants: dict[str, Path]) -> 
     for name, path in smol_quants.items():
         with Simulation(path) as simulation:
             assert quant_of(simulation.file) == name
-            assert weights_of(simulation.file) == simulation.weights
+            assert weights_in_memory(simulation.file) == simulation.weights

@@ -11,7 +11,7 @@ import pytest
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.memory import placement
-from yarn_edge.memory.placement import Wanted, budget_bytes, place, places
+from yarn_edge.memory.placement import Wanted, budget_bytes, device_places, place
 from yarn_edge.memory.plan import DoesNotFitError, MemoryPlan, Simulation
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.model import Model
@@ -53,18 +53,18 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("with_gpu")
 def test_places_are_gpus_then_the_cpu() -> None:
-    assert places(None) == [GPU, None]
-    assert places("cuda") == [GPU]
-    assert places("cpu") == [None]
+    assert device_places(None) == [GPU, None]
+    assert device_places("cuda") == [GPU]
+    assert device_places("cpu") == [None]
     with pytest.raises(YarnEdgeError, match="no metal device"):
-        places("metal")
+        device_places("metal")
 
 
 def test_a_device_that_does_not_tell_its_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ggml, "devices", lambda: [GPU, CPU])
     monkeypatch.setattr(ggml, "device_memory", lambda _device: (0, 0))
-    assert places(None) == [None]
-    assert places("cuda") == [GPU]
+    assert device_places(None) == [None]
+    assert device_places("cuda") == [GPU]
 
 
 @pytest.mark.usefixtures("with_gpu")

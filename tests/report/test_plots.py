@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yarn_edge.bench.demo import perplexity_by_position
+from yarn_edge.bench.demo import draw_curves
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.report.chart import chart_size, draw_chart, log_ticks, plain_number, token_count, token_ticks
 from yarn_edge.report.heat_map import draw_heat_map, heat_map_size
@@ -340,7 +340,7 @@ def test_perplexity_by_position(tmp_path: Path) -> None:
         return [SimpleNamespace(start=i * 1024, end=(i + 1) * 1024, perplexity=v) for i, v in enumerate(values)]
 
     out = tmp_path / "p.png"
-    perplexity_by_position({"YaRN": buckets(18, 20, 17), "plain RoPE": buckets(16, 19, 40)}, 2048, out)
+    draw_curves({"YaRN": buckets(18, 20, 17), "plain RoPE": buckets(16, 19, 40)}, 2048, out)
     data = out.read_bytes()
     assert n_pixels_near(data, BLUE) > 200
     assert n_pixels_near(data, ORANGE) > 200

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yarn_edge.engine.flags import add_engine_flags, settings_of
+from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, count, length
 from yarn_edge.progress import note
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
     with (
-        opened(args.model, _wanted(args, documents, prompt), settings_of(args)) as generation,
+        opened(args.model, _wanted(args, documents, prompt), engine_settings(args)) as generation,
         closing(_renderer(args, generation.context.model)) as renderer,
     ):
         session = Session(generation, renderer, sampling, system=args.system, notice=note)

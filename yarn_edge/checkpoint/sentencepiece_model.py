@@ -28,7 +28,7 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 @dataclass(frozen=True)
-class Piece:
+class VocabularyPiece:
     """One entry of a SentencePiece model; `kind` counts as in GGUF: 1 normal, 2 unknown, 3 control, … 6 byte."""
 
     text: str
@@ -140,7 +140,7 @@ class SentencePieceReference(Reference):
         return not self.config.get("legacy", False)  # transformers 5: legacy=False unless the file says otherwise
 
 
-def _pieces(source: Path, data: bytes) -> Iterator[Piece]:
+def _pieces(source: Path, data: bytes) -> Iterator[VocabularyPiece]:
     """The pieces of a serialized ModelProto (sentencepiece_model.proto: pieces = 1, trainer_spec = 2)."""
     kind = 1  # trainer_spec.model_type: 1 unigram (the default), 2 BPE
     found = []
@@ -148,7 +148,7 @@ def _pieces(source: Path, data: bytes) -> Iterator[Piece]:
         if number == 1:
             piece = dict(_fields(value))
             score = struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0
-            found.append(Piece(bytes(piece.get(1, b"")).decode("utf-8"), score, piece.get(3, 1)))
+            found.append(VocabularyPiece(bytes(piece.get(1, b"")).decode("utf-8"), score, piece.get(3, 1)))
         elif number == 2:
             kind = dict(_fields(value)).get(3, 1)
     if not found:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from yarn_edge.flags import add_backend_flag, add_memory_flag, memory_size, number_or_auto
 
 if TYPE_CHECKING:
-    from yarn_edge.engine.opened import Settings
+    from yarn_edge.engine.opened import EngineSettings
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def engine_settings(args: argparse.Namespace) -> EngineSettings:
     """The flags of `add_engine_flags`."""
-    from yarn_edge.engine.opened import Settings, user_cache_folder
+    from yarn_edge.engine.opened import EngineSettings, user_cache_folder
 
     cache = args.cache if args.cache is None or args.cache.parts else user_cache_folder()
-    return Settings(cache, args.cache_size, args.lookup, args.yarn_factor)
+    return EngineSettings(cache, args.cache_size, args.lookup, args.yarn_factor)

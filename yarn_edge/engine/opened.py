@@ -33,7 +33,7 @@ _SCALINGS = {"yarn": "YaRN", "linear": "linear scaling", "ntk": "NTK-aware scali
 
 
 @dataclass(frozen=True)
-class Settings:
+class EngineSettings:
     """cache: the folder of states, None for none. yarn_factor: None for the file's own scaling."""
 
     cache: Path | None = None
@@ -43,7 +43,7 @@ class Settings:
 
 
 @contextmanager
-def opened(path: Path, wanted: Wanted, settings: Settings) -> Iterator[Generation]:
+def opened(path: Path, wanted: Wanted, settings: EngineSettings) -> Iterator[Generation]:
     """The model, loaded, until the block ends. Raises YarnEdgeError."""
     states = None if settings.cache is None else StateCache(settings.cache, settings.cache_bytes)
     placed = place(path, wanted)

@@ -47,7 +47,7 @@ def output_files(source: GGUFFile, output: Path, force: bool) -> list[Path]:
     return outputs
 
 
-def total_bytes(source: GGUFFile) -> int:
+def shards_bytes(source: GGUFFile) -> int:
     """Bytes of all the shards: about what the new files need, and what `advance` is told of."""
     return sum(path.stat().st_size for path in source.shards)
 

@@ -39,7 +39,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Layout:
+class HeaderLayout:
     """A header, padded to where the data begins; absolute offsets by tensor name; the size of the whole file in bytes."""
 
     header: bytes
@@ -47,7 +47,9 @@ class Layout:
     file_bytes: int
 
 
-def lay_out(entries: Sequence[bytes], tensors: Sequence[TensorSpec], alignment: int = DEFAULT_ALIGNMENT) -> Layout:
+def lay_out(
+    entries: Sequence[bytes], tensors: Sequence[TensorSpec], alignment: int = DEFAULT_ALIGNMENT
+) -> HeaderLayout:
     """Put packed keys (`pack_key`) and tensors one after the other."""
     infos, relative, at = [], {}, 0
     for tensor in tensors:
@@ -56,7 +58,7 @@ def lay_out(entries: Sequence[bytes], tensors: Sequence[TensorSpec], alignment: 
         at = aligned(at + tensor.n_bytes, alignment)
     header = pack_header(VERSION, len(tensors), entries, b"".join(infos))
     header += bytes(-len(header) % alignment)
-    return Layout(header, {name: len(header) + start for name, start in relative.items()}, len(header) + at)
+    return HeaderLayout(header, {name: len(header) + start for name, start in relative.items()}, len(header) + at)
 
 
 def pack_header(version: int, n_tensors: int, entries: Sequence[bytes], infos: bytes) -> bytes:

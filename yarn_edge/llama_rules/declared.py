@@ -29,9 +29,9 @@ from yarn_edge.llama_rules.effective import (
     effective,
     file_base,
     file_factor,
+    file_frequency_factors,
     file_origin,
     flag,
-    frequency_factors,
     magnitudes,
     number_or,
     ratio_in_file,
@@ -55,7 +55,7 @@ def declared(file: GGUFFile) -> RopeScaling:
     is A spelled out (OLMo 3), not a multiplier.
     """
     arch = file.architecture
-    factors = frequency_factors(file)
+    factors = file_frequency_factors(file)
     kind = scaling_type(file)
     factor = file_factor(file) or 1.0  # llama.cpp takes 0 as 1
     if kind not in ROPE_SCALING_TYPES:

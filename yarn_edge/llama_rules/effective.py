@@ -87,7 +87,7 @@ def flag(file: GGUFFile, name: str) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def frequency_factors(file: GGUFFile) -> tuple[float, ...] | None:
+def file_frequency_factors(file: GGUFFile) -> tuple[float, ...] | None:
     """The values of `rope_freqs.weight`, by which llama.cpp divides each pair's frequency; None where there is none.
 
     Raises YarnEdgeError where the architecture does not use it (llama.cpp refuses the file, or goes on without), and for
@@ -136,7 +136,7 @@ def file_origin(file: GGUFFile) -> int:
 
 def effective(file: GGUFFile, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
     """What llama.cpp computes for this file when a context is made with `arguments`, by its own rules."""
-    return simulate(file, arguments, frequency_factors(file))
+    return simulate(file, arguments, file_frequency_factors(file))
 
 
 def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None) -> RopeScaling:

@@ -116,7 +116,7 @@ def native_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
     return keys
 
 
-def frequency_factors(scaling: RopeScaling) -> npt.NDArray[np.float32]:
+def baked_frequency_factors(scaling: RopeScaling) -> npt.NDArray[np.float32]:
     """theta_d / theta'_d, shape (D/2,): what `rope_freqs.weight` holds in the baked form."""
     plain = rope.rope_inv_freq(scaling.dim, scaling.rope_theta)
     return np.asarray(plain / rope.inv_freq(scaling), dtype=np.float32)
@@ -210,7 +210,7 @@ def _baked(scaling: RopeScaling, architecture: str) -> RopePlan:
     keys = native_keys(plain, architecture)
     if scaling.factor > 1:  # not for the angles: mistral3 takes the start of its attention temperature from it
         keys[f"{architecture}.rope.scaling.original_context_length"] = scaling.original_context
-    return _simulated("baked", scaling, architecture, keys, frequency_factors(scaling), FROM_MODEL)
+    return _simulated("baked", scaling, architecture, keys, baked_frequency_factors(scaling), FROM_MODEL)
 
 
 def _with_arguments(scaling: RopeScaling, architecture: str) -> RopePlan | None:

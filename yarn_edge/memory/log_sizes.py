@@ -24,7 +24,7 @@ _FLASH = re.compile(r"Flash Attention enabled|enabling flash_attn since it is re
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ContextSizes:
     """What llama.cpp logs of one context, in bytes. on_device: of `compute`; work: ggml's scratch; cells: a number."""
 
     kv: int
@@ -35,7 +35,9 @@ class Sizes:
     cells: int
 
 
-def sizes_of(log: Sequence[str], file: GGUFFile, n_batch: int, threads: int, device: Device | None) -> Sizes:
+def context_sizes(
+    log: Sequence[str], file: GGUFFile, n_batch: int, threads: int, device: Device | None
+) -> ContextSizes:
     """The sizes in the log of one context. device: where layers and cache are, None for the CPU."""
     compute = {name: size for name, what, size in _buffers(log) if what == "compute"}
     on_device = 0
@@ -47,7 +49,7 @@ def sizes_of(log: Sequence[str], file: GGUFFile, n_batch: int, threads: int, dev
         work += max(cells, default=0) * n_batch * _greatest(file, "attention.head_count") * 2
     kv = sum(_bytes(m[1]) for m in map(_SIZE.search, log) if m)
     output = sum(size for _name, what, size in _buffers(log) if what == "output")
-    return Sizes(kv, sum(compute.values()), on_device, output, work, sum(cells))
+    return ContextSizes(kv, sum(compute.values()), on_device, output, work, sum(cells))
 
 
 def allocated_bytes(log: Sequence[str]) -> int:

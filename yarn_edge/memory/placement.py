@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.memory.plan import Choice, DoesNotFitError, Simulation, choose
+from yarn_edge.memory.plan import ContextChoice, DoesNotFitError, Simulation, choose_context
 from yarn_edge.progress import note
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.attention import FlashAttention
@@ -45,12 +45,12 @@ class Placement:
     """device: None for the CPU; choice: context, cache type, bytes and the reason."""
 
     device: ggml.Device | None
-    choice: Choice
+    choice: ContextChoice
 
 
 def place(path: Path, wanted: Wanted) -> Placement:
     """The placement of a model. Raises YarnEdgeError for a backend that is not there, DoesNotFitError for too much."""
-    *gpus, last = places(wanted.backend)
+    *gpus, last = device_places(wanted.backend)
     for device in gpus:
         try:
             return _on(path, device, wanted, enough=ENOUGH_CTX)
@@ -59,7 +59,7 @@ def place(path: Path, wanted: Wanted) -> Placement:
     return _on(path, last, wanted, enough=0)
 
 
-def places(backend: str | None) -> list[ggml.Device | None]:
+def device_places(backend: str | None) -> list[ggml.Device | None]:
     """Where a model may go, the first that is good enough: the GPUs, then the CPU (None); of one backend its first device.
 
     Raises YarnEdgeError where that backend is not there.
@@ -87,7 +87,7 @@ def _on(path: Path, device: ggml.Device | None, wanted: Wanted, enough: int) -> 
         if ctx is None and wanted.needed_ctx is not None:
             ctx = min(wanted.needed_ctx(simulation.model), simulation.n_ctx_train)
         budget = budget_bytes(device, wanted.backend, wanted.memory_bytes)
-        choice = choose(simulation, budget, ctx, wanted.kv_type)
+        choice = choose_context(simulation, budget, ctx, wanted.kv_type)
         if choice.n_ctx < min(enough, ctx or simulation.n_ctx_train):
             raise DoesNotFitError(choice.reason)
     return Placement(device, choice)

@@ -17,8 +17,8 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.declared import explicit_arguments
-from yarn_edge.memory.log_sizes import MIB, Sizes, allocated_bytes, sizes_of
-from yarn_edge.memory.weights import Weights, weights_of
+from yarn_edge.memory.log_sizes import MIB, ContextSizes, allocated_bytes, context_sizes
+from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.attention import Attention, FlashAttention, attention_for, last_contexts
 from yarn_edge.runtime.context import MAX_DRAFT, Context
@@ -97,11 +97,11 @@ class Simulation:
         self.device = self.model.device
         self.threads, self.flash_attention = threads or physical_threads(), flash_attention
         self.n_ctx_train: int = self.model.n_ctx_train
-        self._known: dict[tuple[int, str, int, int, Attention], Sizes | YarnEdgeError] = {}
+        self._known: dict[tuple[int, str, int, int, Attention], ContextSizes | YarnEdgeError] = {}
         self.process_bytes = process_bytes or 0  # with header and vocabulary
         self.unused = frozenset(m[1] for m in map(_UNUSED.search, log) if m)  # tensors that llama.cpp does not load
         try:
-            self.weights = weights_of(self.file, self.unused)
+            self.weights = weights_in_memory(self.file, self.unused)
             self._arguments = explicit_arguments(self.file)
             self.plan(LEAST_CTX)  # the process is measured while there is little in it
         except BaseException:
@@ -167,11 +167,11 @@ class Simulation:
             return steps * CTX_STEP
         return 0
 
-    def _sizes(self, n_ctx: int, kv_type: str, n_batch: int, n_outputs: int) -> Sizes:
+    def _sizes(self, n_ctx: int, kv_type: str, n_batch: int, n_outputs: int) -> ContextSizes:
         n_ctx = -(-n_ctx // CTX_STEP) * CTX_STEP
         attention = attention_for(self.file, n_ctx, kv_type, self.device, self.flash_attention, n_batch)
 
-        def known(n: int) -> Sizes:
+        def known(n: int) -> ContextSizes:
             key = (n, kv_type, n_batch, n_outputs, attention)
             if key not in self._known:
                 try:
@@ -188,9 +188,9 @@ class Simulation:
         half = MOST_SIMULATED // 2
         near, far = vars(known(half)), vars(known(MOST_SIMULATED))
         more = (n_ctx - MOST_SIMULATED) / half
-        return Sizes(**{name: far[name] + round(more * (far[name] - near[name])) for name in far})
+        return ContextSizes(**{name: far[name] + round(more * (far[name] - near[name])) for name in far})
 
-    def _simulated(self, n_ctx: int, kv_type: str, n_batch: int, n_outputs: int, attention: Attention) -> Sizes:
+    def _simulated(self, n_ctx: int, kv_type: str, n_batch: int, n_outputs: int, attention: Attention) -> ContextSizes:
         with (
             captured_log() as log,
             Context(
@@ -207,7 +207,7 @@ class Simulation:
         ):
             if not self.process_bytes:  # what is allocated even here counts as what it is
                 self.process_bytes = max(MIB, resident_bytes() - allocated_bytes(log))
-        return sizes_of(log, self.file, attention.n_ubatch, self.threads, self.device)
+        return context_sizes(log, self.file, attention.n_ubatch, self.threads, self.device)
 
     def close(self) -> None:
         """Free the header and the vocabulary."""
@@ -223,7 +223,7 @@ class Simulation:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ContextChoice:
     """A context and a cache type that fit, and why these. Takes `plan.taken_bytes`."""
 
     n_ctx: int
@@ -236,14 +236,14 @@ class DoesNotFitError(YarnEdgeError):
     """The model, or the context that was asked for, takes more memory than there is."""
 
 
-def choose(
+def choose_context(
     model: Simulation,
     budget_bytes: int,
     wanted_ctx: int | None,
     kv_type: str | None = None,
     *,
     weights: Weights | None = None,
-) -> Choice:
+) -> ContextChoice:
     """A context and cache type within `budget_bytes` (on a device: there).
 
     wanted_ctx: what the user asked for, None for as much as the model was trained for. kv_type: None for f16 if that fits,
@@ -263,12 +263,12 @@ def choose(
             reason = f"{told} fit into {gib(budget_bytes)} with a cache of {chosen}"
             if chosen != types[0]:
                 reason += f" ({types[0]}: {longest[types[0]]})"
-            return Choice(limit, chosen, model.plan(limit, chosen, weights=weights), reason)
+            return ContextChoice(limit, chosen, model.plan(limit, chosen, weights=weights), reason)
     n_ctx = longest[types[-1]]
     if n_ctx and not wanted_ctx:
         taken = gib(model.plan(limit, types[-1], weights=weights).taken_bytes)
         reason = f"{told} with a {types[-1]} cache would take {taken}, more than {gib(budget_bytes)}: {n_ctx} fit"
-        return Choice(n_ctx, types[-1], model.plan(n_ctx, types[-1], weights=weights), reason)
+        return ContextChoice(n_ctx, types[-1], model.plan(n_ctx, types[-1], weights=weights), reason)
     raise DoesNotFitError(_why_not(model, budget_bytes, limit, types, weights))
 
 

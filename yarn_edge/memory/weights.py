@@ -91,7 +91,7 @@ class Weights:
     embeddings: int
 
 
-def weights_of(file: GGUFFile, unused: Collection[str] = ()) -> Weights:
+def weights_in_memory(file: GGUFFile, unused: Collection[str] = ()) -> Weights:
     """The weights of a file, loaded as `runtime.Model` loads it. unused: tensors that llama.cpp does not load.
 
     After loading, llama.cpp unmaps what lies before the first and behind the last tensor that is used where it is (of each

@@ -122,7 +122,9 @@ def _float32_mix(scaling: RopeScaling) -> npt.NDArray[np.float32]:
     return np.asarray((1 - np.clip(ramp, 0, 1)) * np.float32(scaling.ext_factor), np.float32)
 
 
-def by_position(errors: rope.Float64, positions: npt.NDArray[np.int32], scaling: RopeScaling) -> list[dict[str, float]]:
+def error_by_position(
+    errors: rope.Float64, positions: npt.NDArray[np.int32], scaling: RopeScaling
+) -> list[dict[str, float]]:
     """The phase-error table: the worst error in radians up to each edge, of `errors` (n_positions,) and of float32."""
     cos, sin = rope.cos_sin(scaling, positions)
     c, s = float32_cos_sin(scaling, positions)

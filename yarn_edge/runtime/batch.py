@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 
-class Batch:
+class LlamaBatch:
     """Room for `n_tokens` tokens, each in one sequence. `struct` is the llama_batch; call `free` at the end.
 
     n_outputs: tokens that are outputs.

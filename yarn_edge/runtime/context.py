@@ -22,7 +22,7 @@ from yarn_edge.llama_rules.declared import explicit_arguments
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.runtime.attention import FlashAttention
-from yarn_edge.runtime.batch import Batch
+from yarn_edge.runtime.batch import LlamaBatch
 from yarn_edge.runtime.kv_cache import KV_TYPES, check_memory
 from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, physical_threads
 from yarn_edge.runtime.model import Model
@@ -101,7 +101,7 @@ class Context:
         self.n_batch: int = self.api.llama_n_batch(self._handle)
         self.n_ubatch: int = self.api.llama_n_ubatch(self._handle)
         self._memory = self.api.llama_get_memory(self._handle)
-        self._batch = Batch(self.api, self.n_batch)
+        self._batch = LlamaBatch(self.api, self.n_batch)
         self._n_outputs = 0
         self._logits_at = (0, 0)  # address and rows of the view
         self._logits_view = np.empty((0, model.n_vocab), np.float32)

@@ -114,7 +114,7 @@ def dequantize_into(kind: GGMLType, source: npt.NDArray[np.uint8], out: npt.NDAr
         _to_float(kind)(source.ctypes.data, out.ctypes.data, out.size)
 
 
-def check_room(
+def check_rows(
     kind: GGMLType, rows: npt.NDArray[np.float32], out: npt.NDArray[np.uint8], weights: npt.NDArray[np.float32] | None
 ) -> None:
     """Raises ValueError if these are not rows, room and weights of `quantize_into`, or the type is none that can be made."""
@@ -136,7 +136,7 @@ def quantize_into(
     weights: (width,) importance of each column, or None. All contiguous. Raises ValueError for wrong sizes, and where
     ggml would end the process: a type that it cannot make, or not without weights.
     """
-    check_room(kind, rows, out, weights)
+    check_rows(kind, rows, out, weights)
     n, width = rows.shape
     if weights is None and requires_weights(kind):
         raise ValueError(f"{kind.name} needs importance weights")

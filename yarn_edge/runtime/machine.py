@@ -15,7 +15,7 @@ def available_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def total_bytes() -> int:
+def machine_bytes() -> int:
     """Memory of the machine, in bytes."""
     return int(psutil.virtual_memory().total)
 

@@ -26,7 +26,7 @@ from yarn_edge.engine.generation import AnswerStats
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.serve.requests import ChatRequest, CompletionRequest, Sampled, TokenizeRequest
-from yarn_edge.serve.worker import Piece, TooLongError, Worker
+from yarn_edge.serve.worker import AnswerPiece, TooLongError, Worker
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {"": "index.html", "page.js": "page.js", "page.css": "page.css"}
@@ -248,9 +248,9 @@ async def _answered(
     return error(499, "the client left")
 
 
-async def _while_connected(pieces: AsyncIterator[Piece], request: Request) -> AsyncIterator[Piece]:
+async def _while_connected(pieces: AsyncIterator[AnswerPiece], request: Request) -> AsyncIterator[AnswerPiece]:
     """The pieces, until the client is gone."""
-    following: asyncio.Future[Piece] = asyncio.ensure_future(anext(pieces))
+    following: asyncio.Future[AnswerPiece] = asyncio.ensure_future(anext(pieces))
     try:
         while True:
             done, _ = await asyncio.wait({following}, timeout=1.0)
@@ -268,14 +268,14 @@ async def _while_connected(pieces: AsyncIterator[Piece], request: Request) -> As
 
 
 async def _events(
-    pieces: AsyncGenerator[Piece, None], head: dict[str, Any], form: Form, n_prompt: int, with_usage: bool
+    pieces: AsyncGenerator[AnswerPiece, None], head: dict[str, Any], form: Form, n_prompt: int, with_usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events, as OpenAI's: chunks, the numbers if they were asked for, [DONE]. An error is an event, too."""
 
     def event(choices: list[dict[str, Any]], **more: Any) -> str:
         return f"data: {json.dumps({**head, 'choices': choices, **more}, ensure_ascii=False)}\n\n"
 
-    following: asyncio.Future[Piece] = asyncio.ensure_future(anext(pieces))
+    following: asyncio.Future[AnswerPiece] = asyncio.ensure_future(anext(pieces))
     try:
         if form is CHAT:
             yield event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
@@ -301,7 +301,7 @@ async def _events(
         await pieces.aclose()
 
 
-async def _cancelled(following: asyncio.Future[Piece]) -> None:
+async def _cancelled(following: asyncio.Future[AnswerPiece]) -> None:
     following.cancel()
     await asyncio.wait({following})
 

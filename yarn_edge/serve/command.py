@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yarn_edge.engine.flags import add_engine_flags, settings_of
+from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import add_threads_flag, count, length, memory_size
 from yarn_edge.progress import note
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = Wanted(args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.flash_attention)
     with ExitStack() as held:
         listener = held.enter_context(closing(listening(args.host, args.port)))
-        generation = held.enter_context(opened(args.model, wanted, settings_of(args)))
+        generation = held.enter_context(opened(args.model, wanted, engine_settings(args)))
         renderer = _renderer(generation.context.model)
         if renderer is not None:
             held.enter_context(closing(renderer))

@@ -22,7 +22,7 @@ _STOP_S = 0.2
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerPiece:
     """A part of an answer, or (kind end) what became of it."""
 
     kind: Literal["answer", "reasoning", "end"]
@@ -73,7 +73,7 @@ class Worker:
 
     async def answer(
         self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, stops: Sequence[str], reasons: bool
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[AnswerPiece, None]:
         """Pieces as they come, the last one of kind end. Leaving the iteration stops the answer.
 
         reasons: whether blocks of reasoning are told apart.
@@ -84,11 +84,11 @@ class Worker:
         finally:
             self.waiting -= 1
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+        pieces: asyncio.Queue[AnswerPiece | BaseException] = asyncio.Queue()
         room = threading.Semaphore(_AHEAD)
         left = threading.Event()
 
-        def put(item: Piece | BaseException) -> None:
+        def put(item: AnswerPiece | BaseException) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, item)
 
         def work() -> None:
@@ -129,7 +129,7 @@ class Worker:
 
     def _pieces(
         self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, stops: Sequence[str], reasons: bool
-    ) -> Iterator[Piece]:
+    ) -> Iterator[AnswerPiece]:
         model = self.model
         end = b"".join(map(model.token_bytes, tokens[-_TAG_TOKENS:])).decode(errors="replace")
         stopped = [False]
@@ -139,10 +139,10 @@ class Worker:
                 split(text, lambda: begins_inside(end)) if reasons else (("answer", t) for t in text)
             )
             for kind, piece in parts:
-                yield Piece(kind, piece)
+                yield AnswerPiece(kind, piece)
         stats = self.generation.stats
         full = stats is not None and stats.finish_reason in ("length", "context") and not stopped[0]
-        yield Piece("end", ended="length" if full else "stop", stats=stats)
+        yield AnswerPiece("end", ended="length" if full else "stop", stats=stats)
 
     def shut_down(self) -> None:
         """Stop whatever runs."""

@@ -125,7 +125,7 @@ def check_kernel(
         return Check(name, "fail", float("inf"), 1.0, str(refusal))
     errors = phase.rotation_errors(x, y, positions, goal, pairing)
     worst = phase.worst(errors, positions, goal)
-    table = phase.by_position(errors.max(axis=1), positions, goal)
+    table = phase.error_by_position(errors.max(axis=1), positions, goal)
     where = device.name if device else "CPU"
     return judge(name, worst.of_budget, 1.0, f"{where}: worst {worst}", {"device": where, "phase": table})
 

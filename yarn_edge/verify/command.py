@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             backend=args.backend,
             kv_type=args.kv_type,
-            on_check=(lambda _check: None) if args.json else show,
+            on_check=(lambda _check: None) if args.json else print_check,
         )
     nothing_ran = all(c.status == "skip" for c in checks if c.name != "metadata")
     ok = not nothing_ran and all(check.status != "fail" for check in checks)
@@ -175,7 +175,7 @@ def _out(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show(check: Check) -> None:
+def print_check(check: Check) -> None:
     """One check as a line on stdout."""
     width = 11 if ":" not in check.name else 17
     number = "" if check.value is None else f"{check.value:.3g} (limit {check.limit:.3g})"

@@ -92,7 +92,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TokenComparison:
     """What `compare_tokens` found.
 
     n_different: comparisons that differ; mismatch: the first of them. n_explained: those that differ as a known gap
@@ -173,7 +173,7 @@ def known_gaps(reference: Reference, pre: str) -> tuple[Gap, ...]:
 
 def compare_tokens(
     model: Model, encode: Encode, texts: Iterable[str], gaps: Sequence[Gap] = (), give_up: int | None = None
-) -> Comparison:
+) -> TokenComparison:
     """Every text, with and without special tokens, through llama.cpp and through `encode`.
 
     give_up: stop when more than this many comparisons differ.
@@ -201,10 +201,10 @@ def compare_tokens(
             else:
                 n_different += 1
                 first = first or _mismatch(text, add_special, expected, found)
-    return Comparison(n_texts, n_tokens, n_different, first, n_explained, tuple(notes))
+    return TokenComparison(n_texts, n_tokens, n_different, first, n_explained, tuple(notes))
 
 
-def check_tokens(model: Model, reference: Reference) -> Comparison:
+def check_tokens(model: Model, reference: Reference) -> TokenComparison:
     """The whole proof for a loaded GGUF: its tokens against the checkpoint it came from."""
     tokens = model.gguf.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):

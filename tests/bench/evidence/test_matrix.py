@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from yarn_edge.bench.evidence.dialect_oracles import nous
-from yarn_edge.bench.evidence.matrix import CASES, KL_LIMIT, Case, Workshop, workshop
+from yarn_edge.bench.evidence.matrix import CASES, KL_LIMIT, MatrixCase, Workshop, workshop
 
 # Sorted, so that each family is loaded once.
 ORDERED = sorted(CASES, key=lambda case: (case.family, bool(case.refused)))
@@ -27,7 +27,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize("case", ORDERED, ids=str)
-def test_exact_or_refused(case: Case, shop: Workshop) -> None:
+def test_exact_or_refused(case: MatrixCase, shop: Workshop) -> None:
     result = shop.run(case)
     if case.refused:
         assert result.found is None
@@ -42,7 +42,7 @@ def test_exact_or_refused(case: Case, shop: Workshop) -> None:
 def test_the_matrix_can_fail(shop: Workshop) -> None:
     """The truth of another code (0.1 for 0.07) is far outside the limit on the same tokens."""
     right = next(case for case in CASES if case.dialect.startswith("Nous Mistral (0.07, betas"))
-    wrong = Case(right.dialect, right.family, right.config, formula=nous(0.1, (128, 2)), siblings=right.siblings)
+    wrong = MatrixCase(right.dialect, right.family, right.config, formula=nous(0.1, (128, 2)), siblings=right.siblings)
     found = shop.run(wrong).found
     assert found is not None
     assert found.kl_mean > 1000 * KL_LIMIT

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from yarn_edge.bench.peers import kernels as kernel_speed
-from yarn_edge.bench.peers.kernels import Case, errors, main, speeds
+from yarn_edge.bench.peers.kernels import KernelCase, errors, main, speeds
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.kernels.choose import Kernels
 from yarn_edge.runtime.ggml_types import quantize_into, type_named
 
 from support import tiny
 
-CASES = [Case(type_named(name), important) for name in ("Q4_K", "Q6_K") for important in (False, True)]
+CASES = [KernelCase(type_named(name), important) for name in ("Q4_K", "Q6_K") for important in (False, True)]
 
 
 @pytest.fixture(scope="module")

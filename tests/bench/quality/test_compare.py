@@ -13,7 +13,7 @@ from yarn_edge.bench.quality import compare as divergence
 from yarn_edge.bench.quality import side_by_side as stepping
 from yarn_edge.bench.quality import stored_distributions as distributions
 from yarn_edge.bench.quality.compare import as_json, compare
-from yarn_edge.bench.quality.perplexity import Settings
+from yarn_edge.bench.quality.perplexity import TextSettings
 from yarn_edge.bench.scoring.variants import Variant, parse_variant
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
@@ -65,7 +65,7 @@ def truth(smol_quants: dict[str, Path]) -> dict[str, Any]:
 def test_figures(keep: str, truth: dict[str, Any], smol_quants: dict[str, Path], tmp_path: Path) -> None:
     base = parse_variant(str(smol_quants["F16"]))
     others = [parse_variant(str(smol_quants["Q4_K_M"])), parse_variant(f"{smol_quants['F16']}@kv=q8_0")]
-    settings = Settings(ctx=CTX)
+    settings = TextSettings(ctx=CTX)
     comparison, ctx = compare(base, others, settings, attention="on", keep=keep, scratch=tmp_path)
     data = as_json(comparison, ctx, settings, 64)
     assert data["complete"] is True
@@ -91,7 +91,7 @@ def test_figures(keep: str, truth: dict[str, Any], smol_quants: dict[str, Path],
 
 def test_a_model_against_itself(smol_quants: dict[str, Path]) -> None:
     same = parse_variant(str(smol_quants["Q8_0"]))
-    settings = Settings(ctx=100)
+    settings = TextSettings(ctx=100)
     found = as_json(*compare(same, [same], settings), settings, None)["models"][0]
     assert found["kld_max"] < 1e-12
     assert (found["top1"], found["ppl_ratio"]) == (1.0, pytest.approx(1.0, abs=1e-12))
@@ -99,7 +99,7 @@ def test_a_model_against_itself(smol_quants: dict[str, Path]) -> None:
 
 def test_stored_distributions_keep_what_matters() -> None:
     """Rows of every kind: flat, peaked, with tokens ruled out."""
-    from yarn_edge.bench.scoring.evaluate import Batch
+    from yarn_edge.bench.scoring.evaluate import ScoredBatch
     from yarn_edge.bench.scoring.likelihood import Rows
 
     random = np.random.default_rng(0)
@@ -108,11 +108,11 @@ def test_stored_distributions_keep_what_matters() -> None:
     other = base + random.standard_normal(base.shape).astype(np.float32) / 10
     targets = base.argmax(axis=1)
     with distributions.Distributions(None) as kept, Rows(2) as rows:
-        nll = kept.add(Batch(1, targets, base), rows)
+        nll = kept.add(ScoredBatch(1, targets, base), rows)
         for _ in range(2):  # for two candidates
             kept.rewind()
-            found = kept.compare(Batch(1, targets, other), rows)
-            exact = kept.exact(Batch(1, targets, other), 0, rows)
+            found = kept.compare(ScoredBatch(1, targets, other), rows)
+            exact = kept.exact(ScoredBatch(1, targets, other), 0, rows)
             np.testing.assert_allclose(found.kl, exact, rtol=5e-3, atol=1e-6)
             np.testing.assert_array_equal(found.base_nll, nll)
             np.testing.assert_array_equal(found.same_top, base.argmax(axis=1) == other.argmax(axis=1))
@@ -120,7 +120,7 @@ def test_stored_distributions_keep_what_matters() -> None:
 
 def test_stored_distributions_in_odd_forms() -> None:
     """Ties, a rest that the candidate all but rules out, and what is not a number."""
-    from yarn_edge.bench.scoring.evaluate import Batch
+    from yarn_edge.bench.scoring.evaluate import ScoredBatch
     from yarn_edge.bench.scoring.likelihood import Rows
 
     flat = np.zeros((1, 20000), dtype=np.float32)
@@ -132,13 +132,13 @@ def test_stored_distributions_in_odd_forms() -> None:
     at = np.array([0])
     for base, other in ((flat, flat), (flat, tilted), (peak, lower), (tilted, flat)):
         with distributions.Distributions(None) as kept, Rows(1) as rows:
-            kept.add(Batch(1, at, base), rows)
+            kept.add(ScoredBatch(1, at, base), rows)
             kept.rewind()
-            stored = kept.compare(Batch(1, at, other), rows).kl[0]
-            exact = kept.exact(Batch(1, at, other), 0, rows)[0]
+            stored = kept.compare(ScoredBatch(1, at, other), rows).kl[0]
+            exact = kept.exact(ScoredBatch(1, at, other), 0, rows)[0]
         assert stored == pytest.approx(exact, rel=2e-3, abs=1e-7)
     with distributions.Distributions(None) as kept, Rows(1) as rows:
-        assert np.isnan(kept.add(Batch(1, at, np.full((1, 9), np.nan, np.float32)), rows)).all()
+        assert np.isnan(kept.add(ScoredBatch(1, at, np.full((1, 9), np.nan, np.float32)), rows)).all()
 
 
 def test_what_fits_together(smol_quants: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_nothing_measured_is_the_error_itself(tiny_model: Path, monkeypatch: pyt
     monkeypatch.setattr(divergence, "side_by_side", stop)
     variant = parse_variant(str(tiny_model))
     with pytest.raises(KeyboardInterrupt):
-        compare(variant, [variant], Settings(ctx=64), keep="memory")
+        compare(variant, [variant], TextSettings(ctx=64), keep="memory")
 
 
 def test_a_full_disk_for_the_base(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,4 +255,4 @@ def test_a_full_disk_for_the_base(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(distributions.tempfile, "TemporaryFile", full)
     variant = parse_variant(str(tiny_model))
     with pytest.raises(YarnEdgeError, match=r"cannot be kept: .*No space left"):
-        compare(variant, [variant], Settings(ctx=512), keep="disk")
+        compare(variant, [variant], TextSettings(ctx=512), keep="disk")

@@ -22,7 +22,7 @@ from yarn_edge.bench.quality.retrieval_prompts import (
     Passkey,
     Prompt,
     Secret,
-    draw,
+    draw_secrets,
     longest,
     make_prompts,
     midpoints,
@@ -58,7 +58,7 @@ def text_of(model: Model, tokens: Sequence[int]) -> str:
 def prompts_of(
     model: Model, kind: Kind, lengths: Sequence[int], depths: Sequence[float], seed: int = 0, trials: int = 1
 ) -> list[Prompt]:
-    return make_prompts(model, kind, lengths, depths, draw(kind, random.Random(seed), len(depths), trials))
+    return make_prompts(model, kind, lengths, depths, draw_secrets(kind, random.Random(seed), len(depths), trials))
 
 
 # ---- the prompts

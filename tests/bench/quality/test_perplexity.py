@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from yarn_edge.bench.quality import perplexity, score_file
-from yarn_edge.bench.quality.perplexity import Settings, measure, summarize
-from yarn_edge.bench.scoring.averages import by_position
-from yarn_edge.bench.scoring.evaluate import Plan, Scores, plan_of, token_nll
+from yarn_edge.bench.quality.perplexity import TextSettings, measure, summarize
+from yarn_edge.bench.scoring.averages import perplexity_by_position
+from yarn_edge.bench.scoring.evaluate import BatchPlan, Scores, batch_plan_of, token_nll
 from yarn_edge.bench.scoring.variants import parse_variant
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
@@ -57,7 +57,7 @@ def test_flash_attention_only_rounds(smol_f32: Path, truth: tuple[list[int], Any
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("yarn_edge.bench.scoring.evaluate.SCORE_BYTES", 0)
         with Model(smol_f32) as model:
-            assert plan_of(model.gguf, model.n_vocab, 700, "f32", "cpu").flash_attention == "on"
+            assert batch_plan_of(model.gguf, model.n_vocab, 700, "f32", "cpu").flash_attention == "on"
             ours = token_nll(model, tokens, kv_type="f32")
     np.testing.assert_allclose(ours, wanted, atol=2e-2)
     assert abs(ours.mean() - wanted.mean()) < 1e-3
@@ -74,7 +74,7 @@ def text_file(folder: Path, model: Path, n_tokens: int) -> Path:
 def test_protocol_of_llama_cpp(smol_f32: Path, smol_checkpoint: Path, tmp_path: Path) -> None:
     """Two chunks, each by itself, of each the tokens that llama-perplexity scores."""
     text = text_file(tmp_path, smol_f32, 420)
-    measured = measure(parse_variant(str(smol_f32), kv_type="f32"), Settings(str(text), "llama.cpp", ctx=200))
+    measured = measure(parse_variant(str(smol_f32), kv_type="f32"), TextSettings(str(text), "llama.cpp", ctx=200))
     with Model(smol_f32, vocab_only=True) as model:
         tokens = model.tokenize(text.read_text(), add_special=False, parse_special=False)
     values = []
@@ -93,10 +93,10 @@ def test_one_pass_gives_what_a_pass_for_each_length_gives(smol_quants: dict[str,
     """By causality, also where batches are cut differently."""
     variant = parse_variant(str(smol_quants["F16"]))
     points = [300, 512, 700, 1000]
-    whole = measure(variant, Settings(ctx=1000))
+    whole = measure(variant, TextSettings(ctx=1000))
     curve = {n: m.perplexity for n, m, _ in summarize(whole.scores, "curve", 1000, points, None).curve}
     for length in points:
-        alone = summarize(measure(variant, Settings(ctx=length)).scores, "curve", length, [length], None)
+        alone = summarize(measure(variant, TextSettings(ctx=length)).scores, "curve", length, [length], None)
         assert curve[length] == pytest.approx(alone.total.perplexity, rel=1e-3)
 
 
@@ -117,7 +117,7 @@ def test_truncated_counts_whole_documents_alone_and_equally() -> None:
 
 def test_buckets() -> None:
     nll = np.log(np.array([2.0, 2.0, 8.0, 8.0, 8.0]))  # of the tokens at positions 1 to 5
-    buckets = by_position(nll, [0, 3, 6])
+    buckets = perplexity_by_position(nll, [0, 3, 6])
     assert [(b.start, b.end, b.n_tokens) for b in buckets] == [(0, 3, 2), (3, 6, 3)]
     assert [b.perplexity for b in buckets] == pytest.approx([2, 8])
 
@@ -125,19 +125,19 @@ def test_buckets() -> None:
 @pytest.mark.parametrize(
     ("n_vocab", "n_ctx", "kv", "device", "wanted", "plan"),
     [
-        (49152, 8192, "f16", "cpu", "auto", Plan(512, "off")),
-        (49152, 16384, "f16", "cpu", "auto", Plan(256, "off")),
-        (49152, 131072, "f16", "cpu", "auto", Plan(512, "on")),
-        (49152, 8192, "q8_0", "cpu", "auto", Plan(512, "auto")),
-        (49152, 8192, "f16", "cuda", "auto", Plan(512, "auto")),
-        (49152, 131072, "f16", "cpu", "off", Plan(64, "off")),
-        (152064, 4096, "f16", "cpu", "on", Plan(128, "on")),
+        (49152, 8192, "f16", "cpu", "auto", BatchPlan(512, "off")),
+        (49152, 16384, "f16", "cpu", "auto", BatchPlan(256, "off")),
+        (49152, 131072, "f16", "cpu", "auto", BatchPlan(512, "on")),
+        (49152, 8192, "q8_0", "cpu", "auto", BatchPlan(512, "auto")),
+        (49152, 8192, "f16", "cuda", "auto", BatchPlan(512, "auto")),
+        (49152, 131072, "f16", "cpu", "off", BatchPlan(64, "off")),
+        (152064, 4096, "f16", "cpu", "on", BatchPlan(128, "on")),
     ],
 )
 def test_the_batch_follows_vocabulary_and_length(
-    smol_f32: Path, n_vocab: int, n_ctx: int, kv: str, device: str, wanted: Any, plan: Plan
+    smol_f32: Path, n_vocab: int, n_ctx: int, kv: str, device: str, wanted: Any, plan: BatchPlan
 ) -> None:
-    assert plan_of(read_gguf(smol_f32), n_vocab, n_ctx, kv, device, wanted) == plan
+    assert batch_plan_of(read_gguf(smol_f32), n_vocab, n_ctx, kv, device, wanted) == plan
 
 
 # ---- the command
@@ -290,7 +290,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(score_file.ScoreFile, "now_and_then", advance)
 
 
-SETTINGS = Settings(ctx=300, chunks=2)
+SETTINGS = TextSettings(ctx=300, chunks=2)
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "whole": (lambda _path: None, ""),
     "no cache": (lambda path: path.unlink(), "is missing or another"),
@@ -330,12 +330,12 @@ def test_another_run_or_a_damaged_file_is_not_gone_on_with(
 ) -> None:
     save = tmp_path / "s.npz"
     variant = parse_variant(str(smol_quants["Q8_0"]))
-    measure(variant, Settings(ctx=100), save=save)
+    measure(variant, TextSettings(ctx=100), save=save)
     others = {
-        "the text": (variant, Settings(ctx=120)),
-        "the model": (parse_variant(str(smol_quants["Q4_K_M"])), Settings(ctx=100)),
-        "the cache type": (parse_variant(str(smol_quants["Q8_0"]), kv_type="f32"), Settings(ctx=100)),
-        "the scaling": (parse_variant(f"{smol_quants['Q8_0']}@yarn-factor=2"), Settings(ctx=100)),
+        "the text": (variant, TextSettings(ctx=120)),
+        "the model": (parse_variant(str(smol_quants["Q4_K_M"])), TextSettings(ctx=100)),
+        "the cache type": (parse_variant(str(smol_quants["Q8_0"]), kv_type="f32"), TextSettings(ctx=100)),
+        "the scaling": (parse_variant(f"{smol_quants['Q8_0']}@yarn-factor=2"), TextSettings(ctx=100)),
     }
     for what, (other, settings) in others.items():
         with pytest.raises(YarnEdgeError, match=f"saved by another run \\({what}"):
@@ -350,7 +350,7 @@ def test_another_run_or_a_damaged_file_is_not_gone_on_with(
     ):
         save.write_bytes(data)
         with pytest.raises(YarnEdgeError, match="damaged"):
-            measure(variant, Settings(ctx=100), save=save, resume=True)
+            measure(variant, TextSettings(ctx=100), save=save, resume=True)
     words = ["perplexity", str(variant.path), "--ctx", "100", "--save", str(save)]
     assert main(words) == 2
     assert "exists already; --force" in capsys.readouterr().err
@@ -414,4 +414,4 @@ def test_measure_raises_when_nothing_was_scored(tiny_model: Path, monkeypatch: p
 
     monkeypatch.setattr(perplexity, "score", stop)
     with pytest.raises(KeyboardInterrupt):
-        measure(parse_variant(str(tiny_model)), Settings(ctx=64))
+        measure(parse_variant(str(tiny_model)), TextSettings(ctx=64))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from yarn_edge.bench.quality import sweep as sweeping
-from yarn_edge.bench.quality.perplexity import Settings, measure
+from yarn_edge.bench.quality.perplexity import TextSettings, measure
 from yarn_edge.bench.quality.sweep import sweep
 from yarn_edge.bench.scoring.variants import parse_variant
 from yarn_edge.cli import main
@@ -25,9 +25,9 @@ def nll(found: sweeping.Sweep) -> dict[str, Any]:
 
 def test_factors_are_variants(smol_quants: dict[str, Path]) -> None:
     path = smol_quants["Q8_0"]
-    found = nll(sweep(parse_variant(str(path)), "factor", Settings(ctx=150), values=["4", "2"]))
+    found = nll(sweep(parse_variant(str(path)), "factor", TextSettings(ctx=150), values=["4", "2"]))
     for label, suffix in (("2", "@yarn-factor=2"), ("4", "")):
-        alone = measure(parse_variant(f"{path}{suffix}"), Settings(ctx=150))
+        alone = measure(parse_variant(f"{path}{suffix}"), TextSettings(ctx=150))
         np.testing.assert_allclose(found[label], alone.scores.nll[0], atol=1e-9)
     assert list(found) == ["2", "4"]
 
@@ -37,7 +37,7 @@ def test_dynamic_is_plain_up_to_the_original_context_and_static_at_the_end(smol_
         sweep(
             parse_variant(str(smol_quants["F16"])),
             "method",
-            Settings(ctx=300),
+            TextSettings(ctx=300),
             values=["plain", "yarn", "dynamic-yarn"],
             overrides={"original_context": 150, "factor": 2.0},
             step=75,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yarn_edge.bench.quality.best_value import choose
+from yarn_edge.bench.quality.best_value import best_value
 from yarn_edge.bench.scoring import likelihood
 from yarn_edge.bench.scoring.averages import Mean, blocks_of, edges_of, lengths_up_to, mean_of, paired
 from yarn_edge.bench.scoring.likelihood import Rows
@@ -111,7 +111,7 @@ def noisy(values: list[float], lowest: float, noise: float) -> list[list[Any]]:
 
 def test_the_best_value_and_how_sure_it_is() -> None:
     values = [0.9, 1.0, 1.1, 1.2, 1.3]
-    sure = choose(values, noisy(values, 1.13, 1e-4))
+    sure = best_value(values, noisy(values, 1.13, 1e-4))
     assert (sure.index, sure.next, sure.alike) == (2, 3, [])
     assert sure.fitted == pytest.approx(1.13, abs=1e-3)
     assert sure.low is not None
@@ -119,8 +119,8 @@ def test_the_best_value_and_how_sure_it_is() -> None:
     assert sure.low <= 1.13 <= sure.high
     assert sure.ahead is not None
     assert sure.ahead > 10
-    unsure = choose(values, noisy(values, 1.13, 1.0))
+    unsure = best_value(values, noisy(values, 1.13, 1.0))
     assert unsure.alike
-    assert choose(values, noisy(values, 2.0, 1e-4)).fitted is None  # the best is at the end
-    assert choose([None, None, None], noisy(values[:3], 1.0, 1e-4)).fitted is None
-    assert choose([1.0], noisy([1.0], 1.0, 0.1)).next is None
+    assert best_value(values, noisy(values, 2.0, 1e-4)).fitted is None  # the best is at the end
+    assert best_value([None, None, None], noisy(values[:3], 1.0, 1e-4)).fitted is None
+    assert best_value([1.0], noisy([1.0], 1.0, 0.1)).next is None

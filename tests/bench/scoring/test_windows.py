@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yarn_edge.bench.scoring.documents import Document, documents_of, tokenized, tokens_of
+from yarn_edge.bench.scoring.documents import ScoredDocument, documents_of, tokenized, tokens_of
 from yarn_edge.bench.scoring.windows import Cut, Window, tokens_needed, windows_of
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import lengths
@@ -103,14 +103,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_long_file_is_read_as_far_as_needed(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "long.txt"
     path.write_text("größer " * 50_000, encoding="utf-8")
-    whole = tokens_of(model, Document("long", path))
+    whole = tokens_of(model, ScoredDocument("long", path))
     limits = []
-    read = Document.read
-    monkeypatch.setattr(Document, "read", lambda self, limit=None: (limits.append(limit), read(self, limit))[1])
+    read = ScoredDocument.read
+    monkeypatch.setattr(ScoredDocument, "read", lambda self, limit=None: (limits.append(limit), read(self, limit))[1])
     for wanted in (1, 100, 3000):
-        assert tokens_of(model, Document("long", path), wanted) == whole[:wanted]
+        assert tokens_of(model, ScoredDocument("long", path), wanted) == whole[:wanted]
     assert max(limits) < 100_000
-    assert tokens_of(model, Document("long", path), 10**6) == whole
+    assert tokens_of(model, ScoredDocument("long", path), 10**6) == whole
 
 
 def test_files_folders_and_json_lines(model: Model, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from yarn_edge.bench.speed.ceilings import Ceilings
 from yarn_edge.bench.speed.child import Bench, Request
 from yarn_edge.bench.speed.rows import (
     Configuration,
+    buffer_places,
     buffers_in,
     configured,
     device_bytes,
@@ -32,7 +33,6 @@ from yarn_edge.bench.speed.rows import (
     misplaced,
     name_of,
     offloaded_in,
-    places,
     product_of,
 )
 from yarn_edge.bench.speed.tables import report_of
@@ -249,7 +249,7 @@ def test_what_lies_elsewhere_is_found(log: str, device: str | None, told: str | 
 
 def test_the_log_is_read() -> None:
     buffers = buffers_in(CUDA_LOG)
-    assert places(buffers, "model") == "CPU_Mapped 70 MiB, CUDA0 4095 MiB"
+    assert buffer_places(buffers, "model") == "CPU_Mapped 70 MiB, CUDA0 4095 MiB"
     assert device_bytes(buffers, "CUDA0") == round((4095.05 + 512 + 164) * 2**20)  # the graph's buffer is made anew
     assert [flash_attention_in(log) for log in (CUDA_LOG, CPU_LOG, "")] == [True, False, None]
 

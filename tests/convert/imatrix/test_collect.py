@@ -20,7 +20,7 @@ from yarn_edge.cli import main
 from yarn_edge.convert.imatrix import activations as activation_tap
 from yarn_edge.convert.imatrix import command as collecting
 from yarn_edge.convert.imatrix.activations import ActivationTap, weight_name
-from yarn_edge.convert.imatrix.command import Settings, chunks_of, collect
+from yarn_edge.convert.imatrix.command import ImatrixSettings, chunks_of, collect
 from yarn_edge.convert.imatrix.matrix import ImportanceMatrix, read_imatrix
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
@@ -99,7 +99,7 @@ def test_squares_are_those_of_the_checkpoint_in_transformers(
 ) -> None:
     """Two chunks side by side, with the checkpoint's YaRN."""
     (tmp_path / "t.txt").write_text(sample_text()[:1500], encoding="utf-8")
-    outcome = collect(smol_f32, tmp_path / "t.txt", tmp_path / "m.gguf", Settings(ctx=128, chunks=2))
+    outcome = collect(smol_f32, tmp_path / "t.txt", tmp_path / "m.gguf", ImatrixSettings(ctx=128, chunks=2))
     with Model(smol_f32, vocab_only=True) as model:
         tokens = model.tokenize(sample_text()[:1500], add_special=False, parse_special=False)
     truth = hooked_squares(smol_checkpoint, [tokens[:128], tokens[128:256]])
@@ -293,7 +293,7 @@ def test_chunks(tiny_model: Path) -> None:
 
     def cut(text: str = text, bos: bool = False, **changes: Any) -> list[list[int]]:
         with Model(tiny_model, overrides={"tokenizer.ggml.add_bos_token": bos}) as model:
-            return chunks_of(model, text, Settings(**{"ctx": 8, **changes}), Path("t.txt"))
+            return chunks_of(model, text, ImatrixSettings(**{"ctx": 8, **changes}), Path("t.txt"))
 
     assert cut() == [plain[:8], plain[8:16]]
     assert cut(chunks=1) == [plain[:8]]
@@ -432,7 +432,7 @@ def test_bad_input_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.
 def test_a_model_whose_tokens_see_what_follows_is_refused(folder: Path, tmp_path: Path) -> None:
     model = tiny_gguf.write(tmp_path / "m.gguf", "llama", {"attention.causal": False})
     with pytest.raises(YarnEdgeError, match="is no language model"):
-        collect(model, folder / "t.txt", tmp_path / "o.gguf", Settings(ctx=CTX))
+        collect(model, folder / "t.txt", tmp_path / "o.gguf", ImatrixSettings(ctx=CTX))
 
 
 # ---- interrupted runs
@@ -564,8 +564,8 @@ def test_a_name_that_is_taken_meanwhile_is_left_alone(
 
     monkeypatch.setattr(collecting, "publish", somebody_is_faster)
     with pytest.raises(YarnEdgeError, match="exists already"):
-        collect(tiny_model, folder / "t.txt", output, Settings(ctx=CTX))
+        collect(tiny_model, folder / "t.txt", output, ImatrixSettings(ctx=CTX))
     assert output.read_text() == "theirs"
     monkeypatch.undo()
-    assert collect(tiny_model, folder / "t.txt", output, Settings(ctx=CTX), resume=True, force=True).tokens == 0
+    assert collect(tiny_model, folder / "t.txt", output, ImatrixSettings(ctx=CTX), resume=True, force=True).tokens == 0
     assert read_imatrix(output).chunk_count == 20

@@ -25,10 +25,10 @@ from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.imatrix.matrix import Importance, ImportanceMatrix, write_imatrix
 from yarn_edge.convert.kernels import choose as selection
-from yarn_edge.convert.kernels.choose import FAST, GGML, WORTH_IT, Kernels, choose
+from yarn_edge.convert.kernels.choose import FAST, GGML, WORTH_IT, Kernels, choose_kernels
 from yarn_edge.convert.kernels.layout import LAYOUTS, WEIGHTS
 from yarn_edge.convert.quantize import quantize
-from yarn_edge.convert.recipe import Choice
+from yarn_edge.convert.recipe import TypeChoice
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.ggml_types import dequantize_into, quantize_into, type_named
@@ -85,7 +85,7 @@ CASES = ("random", "narrow", "a single block", "outliers", "heavy tails", "zero"
 @pytest.fixture(scope="module")
 def fast() -> Kernels:
     """Ours, compiled."""
-    return choose(FAST, {type_named("Q4_K"): 1})
+    return choose_kernels(FAST, {type_named("Q4_K"): 1})
 
 
 def made_by(kernels: Kernels, name: str, rows: Floats, weights: Floats | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -159,7 +159,7 @@ def test_importance_that_is_zero_or_of_one_column(name: str, fast: Kernels) -> N
 )
 def test_any_rows(rows: Floats, name: str, importance: bool) -> None:
     weights = np.linspace(0, 3, 256, dtype=np.float32) if importance else None
-    assert_as_good(choose(FAST, {type_named("Q4_K"): 1}), name, np.ascontiguousarray(rows), weights)
+    assert_as_good(choose_kernels(FAST, {type_named("Q4_K"): 1}), name, np.ascontiguousarray(rows), weights)
 
 
 @needs_numba
@@ -271,9 +271,9 @@ def test_copied_tensors_keep_what_made_them(wide_bf16: Path, tmp_path: Path) -> 
 
 def test_the_key_tells_of_what_is_in_the_file(wide_bf16: Path, tmp_path: Path) -> None:
     one = quantize(wide_bf16, str(tmp_path / "one.gguf"), "Q4_K_M", kernels=GGML)[0]
-    none = quantize(one, str(tmp_path / "none.gguf"), "Q8_0", allow_requantize=True, choice=Choice(pure=True))[0]
+    none = quantize(one, str(tmp_path / "none.gguf"), "Q8_0", allow_requantize=True, choice=TypeChoice(pure=True))[0]
     assert "yarn_edge.quantizer" not in read_gguf(none).metadata
-    choice = Choice(tensor_types=((r"ffn_down", type_named("Q5_K")),))
+    choice = TypeChoice(tensor_types=((r"ffn_down", type_named("Q5_K")),))
     mixed = quantize(one, str(tmp_path / "mixed.gguf"), "Q4_K_M", kernels=GGML, allow_requantize=True, choice=choice)[0]
     assert read_gguf(mixed).metadata["yarn_edge.quantizer"].endswith(", others copied")
 
@@ -284,18 +284,18 @@ BIG = {type_named("Q4_K"): WORTH_IT}
 @pytest.mark.parametrize("work", [{type_named("Q8_0"): 1 << 40}, {type_named("Q4_K"): WORTH_IT - 1}, {}])
 def test_ggml_where_there_is_little_to_make(work: dict[Any, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_checked_kernel", lambda: pytest.fail("compiled for nothing"))
-    assert choose(None, work) == Kernels()
+    assert choose_kernels(None, work) == Kernels()
 
 
 @needs_numba
 def test_ours_where_there_is_much_to_make(fast: Kernels) -> None:
-    assert choose(None, BIG) == fast
-    assert choose(GGML, BIG) == Kernels()
+    assert choose_kernels(None, BIG) == fast
+    assert choose_kernels(GGML, BIG) == Kernels()
 
 
 def test_without_numba(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wide_bf16: Path) -> None:
     monkeypatch.setattr(selection.importlib.util, "find_spec", lambda _name: None)
-    assert choose(None, BIG) == Kernels()
+    assert choose_kernels(None, BIG) == Kernels()
     assert capsys.readouterr().err == ""
     out = wide_bf16.with_name("never.gguf")
     assert main(["quantize", str(wide_bf16), "-o", str(out), "--kernels", "fast"]) == 2
@@ -307,7 +307,7 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def test_unknown_kernels() -> None:
     with pytest.raises(YarnEdgeError, match="kernels 'cuda' are unknown; there are ggml and fast"):
-        choose("cuda", {})
+        choose_kernels("cuda", {})
 
 
 def zeros(_x: Any, _importance: Any, _blocks: int, out: Any, _plan: Any) -> int:
@@ -331,10 +331,10 @@ def test_what_cannot_be_used_is_told(
     monkeypatch.setattr(selection, "_compiled_kernel", compiled)
     selection._checked_kernel.cache_clear()
     try:
-        assert choose(None, BIG) == Kernels()
+        assert choose_kernels(None, BIG) == Kernels()
         assert f"note: Numba cannot be used here ({told}" in capsys.readouterr().err
         with pytest.raises(YarnEdgeError, match="--kernels fast: Numba cannot be used here"):
-            choose(FAST, BIG)
+            choose_kernels(FAST, BIG)
     finally:
         selection._checked_kernel.cache_clear()
 

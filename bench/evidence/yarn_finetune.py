@@ -3,8 +3,9 @@
     python -m yarn_edge.bench.evidence.yarn_finetune CHECKPOINT --text FILE -o FOLDER --length 32k --steps 200
 
 CHECKPOINT's config.json holds the YaRN block that is trained with (as `evidence.smollm2` writes it). AdamW (0.9, 0.95) without weight
-decay, learning rate 2e-5 after 20 steps of warm-up, next-token loss on windows of --length tokens. The last tenth of the text is not trained on: its loss is told
-before and after. Needs torch and transformers; on a GPU in bfloat16 with float32 weights, on a CPU (for trying it out) in float32.
+decay, learning rate 2e-5 after 20 steps of warm-up, next-token loss on windows of --length tokens. The last tenth of the text is not
+trained on: its loss is told before and after. Needs torch and transformers; on a GPU in bfloat16 with float32 weights, on a CPU (for
+trying it out) in float32.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """What the docs say can be typed: the commands of their code blocks and of their inline code, and what is wrong with each.
 
-A command is checked by the parser that would read it: of `yarn-edge` by its flags, of `python -m yarn_edge.…` by the parser that the
-module's `main` makes.
+A command is checked by the parser that would read it: the command's own, or the one that `python -m yarn_edge.…` makes when it starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import importlib.util
 import re
@@ -43,26 +43,32 @@ def parser_of_command(name: str) -> argparse.ArgumentParser:
 
 @cache
 def parser_of_module(name: str) -> argparse.ArgumentParser | None:
-    """The parser that `python -m NAME` makes; None if there is no such module. One that takes no arguments gets an empty one."""
+    """The parser that `python -m NAME` makes; None if it cannot be run. One that takes no arguments gets an empty one."""
     try:
-        found = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:
         return None
-    if found is None or found.origin is None or "__main__" not in Path(found.origin).read_text(encoding="utf-8"):
+    if spec is None or spec.origin is None:
         return None
-    if "argparse" not in Path(found.origin).read_text(encoding="utf-8"):
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    started = [
+        part for part in ast.parse(source).body if isinstance(part, ast.If) and "__main__" in ast.dump(part.test)
+    ]
+    if not started:
+        return None
+    if "argparse" not in source:
         return argparse.ArgumentParser()
 
     def made(self: argparse.ArgumentParser, *_arguments: object) -> None:
         raise _Made(self)
 
-    main = importlib.import_module(name).main
+    names = dict(vars(importlib.import_module(name)))
     with mock.patch.object(argparse.ArgumentParser, "parse_args", made):
         try:
-            main()
+            exec(compile(ast.Module(started[0].body, []), name, "exec"), names)
         except _Made as reached:
             return reached.parser
-    raise AssertionError(f"{name}: main() parses nothing")
+    raise AssertionError(f"{name} parses nothing")
 
 
 def flags_of(parser: argparse.ArgumentParser) -> set[str]:

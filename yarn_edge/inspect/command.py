@@ -132,6 +132,20 @@ def inspect_checkpoint(folder: Path, freeze_at: int | None = None) -> dict[str, 
     }
 
 
+def inspect_model(path: str | Path, freeze_at: int | None = None) -> dict[str, Any]:
+    """The report on a GGUF or a checkpoint folder, as `yarn-edge inspect --json` prints it (docs/inspect.md has its keys).
+
+    freeze_at: for dynamic scaling in a checkpoint, the length in tokens whose angles are taken. Raises YarnEdgeError for what
+    cannot be read at all.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return inspect_checkpoint(path, freeze_at)
+    if freeze_at is not None:
+        raise YarnEdgeError("--freeze-at is for checkpoints; a GGUF is static")
+    return inspect_gguf(path)
+
+
 def _count_types(file: GGUFFile) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in file.tensors.values():
@@ -238,9 +252,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge inspect`."""
     path = Path(args.model)
-    if args.freeze_at is not None and not path.is_dir():
-        raise YarnEdgeError("--freeze-at is for checkpoints; a GGUF is static")
-    report = inspect_checkpoint(path, args.freeze_at) if path.is_dir() else inspect_gguf(path)
+    report = inspect_model(path, args.freeze_at)
     if args.plot is not None:
         _check_picture(Path(args.plot), path, args.force)
         _plot(path, Path(args.plot), args.freeze_at)

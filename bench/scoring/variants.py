@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import BACKENDS, FLAGS
+from yarn_edge.flags import BACKENDS, FLAGS, ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.rescale import from_file, in_memory
@@ -87,7 +87,7 @@ def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> V
         if key in given:
             raise YarnEdgeError(f"{text}: {key} stands twice")
         given[key] = _VALUES[key](text, value)
-    scaling = {_SCALING[key]: value for key, value in given.items() if key in _SCALING}
+    scaling = ScalingOverrides(**{_SCALING[key]: value for key, value in given.items() if key in _SCALING})
     found = Variant(text, Path(path), given.get("kv", kv_type), given.get("backend", backend))
     return scaled(found, from_file(read_gguf(path), scaling)) if scaling else found
 

@@ -17,6 +17,7 @@ from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.patch import patch
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.edit import edit_gguf
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.declared import declared, explicit_arguments, wanted
@@ -84,7 +85,7 @@ def test_yarn_is_added_to_a_plain_quantized_file(
 def test_own_betas_are_baked_into_a_llama_file(plain: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     flags = {"factor": 4.0, "original_context": 256, "beta_fast": 8.0, "beta_slow": 2.0, "attention_factor": 1.35}
-    _files, plan, changes = patch(plain["llama"], out, overrides=flags)
+    _files, plan, changes = patch(plain["llama"], out, overrides=ScalingOverrides(**flags))
     assert plan.form == "baked"
     assert any("rope_freqs.weight" in change for change in changes)
     assert weights(out) == weights(plain["llama"])
@@ -97,8 +98,10 @@ def test_own_betas_are_baked_into_a_llama_file(plain: dict[str, Path], tmp_path:
 def test_a_baked_file_becomes_plain_yarn_again(plain: dict[str, Path], tmp_path: Path) -> None:
     """The tensor cannot be taken out; it is set to ones."""
     flags = {"factor": 4.0, "original_context": 256}
-    patch(plain["llama"], tmp_path / "baked.gguf", overrides=flags, bake="always")
-    patch(tmp_path / "baked.gguf", tmp_path / "native.gguf", overrides={}, bake="auto")
+    patch(
+        plain["llama"], tmp_path / "baked.gguf", overrides=ScalingOverrides(**flags), planner=PlannerOptions("always")
+    )
+    patch(tmp_path / "baked.gguf", tmp_path / "native.gguf")
     file = read_gguf(tmp_path / "native.gguf")
     assert set(file.float32_tensor("rope_freqs.weight", 64)) == {1.0}
     assert effective(file).method == "yarn"
@@ -153,10 +156,10 @@ def test_repair(case: str, plain: dict[str, Path], tmp_path: Path) -> None:
     source, out = foreign(tmp_path / "in.gguf", plain["llama"], **keys), tmp_path / "out.gguf"
     if isinstance(want, str):
         with pytest.raises(YarnEdgeError, match=want):
-            patch(source, out, overrides=flags)
+            patch(source, out, overrides=ScalingOverrides(**flags))
         assert not out.exists()
         return
-    patch(source, out, overrides=flags)
+    patch(source, out, overrides=ScalingOverrides(**flags))
     file = read_gguf(out)
     goal = wanted(file)
     assert {n: getattr(goal, n) for n in want} == pytest.approx(want)

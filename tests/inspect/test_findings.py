@@ -15,6 +15,7 @@ import pytest
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.patch import patch
+from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.edit import edit_gguf
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.inspect import findings
@@ -293,7 +294,7 @@ def test_factors_of_ones_scale_nothing(tmp_path: Path) -> None:
 
 def own(folder: Path, architecture: str, keys: dict[str, Any], **overrides: float) -> Path:
     """A file with a description of ours."""
-    patch(write(folder, architecture, keys), folder / "own.gguf", overrides=overrides)
+    patch(write(folder, architecture, keys), folder / "own.gguf", overrides=ScalingOverrides(**overrides))
     return folder / "own.gguf"
 
 
@@ -369,7 +370,7 @@ def test_the_arguments_form_has_the_one_finding_that_helps(architecture: str, tm
 def test_an_approximate_file_is_not_told_to_be_repaired(tmp_path: Path) -> None:
     scaling = {**tiny.YARN["rope_scaling"], "truncate": False}
     folder = tiny.write_checkpoint(tmp_path / "ck", "qwen2", rope_scaling=scaling)
-    path = convert(folder, str(tmp_path / "out.gguf"), "F32", allow_approximate=True)[0]
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32", planner=PlannerOptions(allow_approximate=True))[0]
     told = found(path)
     assert set(told) == {OTHER}
     assert "no GGUF of architecture qwen2 carries this" in told[OTHER][0]["remedy"]

@@ -17,6 +17,7 @@ from yarn_edge.bench.evidence.smollm2 import write_checkpoint
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules import declared as metadata
 from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, effective
@@ -198,7 +199,7 @@ def test_another_tokenizer_fails(rich_file: Path, tmp_path: Path) -> None:
 
 def test_flags_are_told_to_verify_too(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path / "ck", "qwen2", rope_scaling=..., max_position_embeddings=256)
-    flags = {"factor": 4.0, "original_context": 256}
+    flags = ScalingOverrides(factor=4.0, original_context=256)
     path = convert(folder, str(tmp_path / "out.gguf"), "F32", overrides=flags)[0]
     assert {c.status for c in verify(path, folder, overrides=flags, n_tokens=64)} == {"pass"}
     assert by_name(verify(path, folder, n_tokens=64))["metadata"].status == "fail"

@@ -84,7 +84,7 @@ def _scaling(
     if factor is None:
         return None, {}, None
     file = read_gguf(path)
-    base = base_scaling(file, {})
+    base = base_scaling(file)
     if base.method not in ("yarn", "none"):
         raise YarnEdgeError(f"{path}: has {base.method} scaling: --yarn-factor is for YaRN")
     chosen = max(1.0, n_ctx / base.original_context) if factor == "auto" else float(factor)

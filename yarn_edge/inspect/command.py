@@ -19,7 +19,7 @@ import numpy as np
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import add_freeze_flag
+from yarn_edge.flags import ScalingOverrides, add_freeze_flag
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.inspect.findings import Finding, Patient, examine
@@ -91,7 +91,7 @@ def inspect_checkpoint(folder: Path, freeze_at: int | None = None) -> dict[str, 
     Raises YarnEdgeError where the config cannot be read at all.
     """
     config = read_config(folder)
-    positions = read_positions(config, freeze_at=freeze_at)
+    positions = read_positions(config, ScalingOverrides(freeze_at=freeze_at))
     names, model_type = config.values.get("architectures"), str(config.values.get("model_type"))
     findings: list[Finding] = []
     if model_type not in GGUF_ARCHITECTURES:
@@ -194,7 +194,7 @@ def _print(report: dict[str, Any]) -> None:
 def _plot(path: Path, target: Path, freeze_at: int | None) -> None:
     if path.is_dir():
         config = read_config(path)
-        wanted = read_scaling(config, freeze_at=freeze_at)
+        wanted = read_scaling(config, ScalingOverrides(freeze_at=freeze_at))
         if not wanted.is_static:
             raise YarnEdgeError(f"{path}: {wanted.method} has no fixed frequencies to draw: pass --freeze-at N")
         architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))

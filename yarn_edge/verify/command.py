@@ -13,15 +13,22 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import BACKENDS, add_scaling_flags, add_threads_flag, count, scaling_overrides
+from yarn_edge.flags import (
+    BACKENDS,
+    NO_OVERRIDES,
+    ScalingOverrides,
+    add_scaling_flags,
+    add_threads_flag,
+    count,
+    scaling_overrides,
+)
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules import declared as metadata
 from yarn_edge.llama_rules.effective import angle_error, effective
@@ -57,8 +64,7 @@ def verify(
     path: str | Path,
     against: str | Path | None = None,
     *,
-    overrides: Mapping[str, Any] | None = None,
-    freeze_at: int | None = None,
+    overrides: ScalingOverrides = NO_OVERRIDES,
     n_tokens: int = LOGIT_TOKENS,
     threads: int | None = None,
     backend: str = "cpu",
@@ -67,8 +73,8 @@ def verify(
 ) -> list[Check]:
     """Run every check; each result is also passed to `on_check` as soon as it is there.
 
-    backend: a key of BACKENDS, or "all". One that is not there is skipped, never replaced. overrides, freeze_at: what convert
-    was given. kv_type: the cache for the logits.
+    backend: a key of BACKENDS, or "all". One that is not there is skipped, never replaced. overrides: what convert was
+    given. kv_type: the cache for the logits.
     Raises YarnEdgeError for a file that cannot be judged at all (not a GGUF, an architecture outside the table).
     """
     file = read_gguf(path)
@@ -76,7 +82,7 @@ def verify(
     honoured(file.architecture)
     goal, sliding, goal_name, replaced = metadata.wanted(file), None, "the file's own description", None
     if against is not None:
-        goal, sliding, replaced = checkpoint_scaling(Path(against), overrides or {}, freeze_at)
+        goal, sliding, replaced = checkpoint_scaling(Path(against), overrides)
         goal_name = CHECKPOINT
     checks: list[Check] = []
 
@@ -136,7 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge verify`: exit code 0 when nothing failed, 1 otherwise, also where nothing could be run at all."""
     overrides = scaling_overrides(args)
-    if args.against is None and (overrides or args.freeze_at is not None):
+    if args.against is None and overrides:
         raise YarnEdgeError(
             "the --yarn-… flags and --freeze-at describe how CHECKPOINT was converted: they need --against"
         )
@@ -145,7 +151,6 @@ def run(args: argparse.Namespace) -> int:
             args.model,
             args.against,
             overrides=overrides,
-            freeze_at=args.freeze_at,
             n_tokens=args.tokens,
             threads=args.threads,
             backend=args.backend,

@@ -31,8 +31,8 @@ from yarn_edge.flags import (
 )
 from yarn_edge.gguf.header import pack_key
 from yarn_edge.gguf.read import DEFAULT_ALIGNMENT
-from yarn_edge.llama_rules.declared import canonical, canonical_keys, explicit_arguments
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, effective
+from yarn_edge.llama_rules.description import canonical_keys
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error
 from yarn_edge.llama_rules.planner import RopePlan, plan_rope
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
@@ -214,8 +214,8 @@ def _check_result(plan: ConversionPlan, path: Path) -> None:
     """Read the written file back: its positions by llama.cpp's rules, its description, its token ids."""
     with Model(path, vocab_only=True) as model:
         mismatch = check_tokens(model, plan.reference).mismatch
-    runs = effective(model.gguf, explicit_arguments(model.gguf))
-    if angle_error(runs, plan.rope.runs).any_difference or canonical(model.gguf) != plan.scaling:
+    runs = model.positions.runs
+    if angle_error(runs, plan.rope.runs).any_difference or model.positions.canonical != plan.scaling:
         raise YarnEdgeError(f"{path}: the written file would not run the checkpoint's positions")
     kernel = check_kernel(runs, runs, plan.architecture.gguf)
     if kernel.status != "pass":

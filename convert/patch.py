@@ -32,8 +32,9 @@ from yarn_edge.flags import (
 from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules import declared as metadata
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, effective, rotated_dims
+from yarn_edge.llama_rules.description import CANONICAL, canonical_keys
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, rotated_dims
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import RopePlan, plan_parts
@@ -91,9 +92,9 @@ def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -
 
 def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     """(keys to set, keys to remove, tensors to set)."""
-    keys = {**plan.keys, **metadata.canonical_keys(goal, plan.form)}
+    keys = {**plan.keys, **canonical_keys(goal, plan.form)}
     keys[f"{file.architecture}.context_length"] = goal.extended_context
-    ours = (f"{file.architecture}.rope.scaling.", metadata.CANONICAL)
+    ours = (f"{file.architecture}.rope.scaling.", CANONICAL)
     stale = [k for k in file.metadata if k.startswith(ours) and k not in keys]
     stale += [k for k in (f"{file.architecture}.rope.scale_linear",) if k in file.metadata]
     tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
@@ -125,7 +126,7 @@ def patch(
     if checkpoint is not None:
         parts = from_checkpoint(file, Path(checkpoint), overrides)
     else:
-        parts = {"": from_file(file, overrides)}
+        parts = {"": from_file(FilePositions(file), overrides)}
     plan = plan_parts(parts, file.architecture, planner)
     goal = parts["full_attention"] if len(parts) > 1 else next(iter(parts.values()))
     if plan.told:
@@ -150,8 +151,8 @@ def _check(path: Path, goal: RopeScaling, plan: RopePlan) -> None:
     """Read the outcome back: its description, and what llama.cpp runs of it."""
     written = read_gguf(path, vocabulary=False)
     check_loadable(written)
-    runs = effective(written, metadata.explicit_arguments(written))
-    if metadata.canonical(written) != goal or angle_error(runs, plan.runs).any_difference:
+    positions = FilePositions(written)
+    if positions.canonical != goal or angle_error(positions.runs, plan.runs).any_difference:
         raise YarnEdgeError(f"{path}: the patched file would not run what was asked for")
 
 

@@ -14,8 +14,6 @@ from yarn_edge.engine.opened import EngineSettings, opened, user_cache_folder
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import PlannerOptions
-from yarn_edge.llama_rules.effective import effective
-from yarn_edge.llama_rules.rescale import overridden
 from yarn_edge.memory.placement import Wanted
 
 from support import tiny
@@ -48,7 +46,7 @@ def test_factors(
 ) -> None:
     with opened(yarn_file, Wanted("cpu", ctx, threads=1), EngineSettings(yarn_factor=factor)) as one:  # type: ignore[arg-type]
         context = one.context
-        scaling = effective(overridden(context.model.gguf, context.model.overrides), context.arguments)
+        scaling = context.model.positions.effective(context.arguments)
         assert scaling.factor == pytest.approx(runs)
         if runs > 1:
             assert scaling.attention_factor == pytest.approx(scaling.default_attention_factor)

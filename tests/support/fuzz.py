@@ -31,7 +31,7 @@ from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.inspect.command import inspect_checkpoint, inspect_gguf
-from yarn_edge.llama_rules.declared import explicit_arguments
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.planner import plan_rope
 from yarn_edge.llama_rules.rescale import from_file
 from yarn_edge.progress import bar
@@ -75,12 +75,15 @@ def _each(steps: Sequence[Callable[[], object]]) -> None:
 def read_gguf_everywhere(path: Path) -> None:
     """What `inspect`, `patch` and the loader do with a header."""
     file = read_gguf(path)
+    positions = FilePositions(file)
     _each(
         [
-            lambda: json.dumps(inspect_gguf(path)["findings"]),
-            lambda: plan_rope(from_file(file), file.architecture, APPROXIMATE),
-            lambda: plan_rope(from_file(file, ScalingOverrides(4.0, 256)), file.architecture, PlannerOptions("always")),
-            lambda: explicit_arguments(file),
+            lambda: json.dumps(inspect_gguf(positions)["findings"]),
+            lambda: plan_rope(from_file(positions), file.architecture, APPROXIMATE),
+            lambda: plan_rope(
+                from_file(positions, ScalingOverrides(4.0, 256)), file.architecture, PlannerOptions("always")
+            ),
+            lambda: positions.explicit_arguments,
         ]
     )
 

@@ -19,8 +19,8 @@ from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules import declared as metadata
-from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, effective
+from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.positions.error_budget import rotation_error
 from yarn_edge.runtime.ggml import rope_arguments
 from yarn_edge.runtime.model import Model
@@ -153,9 +153,9 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_simulated_rules_are_those_of_the_running_library(name: str, rich_file: Path) -> None:
-    """effective() against what llama.cpp really put into its graph, for a file with every key."""
+    """FilePositions.effective against what llama.cpp really put into its graph, for a file with every key."""
     with Model(rich_file) as model:
-        said = effective(model.gguf, ARGUMENTS[name])
+        said = model.positions.effective(ARGUMENTS[name])
         nodes = record_ropes(model, list(range(5, 13)), [700], ARGUMENTS[name])
     wanted = asdict(rope_arguments(said, "interleaved"))
     seen = asdict(nodes[0].arguments)
@@ -167,7 +167,7 @@ def test_the_simulated_rules_are_those_of_the_running_library(name: str, rich_fi
 
 
 def test_the_kernel_check_fails_for_another_goal(smol_f32: Path) -> None:
-    goal = metadata.wanted(read_gguf(smol_f32))
+    goal = FilePositions(read_gguf(smol_f32)).wanted
     assert check_kernel(goal, goal, "llama").status == "pass"
     for wrong in ({"factor": 4.001}, {"beta_fast": 16.0}, {"attention_factor": 1.14}):
         assert check_kernel(goal.with_overrides("test", **wrong), goal, "llama").status == "fail"

@@ -5,38 +5,36 @@ In memory it goes in by arguments of the runtime and an override of its metadata
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.llama_rules import declared as metadata
+from yarn_edge.llama_rules.declared import declared, open_attention_factor
 from yarn_edge.llama_rules.effective import (
     FREQUENCY_FACTORS,
     RuntimeArguments,
     angle_error,
-    effective,
     file_factor,
     ratio_in_file,
     spelled_out,
 )
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.layers import sliding_scaling
 from yarn_edge.llama_rules.planner import in_keys, native_keys
 from yarn_edge.positions.overrides import apply_overrides
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 
-def from_file(file: GGUFFile, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
+def from_file(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
     """What the file describes, with its known slips put right, and `overrides` on top.
 
     Raises YarnEdgeError where the file leaves open what it means: nothing is guessed.
     """
-    fields = overrides.fields
-    base = metadata.canonical(file)
+    fields, file = overrides.fields, positions.file
+    base = positions.canonical
     if base is None:
-        base = metadata.declared(_without_slips(file, overrides))
+        base = declared(_without_slips(file, overrides))
     context = file.required_int("context_length")
     if base.method != "none" and not fields and context > base.extended_context:
         raise YarnEdgeError(
@@ -95,7 +93,7 @@ def _without_slips(file: GGUFFile, overrides: ScalingOverrides) -> GGUFFile:
             f"{file.path}: {prefix}original_context_length is missing, and nothing else in the file tells it: "
             "pass --yarn-orig-ctx, or --from CHECKPOINT"
         )
-    multiplier = metadata.open_attention_factor(file)
+    multiplier = open_attention_factor(file)
     if multiplier is not None and "attention_factor" not in fields:
         default = yarn_attention_factor(fields.get("factor") or file_factor(file) or 1.0)
         raise YarnEdgeError(
@@ -108,25 +106,25 @@ def _without_slips(file: GGUFFile, overrides: ScalingOverrides) -> GGUFFile:
     return replace(file, metadata=meta)
 
 
-def base_scaling(file: GGUFFile, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
+def base_scaling(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
     """The file's own scaling with `overrides` on top; a file without one is taken at its context_length as the original.
 
     Raises YarnEdgeError where there is nothing to sweep around: frequency tables, a softmax factor of its own.
     """
     given = overrides.fields
     if given and not given.keys() >= {"factor", "original_context"}:
-        own = from_file(file)
+        own = from_file(positions)
         if own.method != "yarn":
             around = {"factor": max(1.0, own.factor), "original_context": own.original_context}
             overrides = ScalingOverrides(**{**around, **given})
-    found = from_file(file, overrides)
+    found = from_file(positions, overrides)
     if found.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in found.frequency_factors):
         raise YarnEdgeError(
-            f"{file.path}: its frequencies come from a table (Llama 3, LongRoPE): no other can be put in its place"
+            f"{positions.file.path}: its frequencies come from a table (Llama 3, LongRoPE): no other can be put in its place"
         )
     if abs(found.softmax_factor - 1) > SAME_RELATIVE:
         raise YarnEdgeError(
-            f"{file.path}: its softmax factor {found.softmax_factor:.6g} belongs to its own factor: it cannot be swept"
+            f"{positions.file.path}: its softmax factor {found.softmax_factor:.6g} belongs to its own factor: it cannot be swept"
         )
     return found
 
@@ -143,7 +141,7 @@ def with_factor(base: RopeScaling, factor: float, method: str = "yarn", own_atte
     return replace(base, method=method, factor=float(factor), attention_factor=attention)  # type: ignore[arg-type]
 
 
-def in_memory(file: GGUFFile, goal: RopeScaling, label: str) -> tuple[RuntimeArguments, dict[str, float]]:
+def in_memory(positions: FilePositions, goal: RopeScaling, label: str) -> tuple[RuntimeArguments, dict[str, float]]:
     """The runtime's arguments, and the overrides of metadata, that run `goal` from this file. label: for errors.
 
     A goes in by overriding `rope.scaling.attn_factor`: the argument yarn_attn_factor has no effect beside an ext_factor.
@@ -153,16 +151,17 @@ def in_memory(file: GGUFFile, goal: RopeScaling, label: str) -> tuple[RuntimeArg
     words = in_keys(goal)
     if words is None:
         raise YarnEdgeError(f"{label}: the runtime has no arguments for {goal.method} scaling")
+    file = positions.file
     keys = native_keys(words, file.architecture)
     name = f"{file.architecture}.rope.scaling.attn_factor"
     # What is left to attn_factor, whatever else of A the architecture makes of the file's keys.
-    own = effective(overridden(file, {name: 1.0}), spelled_out(words, 1.0)).attention_factor
+    own = positions.with_metadata({name: 1.0}).effective(spelled_out(words, 1.0)).attention_factor
     ratio = words.attention_factor / own
     overrides = {name: ratio} if abs(ratio / ratio_in_file(file) - 1) > SAME_RELATIVE else {}
     arguments = spelled_out(words, ratio)
-    seen = overridden(file, overrides)
-    runs = effective(seen, arguments)
-    sliding, meant = sliding_scaling(seen, runs), sliding_scaling(overridden(file, keys), runs)
+    seen = positions.with_metadata(overrides)
+    runs = seen.effective(arguments)
+    sliding, meant = (sliding_scaling(p.file, runs) for p in (seen, positions.with_metadata(keys)))
     if sliding is not None and meant is not None and angle_error(sliding, meant).any_difference:
         raise YarnEdgeError(
             f"{label}: its layers with a sliding window take their scaling from the file, not from arguments: patch the file"
@@ -175,8 +174,3 @@ def in_memory(file: GGUFFile, goal: RopeScaling, label: str) -> tuple[RuntimeArg
             "convert --bake-rope never keeps them apart)"
         )
     return arguments, overrides
-
-
-def overridden(file: GGUFFile, overrides: Mapping[str, Any]) -> GGUFFile:
-    """The file's header as the runtime sees it with `overrides`."""
-    return replace(file, metadata={**file.metadata, **overrides})

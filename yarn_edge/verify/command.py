@@ -30,8 +30,8 @@ from yarn_edge.flags import (
     scaling_overrides,
 )
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules import declared as metadata
-from yarn_edge.llama_rules.effective import angle_error, effective
+from yarn_edge.llama_rules.effective import angle_error
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.runtime.devices import devices_of, missing
@@ -80,7 +80,8 @@ def verify(
     file = read_gguf(path)
     check_loadable(file)
     honoured(file.architecture)
-    goal, sliding, goal_name, replaced = metadata.wanted(file), None, "the file's own description", None
+    positions = FilePositions(file)
+    goal, sliding, goal_name, replaced = positions.wanted, None, "the file's own description", None
     if against is not None:
         goal, sliding, replaced = checkpoint_scaling(Path(against), overrides)
         goal_name = CHECKPOINT
@@ -90,20 +91,20 @@ def verify(
         checks.append(check)
         on_check(check)
 
-    add(check_metadata(file, goal, goal_name))
+    add(check_metadata(positions, goal, goal_name))
     for name in BACKENDS if backend == "all" else (backend,):
         devices = devices_of(name)
         if not devices:
             for what in ("kernel", "live-graph", "logits"):
                 add(skipped(on_backend(what, name), missing(name)))
             continue
-        runs = effective(file, metadata.explicit_arguments(file))
+        runs = positions.runs
         reference = (
             runs if angle_error(runs, goal).any_difference else goal
         )  # what the file runs is for the other checks
         for device in devices:
             add(check_kernel(runs, reference, file.architecture, device, name))
-        with Model(path, device=devices[0]) as model:
+        with Model(path, device=devices[0], gguf=file) as model:
             add(check_live_graph(model, goal, threads, name, sliding))
             if against is None:
                 for what in ("tokenizer", "logits"):

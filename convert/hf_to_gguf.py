@@ -7,7 +7,6 @@ every tensor of the checkpoint with a row of the family; prove the tokenizer; on
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,21 @@ from yarn_edge.checkpoint.dialects import head_dim
 from yarn_edge.checkpoint.read import read_scaling
 from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import add_planner_flags, add_scaling_flags, scaling_overrides
+from yarn_edge.flags import (
+    EXACT,
+    NO_OVERRIDES,
+    PlannerOptions,
+    ScalingOverrides,
+    add_planner_flags,
+    add_scaling_flags,
+    planner_options,
+    scaling_overrides,
+)
 from yarn_edge.gguf.header import pack_key
 from yarn_edge.gguf.read import DEFAULT_ALIGNMENT
-from yarn_edge.llama_rules.declared import canonical, canonical_keys, explicit_arguments
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, effective
-from yarn_edge.llama_rules.planner import Bake, RopePlan, plan_rope
+from yarn_edge.llama_rules.description import canonical_keys
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error
+from yarn_edge.llama_rules.planner import RopePlan, plan_rope
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import note
@@ -72,24 +80,19 @@ class ConversionPlan:
 
 
 def plan_conversion(
-    folder: Path,
-    overrides: Mapping[str, Any],
-    *,
-    freeze_at: int | None = None,
-    bake: Bake = "auto",
-    allow_approximate: bool = False,
+    folder: Path, overrides: ScalingOverrides = NO_OVERRIDES, planner: PlannerOptions = EXACT
 ) -> ConversionPlan:
     """Read and check all but the weights' values. Raises YarnEdgeError for whatever cannot be carried over."""
     checkpoint = open_checkpoint(folder)
     config = checkpoint.config
     row = architecture_of(config)
-    scaling = read_scaling(config, overrides, freeze_at)
+    scaling = read_scaling(config, overrides)
     if scaling.dim != head_dim(config):
         raise YarnEdgeError(
             f"{scaling.source('dim')}: {scaling.dim} of {head_dim(config)} dimensions are rotated; llama.cpp runs {row.gguf} "
             "only where all are"
         )
-    rope_plan = plan_rope(scaling, row.gguf, bake=bake, allow_approximate=allow_approximate)
+    rope_plan = plan_rope(scaling, row.gguf, planner)
     if rope_plan.told:
         note(rope_plan.told)
     check_sliding_window(row, config, scaling)
@@ -211,8 +214,8 @@ def _check_result(plan: ConversionPlan, path: Path) -> None:
     """Read the written file back: its positions by llama.cpp's rules, its description, its token ids."""
     with Model(path, vocab_only=True) as model:
         mismatch = check_tokens(model, plan.reference).mismatch
-    runs = effective(model.gguf, explicit_arguments(model.gguf))
-    if angle_error(runs, plan.rope.runs).any_difference or canonical(model.gguf) != plan.scaling:
+    runs = model.positions.runs
+    if angle_error(runs, plan.rope.runs).any_difference or model.positions.canonical != plan.scaling:
         raise YarnEdgeError(f"{path}: the written file would not run the checkpoint's positions")
     kernel = check_kernel(runs, runs, plan.architecture.gguf)
     if kernel.status != "pass":
@@ -230,18 +233,15 @@ def convert(
     choice: TypeChoice | None = None,
     force: bool = False,
     threads: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    freeze_at: int | None = None,
-    bake: Bake = "auto",
-    allow_approximate: bool = False,
+    overrides: ScalingOverrides = NO_OVERRIDES,
+    planner: PlannerOptions = EXACT,
     kernels: str | None = None,
 ) -> list[Path]:
     """Convert a checkpoint folder. Returns the files written, one for each type in `quant` (comma-separated).
 
-    imatrix: an importance matrix of llama.cpp's kind; choice: types of single tensors; overrides: RopeScaling fields by
-    name, on top of config.json; freeze_at: the length, in tokens, whose angles a dynamic scaling gets; bake,
-    allow_approximate: see `yarn_edge.llama_rules.planner`; kernels: "fast", "ggml", or None for what is done sooner. Raises
-    YarnEdgeError when anything cannot be carried over exactly; then no file was written.
+    imatrix: an importance matrix of llama.cpp's kind; choice: types of single tensors; overrides: scaling values on top of
+    config.json; planner: which forms of positions may be written; kernels: "fast", "ggml", or None for what is done sooner.
+    Raises YarnEdgeError when anything cannot be carried over exactly; then no file was written.
     """
     job = plan_files_of(
         checkpoint,
@@ -251,9 +251,7 @@ def convert(
         choice=choice,
         force=force,
         overrides=overrides,
-        freeze_at=freeze_at,
-        bake=bake,
-        allow_approximate=allow_approximate,
+        planner=planner,
         kernels=kernels,
     )
     return job.make(threads, force)
@@ -288,10 +286,8 @@ def plan_files_of(
     imatrix: str | Path | None = None,
     choice: TypeChoice | None = None,
     force: bool = False,
-    overrides: Mapping[str, Any] | None = None,
-    freeze_at: int | None = None,
-    bake: Bake = "auto",
-    allow_approximate: bool = False,
+    overrides: ScalingOverrides = NO_OVERRIDES,
+    planner: PlannerOptions = EXACT,
     kernels: str | None = None,
 ) -> Job:
     """`convert` as far as nothing is written."""
@@ -300,7 +296,7 @@ def plan_files_of(
     sources += [Path(imatrix)] if imatrix else []
     paths = checked_paths(output, parse_quants(quant), force, sources)
     matrix = None if imatrix is None else read_imatrix(imatrix)
-    plan = plan_conversion(folder, overrides or {}, freeze_at=freeze_at, bake=bake, allow_approximate=allow_approximate)
+    plan = plan_conversion(folder, overrides, planner)
     note(f"{plan.architecture.hf_name}: {_describe(plan.scaling)}; tokenizer {plan.vocabulary.pre}, proved")
     source = checkpoint_source(plan)
     return Job(plan, source, plan_files(source, paths, choice or TypeChoice(), matrix, kernels=kernels), matrix)
@@ -336,9 +332,7 @@ def run(args: argparse.Namespace) -> int:
         choice=choice_of(args),
         force=args.force,
         overrides=scaling_overrides(args),
-        freeze_at=args.freeze_at,
-        bake=args.bake_rope,
-        allow_approximate=args.allow_approximate_rope,
+        planner=planner_options(args),
         kernels=args.kernels,
     )
     return carry_out(job.source, job.files, args, lambda: job.make(args.threads, args.force))

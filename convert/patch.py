@@ -19,15 +19,25 @@ from yarn_edge.checkpoint.config_file import is_mistral_params, read_config
 from yarn_edge.checkpoint.dialects import text_section
 from yarn_edge.checkpoint.read import read_positions
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import add_planner_flags, add_scaling_flags, scaling_overrides
+from yarn_edge.flags import (
+    EXACT,
+    NO_OVERRIDES,
+    PlannerOptions,
+    ScalingOverrides,
+    add_planner_flags,
+    add_scaling_flags,
+    planner_options,
+    scaling_overrides,
+)
 from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules import declared as metadata
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, effective, rotated_dims
+from yarn_edge.llama_rules.description import CANONICAL, canonical_keys
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, rotated_dims
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES
 from yarn_edge.llama_rules.loadable import check_loadable
-from yarn_edge.llama_rules.planner import Bake, RopePlan, plan_parts
+from yarn_edge.llama_rules.planner import RopePlan, plan_parts
 from yarn_edge.llama_rules.rescale import from_file
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.progress import bar, note
@@ -48,9 +58,7 @@ _SIZES = {
 }
 
 
-def from_checkpoint(
-    file: GGUFFile, folder: Path, overrides: Mapping[str, Any], freeze_at: int | None = None
-) -> Mapping[str, RopeScaling]:
+def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -> Mapping[str, RopeScaling]:
     """The scaling of the checkpoint that `file` was made from, by layer type where it differs ("" alone where not).
 
     Raises YarnEdgeError if it was made from another.
@@ -73,7 +81,7 @@ def from_checkpoint(
             raise config.error(
                 key, f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: another model's checkpoint"
             )
-    parts = read_positions(config, overrides, freeze_at).parts
+    parts = read_positions(config, overrides).parts
     for scaling in parts.values():
         if scaling.dim != rotated_dims(file):
             raise YarnEdgeError(
@@ -84,9 +92,9 @@ def from_checkpoint(
 
 def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     """(keys to set, keys to remove, tensors to set)."""
-    keys = {**plan.keys, **metadata.canonical_keys(goal, plan.form)}
+    keys = {**plan.keys, **canonical_keys(goal, plan.form)}
     keys[f"{file.architecture}.context_length"] = goal.extended_context
-    ours = (f"{file.architecture}.rope.scaling.", metadata.CANONICAL)
+    ours = (f"{file.architecture}.rope.scaling.", CANONICAL)
     stale = [k for k in file.metadata if k.startswith(ours) and k not in keys]
     stale += [k for k in (f"{file.architecture}.rope.scale_linear",) if k in file.metadata]
     tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
@@ -101,16 +109,14 @@ def patch(
     output: str | Path,
     *,
     checkpoint: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    freeze_at: int | None = None,
-    bake: Bake = "auto",
-    allow_approximate: bool = False,
+    overrides: ScalingOverrides = NO_OVERRIDES,
+    planner: PlannerOptions = EXACT,
     force: bool = False,
     sync: bool = False,
 ) -> tuple[list[Path], RopePlan, list[str]]:
     """Write `source` to `output` with its scaling put right. Returns (files, form and numbers, what changed in sentences).
 
-    The scaling is that of `checkpoint`, else what the file describes; `overrides` (RopeScaling fields) on top. Raises
+    The scaling is that of `checkpoint`, else what the file describes; `overrides` on top. Raises
     YarnEdgeError where it cannot be carried or is not known; then nothing is written. sync: wait until all of it is on the
     disk; otherwise the system writes it out when it will, as after cp.
     """
@@ -118,10 +124,10 @@ def patch(
     check_loadable(file)
     outputs = output_files(file, Path(output), force)
     if checkpoint is not None:
-        parts = from_checkpoint(file, Path(checkpoint), overrides or {}, freeze_at)
+        parts = from_checkpoint(file, Path(checkpoint), overrides)
     else:
-        parts = {"": from_file(file, overrides or {})}
-    plan = plan_parts(parts, file.architecture, bake=bake, allow_approximate=allow_approximate)
+        parts = {"": from_file(FilePositions(file), overrides)}
+    plan = plan_parts(parts, file.architecture, planner)
     goal = parts["full_attention"] if len(parts) > 1 else next(iter(parts.values()))
     if plan.told:
         note(plan.told)
@@ -145,8 +151,8 @@ def _check(path: Path, goal: RopeScaling, plan: RopePlan) -> None:
     """Read the outcome back: its description, and what llama.cpp runs of it."""
     written = read_gguf(path, vocabulary=False)
     check_loadable(written)
-    runs = effective(written, metadata.explicit_arguments(written))
-    if metadata.canonical(written) != goal or angle_error(runs, plan.runs).any_difference:
+    positions = FilePositions(written)
+    if positions.canonical != goal or angle_error(positions.runs, plan.runs).any_difference:
         raise YarnEdgeError(f"{path}: the patched file would not run what was asked for")
 
 
@@ -171,18 +177,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge patch`: prints what changed."""
     overrides = scaling_overrides(args)
-    if not (args.repair or args.checkpoint or overrides):
+    if not (args.repair or args.checkpoint or overrides.fields):
         raise YarnEdgeError("nothing to do: give --repair, --from CHECKPOINT, or --yarn-… flags")
-    if args.freeze_at is not None and not args.checkpoint:
+    if overrides.freeze_at is not None and not args.checkpoint:
         raise YarnEdgeError("--freeze-at needs --from CHECKPOINT: a GGUF is static")
     outputs, plan, changes = patch(
         args.model,
         args.output,
         checkpoint=args.checkpoint,
         overrides=overrides,
-        freeze_at=args.freeze_at,
-        bake=args.bake_rope,
-        allow_approximate=args.allow_approximate_rope,
+        planner=planner_options(args),
         force=args.force,
         sync=args.sync,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 # --backend NAME -> the names that ggml's backend libraries give themselves.
 BACKENDS: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,48 @@ _ROWS: dict[str, tuple[str, type, str]] = {
     "beta_slow": ("--yarn-beta-slow", float, "turns below which a pair is divided by s (default: 1)"),
 }
 FLAGS: dict[str, str] = {field: flag for field, (flag, _kind, _told) in _ROWS.items()}
+Bake = Literal["auto", "never", "always"]
+
+
+@dataclass(frozen=True)
+class ScalingOverrides:
+    """Values that flags put on top of a model's scaling: RopeScaling's fields. None keeps the model's own value.
+
+    freeze_at: the length in tokens whose angles a dynamic scaling takes for good, and LongRoPE's table.
+    """
+
+    factor: float | None = None
+    original_context: int | None = None
+    attention_factor: float | None = None
+    ext_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    freeze_at: int | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The RopeScaling fields that were given, by name."""
+        return {name: value for name in FLAGS if (value := getattr(self, name)) is not None}
+
+    def __bool__(self) -> bool:
+        """Whether anything was given."""
+        return bool(self.fields) or self.freeze_at is not None
+
+
+@dataclass(frozen=True)
+class PlannerOptions:
+    """What the planner may write (`yarn_edge.llama_rules.planner`).
+
+    bake: whether exact frequencies become a tensor ("auto": where keys alone cannot carry them). allow_approximate: write the
+    nearest form where none is exact.
+    """
+
+    bake: Bake = "auto"
+    allow_approximate: bool = False
+
+
+NO_OVERRIDES = ScalingOverrides()
+EXACT = PlannerOptions()
 
 
 def add_scaling_flags(parser: argparse.ArgumentParser, told: str) -> None:
@@ -62,9 +105,14 @@ def add_planner_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def scaling_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that were given, by RopeScaling's field names."""
-    return {field: getattr(args, field) for field in FLAGS if getattr(args, field) is not None}
+def scaling_overrides(args: argparse.Namespace) -> ScalingOverrides:
+    """The values of `add_scaling_flags`."""
+    return ScalingOverrides(freeze_at=args.freeze_at, **{name: getattr(args, name) for name in FLAGS})
+
+
+def planner_options(args: argparse.Namespace) -> PlannerOptions:
+    """The values of `add_planner_flags`."""
+    return PlannerOptions(args.bake_rope, args.allow_approximate_rope)
 
 
 def count(low: int, high: int) -> Callable[[str], int]:

@@ -13,12 +13,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -73,7 +74,8 @@ class MatrixCase:
     form: str = "native"
     formula: Formula | None = None
     siblings: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    overrides: ScalingOverrides = NO_OVERRIDES
+    planner: PlannerOptions = EXACT
     refused: str = ""
 
     def __str__(self) -> str:
@@ -94,11 +96,11 @@ CASES: tuple[MatrixCase, ...] = (
     MatrixCase("attention_factor 1 (Laguna)", "mistral", _v4(attention_factor=1.0)),
     MatrixCase("attention_factor spelled out (OLMo 3)", "llama", _v4(attention_factor=1.138629436111989)),
     MatrixCase("own A and betas (yarn.md, section 3)", "llama", _v4(attention_factor=1.35, **OWN), "baked"),
-    MatrixCase("own A and betas", "llama", _v4(attention_factor=1.35, **OWN), "arguments", options={"bake": "never"}),
+    MatrixCase("own A and betas", "llama", _v4(attention_factor=1.35, **OWN), "arguments", planner=PlannerOptions("never")),
     MatrixCase("own A and betas", "mistral", _v4(attention_factor=1.35, **OWN), "baked"),
     MatrixCase("own A and betas", "qwen2", _v4(attention_factor=1.35, **OWN), "arguments"),
     MatrixCase("own A and betas", "qwen3", _v4(attention_factor=1.35, **OWN), "arguments"),
-    MatrixCase("defaults, baked by choice", "llama", _v4(), "baked", options={"bake": "always"}),
+    MatrixCase("defaults, baked by choice", "llama", _v4(), "baked", planner=PlannerOptions("always")),
     MatrixCase("truncate false (gpt-oss)", "llama", _v4(truncate=False), "baked"),
     MatrixCase("truncate false (gpt-oss)", "qwen2", _v4(truncate=False), refused="truncate is False, llama.cpp would use True"),
     MatrixCase("mscale, mscale_all_dim", "llama", _v4(mscale=1.0, mscale_all_dim=0.5)),
@@ -108,13 +110,13 @@ CASES: tuple[MatrixCase, ...] = (
     MatrixCase("Nous Llama, attn_factor 1.2", "llama", _nous(attn_factor=1.2), formula=nous(0.1)),
     MatrixCase("Nous Llama, extrapolation_factor 0.5", "llama", _nous(extrapolation_factor=0.5), "baked", nous(0.1), LLAMA_CODE),
     MatrixCase("Nous Llama, dynamic-yarn at 24576", "llama", NOUS_DYNAMIC, formula=nous(0.1, length=24576), siblings=LLAMA_CODE,
-         options={"freeze_at": 24576}),
+         overrides=ScalingOverrides(freeze_at=24576)),
     MatrixCase("Nous Mistral (0.07, betas 128 and 2)", "mistral", _nous(), "baked", nous(0.07, (128, 2)), MISTRAL_CODE),
     MatrixCase("Nous Mistral (0.07), own betas", "mistral", _nous(**OWN), "baked", nous(0.07, (128, 2)), MISTRAL_CODE),
     MatrixCase("linear", "llama", _v4("linear")),
     MatrixCase("linear", "qwen3", _v4("linear")),
-    MatrixCase("dynamic NTK at 16384", "llama", DYNAMIC, formula=dynamic_ntk(16384), options={"freeze_at": 16384}),
-    MatrixCase("dynamic NTK at 16384", "qwen2", DYNAMIC, formula=dynamic_ntk(16384), options={"freeze_at": 16384}),
+    MatrixCase("dynamic NTK at 16384", "llama", DYNAMIC, formula=dynamic_ntk(16384), overrides=ScalingOverrides(freeze_at=16384)),
+    MatrixCase("dynamic NTK at 16384", "qwen2", DYNAMIC, formula=dynamic_ntk(16384), overrides=ScalingOverrides(freeze_at=16384)),
     MatrixCase("dynamic NTK", "llama", DYNAMIC, refused="--freeze-at"),
     MatrixCase("Llama 3", "llama", LLAMA3, "baked"),
     MatrixCase("Llama 3", "qwen2", LLAMA3, refused="llama3 has no form"),
@@ -172,7 +174,8 @@ class Workshop:
         """Convert and compare. Any refusal is a result."""
         folder = self.checkpoint(case)
         try:
-            path = convert(folder, str(self.folder / "case.gguf"), "F32", force=True, **case.options)[0]
+            output = str(self.folder / "case.gguf")
+            path = convert(folder, output, "F32", force=True, overrides=case.overrides, planner=case.planner)[0]
         except YarnEdgeError as refusal:
             return Result(case, None, "refused", str(refusal))
         truth = self.truth(case.family)

@@ -63,7 +63,7 @@ def compare(
     if keep == "auto" and not together:
         note("base and candidates do not fit into memory together: the base's distributions are kept on the disk")
     for other in others:
-        with Model(other.path, vocab_only=True) as model:
+        with Model(other.path, vocab_only=True, gguf=other.gguf) as model:
             same = model.tokenize(sample_text()[:_PROBE], add_special=False, parse_special=False) == probe
             if model.n_vocab != n_vocab or not same or vocabulary(model) != words:
                 raise YarnEdgeError(f"{other.label}: has another vocabulary than {base.label}: they cannot be compared")

@@ -19,8 +19,6 @@ import numpy as np
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import BACKENDS, add_threads_flag, count, lengths
 from yarn_edge.gguf.identity import model_identity
-from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.declared import explicit_arguments
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
@@ -79,7 +77,7 @@ def identity(
     model: Model, variant: Variant, settings: TextSettings, windows: Sequence[Window], plan: BatchPlan
 ) -> dict[str, Any]:
     """What makes two runs the same, for `--resume`."""
-    arguments = variant.arguments or explicit_arguments(model.gguf)
+    arguments = variant.arguments or model.positions.explicit_arguments
     digest = hashlib.sha256()
     for window in windows:
         digest.update(np.asarray([window.document, window.first, *window.tokens], dtype=np.int64).tobytes())
@@ -353,10 +351,7 @@ def check_save(save: Path, args: argparse.Namespace, variant: Variant) -> Path:
     """Refuse a --save that would overwrite what is read or written elsewhere, itself or by its cache, before any work."""
     text = None if args.text is None else Path(args.text)
     in_folder = text is not None and text.is_dir()
-    sources = [
-        *(read_gguf(variant.path).shards or (variant.path,)),
-        *([text] if text is not None and not in_folder else []),
-    ]
+    sources = [*(variant.gguf.shards or (variant.path,)), *([text] if text is not None and not in_folder else [])]
     if in_folder and text is not None and save.resolve().parent == text.resolve():
         raise YarnEdgeError(f"{save}: would become one of the documents in {text}: take another folder")
     for other in (args.plot, args.report):

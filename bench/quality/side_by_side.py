@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf.read import read_gguf
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.context import Context
@@ -79,9 +78,9 @@ def plan_for_all(
 def fits_together(variants: Sequence[Variant], n_ctx: int, n_vocab: int) -> bool:
     """Whether the files, caches and logits of all variants fit into the memory that is free."""
     free = available_bytes()
-    weights = {v.weights: sum(t.n_bytes for t in read_gguf(v.path).tensors.values()) for v in variants}
-    caches = sum(known_kv_bytes(read_gguf(v.path), n_ctx, v.kv_type) or 0 for v in variants)
-    plans = [batch_plan_of(read_gguf(v.path), n_vocab, n_ctx, v.kv_type, v.backend) for v in variants]
+    weights = {v.weights: sum(t.n_bytes for t in v.gguf.tensors.values()) for v in variants}
+    caches = sum(known_kv_bytes(v.gguf, n_ctx, v.kv_type) or 0 for v in variants)
+    plans = [batch_plan_of(v.gguf, n_vocab, n_ctx, v.kv_type, v.backend) for v in variants]
     logits = sum(2 * 4 * plan.n_batch * n_vocab + COMPUTE_BYTES for plan in plans)
     return sum(weights.values()) + caches + logits <= free
 
@@ -192,7 +191,7 @@ class _Stored:
 
 def _plan_alone(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> BatchPlan:
     with ExitStack() as stack:
-        heads = [stack.enter_context(Model(v.path, vocab_only=True)) for v in variants]
+        heads = [stack.enter_context(Model(v.path, vocab_only=True, gguf=v.gguf)) for v in variants]
         return plan_for_all(heads, variants, n_ctx, attention)
 
 

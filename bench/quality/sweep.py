@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_scaling_flags, count, scaling_overrides
-from yarn_edge.gguf.read import read_gguf
+from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides, add_scaling_flags, count, scaling_overrides
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
 from yarn_edge.positions.scaling import RopeScaling
@@ -90,15 +90,14 @@ def sweep(
     settings: TextSettings,
     *,
     values: Sequence[str] | None = None,
-    overrides: dict[str, Any] | None = None,
+    overrides: ScalingOverrides = NO_OVERRIDES,
     metric: str = "perplexity",
     step: int | None = None,
     threads: int | None = None,
     attention: FlashAttention = "auto",
 ) -> Sweep:
     """Measure every value on the same windows. Raises what ends it before one value was measured."""
-    file = read_gguf(variant.path)
-    base = base_scaling(file, overrides or {})
+    base = base_scaling(FilePositions(variant.gguf), overrides)
     with variant.load() as model:
         windows, ctx = plan_windows(model, settings)
     found = Sweep(over, base, windows, ctx)

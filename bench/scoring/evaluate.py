@@ -229,7 +229,7 @@ def token_nll(
     position are not scored (NaN), which saves their logits.
     """
     window = Window(0, 0, tuple(tokens), max(1, score_from))
-    variant = Variant(str(model.path), model.path, kv_type, arguments=arguments)
+    variant = Variant(str(model.path), model.gguf, kv_type, arguments=arguments)
     scores = Scores.empty([window])
     with open_context(model, variant, len(tokens), threads) as context:
         score(context, scores, label=label, threads=threads)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import BACKENDS, FLAGS
+from yarn_edge.flags import BACKENDS, FLAGS, ScalingOverrides
+from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.effective import RuntimeArguments
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import from_file, in_memory
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.runtime.attention import FlashAttention
@@ -33,11 +35,16 @@ class Variant:
     """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata, for this load only."""
 
     label: str
-    path: Path
+    gguf: GGUFFile
     kv_type: str = "f16"
     backend: str = "cpu"
     arguments: RuntimeArguments | None = None
     overrides: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The file; of a split one the first."""
+        return self.gguf.path
 
     @property
     def weights(self) -> tuple[Any, ...]:
@@ -49,7 +56,7 @@ class Variant:
         devices = devices_of(self.backend)
         if not devices:
             raise YarnEdgeError(f"{self.label}: {missing(self.backend)}")
-        model = Model(self.path, device=devices[0], overrides=self.overrides)
+        model = Model(self.path, device=devices[0], overrides=self.overrides, gguf=self.gguf)
         if model.gguf.metadata.get(f"{model.gguf.architecture}.attention.causal") is False:
             model.close()
             raise YarnEdgeError(f"{self.label}: is no language model: its tokens see those after them")
@@ -87,9 +94,9 @@ def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> V
         if key in given:
             raise YarnEdgeError(f"{text}: {key} stands twice")
         given[key] = _VALUES[key](text, value)
-    scaling = {_SCALING[key]: value for key, value in given.items() if key in _SCALING}
-    found = Variant(text, Path(path), given.get("kv", kv_type), given.get("backend", backend))
-    return scaled(found, from_file(read_gguf(path), scaling)) if scaling else found
+    scaling = ScalingOverrides(**{_SCALING[key]: value for key, value in given.items() if key in _SCALING})
+    found = Variant(text, read_gguf(path), given.get("kv", kv_type), given.get("backend", backend))
+    return scaled(found, from_file(FilePositions(found.gguf), scaling)) if scaling else found
 
 
 def split_variant(text: str) -> tuple[str, list[str]]:
@@ -128,6 +135,5 @@ _VALUES: dict[str, Callable[[str, str], Any]] = {
 
 def scaled(variant: Variant, goal: RopeScaling) -> Variant:
     """The variant with `goal` in place of the file's own scaling. Raises YarnEdgeError where arguments cannot do it."""
-    file = read_gguf(variant.path)
-    arguments, overrides = in_memory(file, goal, variant.label)
+    arguments, overrides = in_memory(FilePositions(variant.gguf), goal, variant.label)
     return replace(variant, arguments=arguments, overrides=overrides)

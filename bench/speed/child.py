@@ -23,10 +23,7 @@ import numpy as np
 
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.llama_rules.declared import explicit_arguments
-from yarn_edge.llama_rules.effective import effective
 from yarn_edge.llama_rules.honoured import honoured
-from yarn_edge.llama_rules.rescale import overridden
 from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.devices import devices_of
@@ -63,8 +60,8 @@ class Request:
 
 def measure(request: Request, tell: Tell) -> None:
     """Load, see where everything lies, measure, check the rope kernel. Raises YarnEdgeError with the reason of a failure."""
-    variant = parse_variant(request.model, kv_type=request.kv_type, backend=request.backend)
     start = time.perf_counter()
+    variant = parse_variant(request.model, kv_type=request.kv_type, backend=request.backend)
     with ExitStack() as held:
         with captured_log() as log:
             model = held.enter_context(variant.load())
@@ -117,8 +114,7 @@ def _rope(variant: Variant, model: Model) -> dict[str, Any]:
     """The rope kernel of this backend on what this file runs, against the float64 reference (as in verify)."""
     try:
         honoured(model.gguf.architecture)
-        seen = overridden(model.gguf, variant.overrides)
-        runs = effective(seen, variant.arguments or explicit_arguments(seen))
+        runs = model.positions.effective(variant.arguments or model.positions.explicit_arguments)
         device = devices_of(variant.backend)[0]
         check = check_kernel(runs, runs, model.gguf.architecture, device, variant.backend)
     except YarnEdgeError as refusal:  # an architecture whose positions we do not know

@@ -14,7 +14,6 @@ from typing import Any
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import BACKENDS, MAX_THREADS, count, length
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar, note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
@@ -253,6 +252,5 @@ def run(args: argparse.Namespace) -> int:
 def _opened(model: str) -> tuple[Variant, GGUFFile]:
     """Read before anything is measured, so that a wrong name costs nothing."""
     variant = parse_variant(model)
-    file = read_gguf(variant.path, vocabulary=False)
-    check_loadable(file)
-    return variant, file
+    check_loadable(variant.gguf)
+    return variant, variant.gguf

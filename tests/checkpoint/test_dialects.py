@@ -20,6 +20,7 @@ from yarn_edge.checkpoint.dialects import (
 )
 from yarn_edge.checkpoint.read import read_scaling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import ScalingOverrides
 from yarn_edge.positions import rope
 
 ROPE = "rope_scaling"
@@ -228,7 +229,7 @@ FLAGGED = {
 
 @pytest.mark.parametrize("config, flags, want", FLAGGED.values(), ids=FLAGGED)
 def test_flags_override(config, flags, want):
-    got = read_scaling(ConfigFile("config.json", config), flags)
+    got = read_scaling(ConfigFile("config.json", config), ScalingOverrides(**flags))
     assert {n: getattr(got, n) for n in want} == {n: near(v) for n, v in want.items()}
     for field, value in flags.items():
         flag = "--yarn-orig-ctx" if field == "original_context" else f"--yarn-{field.replace('_', '-')}"
@@ -343,4 +344,4 @@ FLAG_ERRORS = {
 @pytest.mark.parametrize("config, flags, part", FLAG_ERRORS.values(), ids=FLAG_ERRORS)
 def test_bad_flags_are_named(config, flags, part):
     with pytest.raises(YarnEdgeError, match=re.escape(part)):
-        read_scaling(ConfigFile("config.json", config), flags)
+        read_scaling(ConfigFile("config.json", config), ScalingOverrides(**flags))

@@ -16,6 +16,7 @@ from yarn_edge.checkpoint import families
 from yarn_edge.checkpoint.config_file import ConfigFile, read_config
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import ScalingOverrides
 from yarn_edge.positions import rope
 
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 4096}
@@ -36,7 +37,7 @@ DYNAMIC_YARN = (
 
 
 def read(config, flags=None, freeze_at=None):
-    return read_scaling(ConfigFile("config.json", config), flags, freeze_at)
+    return read_scaling(ConfigFile("config.json", config), ScalingOverrides(**(flags or {}), freeze_at=freeze_at))
 
 
 def authors_yarn(dim, base, origin, scale, fast, slow):
@@ -265,10 +266,10 @@ def test_flags_are_for_the_one_scaled_layer_type():
     )
     with pytest.raises(YarnEdgeError, match="pass --yarn-orig-ctx"):
         read_positions(config)
-    parts = read_positions(config, {"original_context": 16384}).parts
+    parts = read_positions(config, ScalingOverrides(original_context=16384)).parts
     assert (parts["full_attention"].extended_context, parts["sliding_attention"].rope_theta) == (131072, 1e4)
     with pytest.raises(YarnEdgeError, match="flags cannot tell which"):
-        read_positions(ConfigFile("config.json", {**config.values, "rope_scaling": None}), {"factor": 2.0})
+        read_positions(ConfigFile("config.json", {**config.values, "rope_scaling": None}), ScalingOverrides(factor=2.0))
 
 
 def test_notes_and_section_are_told():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from yarn_edge.checkpoint.config_file import ConfigFile
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import ScalingOverrides
 
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 8192}
 YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4096}
@@ -104,7 +105,7 @@ CONTRADICTIONS = {
 def test_contradictions_name_both_values(name):
     config, parts, flags, freeze_at = (*CONTRADICTIONS[name], None, None)[:4]
     with pytest.raises(YarnEdgeError) as caught:
-        read_scaling(ConfigFile("config.json", config), flags, freeze_at)
+        read_scaling(ConfigFile("config.json", config), ScalingOverrides(**(flags or {}), freeze_at=freeze_at))
     for part in parts:
         assert part in str(caught.value)
     assert str(caught.value).isprintable()
@@ -177,9 +178,9 @@ def read_everything(name, config):
     """Read with no flags, with flags, and frozen; refusals are one line."""
     file = ConfigFile("params.json" if name == "params" else "config.json", config)
     said = []
-    for flags, freeze_at in ((None, None), ({"factor": 2.0, "original_context": 4096}, None), (None, 4096)):
+    for overrides in (ScalingOverrides(), ScalingOverrides(2.0, 4096), ScalingOverrides(freeze_at=4096)):
         try:
-            for scaling in read_positions(file, flags, freeze_at).parts.values():
+            for scaling in read_positions(file, overrides).parts.values():
                 scaling.as_dict()
         except YarnEdgeError as error:
             said.append(str(error))

@@ -23,6 +23,7 @@ from yarn_edge.bench.evidence.dialect_oracles import Truth, nous
 from yarn_edge.convert import hf_to_gguf
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
@@ -189,7 +190,7 @@ def test_metadata_carries_everything(tmp_path: Path) -> None:
 def test_flags_make_a_yarn_gguf_of_a_plain_qwen2(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path / "ck", "qwen2", rope_scaling=..., max_position_embeddings=256)
     flags = {"factor": 4.0, "original_context": 256}
-    path = convert(folder, str(tmp_path / "out.gguf"), "F32", overrides=flags)[0]
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32", overrides=ScalingOverrides(**flags))[0]
     meta = read_gguf(path).metadata
     assert (meta["qwen2.rope.scaling.type"], meta["qwen2.rope.scaling.factor"]) == ("yarn", 4.0)
     assert meta["qwen2.context_length"] == 1024

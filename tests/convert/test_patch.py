@@ -17,10 +17,11 @@ from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.patch import patch
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.edit import edit_gguf
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.declared import declared, explicit_arguments, wanted
-from yarn_edge.llama_rules.effective import effective
+from yarn_edge.llama_rules.declared import declared
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.positions import rope
 from yarn_edge.verify.command import verify
 
@@ -75,7 +76,7 @@ def test_yarn_is_added_to_a_plain_quantized_file(
     assert f"{family}.rope.scaling.factor: absent -> 4.0" in told
     assert f"{family}.context_length: 256 -> 1024" in told
     assert weights(out) == weights(plain[family])
-    runs = effective(read_gguf(out))
+    runs = FilePositions(read_gguf(out)).effective()
     assert (runs.method, runs.factor, runs.original_context) == ("yarn", 4.0, 256)
     assert runs.attention_factor == pytest.approx(A4)
     assert {c.status for c in verify(out)} == {"pass", "skip"}
@@ -84,11 +85,12 @@ def test_yarn_is_added_to_a_plain_quantized_file(
 def test_own_betas_are_baked_into_a_llama_file(plain: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     flags = {"factor": 4.0, "original_context": 256, "beta_fast": 8.0, "beta_slow": 2.0, "attention_factor": 1.35}
-    _files, plan, changes = patch(plain["llama"], out, overrides=flags)
+    _files, plan, changes = patch(plain["llama"], out, overrides=ScalingOverrides(**flags))
     assert plan.form == "baked"
     assert any("rope_freqs.weight" in change for change in changes)
     assert weights(out) == weights(plain["llama"])
-    goal, runs = wanted(read_gguf(out)), effective(read_gguf(out))
+    positions = FilePositions(read_gguf(out))
+    goal, runs = positions.wanted, positions.effective()
     assert (goal.beta_fast, goal.attention_factor) == (8.0, 1.35)
     np.testing.assert_allclose(rope.inv_freq(runs), rope.inv_freq(goal), rtol=1e-6)
     assert {c.status for c in verify(out)} == {"pass", "skip"}
@@ -97,11 +99,13 @@ def test_own_betas_are_baked_into_a_llama_file(plain: dict[str, Path], tmp_path:
 def test_a_baked_file_becomes_plain_yarn_again(plain: dict[str, Path], tmp_path: Path) -> None:
     """The tensor cannot be taken out; it is set to ones."""
     flags = {"factor": 4.0, "original_context": 256}
-    patch(plain["llama"], tmp_path / "baked.gguf", overrides=flags, bake="always")
-    patch(tmp_path / "baked.gguf", tmp_path / "native.gguf", overrides={}, bake="auto")
+    patch(
+        plain["llama"], tmp_path / "baked.gguf", overrides=ScalingOverrides(**flags), planner=PlannerOptions("always")
+    )
+    patch(tmp_path / "baked.gguf", tmp_path / "native.gguf")
     file = read_gguf(tmp_path / "native.gguf")
     assert set(file.float32_tensor("rope_freqs.weight", 64)) == {1.0}
-    assert effective(file).method == "yarn"
+    assert FilePositions(file).effective().method == "yarn"
     assert {c.status for c in verify(tmp_path / "native.gguf")} == {"pass", "skip"}
 
 
@@ -153,16 +157,17 @@ def test_repair(case: str, plain: dict[str, Path], tmp_path: Path) -> None:
     source, out = foreign(tmp_path / "in.gguf", plain["llama"], **keys), tmp_path / "out.gguf"
     if isinstance(want, str):
         with pytest.raises(YarnEdgeError, match=want):
-            patch(source, out, overrides=flags)
+            patch(source, out, overrides=ScalingOverrides(**flags))
         assert not out.exists()
         return
-    patch(source, out, overrides=flags)
+    patch(source, out, overrides=ScalingOverrides(**flags))
     file = read_gguf(out)
-    goal = wanted(file)
+    positions = FilePositions(file)
+    goal, runs = positions.wanted, positions.effective()
     assert {n: getattr(goal, n) for n in want} == pytest.approx(want)
     assert file.required_int("context_length") == goal.extended_context
-    np.testing.assert_allclose(rope.inv_freq(effective(file)), rope.inv_freq(goal), rtol=1e-6)
-    assert effective(file).attention_factor == pytest.approx(goal.attention_factor, rel=1e-6)
+    np.testing.assert_allclose(rope.inv_freq(runs), rope.inv_freq(goal), rtol=1e-6)
+    assert runs.attention_factor == pytest.approx(goal.attention_factor, rel=1e-6)
     assert {c.status for c in verify(out)} == {"pass", "skip"}
 
 
@@ -174,8 +179,8 @@ def test_repair_of_a_qwen2_file_says_that_arguments_remain(
     assert code == 0
     assert "need runtime arguments" in notes
     file = read_gguf(tmp_path / "out.gguf")
-    assert effective(file).beta_fast == 32.0
-    assert effective(file, explicit_arguments(file)).beta_fast == 8.0
+    assert FilePositions(file).effective().beta_fast == 32.0
+    assert FilePositions(file).runs.beta_fast == 8.0
     assert declared(file).beta_fast == 8.0
 
 

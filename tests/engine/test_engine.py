@@ -13,8 +13,7 @@ from yarn_edge.engine.flags import engine_settings
 from yarn_edge.engine.opened import EngineSettings, opened, user_cache_folder
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.llama_rules.effective import effective
-from yarn_edge.llama_rules.rescale import overridden
+from yarn_edge.flags import PlannerOptions
 from yarn_edge.memory.placement import Wanted
 
 from support import tiny
@@ -47,7 +46,7 @@ def test_factors(
 ) -> None:
     with opened(yarn_file, Wanted("cpu", ctx, threads=1), EngineSettings(yarn_factor=factor)) as one:  # type: ignore[arg-type]
         context = one.context
-        scaling = effective(overridden(context.model.gguf, context.model.overrides), context.arguments)
+        scaling = context.model.positions.effective(context.arguments)
         assert scaling.factor == pytest.approx(runs)
         if runs > 1:
             assert scaling.attention_factor == pytest.approx(scaling.default_attention_factor)
@@ -65,7 +64,7 @@ def test_a_context_beyond_the_factor_is_told(yarn_file: Path, capsys: pytest.Cap
 def test_a_file_that_holds_its_frequencies_is_refused(tmp_path: Path) -> None:
     scaling = {**tiny.YARN["rope_scaling"], "beta_fast": 8.0}
     folder = tiny.write_checkpoint(tmp_path / "ck", rope_scaling=scaling)
-    path = convert(folder, str(tmp_path / "baked.gguf"), "F32", bake="always")[0]
+    path = convert(folder, str(tmp_path / "baked.gguf"), "F32", planner=PlannerOptions("always"))[0]
     engine = opened(path, Wanted("cpu", 512, threads=1), EngineSettings(yarn_factor=2.0))
     with pytest.raises(YarnEdgeError, match="cannot be run from this file by arguments"), engine:
         pass

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile, TensorInfo
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.declared import canonical, declared, explicit_arguments, llama_class_arguments, wanted
-from yarn_edge.llama_rules.effective import effective
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import check_loadable
 
 from support.gguf_bytes import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, array, image, kv, tensor, text
@@ -141,7 +140,7 @@ def test_the_hand_packed_file_reads(read, version):
     assert file.metadata["tokenizer.ggml.tokens"] == ["<s>", "é"]
     np.testing.assert_array_equal(file.metadata["tokenizer.ggml.scores"], np.array([-1, 0.5], np.float32))
     assert file.tensors["b"] == TensorInfo("b", (16, 2), "F16", file.data_offset + 128, 64)
-    assert wanted(file).factor == 4.0
+    assert FilePositions(file).wanted.factor == 4.0
 
 
 def test_bytes_that_are_no_utf8_survive(read):
@@ -316,9 +315,12 @@ def test_empty_tokens_and_heads_by_layer_load(read):
 
 def exercise(file: GGUFFile) -> None:
     told = []
-    for reading in (check_loadable, declared, effective, canonical, wanted, explicit_arguments, llama_class_arguments):
+    positions = FilePositions(file)
+    readings = [lambda name=name: getattr(positions, name) for name in ("declared", "canonical", "wanted")]
+    readings += [lambda name=name: getattr(positions, name) for name in ("explicit_arguments", "llama_class_arguments")]
+    for reading in (lambda: check_loadable(file), positions.effective, *readings):
         try:
-            reading(file)
+            reading()
         except YarnEdgeError as error:
             told.append(str(error))
     assert all(message.isprintable() for message in told)

@@ -15,12 +15,13 @@ import pytest
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.patch import patch
+from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.edit import edit_gguf
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.inspect import findings
 from yarn_edge.inspect.command import inspect_gguf
-from yarn_edge.llama_rules.declared import wanted
-from yarn_edge.llama_rules.effective import RuntimeArguments, angle_error, effective
+from yarn_edge.llama_rules.effective import RuntimeArguments
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.verify.command import verify
 
 from support import tiny, tiny_gguf
@@ -58,7 +59,7 @@ def write(folder: Path, architecture: str, keys: dict[str, Any], tensors: dict[s
 def found(path: Path) -> dict[str, list[dict[str, str]]]:
     """Findings by name."""
     told: dict[str, list[dict[str, str]]] = {}
-    for finding in inspect_gguf(path)["findings"]:
+    for finding in inspect_gguf(FilePositions(read_gguf(path)))["findings"]:
         told.setdefault(finding["name"], []).append(finding)
     return told
 
@@ -169,9 +170,10 @@ def test_the_sick_are_found_and_healed(case: str, tmp_path: Path) -> None:
     assert all(finding["what"] and finding["remedy"] for finding in told[name])
     healed = heal(told[name][0]["remedy"], path, letters)
     assert name not in found(healed), found(healed)
-    goal = wanted(read_gguf(healed))
+    positions = FilePositions(read_gguf(healed))
+    goal = positions.wanted
     assert {n: getattr(goal, n) for n in want} == pytest.approx(want, rel=1e-6)
-    assert not angle_error(effective(read_gguf(healed)), goal).any_difference
+    assert not positions.error().any_difference
     assert {c.status for c in verify(healed, threads=1)} == {"pass", "skip"}
 
 
@@ -293,7 +295,7 @@ def test_factors_of_ones_scale_nothing(tmp_path: Path) -> None:
 
 def own(folder: Path, architecture: str, keys: dict[str, Any], **overrides: float) -> Path:
     """A file with a description of ours."""
-    patch(write(folder, architecture, keys), folder / "own.gguf", overrides=overrides)
+    patch(write(folder, architecture, keys), folder / "own.gguf", overrides=ScalingOverrides(**overrides))
     return folder / "own.gguf"
 
 
@@ -342,14 +344,14 @@ def test_our_own_files_are_healthy(form: str, family: str, tmp_path: Path) -> No
     scaling = {**tiny.YARN["rope_scaling"], "attention_factor": 1.2, **betas}
     folder = tiny.write_checkpoint(tmp_path / "ck", family, rope_scaling=scaling)
     path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
-    assert inspect_gguf(path)["form"] == form
+    assert inspect_gguf(FilePositions(read_gguf(path)))["form"] == form
     assert found(path) == {}
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt-oss"])
 def test_the_arguments_form_has_the_one_finding_that_helps(architecture: str, tmp_path: Path) -> None:
     path = own(tmp_path, architecture, YARN, beta_fast=8.0, beta_slow=2.0)
-    report = inspect_gguf(path)
+    report = inspect_gguf(FilePositions(read_gguf(path)))
     assert report["form"] == "arguments"
     (finding,) = report["findings"]
     assert finding["name"] == OTHER
@@ -361,15 +363,14 @@ def test_the_arguments_form_has_the_one_finding_that_helps(architecture: str, tm
         k: float(v) for k, v in told.items()
     }
     whole = {k: int(v) if k in ("rope_scaling_type", "yarn_orig_ctx") else v for k, v in passed.items()}
-    file = read_gguf(path)
-    assert not angle_error(effective(file, RuntimeArguments(**whole)), wanted(file)).any_difference  # type: ignore[arg-type]
+    assert not FilePositions(read_gguf(path)).error(RuntimeArguments(**whole)).any_difference  # type: ignore[arg-type]
     assert {c.status for c in verify(path, threads=1)} == {"pass", "skip"}
 
 
 def test_an_approximate_file_is_not_told_to_be_repaired(tmp_path: Path) -> None:
     scaling = {**tiny.YARN["rope_scaling"], "truncate": False}
     folder = tiny.write_checkpoint(tmp_path / "ck", "qwen2", rope_scaling=scaling)
-    path = convert(folder, str(tmp_path / "out.gguf"), "F32", allow_approximate=True)[0]
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32", planner=PlannerOptions(allow_approximate=True))[0]
     told = found(path)
     assert set(told) == {OTHER}
     assert "no GGUF of architecture qwen2 carries this" in told[OTHER][0]["remedy"]

@@ -10,6 +10,7 @@ from yarn_edge.bench.demo import YARN
 from yarn_edge.bench.evidence.smollm2 import write_checkpoint
 from yarn_edge.bench.peers.programs import F32, Logits, by_context, by_llama_class
 from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.flags import PlannerOptions
 from yarn_edge.llama_rules.effective import FROM_MODEL
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -25,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pat
     checkpoint = write_checkpoint(folder / "ck", dtype="F32", config={**YARN, "rope_scaling": HARDEST})
     made = {
         "baked": convert(checkpoint, str(folder / "baked.gguf"), "F32")[0],
-        "arguments": convert(checkpoint, str(folder / "arguments.gguf"), "F32", bake="never")[0],
+        "arguments": convert(checkpoint, str(folder / "arguments.gguf"), "F32", planner=PlannerOptions("never"))[0],
     }
     with Model(made["baked"], vocab_only=True) as model:
         tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[:512]

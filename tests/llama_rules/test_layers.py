@@ -1,4 +1,4 @@
-"""What we say of every layer, held against what the running library did with the same file: effective() and layers.
+"""What we say of every layer, held against what the running library did with the same file: FilePositions.effective and layers.
 
 The files and the observation are those of tiny_runs, with more files here in which layers differ; nothing is worked out
 twice, the arguments of the live nodes are the oracle.
@@ -21,7 +21,8 @@ import pytest
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.effective import FROM_MODEL, RuntimeArguments, effective
+from yarn_edge.llama_rules.effective import FROM_MODEL, RuntimeArguments
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import HONOURED, Honoured, Sliding
 from yarn_edge.llama_rules.layers import layer_kinds, sliding_scaling
 from yarn_edge.llama_rules.loadable import check_loadable
@@ -111,7 +112,7 @@ def refusal(file: GGUFFile, arguments: RuntimeArguments) -> str:
     """Why we do not judge a file, "" where we do."""
     try:
         check_loadable(file)
-        effective(file, arguments)
+        FilePositions(file).effective(arguments)
     except YarnEdgeError as error:
         return str(error)
     return ""
@@ -119,7 +120,7 @@ def refusal(file: GGUFFile, arguments: RuntimeArguments) -> str:
 
 def disagreements(file: GGUFFile, arguments: RuntimeArguments, seen: Seen) -> list[str]:
     """Where our word on a layer is not what ran in it."""
-    row, full = HONOURED[file.architecture], effective(file, arguments)
+    row, full = HONOURED[file.architecture], FilePositions(file).effective(arguments)
     kinds = layer_kinds(file, file.required_int("block_count"))
     said = {"full": full, "sliding": sliding_scaling(file, full)}
     told = []
@@ -197,7 +198,7 @@ def test_the_softmax_scale_is_ours(
         result = seen["every key", how]
         assert isinstance(result, Seen)
         (scale,) = result.softmax
-        units.append(scale / effective(file, ARGUMENTS.get(how, FROM_MODEL)).softmax_factor)
+        units.append(scale / FilePositions(file).effective(ARGUMENTS.get(how, FROM_MODEL)).softmax_factor)
     assert units == pytest.approx([units[0]] * len(units), rel=1e-5)
 
 

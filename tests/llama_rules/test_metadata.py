@@ -14,15 +14,10 @@ import pytest
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile, TensorInfo
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.declared import (
-    canonical,
-    canonical_keys,
-    declared,
-    explicit_arguments,
-    llama_class_arguments,
-    wanted,
-)
-from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, angle_error, effective
+from yarn_edge.llama_rules.declared import declared
+from yarn_edge.llama_rules.description import canonical, canonical_keys
+from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, angle_error
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import plan_rope
@@ -79,14 +74,18 @@ def test_round_trip_through_a_file(tmp_path, described, arch):
     back = canonical(file)
     assert back.differences(described) == {}
     assert (back.original_context, back.finetuned) == (described.original_context, described.finetuned)
-    assert wanted(file) == back
+    assert FilePositions(file).wanted == back
     assert json.loads(file.metadata["yarn_edge.rope.provenance"]) == {}
-    for reading in (declared(file), effective(file)):
+    for reading in (declared(file), FilePositions(file).effective()):
         assert reading.attention_factor == pytest.approx(described.attention_factor, rel=2e-7)
         found = reading.differences(described)
         assert found.keys() <= ({"truncate"} if not described.truncate else set())
     if described.method != "none":
-        assert declared(file).original_context == effective(file).original_context == described.original_context
+        assert (
+            declared(file).original_context
+            == FilePositions(file).effective().original_context
+            == described.original_context
+        )
         assert declared(file).finetuned is described.finetuned
 
 
@@ -175,7 +174,7 @@ EFFECTIVE = {
 
 @pytest.mark.parametrize("keys, arguments, want", EFFECTIVE.values(), ids=EFFECTIVE)
 def test_effective_by_hand(tmp_path, keys, arguments, want):
-    got = asdict(effective(written(tmp_path, keys), arguments))
+    got = asdict(FilePositions(written(tmp_path, keys)).effective(arguments))
     close = {n: pytest.approx(v, rel=2e-7) if isinstance(v, float) else v for n, v in want.items()}
     assert {n: v for n, v in got.items() if n in want} == close
 
@@ -202,24 +201,25 @@ FACTORS = np.ones(32, np.float32)
 def test_frequency_factors_are_read_with_the_file(tmp_path):
     """The file's factors (1 in this helper's tensors) belong to what is declared and to what runs."""
     file = written(tmp_path, {}, tensors=("rope_freqs.weight",))
-    for reading in (declared, effective):
-        assert reading(file).frequency_factors == tuple(FACTORS.tolist())
-        assert not angle_error(reading(file), scaled("none", rope_theta=1e4)).any_difference
+    for reading in (declared(file), FilePositions(file).effective()):
+        assert reading.frequency_factors == tuple(FACTORS.tolist())
+        assert not angle_error(reading, scaled("none", rope_theta=1e4)).any_difference
 
 
 @pytest.mark.parametrize("name", ["rope_factors_long.weight", "rope_factors_short.weight"])
 def test_longrope_files_are_not_judged(tmp_path, name):
     file = written(tmp_path, {}, tensors=(name,))
-    for reading in (declared, effective):
+    positions = FilePositions(file)
+    for reading in (lambda: declared(file), positions.effective):
         with pytest.raises(YarnEdgeError, match="LongRoPE, whose frequencies depend on the context"):
-            reading(file)
-    assert explicit_arguments(file) == FROM_MODEL
+            reading()
+    assert positions.explicit_arguments == FROM_MODEL
 
 
 def test_factors_where_the_architecture_loads_none(tmp_path):
     file = written(tmp_path, {}, "qwen2", tensors=("rope_freqs.weight",))
     with pytest.raises(YarnEdgeError, match="which architecture qwen2 does not load"):
-        effective(file)
+        FilePositions(file).effective()
 
 
 # ---- arguments for a plain llama_cpp.Llama
@@ -245,22 +245,22 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("keys, want", ARGUMENTS.values(), ids=ARGUMENTS)
 def test_llama_class_arguments(tmp_path, keys, want):
-    file = written(tmp_path, keys)
-    got = llama_class_arguments(file)
+    positions = FilePositions(written(tmp_path, keys))
+    got = positions.llama_class_arguments
     if want is None or want == {}:
         assert got == want
         return
     assert {n: got.get(n) for n in want} == pytest.approx(want)
     run = RuntimeArguments(**(asdict(LLAMA_CLASS_DEFAULTS) | got))
-    assert not angle_error(effective(file, run), wanted(file)).any_difference
-    assert angle_error(effective(file, LLAMA_CLASS_DEFAULTS), wanted(file)).any_difference
+    assert not positions.error(run).any_difference
+    assert positions.error(LLAMA_CLASS_DEFAULTS).any_difference
 
 
 def test_explicit_arguments(tmp_path):
     want = RuntimeArguments(2, 5e5, 0.25, 1.0, A4, 32.0, 1.0, 8192)
-    got = explicit_arguments(written(tmp_path, YARN))
+    got = FilePositions(written(tmp_path, YARN)).explicit_arguments
     assert asdict(got) == pytest.approx(asdict(want))
-    assert explicit_arguments(written(tmp_path, {}, "olmo3")) == FROM_MODEL
+    assert FilePositions(written(tmp_path, {}, "olmo3")).explicit_arguments == FROM_MODEL
 
 
 def test_angle_error_by_hand():
@@ -311,9 +311,13 @@ def in_memory(changes: dict) -> GGUFFile:
 @pytest.mark.parametrize("key, value", BAD, ids=[f"{k}={v!r:.20}" for k, v in BAD])
 def test_wrong_values_are_told_on_one_line(key, value):
     told = []
-    for reading in (check_loadable, declared, effective, wanted, explicit_arguments, llama_class_arguments):
+    file = in_memory({key: value})
+    positions = FilePositions(file)
+    names = ("declared", "wanted", "explicit_arguments", "llama_class_arguments")
+    readings = [lambda name=name: getattr(positions, name) for name in names]
+    for reading in (lambda: check_loadable(file), positions.effective, *readings):
         try:
-            reading(in_memory({key: value}))
+            reading()
         except YarnEdgeError as error:
             told.append(str(error))
     assert told

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import PlannerOptions
 from yarn_edge.llama_rules.effective import FROM_MODEL, angle_error
 from yarn_edge.llama_rules.planner import baked_frequency_factors, in_keys, plan_rope
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
+
+APPROXIMATE = PlannerOptions(allow_approximate=True)
 
 A4 = 1.1386294361119891
 
@@ -88,12 +91,12 @@ def test_the_baked_form_by_hand() -> None:
 
 
 def test_bake_by_choice() -> None:
-    assert plan_rope(scaled(), "llama", bake="always").form == "baked"
-    assert plan_rope(OWN, "llama", bake="never").form == "arguments"
+    assert plan_rope(scaled(), "llama", PlannerOptions("always")).form == "baked"
+    assert plan_rope(OWN, "llama", PlannerOptions("never")).form == "arguments"
     with pytest.raises(YarnEdgeError, match="architecture qwen2 does not load rope_freqs"):
-        plan_rope(scaled(), "qwen2", bake="always")
+        plan_rope(scaled(), "qwen2", PlannerOptions("always"))
     with pytest.raises(YarnEdgeError, match="truncate"):
-        plan_rope(scaled(truncate=False), "llama", bake="never")
+        plan_rope(scaled(truncate=False), "llama", PlannerOptions("never"))
 
 
 def test_a_refusal_tells_the_size_of_the_error() -> None:
@@ -110,17 +113,17 @@ def test_a_refusal_tells_the_size_of_the_error() -> None:
 
 
 def test_approximate_is_the_nearest_and_says_so() -> None:
-    plan = plan_rope(scaled(truncate=False, beta_fast=8.0), "qwen3", allow_approximate=True)
+    plan = plan_rope(scaled(truncate=False, beta_fast=8.0), "qwen3", APPROXIMATE)
     assert plan.form == "approximate"
     assert "APPROXIMATE" in plan.told
     assert 0 < plan.error.frequency < angle_error(scaled(), scaled(truncate=False, beta_fast=8.0)).frequency
     assert plan.runs.beta_fast == 8.0
-    assert plan_rope(scaled(), "qwen3", allow_approximate=True).form == "native"
+    assert plan_rope(scaled(), "qwen3", APPROXIMATE).form == "native"
 
 
 def test_dynamic_scaling_names_the_way_out() -> None:
     with pytest.raises(YarnEdgeError, match="--freeze-at N"):
-        plan_rope(scaled("dynamic-ntk"), "llama", allow_approximate=True)
+        plan_rope(scaled("dynamic-ntk"), "llama", APPROXIMATE)
 
 
 def test_deepseek_carries_its_softmax_factor() -> None:

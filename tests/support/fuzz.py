@@ -27,16 +27,19 @@ from typing import Any
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.inspect.command import inspect_checkpoint, inspect_gguf
-from yarn_edge.llama_rules.declared import explicit_arguments
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.planner import plan_rope
 from yarn_edge.llama_rules.rescale import from_file
 from yarn_edge.progress import bar
 from yarn_edge.verify.command import verify
 
 from support.fuzz_inputs import CONFIGS, gguf_seeds, mutate_bytes, mutate_json, mutate_value
+
+APPROXIMATE = PlannerOptions(allow_approximate=True)
 
 HANG_S = 2.0
 # Python's objects for a string or a number of the file take some dozen times its bytes; gguf's tables are the rest.
@@ -72,14 +75,15 @@ def _each(steps: Sequence[Callable[[], object]]) -> None:
 def read_gguf_everywhere(path: Path) -> None:
     """What `inspect`, `patch` and the loader do with a header."""
     file = read_gguf(path)
+    positions = FilePositions(file)
     _each(
         [
-            lambda: json.dumps(inspect_gguf(path)["findings"]),
-            lambda: plan_rope(from_file(file, {}), file.architecture, allow_approximate=True),
+            lambda: json.dumps(inspect_gguf(positions)["findings"]),
+            lambda: plan_rope(from_file(positions), file.architecture, APPROXIMATE),
             lambda: plan_rope(
-                from_file(file, {"factor": 4.0, "original_context": 256}), file.architecture, bake="always"
+                from_file(positions, ScalingOverrides(4.0, 256)), file.architecture, PlannerOptions("always")
             ),
-            lambda: explicit_arguments(file),
+            lambda: positions.explicit_arguments,
         ]
     )
 
@@ -90,10 +94,10 @@ def read_config_everywhere(folder: Path) -> None:
     _each(
         [
             lambda: json.dumps(inspect_checkpoint(folder)["findings"]),
-            lambda: read_positions(config, freeze_at=65536),
-            lambda: read_positions(config, {"factor": 4.0, "original_context": 4096}),
-            lambda: plan_rope(read_scaling(config), "llama", allow_approximate=True),
-            lambda: plan_rope(read_scaling(config), "qwen2", allow_approximate=True),
+            lambda: read_positions(config, ScalingOverrides(freeze_at=65536)),
+            lambda: read_positions(config, ScalingOverrides(4.0, 4096)),
+            lambda: plan_rope(read_scaling(config), "llama", APPROXIMATE),
+            lambda: plan_rope(read_scaling(config), "qwen2", APPROXIMATE),
         ]
     )
 

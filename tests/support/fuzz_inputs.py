@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.flags import PlannerOptions
 from yarn_edge.gguf.file import GGUFFile
 
 from support import tiny
@@ -93,7 +94,7 @@ OWN = {"beta_fast": 8.0, "beta_slow": 2.0, "attention_factor": 1.35}
 GGUF_SEEDS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("llama", {}, {}),
     ("llama", OWN, {}),
-    ("llama", OWN, {"bake": "never"}),
+    ("llama", OWN, {"planner": PlannerOptions("never")}),
     ("qwen2", OWN, {}),
     ("qwen3", {"attention_factor": 1.2}, {}),
 )

@@ -17,9 +17,10 @@ from yarn_edge.bench.evidence.smollm2 import write_checkpoint
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules import declared as metadata
-from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, effective
+from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.positions.error_budget import rotation_error
 from yarn_edge.runtime.ggml import rope_arguments
 from yarn_edge.runtime.model import Model
@@ -152,9 +153,9 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_simulated_rules_are_those_of_the_running_library(name: str, rich_file: Path) -> None:
-    """effective() against what llama.cpp really put into its graph, for a file with every key."""
+    """FilePositions.effective against what llama.cpp really put into its graph, for a file with every key."""
     with Model(rich_file) as model:
-        said = effective(model.gguf, ARGUMENTS[name])
+        said = model.positions.effective(ARGUMENTS[name])
         nodes = record_ropes(model, list(range(5, 13)), [700], ARGUMENTS[name])
     wanted = asdict(rope_arguments(said, "interleaved"))
     seen = asdict(nodes[0].arguments)
@@ -166,7 +167,7 @@ def test_the_simulated_rules_are_those_of_the_running_library(name: str, rich_fi
 
 
 def test_the_kernel_check_fails_for_another_goal(smol_f32: Path) -> None:
-    goal = metadata.wanted(read_gguf(smol_f32))
+    goal = FilePositions(read_gguf(smol_f32)).wanted
     assert check_kernel(goal, goal, "llama").status == "pass"
     for wrong in ({"factor": 4.001}, {"beta_fast": 16.0}, {"attention_factor": 1.14}):
         assert check_kernel(goal.with_overrides("test", **wrong), goal, "llama").status == "fail"
@@ -198,7 +199,7 @@ def test_another_tokenizer_fails(rich_file: Path, tmp_path: Path) -> None:
 
 def test_flags_are_told_to_verify_too(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path / "ck", "qwen2", rope_scaling=..., max_position_embeddings=256)
-    flags = {"factor": 4.0, "original_context": 256}
+    flags = ScalingOverrides(factor=4.0, original_context=256)
     path = convert(folder, str(tmp_path / "out.gguf"), "F32", overrides=flags)[0]
     assert {c.status for c in verify(path, folder, overrides=flags, n_tokens=64)} == {"pass"}
     assert by_name(verify(path, folder, n_tokens=64))["metadata"].status == "fail"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from yarn_edge.checkpoint.config_file import ConfigFile, shown
 from yarn_edge.checkpoint.dialects import MISTRAL_PARAMS, Dialect, recognise, text_section
@@ -18,7 +17,8 @@ from yarn_edge.checkpoint.layers import layer_blocks, notes_of, used_layer_types
 from yarn_edge.checkpoint.methods import read_block
 from yarn_edge.checkpoint.mistral_params import read_params
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import FLAGS
+from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
+from yarn_edge.positions.overrides import apply_overrides
 from yarn_edge.positions.rope import correction_range, dynamic_factor
 from yarn_edge.positions.scaling import MAX_CONTEXT, RAMPED_METHODS, RopeScaling, yarn_attention_factor
 
@@ -36,37 +36,30 @@ class Positions:
     notes: tuple[str, ...] = field(default=())
 
 
-def read_positions(
-    config: ConfigFile, overrides: Mapping[str, Any] | None = None, freeze_at: int | None = None
-) -> Positions:
-    """Every scaling of a config, with `overrides` (fields by RopeScaling's names, from flags) on top.
+def read_positions(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDES) -> Positions:
+    """Every scaling of a config, with `overrides` on top.
 
-    freeze_at: the length in tokens whose angles a dynamic scaling takes for good, and LongRoPE's table.
     Raises YarnEdgeError for anything unknown, missing, contradictory or not representable.
     """
-    flags = {name: value for name, value in (overrides or {}).items() if value is not None}
     dialect = recognise(config)
     if dialect is MISTRAL_PARAMS:
         parts, notes = read_params(config)
-        if flags:
-            parts = {"": _with_flags(config, parts[""], flags)}
+        parts = {"": _overridden(config, parts[""], overrides)}
     else:
-        parts, notes = _read_blocks(text_section(config), dialect, flags)
-    if freeze_at is not None:
-        parts = _frozen(config, dialect, parts, freeze_at)
+        parts, notes = _read_blocks(text_section(config), dialect, overrides)
+    if overrides.freeze_at is not None:
+        parts = _frozen(config, dialect, parts, overrides.freeze_at)
     for scaling in parts.values():
         _check_ramp(config, scaling)
-    if config.params is not None and not flags:
+    if config.params is not None and not overrides.fields:
         _check_params(config, config.params, parts)
     longrope = any(scaling.method == "longrope" for scaling in parts.values())
     return Positions("LongRoPE" if longrope else dialect.name, parts, notes)
 
 
-def read_scaling(
-    config: ConfigFile, overrides: Mapping[str, Any] | None = None, freeze_at: int | None = None
-) -> RopeScaling:
+def read_scaling(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
     """The one scaling of a config: see read_positions. Raises YarnEdgeError naming the parts where they differ."""
-    parts = read_positions(config, overrides, freeze_at).parts
+    parts = read_positions(config, overrides).parts
     first, *others = parts.values()
     if any(first.differences(other) or first.extended_context != other.extended_context for other in others):
         kind = "allocated context" if first.method == "longrope" else "layer type"
@@ -77,8 +70,9 @@ def read_scaling(
 
 
 def _read_blocks(
-    text: ConfigFile, dialect: Dialect, flags: Mapping[str, Any]
+    text: ConfigFile, dialect: Dialect, overrides: ScalingOverrides
 ) -> tuple[dict[str, RopeScaling], tuple[str, ...]]:
+    flags = overrides.fields
     blocks = layer_blocks(text, dialect, family_of(text))
     used = used_layer_types(text)
     parts: dict[str, RopeScaling] = {}
@@ -104,7 +98,7 @@ def _read_blocks(
         raise text.error("layer_types", f"names no layer type of {dialect.block} ({', '.join(blocks)[:200]})")
     if flags and [s.method for s in parts.values()] == ["none"]:
         ((label, base),) = parts.items()
-        parts = {label: _with_flags(text, base, flags)}
+        parts = {label: _overridden(text, base, overrides)}
     return parts, tuple(notes)
 
 
@@ -124,33 +118,20 @@ def _check_ramp(config: ConfigFile, scaling: RopeScaling) -> None:
         )
 
 
-def _with_flags(config: ConfigFile, base: RopeScaling, flags: Mapping[str, Any]) -> RopeScaling:
+def _overridden(config: ConfigFile, base: RopeScaling, overrides: ScalingOverrides) -> RopeScaling:
     """YaRN by flags alone on a plain checkpoint, or flags on top of params.json."""
-    values: dict[str, Any] = dict(flags)
-    if base.method == "none":
-        missing = [FLAGS[name] for name in ("factor", "original_context") if name not in flags]
-        if missing:
-            raise YarnEdgeError(
-                f"{config.short}: has no YaRN, so {missing[0]} is needed too "
-                f"(max_position_embeddings is {base.original_context})"
-            )
-        if flags["original_context"] > base.original_context:
-            raise config.error(
-                "max_position_embeddings",
-                f"is {base.original_context}, below --yarn-orig-ctx {flags['original_context']}: the original context cannot "
-                "be longer",
-            )
-    provenance = {name: FLAGS[name] for name in flags}
-    if "factor" in flags and "attention_factor" not in flags:
-        if base.method == "yarn" and base.attention_factor == 1:
-            raise YarnEdgeError(
-                f"{base.source('attention_factor')} makes A 1: with --yarn-factor, pass --yarn-attention-factor"
-            )
-        values["attention_factor"] = yarn_attention_factor(flags["factor"])
-        provenance["attention_factor"] = "0.1 ln(factor) + 1"
-    if base.method == "none":
-        provenance["method"] = "--yarn-factor"
-    return replace(base, method="yarn", **values, provenance={**base.provenance, **provenance})
+    fields = overrides.fields
+    if base.method == "none" and fields.get("original_context", 0) > base.original_context:
+        raise config.error(
+            "max_position_embeddings",
+            f"is {base.original_context}, below --yarn-orig-ctx {fields['original_context']}: the original context cannot "
+            "be longer",
+        )
+    if base.method == "yarn" and base.attention_factor == 1 and "factor" in fields and "attention_factor" not in fields:
+        raise YarnEdgeError(
+            f"{base.source('attention_factor')} makes A 1: with --yarn-factor, pass --yarn-attention-factor"
+        )
+    return apply_overrides(base, overrides, config.name)
 
 
 def _frozen(

@@ -17,10 +17,9 @@ from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.prompt_lookup import Lookup, PromptLookup
 from yarn_edge.engine.state_cache import MAX_BYTES, StateCache
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.declared import wanted as wanted_scaling
-from yarn_edge.llama_rules.effective import RuntimeArguments, angle_error, effective
+from yarn_edge.llama_rules.effective import RuntimeArguments
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import base_scaling, in_memory, with_factor
 from yarn_edge.memory.placement import Placement, Wanted, place
 from yarn_edge.memory.plan import OUTPUTS
@@ -46,12 +45,13 @@ class EngineSettings:
 def opened(path: Path, wanted: Wanted, settings: EngineSettings) -> Iterator[Generation]:
     """The model, loaded, until the block ends. Raises YarnEdgeError."""
     states = None if settings.cache is None else StateCache(settings.cache, settings.cache_bytes)
-    placed = place(path, wanted)
+    file = read_gguf(path)
+    placed = place(path, wanted, file)
     n_ctx, kv_type = placed.choice.n_ctx, placed.choice.kv_type
-    arguments, overrides, holds = _scaling(path, settings.yarn_factor, n_ctx)
-    attention = attention_for(read_gguf(path), n_ctx, kv_type, placed.device, wanted.flash_attention)
+    arguments, overrides, holds = _scaling(FilePositions(file), settings.yarn_factor, n_ctx)
+    attention = attention_for(file, n_ctx, kv_type, placed.device, wanted.flash_attention)
     with (
-        Model(path, device=placed.device, overrides=overrides) as model,
+        Model(path, device=placed.device, overrides=overrides, gguf=file) as model,
         Context(
             model,
             n_ctx=n_ctx,
@@ -64,6 +64,8 @@ def opened(path: Path, wanted: Wanted, settings: EngineSettings) -> Iterator[Gen
         ) as context,
     ):
         _say(placed, wanted, context, holds or model.n_ctx_train)
+        if settings.yarn_factor is None:
+            _warn_of_other_positions(model.positions)
         lookup = None if settings.lookup == "off" else PromptLookup(always=settings.lookup == "on")
         yield Generation(context, states, lookup)
 
@@ -78,18 +80,17 @@ def user_cache_folder() -> Path:
 
 
 def _scaling(
-    path: Path, factor: float | str | None, n_ctx: int
+    positions: FilePositions, factor: float | str | None, n_ctx: int
 ) -> tuple[RuntimeArguments | None, dict[str, float], int | None]:
     """Arguments and overrides of another factor, and the tokens that it holds; nothing for the file's own."""
     if factor is None:
         return None, {}, None
-    file = read_gguf(path)
-    base = base_scaling(file, {})
+    path, base = positions.file.path, base_scaling(positions)
     if base.method not in ("yarn", "none"):
         raise YarnEdgeError(f"{path}: has {base.method} scaling: --yarn-factor is for YaRN")
     chosen = max(1.0, n_ctx / base.original_context) if factor == "auto" else float(factor)
     goal = with_factor(base, chosen)
-    arguments, overrides = in_memory(file, goal, str(path))
+    arguments, overrides = in_memory(positions, goal, str(path))
     holds = round(base.original_context * max(1.0, chosen))
     if factor == "auto":
         own = f", the file's is {base.factor:g}" if base.method == "yarn" else ""
@@ -103,19 +104,21 @@ def _say(placed: Placement, wanted: Wanted, context: Context, holds: int) -> Non
     if wanted.ctx is None or (wanted.kv_type is None and context.kv_type != "f16"):
         note(placed.choice.reason)
     note(what_runs(context))
-    _warn_of_other_positions(context)
 
 
 def what_runs(context: Context) -> str:
     """One line: file, architecture, scaling that the runtime applies, context, cache type, device."""
-    gguf = _as_loaded(context)
+    positions = context.model.positions
+    gguf = positions.file
     try:
-        scaling, goal = effective(gguf, context.arguments), wanted_scaling(gguf)
+        scaling, error = positions.effective(context.arguments), positions.error(context.arguments)
     except YarnEdgeError:
         told = "position scaling from the file, not checked"
     else:
-        if not angle_error(scaling, goal).any_difference:
-            scaling = goal  # the same angles in the words of the file's own description, such as YaRN for a baked file
+        if not error.any_difference:
+            scaling = (
+                positions.wanted
+            )  # the same angles in the words of the file's own description, such as YaRN for a baked file
         told = "no position scaling" if scaling.frequency_factors is None else "frequency factors of its own"
         if scaling.method not in ("none", "llama3", "longrope"):
             told = f"{_SCALINGS[scaling.method]} factor {scaling.factor:g} from {scaling.original_context}"
@@ -127,25 +130,14 @@ def what_runs(context: Context) -> str:
     return f"{gguf.path.name}: {gguf.architecture}, {told}, {size}, {context.kv_type} cache{where}"
 
 
-def _as_loaded(context: Context) -> GGUFFile:
-    from yarn_edge.llama_rules.rescale import overridden
-
-    return overridden(context.model.gguf, context.model.overrides)
-
-
-def _warn_of_other_positions(context: Context) -> None:
+def _warn_of_other_positions(positions: FilePositions) -> None:
     """A file whose own description is not what runs gets a line; it still answers, as it would anywhere else."""
-    from yarn_edge.llama_rules.declared import explicit_arguments
-
-    gguf = context.model.gguf
-    if context.arguments != explicit_arguments(gguf):
-        return  # asked for
     try:
-        error = angle_error(effective(gguf, context.arguments), wanted_scaling(gguf))
+        error = positions.error(positions.explicit_arguments)
     except YarnEdgeError:
         return  # not judged: the line before says so
     if error.any_difference:
         note(
-            f"warning: {gguf.path.name} says other positions than llama.cpp runs (frequencies up to {error.frequency:.2%} off, "
-            f"attention factor {error.attention:.2%} off): see yarn-edge inspect"
+            f"warning: {positions.file.path.name} says other positions than llama.cpp runs (frequencies up to "
+            f"{error.frequency:.2%} off, attention factor {error.attention:.2%} off): see yarn-edge inspect"
         )

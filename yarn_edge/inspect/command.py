@@ -19,13 +19,14 @@ import numpy as np
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import add_freeze_flag
+from yarn_edge.flags import ScalingOverrides, add_freeze_flag
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.inspect.findings import Finding, Patient, examine
+from yarn_edge.inspect.findings import examine
+from yarn_edge.inspect.patient import Finding, Patient
 from yarn_edge.inspect.plot import plot_scaling
-from yarn_edge.llama_rules import declared as metadata
-from yarn_edge.llama_rules.effective import effective
+from yarn_edge.llama_rules.description import CANONICAL, is_described
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, GGUF_ARCHITECTURES
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import plain_llama_cpp, plan_parts
@@ -49,24 +50,17 @@ def _try(function: Any, *arguments: Any) -> tuple[Any, str]:
         return None, str(error)
 
 
-def inspect_gguf(path: Path) -> dict[str, Any]:
+def inspect_gguf(positions: FilePositions) -> dict[str, Any]:
     """The report on a GGUF as a JSON-able dict (see docs/inspect.md for its keys)."""
-    file = read_gguf(path)
+    file = positions.file
     check_loadable(file)
-    sides: dict[str, RopeScaling | None] = {}
-    refusals: list[str] = []
-    for name, function in (("declared", metadata.declared), ("wanted", metadata.wanted), ("effective", effective)):
-        sides[name], reason = _try(function, file)
-        if reason and reason not in refusals:
-            refusals.append(reason)
-    arguments = metadata.llama_class_arguments(file) if not refusals else None
-    found = examine(Patient(file, sides["declared"], sides["effective"], sides["wanted"], arguments))
-    refused = [Finding("cannot be judged", reason, "the message", "correct what it names") for reason in refusals]
+    patient = Patient.of(positions)
+    refused = [Finding("cannot be judged", why, "the message", "correct what it names") for why in patient.refusals]
     longest = int(file.number("context_length") or 0)
     contexts = sorted({c for c in CONTEXTS if c < longest} | {longest})
     knows_cache = file.tensors and file.architecture in PLAIN_CACHE
     return {
-        "model": str(path),
+        "model": str(file.path),
         "kind": "gguf",
         "architecture": file.architecture,
         "name": file.metadata.get("general.name"),
@@ -74,13 +68,13 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
         "n_tensors": len(file.tensors),
         "weight_bytes": file.weight_bytes,
         "tensor_types": _count_types(file),
-        "declared": _as_json(sides["declared"]),
-        "wanted": _as_json(sides["wanted"]),
-        "effective": _as_json(sides["effective"]),
-        "canonical": metadata.CANONICAL + "version" in file.metadata,
-        "form": file.metadata.get(metadata.CANONICAL + "form"),
-        "runtime_arguments": arguments,
-        "findings": [asdict(f) for f in (*refused, *found)],
+        "declared": _as_json(patient.declared),
+        "wanted": _as_json(patient.wanted),
+        "effective": _as_json(patient.effective),
+        "canonical": is_described(file),
+        "form": file.metadata.get(CANONICAL + "form"),
+        "runtime_arguments": patient.arguments,
+        "findings": [asdict(f) for f in (*refused, *examine(patient))],
         "kv_bytes": {str(c): {t: kv_bytes(file, c, t) for t in KV_SHOWN} for c in contexts} if knows_cache else {},
     }
 
@@ -91,7 +85,7 @@ def inspect_checkpoint(folder: Path, freeze_at: int | None = None) -> dict[str, 
     Raises YarnEdgeError where the config cannot be read at all.
     """
     config = read_config(folder)
-    positions = read_positions(config, freeze_at=freeze_at)
+    positions = read_positions(config, ScalingOverrides(freeze_at=freeze_at))
     names, model_type = config.values.get("architectures"), str(config.values.get("model_type"))
     findings: list[Finding] = []
     if model_type not in GGUF_ARCHITECTURES:
@@ -139,11 +133,17 @@ def inspect_model(path: str | Path, freeze_at: int | None = None) -> dict[str, A
     cannot be read at all.
     """
     path = Path(path)
+    positions = _positions(path, freeze_at)
+    return inspect_checkpoint(path, freeze_at) if positions is None else inspect_gguf(positions)
+
+
+def _positions(path: Path, freeze_at: int | None) -> FilePositions | None:
+    """Of a GGUF; None for a checkpoint folder, the only one that `freeze_at` is for."""
     if path.is_dir():
-        return inspect_checkpoint(path, freeze_at)
+        return None
     if freeze_at is not None:
         raise YarnEdgeError("--freeze-at is for checkpoints; a GGUF is static")
-    return inspect_gguf(path)
+    return FilePositions(read_gguf(path))
 
 
 def _count_types(file: GGUFFile) -> dict[str, int]:
@@ -205,18 +205,18 @@ def _print(report: dict[str, Any]) -> None:
         out(f"! {f['name']}: {f['what']}\n    evidence: {f['evidence']}\n    remedy:   {f['remedy']}\n")
 
 
-def _plot(path: Path, target: Path, freeze_at: int | None) -> None:
-    if path.is_dir():
-        config = read_config(path)
-        wanted = read_scaling(config, freeze_at=freeze_at)
-        if not wanted.is_static:
-            raise YarnEdgeError(f"{path}: {wanted.method} has no fixed frequencies to draw: pass --freeze-at N")
-        architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
-        runs = plain_llama_cpp(wanted, architecture) if architecture else None
-    else:
-        file = read_gguf(path)
-        wanted, runs = metadata.wanted(file), effective(file)
-    n_wrong = plot_scaling(target, path.name, wanted, runs)
+def _checkpoint_sides(folder: Path, freeze_at: int | None) -> tuple[RopeScaling, RopeScaling | None]:
+    """(what a checkpoint wants, what plain llama.cpp would run of it, None where that is not known)."""
+    config = read_config(folder)
+    wanted = read_scaling(config, ScalingOverrides(freeze_at=freeze_at))
+    if not wanted.is_static:
+        raise YarnEdgeError(f"{folder}: {wanted.method} has no fixed frequencies to draw: pass --freeze-at N")
+    architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
+    return wanted, plain_llama_cpp(wanted, architecture) if architecture else None
+
+
+def _plot(target: Path, name: str, wanted: RopeScaling, runs: RopeScaling | None) -> None:
+    n_wrong = plot_scaling(target, name, wanted, runs)
     if runs is None or n_wrong is None:
         note(f"{target}: what plain llama.cpp would run of this is not known")
         return
@@ -252,10 +252,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge inspect`."""
     path = Path(args.model)
-    report = inspect_model(path, args.freeze_at)
+    positions = _positions(path, args.freeze_at)
+    report = inspect_checkpoint(path, args.freeze_at) if positions is None else inspect_gguf(positions)
     if args.plot is not None:
         _check_picture(Path(args.plot), path, args.force)
-        _plot(path, Path(args.plot), args.freeze_at)
+        sides = (positions.wanted, positions.effective()) if positions else _checkpoint_sides(path, args.freeze_at)
+        _plot(Path(args.plot), path.name, *sides)
     if args.json:
         sys.stdout.write(json.dumps(_finite(report), ensure_ascii=False) + "\n")
     else:

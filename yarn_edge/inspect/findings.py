@@ -6,104 +6,14 @@ One function per illness, all in `DOCTORS`; each looks at the file and at its th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.llama_rules import declared as metadata
+from yarn_edge.errors import one_line
+from yarn_edge.inspect.patient import PATCH, Finding, Patient
+from yarn_edge.llama_rules.description import CANONICAL
 from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error
 from yarn_edge.llama_rules.honoured import HONOURED
-from yarn_edge.llama_rules.planner import plan_rope
-from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
-
-PATCH = "yarn-edge patch MODEL.gguf -o FIXED.gguf"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One illness: its name, what it is, the evidence in the file, and what to do."""
-
-    name: str
-    what: str
-    evidence: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.what}. Evidence: {self.evidence}. Remedy: {self.remedy}"
-
-
-@dataclass(frozen=True)
-class Patient:
-    """A file and its readings; None where a reading was refused."""
-
-    file: GGUFFile
-    declared: RopeScaling | None
-    effective: RopeScaling | None
-    wanted: RopeScaling | None
-    arguments: dict[str, Any] | None
-
-    def key(self, name: str) -> str:
-        return f"{self.file.architecture}.rope.scaling.{name}"
-
-    def raw(self, name: str) -> Any:
-        """A key's value as it stands, None where absent."""
-        return self.file.metadata.get(self.key(name))
-
-    def number(self, name: str) -> float | None:
-        value = self.raw(name)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the file carries its own description, which leaves nothing open."""
-        return metadata.CANONICAL + "version" in self.file.metadata
-
-    @property
-    def unclear_factor(self) -> float | None:
-        """A yarn_attn_factor whose meaning is open: written for A itself, and for what multiplies it."""
-        return metadata.open_attention_factor(self.file)
-
-    def patch(self, *flags: str) -> str:
-        """The patch command with `flags`, and with one for what the file leaves open besides."""
-        told = list(flags)
-        if self.is_yarn and not self.is_ours and self.raw("original_context_length") is None:
-            told.append("--yarn-orig-ctx N")
-        if self.unclear_factor is not None and not any("--yarn-attention-factor" in flag for flag in flags):
-            told.append("--yarn-attention-factor A")
-        return f"{PATCH} {' '.join(told or ['--repair'])}"
-
-    @property
-    def repair(self) -> str:
-        """What makes the file run what it says; where no file can, the arguments."""
-        if self.unclear_factor is not None:
-            own, factor = self.unclear_factor, yarn_attention_factor(self.number("factor") or 1.0)
-            return (
-                f"{self.patch()}, where A is {own:.10g} if the checkpoint's config has it as attention_factor (A itself), "
-                f"{own * factor:.10g} if it is attn_factor of the Nous code (a multiplier)"
-            )
-        if self.wanted is None:
-            return f"{self.patch()}, which says what can be carried"
-        try:
-            form = plan_rope(self.wanted, self.file.architecture).form
-        except YarnEdgeError:
-            return (
-                f"no GGUF of architecture {self.file.architecture} carries this, nor do arguments: run it elsewhere, or live "
-                "with these numbers"
-            )
-        if form != "arguments":
-            return f"{self.patch()} (exact in every llama.cpp program)"
-        if not self.arguments:
-            return f"{self.patch()}; the file then needs runtime arguments, which yarn-edge passes by itself"
-        told = ", ".join(f"{k}={v!r}" for k, v in self.arguments.items())
-        return (
-            f"yarn-edge passes it by itself; elsewhere llama_cpp.Llama(path, {told}): no GGUF of this architecture can"
-        )
-
-    @property
-    def is_yarn(self) -> bool:
-        return bool(self.raw("type") == "yarn")
-
+from yarn_edge.positions.scaling import SAME_RELATIVE, yarn_attention_factor
 
 # key -> (column of the table that says whether it is read, the value at which it changes nothing)
 _SELDOM_READ = {
@@ -325,7 +235,7 @@ def _other_positions(p: Patient) -> Iterator[Finding]:
 
 
 def _description_disagrees(p: Patient) -> Iterator[Finding]:
-    approximate = str(p.file.metadata.get(metadata.CANONICAL + "form")) == "approximate"  # as it was asked for
+    approximate = str(p.file.metadata.get(CANONICAL + "form")) == "approximate"  # as it was asked for
     if p.declared is None or p.wanted is None or approximate:
         return
     error = angle_error(p.declared, p.wanted)

@@ -7,8 +7,9 @@ from pathlib import Path
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import read_scaling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.declared import wanted
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.positions.scaling import RopeScaling
 
 
@@ -21,7 +22,7 @@ def model_scaling(path: str | Path, *, freeze_at: int | None = None) -> RopeScal
     """
     path = Path(path)
     if path.is_dir():
-        return read_scaling(read_config(path), freeze_at=freeze_at)
+        return read_scaling(read_config(path), ScalingOverrides(freeze_at=freeze_at))
     if freeze_at is not None:
         raise YarnEdgeError(f"{path}: freeze_at is for checkpoints; a GGUF is static")
-    return wanted(read_gguf(path, vocabulary=False))
+    return FilePositions(read_gguf(path, vocabulary=False)).wanted

@@ -1,32 +1,17 @@
-"""`RopeScaling` <-> GGUF keys.
-
-Three descriptions of one file are told apart: *declared* (the keys of `{arch}.rope.*`, read literally), *wanted* (the
-canonical `yarn_edge.rope.*` that convert wrote; declared where there is none), *effective* (what the runtime computes,
-`yarn_edge.llama_rules.effective`). What is written, in which form, is the planner's choice (`yarn_edge.llama_rules.planner`).
-"""
+"""What the keys of `{arch}.rope.*` declare, read literally into a `RopeScaling`."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict
-from typing import Any
 
-import numpy as np
-
-from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile, told_of
+from yarn_edge.llama_rules.description import is_described
 from yarn_edge.llama_rules.effective import (
     DEFAULT_FREQ_BASE,
     FREQUENCY_FACTORS,
     FROM_MODEL,
-    LLAMA_CLASS_DEFAULTS,
-    LONG_FACTORS,
     ROPE_SCALING_TYPES,
-    SHORT_FACTORS,
-    RuntimeArguments,
-    angle_error,
-    effective,
     file_base,
     file_factor,
     file_frequency_factors,
@@ -34,16 +19,12 @@ from yarn_edge.llama_rules.effective import (
     flag,
     magnitudes,
     number_or,
-    ratio_in_file,
     rotated_dims,
     scaling_type,
-    spelled_out,
 )
 from yarn_edge.llama_rules.honoured import HONOURED, Honoured
-from yarn_edge.positions.scaling import MAX_DIM, OPTIONAL, SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
-CANONICAL = "yarn_edge.rope."
-CANONICAL_VERSION = 1
 NOT_IN_THE_FILE = "llama.cpp's default for"  # begins the source of a value that no key tells
 
 
@@ -111,92 +92,7 @@ def open_attention_factor(file: GGUFFile) -> float | None:
     """
     value = file.number("rope.scaling.yarn_attn_factor")
     row = HONOURED.get(file.architecture)
-    if value is None or scaling_type(file) != "yarn" or CANONICAL + "version" in file.metadata:
+    if value is None or scaling_type(file) != "yarn" or is_described(file):
         return None
     spelled = math.isclose(value, yarn_attention_factor(file_factor(file) or 1.0), rel_tol=SAME_RELATIVE)
     return None if spelled or (row is not None and row.yarn_attn_factor) else value
-
-
-def _stored_provenance(file: GGUFFile) -> dict[str, str]:
-    """Where the values came from when the file was written, as far as it still tells."""
-    stored = file.metadata.get(CANONICAL + "provenance")
-    try:
-        found = json.loads(stored) if isinstance(stored, str) and len(stored) < 1 << 16 else {}
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {
-        k: one_line(v, 200) for k, v in found.items() if k in RopeScaling.__dataclass_fields__ and isinstance(v, str)
-    }
-
-
-def canonical(file: GGUFFile) -> RopeScaling | None:
-    """The description under `yarn_edge.rope.*`, or None where the file carries none."""
-    meta = file.metadata
-    version = meta.get(CANONICAL + "version")
-    if version is None:
-        return None
-    if not isinstance(version, int) or version != CANONICAL_VERSION:
-        raise YarnEdgeError(
-            f"{file.path}: {CANONICAL}version is {one_line(repr(version), 60)}, this yarn-edge reads {CANONICAL_VERSION}"
-        )
-    names = [n for n in RopeScaling.__dataclass_fields__ if n != "provenance"]
-    missing = [n for n in names if n not in OPTIONAL and CANONICAL + n not in meta]
-    if missing:
-        raise YarnEdgeError(f"{file.path}: {CANONICAL}{missing[0]} is missing")
-    values = {n: meta[CANONICAL + n] for n in names if CANONICAL + n in meta}
-    factors = values.get("frequency_factors")
-    if isinstance(factors, np.ndarray) and factors.size <= MAX_DIM:
-        values["frequency_factors"] = tuple(factors.tolist())
-    with told_of(file):
-        return RopeScaling(**values, provenance={n: CANONICAL + n for n in names} | _stored_provenance(file))
-
-
-def wanted(file: GGUFFile) -> RopeScaling:
-    """What this file's positions are meant to be: canonical if convert wrote it, else declared."""
-    found = canonical(file)
-    return declared(file) if found is None else found
-
-
-def explicit_arguments(file: GGUFFile) -> RuntimeArguments:
-    """Every scaling value spelled out, so that no default of anyone can change it: what makes the file run as wanted.
-
-    Where the file alone does, its own values; else those that come nearest to the description. For architectures
-    outside the table and LongRoPE's two tables "from the model", without a claim.
-    """
-    if file.architecture not in HONOURED or LONG_FACTORS in file.tensors or SHORT_FACTORS in file.tensors:
-        return FROM_MODEL
-    ratio, runs, goal = ratio_in_file(file), effective(file), wanted(file)
-    ways = [spelled_out(said, ratio) for said in (runs, goal, declared(file)) if said.method in ROPE_SCALING_TYPES]
-
-    def missed(arguments: RuntimeArguments) -> float:
-        error = angle_error(effective(file, arguments), goal)
-        return error.frequency + error.attention if error.any_difference else 0.0
-
-    return min(ways, key=missed)  # the first of equals: the file alone, where that is enough
-
-
-def llama_class_arguments(file: GGUFFile) -> dict[str, Any] | None:
-    """Keyword arguments with which a plain `llama_cpp.Llama(path, **kwargs)` applies what the file wants.
-
-    {} where its defaults do; None where no arguments can.
-    """
-    goal = wanted(file)
-    if not angle_error(effective(file, LLAMA_CLASS_DEFAULTS), goal).any_difference:
-        return {}
-    explicit = explicit_arguments(file)
-    if angle_error(effective(file, explicit), goal).any_difference:
-        return None
-    plain = asdict(LLAMA_CLASS_DEFAULTS)
-    return {name: value for name, value in asdict(explicit).items() if value != plain[name]}
-
-
-def canonical_keys(scaling: RopeScaling, form: str) -> dict[str, Any]:
-    """`yarn_edge.rope.*`: every field, the form in which the planner carries it, and the provenance as JSON."""
-    fields = scaling.as_dict()
-    provenance = fields.pop("provenance")
-    keys: dict[str, Any] = {CANONICAL + "version": CANONICAL_VERSION, CANONICAL + "form": form}
-    keys |= {CANONICAL + name: value for name, value in fields.items()}
-    keys[CANONICAL + "provenance"] = json.dumps(provenance, ensure_ascii=False, sort_keys=True)
-    return keys

@@ -134,13 +134,11 @@ def file_origin(file: GGUFFile) -> int:
     return int(file.number("rope.scaling.original_context_length", 0) or 0) or file.required_int("context_length")
 
 
-def effective(file: GGUFFile, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
-    """What llama.cpp computes for this file when a context is made with `arguments`, by its own rules."""
-    return simulate(file, arguments, file_frequency_factors(file))
-
-
 def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None) -> RopeScaling:
-    """`effective` with the values of `rope_freqs.weight` given: for files that are yet to be written."""
+    """What llama.cpp computes for a file when a context is made with `arguments`.
+
+    factors: the values of `rope_freqs.weight`, given because the file may be yet to be written.
+    """
     row = honoured(file.architecture)
     factor_in_file, file_type = file_factor(file), scaling_type(file)
     if file_type not in ROPE_SCALING_TYPES:

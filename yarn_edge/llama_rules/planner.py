@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import EXACT, PlannerOptions
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.effective import (
     FROM_MODEL,
@@ -36,7 +37,6 @@ from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 Form = Literal["native", "baked", "arguments", "approximate"]
-Bake = Literal["auto", "never", "always"]
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,11 @@ def baked_frequency_factors(scaling: RopeScaling) -> npt.NDArray[np.float32]:
     return np.asarray(plain / rope.inv_freq(scaling), dtype=np.float32)
 
 
-def plan_rope(
-    scaling: RopeScaling, architecture: str, *, bake: Bake = "auto", allow_approximate: bool = False
-) -> RopePlan:
+def plan_rope(scaling: RopeScaling, architecture: str, options: PlannerOptions = EXACT) -> RopePlan:
     """The first form that runs `scaling` exactly on `architecture`.
 
-    Raises YarnEdgeError with the size of the error where none does, unless `allow_approximate`; and for what has no fixed
-    angles at all.
+    Raises YarnEdgeError with the size of the error where none does, unless `options.allow_approximate`; and for what has no
+    fixed angles at all.
     """
     row = honoured(architecture)
     if not scaling.is_static:
@@ -142,34 +140,34 @@ def plan_rope(
             f"{scaling.source('softmax_factor')}: attention logits are multiplied by {scaling.softmax_factor:.4f} besides: "
             f"that cannot be written for architecture {architecture}"
         )
-    if bake == "always" and not row.frequency_factors:
+    if options.bake == "always" and not row.frequency_factors:
         raise YarnEdgeError(f"--bake-rope always: architecture {architecture} does not load rope_freqs.weight")
     forms = {
         "always": (_baked,),
         "never": (_native, _with_arguments),
         "auto": (_native, _baked, _with_arguments) if row.frequency_factors else (_native, _with_arguments),
-    }[bake]
+    }[options.bake]
     found = [plan for form in forms if (plan := form(scaling, architecture)) is not None]
     exact = [plan for plan in found if not plan.error.any_difference]
     if exact:
         return next((plan for plan in exact if plan.in_llama_class and plan.form != "arguments"), exact[0])
     nearest = min(found, key=lambda plan: plan.error.frequency + plan.error.attention, default=None)
-    if allow_approximate and nearest is not None:
+    if options.allow_approximate and nearest is not None:
         return replace(nearest, form="approximate")
     raise _refusal(scaling, architecture, nearest)
 
 
-def plan_parts(parts: Mapping[str, RopeScaling], architecture: str, **options: Any) -> RopePlan:
+def plan_parts(parts: Mapping[str, RopeScaling], architecture: str, options: PlannerOptions = EXACT) -> RopePlan:
     """`plan_rope` for a model whose layers with a sliding window have positions of their own (parts by layer type).
 
     The plan is that of full attention; what llama.cpp then gives the other layers is compared with what they shall have.
     """
     if len(parts) == 1:
-        return plan_rope(next(iter(parts.values())), architecture, **options)
+        return plan_rope(next(iter(parts.values())), architecture, options)
     full, sliding = parts.get("full_attention"), parts.get("sliding_attention")
     if full is None or sliding is None or len(parts) > 2:
         raise YarnEdgeError(f"positions differ by {', '.join(parts)}: that has no form in a GGUF")
-    plan = plan_rope(full, architecture, **options)
+    plan = plan_rope(full, architecture, options)
     keys = dict(plan.keys)
     rule = honoured(architecture).sliding
     if rule is not None and rule.base != "model":

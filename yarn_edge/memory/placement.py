@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.memory.plan import ContextChoice, DoesNotFitError, Simulation, choose_context
 from yarn_edge.progress import note
 from yarn_edge.runtime import ggml
@@ -48,15 +49,18 @@ class Placement:
     choice: ContextChoice
 
 
-def place(path: Path, wanted: Wanted) -> Placement:
-    """The placement of a model. Raises YarnEdgeError for a backend that is not there, DoesNotFitError for too much."""
+def place(path: Path, wanted: Wanted, gguf: GGUFFile | None = None) -> Placement:
+    """The placement of a model. gguf: its header, where it was read already.
+
+    Raises YarnEdgeError for a backend that is not there, DoesNotFitError for too much.
+    """
     *gpus, last = device_places(wanted.backend)
     for device in gpus:
         try:
-            return _on(path, device, wanted, enough=ENOUGH_CTX)
+            return _on(path, device, wanted, ENOUGH_CTX, gguf)
         except DoesNotFitError as refusal:
             note(f"not on {device.name if device else 'the CPU'}: {refusal}")
-    return _on(path, last, wanted, enough=0)
+    return _on(path, last, wanted, 0, gguf)
 
 
 def device_places(backend: str | None) -> list[ggml.Device | None]:
@@ -80,9 +84,11 @@ def budget_bytes(device: ggml.Device | None, backend: str | None, given: int | N
     return spare_bytes(None if device is None else ggml.device_memory(device)[0])
 
 
-def _on(path: Path, device: ggml.Device | None, wanted: Wanted, enough: int) -> Placement:
+def _on(path: Path, device: ggml.Device | None, wanted: Wanted, enough: int, gguf: GGUFFile | None) -> Placement:
     """Raises DoesNotFitError where fewer tokens would fit than all of the context, and than `enough`."""
-    with Simulation(path, device=device, threads=wanted.threads, flash_attention=wanted.flash_attention) as simulation:
+    with Simulation(
+        path, device=device, threads=wanted.threads, flash_attention=wanted.flash_attention, gguf=gguf
+    ) as simulation:
         ctx = wanted.ctx
         if ctx is None and wanted.needed_ctx is not None:
             ctx = min(wanted.needed_ctx(simulation.model), simulation.n_ctx_train)

@@ -16,7 +16,6 @@ from types import TracebackType
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.declared import explicit_arguments
 from yarn_edge.memory.log_sizes import MIB, ContextSizes, allocated_bytes, context_sizes
 from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.runtime import ggml
@@ -102,7 +101,6 @@ class Simulation:
         self.unused = frozenset(m[1] for m in map(_UNUSED.search, log) if m)  # tensors that llama.cpp does not load
         try:
             self.weights = weights_in_memory(self.file, self.unused)
-            self._arguments = explicit_arguments(self.file)
             self.plan(LEAST_CTX)  # the process is measured while there is little in it
         except BaseException:
             self.close()
@@ -201,7 +199,6 @@ class Simulation:
                 n_outputs=n_outputs,
                 kv_type=kv_type,
                 threads=self.threads,
-                arguments=self._arguments,
                 flash_attention=attention.flash,
             ),
         ):

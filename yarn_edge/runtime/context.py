@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import MAX_THREADS
-from yarn_edge.llama_rules.declared import explicit_arguments
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.runtime.attention import FlashAttention
@@ -70,7 +69,7 @@ class Context:
         if not model.no_alloc:
             check_memory(model.gguf, (n_ctx or model.n_ctx_train) * n_seq, kv_type)
         self.model, self.api = model, model.api
-        self.arguments = explicit_arguments(model.gguf) if arguments is None else arguments
+        self.arguments = model.positions.explicit_arguments if arguments is None else arguments
         self.kv_type, self.flash_attention = kv_type, flash_attention
         params = self.api.llama_context_default_params()
         params.n_ctx = (n_ctx or model.n_ctx_train) * n_seq

@@ -1,7 +1,7 @@
 """Load a GGUF, make a context, evaluate, logits, sample.
 
 It goes through the low-level API, because `llama_cpp.Llama` passes its own YaRN defaults over the file's values. Here
-every scaling value is spelled out (`metadata.explicit_arguments`), llama.cpp's log becomes error messages, and the KV
+every scaling value is spelled out (`FilePositions.explicit_arguments`), llama.cpp's log becomes error messages, and the KV
 cache is never shifted: on a YaRN model a shift multiplies every cached key by the attention factor once more.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar
 from yarn_edge.runtime import ggml
@@ -99,6 +101,11 @@ class Model:
     def vocab(self) -> Any:
         """llama_vocab *, for the low-level API."""
         return self._vocab
+
+    @cached_property
+    def positions(self) -> FilePositions:
+        """The file's positions as llama.cpp sees them, with this load's overrides."""
+        return FilePositions(self.gguf).with_metadata(self.overrides)
 
     @property
     def chat_template(self) -> str | None:

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.llama_rules import declared as metadata
-from yarn_edge.llama_rules.effective import angle_error, effective
+from yarn_edge.llama_rules.declared import NOT_IN_THE_FILE, open_attention_factor
+from yarn_edge.llama_rules.description import CANONICAL
+from yarn_edge.llama_rules.effective import angle_error
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.layers import Kind, layer_kinds, sliding_scaling
 from yarn_edge.llama_rules.planner import in_keys
@@ -27,7 +28,7 @@ Status = Literal["pass", "fail", "skip"]
 LONGEST_POSITION = 131071
 LIVE_TOKENS = 16
 CHECKPOINT = "the checkpoint"  # whose word the goal is, in messages
-KEYS, CANONICAL_KEYS = "the rope keys", f"{metadata.CANONICAL}*"
+KEYS, CANONICAL_KEYS = "the rope keys", f"{CANONICAL}*"
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ def on_backend(name: str, backend: str) -> str:
     return name if backend == "cpu" else f"{name}:{backend}"
 
 
-def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
+def check_metadata(positions: FilePositions, goal: RopeScaling, goal_name: str) -> Check:
     """The declared keys, what llama.cpp runs of them, the canonical description and the context length, against `goal`.
 
     Angles are compared; words too where both sides use the same ones, because another origin with the same angles is still
     not what was written.
     """
-    said, canonical = metadata.declared(file), metadata.canonical(file)
-    sides = {"what llama.cpp runs": effective(file, metadata.explicit_arguments(file))}
+    file, said, canonical = positions.file, positions.declared, positions.canonical
+    sides = {"what llama.cpp runs": positions.runs}
     worst, told, besides = 0.0, [], ""
     if canonical is not None:
         sides |= {KEYS: said, CANONICAL_KEYS: canonical}
@@ -90,14 +91,14 @@ def check_metadata(file: GGUFFile, goal: RopeScaling, goal_name: str) -> Check:
             else:
                 told.append(f"{side}: {n} is {b!r}, {goal_name} says {a!r}")
     context = file.required_int("context_length")
-    assumed = goal.method == "linear" and goal.source("original_context").startswith(metadata.NOT_IN_THE_FILE)
+    assumed = goal.method == "linear" and goal.source("original_context").startswith(NOT_IN_THE_FILE)
     if context != goal.extended_context and not assumed:
         worst = max(worst, 1.0)
         told.append(f"context_length is {context}, {goal_name} makes it {goal.extended_context}")
     detail = "; ".join(told) or f"the keys say what {goal_name} says"
-    if angle_error(effective(file), goal).any_difference and not told:
+    if angle_error(positions.effective(), goal).any_difference and not told:
         detail += "; only with the runtime arguments that yarn-edge passes: other programs run other positions"
-    open_factor = metadata.open_attention_factor(file)
+    open_factor = open_attention_factor(file)
     if open_factor is not None and goal_name != CHECKPOINT:
         besides += (
             f"; yarn_attn_factor is {open_factor:.7g}: if that is the model's attention_factor, A should be it and is not: "
@@ -143,13 +144,12 @@ def check_live_graph(
     the memory they ran in against the device that was asked for. sliding_goal: of layers with a sliding window, None where only
     the file tells.
     """
-    file, name = model.gguf, on_backend("live-graph", backend)
+    positions, name = model.positions, on_backend("live-graph", backend)
+    file, runs = positions.file, positions.runs
     pairing = honoured(file.architecture).pairing
     starts = sorted({0, max(0, goal.original_context - LIVE_TOKENS // 2), max(0, goal.extended_context - LIVE_TOKENS)})
     tokens = model.tokenize(sample_text()[:400], add_special=False, parse_special=False)[:LIVE_TOKENS]
-    arguments = metadata.explicit_arguments(file)
-    runs = effective(file, arguments)
-    nodes = record_ropes(model, tokens, starts, arguments, threads=threads)
+    nodes = record_ropes(model, tokens, starts, threads=threads)
     kinds = layer_kinds(file, model.n_layer)
     slides = sliding_scaling(file, runs)
     told = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)
@@ -161,7 +161,7 @@ def check_live_graph(
         if some and rules is not None and target is not None:
             told += _wrong_parameters(some, ggml.rope_arguments(rules, pairing), rules.frequency_factors)
             judged.append((some, target))
-    said, canonical = metadata.declared(file), metadata.canonical(file)
+    said, canonical = positions.declared, positions.canonical
     in_words = in_keys(goal)
     # Keys in other words than the goal's are told even if they make the same angles.
     if said.differences(goal) and in_words and _has_arguments(in_words) and runs.frequency_factors is None:

@@ -13,18 +13,25 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import BACKENDS, add_scaling_flags, add_threads_flag, count, scaling_overrides
+from yarn_edge.flags import (
+    BACKENDS,
+    NO_OVERRIDES,
+    ScalingOverrides,
+    add_scaling_flags,
+    add_threads_flag,
+    count,
+    scaling_overrides,
+)
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules import declared as metadata
-from yarn_edge.llama_rules.effective import angle_error, effective
+from yarn_edge.llama_rules.effective import angle_error
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.runtime.devices import devices_of, missing
@@ -57,8 +64,7 @@ def verify(
     path: str | Path,
     against: str | Path | None = None,
     *,
-    overrides: Mapping[str, Any] | None = None,
-    freeze_at: int | None = None,
+    overrides: ScalingOverrides = NO_OVERRIDES,
     n_tokens: int = LOGIT_TOKENS,
     threads: int | None = None,
     backend: str = "cpu",
@@ -67,16 +73,17 @@ def verify(
 ) -> list[Check]:
     """Run every check; each result is also passed to `on_check` as soon as it is there.
 
-    backend: a key of BACKENDS, or "all". One that is not there is skipped, never replaced. overrides, freeze_at: what convert
-    was given. kv_type: the cache for the logits.
+    backend: a key of BACKENDS, or "all". One that is not there is skipped, never replaced. overrides: what convert was
+    given. kv_type: the cache for the logits.
     Raises YarnEdgeError for a file that cannot be judged at all (not a GGUF, an architecture outside the table).
     """
     file = read_gguf(path)
     check_loadable(file)
     honoured(file.architecture)
-    goal, sliding, goal_name, replaced = metadata.wanted(file), None, "the file's own description", None
+    positions = FilePositions(file)
+    goal, sliding, goal_name, replaced = positions.wanted, None, "the file's own description", None
     if against is not None:
-        goal, sliding, replaced = checkpoint_scaling(Path(against), overrides or {}, freeze_at)
+        goal, sliding, replaced = checkpoint_scaling(Path(against), overrides)
         goal_name = CHECKPOINT
     checks: list[Check] = []
 
@@ -84,20 +91,20 @@ def verify(
         checks.append(check)
         on_check(check)
 
-    add(check_metadata(file, goal, goal_name))
+    add(check_metadata(positions, goal, goal_name))
     for name in BACKENDS if backend == "all" else (backend,):
         devices = devices_of(name)
         if not devices:
             for what in ("kernel", "live-graph", "logits"):
                 add(skipped(on_backend(what, name), missing(name)))
             continue
-        runs = effective(file, metadata.explicit_arguments(file))
+        runs = positions.runs
         reference = (
             runs if angle_error(runs, goal).any_difference else goal
         )  # what the file runs is for the other checks
         for device in devices:
             add(check_kernel(runs, reference, file.architecture, device, name))
-        with Model(path, device=devices[0]) as model:
+        with Model(path, device=devices[0], gguf=file) as model:
             add(check_live_graph(model, goal, threads, name, sliding))
             if against is None:
                 for what in ("tokenizer", "logits"):
@@ -136,7 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge verify`: exit code 0 when nothing failed, 1 otherwise, also where nothing could be run at all."""
     overrides = scaling_overrides(args)
-    if args.against is None and (overrides or args.freeze_at is not None):
+    if args.against is None and overrides:
         raise YarnEdgeError(
             "the --yarn-… flags and --freeze-at describe how CHECKPOINT was converted: they need --against"
         )
@@ -145,7 +152,6 @@ def run(args: argparse.Namespace) -> int:
             args.model,
             args.against,
             overrides=overrides,
-            freeze_at=args.freeze_at,
             n_tokens=args.tokens,
             threads=args.threads,
             backend=args.backend,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.dialects import recognise, text_section
 from yarn_edge.checkpoint.read import read_positions, read_scaling
+from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import bar
 from yarn_edge.runtime.context import Context
@@ -105,7 +105,7 @@ def _data(found: Divergence, parts: list[Divergence], kv_type: str) -> dict[str,
 
 
 def checkpoint_scaling(
-    folder: Path, overrides: Mapping[str, Any], freeze_at: int | None = None
+    folder: Path, overrides: ScalingOverrides = NO_OVERRIDES
 ) -> tuple[RopeScaling, RopeScaling | None, RopeScaling | None]:
     """(scaling, that of layers with a sliding window if it is another, what to give transformers where it would not read this
     config itself).
@@ -114,11 +114,9 @@ def checkpoint_scaling(
     betas): there our own reading is given to it, and its logits then prove all but that reading.
     """
     config = read_config(folder)
-    parts = read_positions(config, overrides, freeze_at).parts
+    parts = read_positions(config, overrides).parts
     sliding = parts.get("sliding_attention") if len(parts) > 1 else None
-    scaling = (
-        parts["full_attention"] if sliding and "full_attention" in parts else read_scaling(config, overrides, freeze_at)
-    )
+    scaling = parts["full_attention"] if sliding and "full_attention" in parts else read_scaling(config, overrides)
     dialect = recognise(config)
     block = text_section(config).section(dialect.block)
     kind = (block.values.get("rope_type") or block.values.get("type")) if block else None
@@ -126,5 +124,5 @@ def checkpoint_scaling(
         scaling, attention_factor=scaling.default_attention_factor, ext_factor=1.0, beta_fast=32.0, beta_slow=1.0
     )
     own_code = dialect.attn_factor_multiplies and bool(scaling.differences(theirs))
-    foreign = bool(overrides) or freeze_at is not None or own_code or kind in NOT_IN_TRANSFORMERS
+    foreign = bool(overrides) or own_code or kind in NOT_IN_TRANSFORMERS
     return scaling, sliding, scaling if foreign else None

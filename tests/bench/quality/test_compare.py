@@ -17,6 +17,7 @@ from yarn_edge.bench.quality.perplexity import TextSettings
 from yarn_edge.bench.scoring.variants import Variant, parse_variant
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime import model as runtime
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
@@ -143,9 +144,9 @@ def test_stored_distributions_in_odd_forms() -> None:
 
 def test_what_fits_together(smol_quants: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     variants = [
-        Variant("a", smol_quants["F16"]),
-        Variant("b", smol_quants["F16"], "q4_0"),
-        Variant("c", smol_quants["Q8_0"]),
+        Variant("a", read_gguf(smol_quants["F16"])),
+        Variant("b", read_gguf(smol_quants["F16"]), "q4_0"),
+        Variant("c", read_gguf(smol_quants["Q8_0"])),
     ]
     size = {name: path.stat().st_size for name, path in smol_quants.items()}
     needed = size["F16"] + size["Q8_0"] + 3 * (2 * 4 * 512 * 49152 + stepping.COMPUTE_BYTES)

@@ -15,6 +15,7 @@ from yarn_edge.bench.quality.perplexity import TextSettings, measure
 from yarn_edge.bench.quality.sweep import sweep
 from yarn_edge.bench.scoring.variants import parse_variant
 from yarn_edge.cli import main
+from yarn_edge.flags import ScalingOverrides
 
 from support import tiny_gguf
 
@@ -39,7 +40,7 @@ def test_dynamic_is_plain_up_to_the_original_context_and_static_at_the_end(smol_
             "method",
             TextSettings(ctx=300),
             values=["plain", "yarn", "dynamic-yarn"],
-            overrides={"original_context": 150, "factor": 2.0},
+            overrides=ScalingOverrides(factor=2.0, original_context=150),
             step=75,
         )
     )

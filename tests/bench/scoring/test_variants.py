@@ -15,7 +15,9 @@ from yarn_edge.bench.scoring.windows import Window
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.patch import patch
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -45,27 +47,27 @@ def test_each_method_is_transformers_with_that_scaling(
 ) -> None:
     """Original context 128, so that 240 tokens feel it."""
     kind, own = METHODS[method]
-    base = replace(base_scaling(read_gguf(smol_f32), {}), original_context=128)
+    base = replace(base_scaling(FilePositions(read_gguf(smol_f32))), original_context=128)
     goal = with_factor(base, 4.0, kind, own)
-    ours = nll_of(scaled(Variant("v", smol_f32), goal), tokens)
+    ours = nll_of(scaled(Variant("v", read_gguf(smol_f32)), goal), tokens)
     logits = log_softmax(reference_logits(smol_checkpoint, tokens, goal))
     truth = -logits[np.arange(N - 1), tokens[1:]]
     np.testing.assert_allclose(ours, truth, atol=2e-3)
     assert abs(ours.mean() - truth.mean()) < 1e-5
-    plain = nll_of(scaled(Variant("v", smol_f32), with_factor(base, 1.0)), tokens)
+    plain = nll_of(scaled(Variant("v", read_gguf(smol_f32)), with_factor(base, 1.0)), tokens)
     assert method == "plain" or np.abs(plain - ours).max() > 0.1  # it makes a difference
 
 
 def test_an_attention_factor_of_ones_own(smol_f32: Path, smol_checkpoint: Path, tokens: list[int]) -> None:
     variant = parse_variant(f"{smol_f32}@yarn-attention-factor=1.3,yarn-beta-fast=8")
-    goal = replace(base_scaling(read_gguf(smol_f32), {}), attention_factor=1.3, beta_fast=8.0)
+    goal = replace(base_scaling(FilePositions(read_gguf(smol_f32))), attention_factor=1.3, beta_fast=8.0)
     truth = -log_softmax(reference_logits(smol_checkpoint, tokens, goal))[np.arange(N - 1), tokens[1:]]
     np.testing.assert_allclose(nll_of(variant, tokens), truth, atol=2e-3)
 
 
 def test_a_variant_is_the_file_that_patch_would_write(smol_f32: Path, tokens: list[int], tmp_path: Path) -> None:
     patched = tmp_path / "p.gguf"
-    patch(smol_f32, patched, overrides={"factor": 2.0})
+    patch(smol_f32, patched, overrides=ScalingOverrides(factor=2.0))
     ours = nll_of(parse_variant(f"{smol_f32}@yarn-factor=2"), tokens)
     np.testing.assert_allclose(ours, nll_of(parse_variant(str(patched)), tokens), atol=1e-6)
     with pytest.raises(AssertionError):
@@ -106,7 +108,7 @@ def test_bad_words(suffix: str, smol_f32: Path) -> None:
 
 def test_a_file_with_baked_frequencies_is_refused(tmp_path: Path) -> None:
     checkpoint = tiny.write_checkpoint(tmp_path / "ck")
-    (baked,) = convert(checkpoint, str(tmp_path / "b.gguf"), "F32", bake="always")
+    (baked,) = convert(checkpoint, str(tmp_path / "b.gguf"), "F32", planner=PlannerOptions("always"))
     with pytest.raises(YarnEdgeError, match="convert --bake-rope never"):
         parse_variant(f"{baked}@yarn-factor=2")
 
@@ -133,8 +135,13 @@ def test_a_model_with_a_log_multiplier(tmp_path: Path) -> None:
 
 
 def test_the_files_own_attention_factor_stays(smol_f32: Path, tmp_path: Path) -> None:
-    patch(smol_f32, tmp_path / "a.gguf", overrides={"attention_factor": 1.35}, bake="never")
-    base = base_scaling(read_gguf(tmp_path / "a.gguf"), {})
+    patch(
+        smol_f32,
+        tmp_path / "a.gguf",
+        overrides=ScalingOverrides(attention_factor=1.35),
+        planner=PlannerOptions("never"),
+    )
+    base = base_scaling(FilePositions(read_gguf(tmp_path / "a.gguf")))
     (value,) = factor_values(base, [4.0], 512)
     assert value.scaling(0).attention_factor == pytest.approx(1.35)
     (named,) = method_values(base, ["yarn"], 4.0)
@@ -145,7 +152,7 @@ def test_the_files_own_attention_factor_stays(smol_f32: Path, tmp_path: Path) ->
 
 
 def test_values(smol_f32: Path) -> None:
-    base = base_scaling(read_gguf(smol_f32), {})
+    base = base_scaling(FilePositions(read_gguf(smol_f32)))
     assert [v.label for v in factor_values(base, None, 512)] == ["1", "2", "4"]
     labels = [v.number for v in attention_values(base, None)]
     assert len(labels) == 9
@@ -160,14 +167,14 @@ def test_values(smol_f32: Path) -> None:
 
 
 def test_dynamic_runs_score_each_token_once_at_its_own_factor(smol_f32: Path) -> None:
-    base = replace(base_scaling(read_gguf(smol_f32), {}), original_context=100)
+    base = replace(base_scaling(FilePositions(read_gguf(smol_f32))), original_context=100)
     windows = [
         Window(0, 0, tuple(range(350)), 1),
         Window(1, 0, tuple(range(120)), 51),
         Window(2, 0, tuple(range(60)), 1),
     ]
     (value,) = method_values(base, ["dynamic-yarn"], 4.0)
-    runs = runs_of(value, Variant("v", smol_f32), windows, 100, 100)
+    runs = runs_of(value, Variant("v", read_gguf(smol_f32)), windows, 100, 100)
     assert [max(len(w.tokens) for w in r.windows) for r in runs] == [100, 200, 300, 350]
     scored = [(w.document, i) for r in runs for w in r.windows for i in range(w.first, len(w.tokens))]
     assert sorted(scored) == [(w.document, i) for w in windows for i in range(w.first, len(w.tokens))]

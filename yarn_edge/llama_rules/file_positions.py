@@ -1,0 +1,111 @@
+"""The positions of one GGUF as one value, made from its header once and handed on.
+
+Three descriptions of one file are told apart: *declared* (the keys of `{arch}.rope.*`, read literally), *wanted* (the file's own
+description `yarn_edge.rope.*`; declared where there is none), *effective* (what llama.cpp computes, by its rules).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.declared import declared
+from yarn_edge.llama_rules.description import canonical
+from yarn_edge.llama_rules.effective import (
+    FROM_MODEL,
+    LLAMA_CLASS_DEFAULTS,
+    LONG_FACTORS,
+    ROPE_SCALING_TYPES,
+    SHORT_FACTORS,
+    AngleError,
+    RuntimeArguments,
+    angle_error,
+    file_frequency_factors,
+    ratio_in_file,
+    simulate,
+    spelled_out,
+)
+from yarn_edge.llama_rules.honoured import HONOURED
+from yarn_edge.positions.scaling import RopeScaling
+
+
+@dataclass(frozen=True, eq=False)
+class FilePositions:
+    """What a GGUF says of its positions and what runs of it. Everything is worked out when it is first asked for.
+
+    Each of it raises YarnEdgeError where the file cannot be judged: an unknown architecture or scaling type, values that make
+    no sense, tables whose choice depends on the context.
+    """
+
+    file: GGUFFile
+
+    @cached_property
+    def declared(self) -> RopeScaling:
+        """The keys of `{arch}.rope.*`, read literally."""
+        return declared(self.file)
+
+    @cached_property
+    def canonical(self) -> RopeScaling | None:
+        """The file's own description, `yarn_edge.rope.*`; None where it carries none."""
+        return canonical(self.file)
+
+    @property
+    def wanted(self) -> RopeScaling:
+        """What the file's positions are meant to be: its own description, else what it declares."""
+        return self.declared if self.canonical is None else self.canonical
+
+    def effective(self, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
+        """What llama.cpp computes for this file when a context is made with `arguments`, by its own rules."""
+        return simulate(self.file, arguments, self._frequency_factors)
+
+    @cached_property
+    def _frequency_factors(self) -> tuple[float, ...] | None:
+        return file_frequency_factors(self.file)
+
+    def error(self, arguments: RuntimeArguments = FROM_MODEL) -> AngleError:
+        """By how much what runs with `arguments` misses what is wanted."""
+        return angle_error(self.effective(arguments), self.wanted)
+
+    @cached_property
+    def explicit_arguments(self) -> RuntimeArguments:
+        """Every scaling value spelled out, so that no default of anyone can change it: what makes the file run as wanted.
+
+        Where the file alone does, its own values; else those that come nearest to the description. For architectures
+        outside the table and LongRoPE's two tables "from the model", without a claim.
+        """
+        file = self.file
+        if file.architecture not in HONOURED or LONG_FACTORS in file.tensors or SHORT_FACTORS in file.tensors:
+            return FROM_MODEL
+        sides = (self.effective(), self.wanted, self.declared)
+        ways = [spelled_out(side, ratio_in_file(file)) for side in sides if side.method in ROPE_SCALING_TYPES]
+
+        def missed(arguments: RuntimeArguments) -> float:
+            error = self.error(arguments)
+            return error.frequency + error.attention if error.any_difference else 0.0
+
+        return min(ways, key=missed)  # the first of equals: the file alone, where that is enough
+
+    @property
+    def runs(self) -> RopeScaling:
+        """What llama.cpp computes where yarn-edge loads the file: with the explicit arguments."""
+        return self.effective(self.explicit_arguments)
+
+    @cached_property
+    def llama_class_arguments(self) -> dict[str, Any] | None:
+        """Keyword arguments with which a plain `llama_cpp.Llama(path, **kwargs)` applies what the file wants.
+
+        {} where its defaults do; None where no arguments can.
+        """
+        if not self.error(LLAMA_CLASS_DEFAULTS).any_difference:
+            return {}
+        if self.error(self.explicit_arguments).any_difference:
+            return None
+        plain = asdict(LLAMA_CLASS_DEFAULTS)
+        return {name: value for name, value in asdict(self.explicit_arguments).items() if value != plain[name]}
+
+    def with_metadata(self, overrides: Mapping[str, Any]) -> FilePositions:
+        """The positions of the file as the runtime sees it with `overrides` of its metadata."""
+        return FilePositions(replace(self.file, metadata={**self.file.metadata, **overrides})) if overrides else self

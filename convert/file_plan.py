@@ -6,32 +6,28 @@ A `Source` is what can be read once and quantized: a checkpoint as convert sees 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.header import HeaderLayout, TensorSpec, lay_out, pack_key
 from yarn_edge.progress import note
-from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
+from yarn_edge.runtime.ggml_types import GGMLType
 
 from .imatrix.matrix import ImportanceMatrix
+from .importance import check_importance, listed
 from .kernels.choose import Kernels, choose_kernels
 from .kernels.layout import LAYOUTS
 from .one_pass import Output, SourceTensor
 from .quant_types import Quant
-from .recipe import EMBEDDINGS, Recipe, TypeChoice, header_file, read_recipe
+from .recipe import QuantOptions, Recipe, header_file, read_recipe
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
 QUANTIZER = "yarn_edge.quantizer"  # which kernels made the K-quants (`kernels`)
 _STRING_BYTES = 127  # llama.h: llama_model_kv_override.val_str, with its NUL
-_LARGEST_IMPORTANCE = 1e15  # ggml's kernels add up importance times squares in float32
-_SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,7 @@ class FilePlan:
     layout: HeaderLayout
     n_weights: int
     kernels: Kernels
+    quantizer: str | None
 
     @property
     def bits_per_weight(self) -> float:
@@ -83,12 +80,11 @@ class FilePlan:
 def plan_files(
     source: Source,
     paths: Mapping[Path, Quant],
-    choice: TypeChoice,
+    options: QuantOptions,
     matrix: ImportanceMatrix | None,
     allow_requantize: bool = False,
-    kernels: str | None = None,
 ) -> list[FilePlan]:
-    """A plan for each path; kernels as in `kernels.choose`.
+    """A plan for each path. matrix: what `options.imatrix` holds.
 
     Raises YarnEdgeError for what llama.cpp refuses, and where importance or kernels are needed and missing.
     """
@@ -98,11 +94,11 @@ def plan_files(
     recipes = []
     with header_file(*_for_recipe(source)) as header:
         for quant in paths.values():
-            recipe = read_recipe(header, widths, quant, choice, matrix is not None)
-            _check_importance(source, recipe, matrix)
+            recipe = read_recipe(header, widths, quant, options)
+            check_importance(source.path, source.tensors, recipe, matrix)
             _check_requantized(source, recipe, allow_requantize)
             recipes.append(recipe)
-    chosen = choose_kernels(kernels, _work(source, recipes))
+    chosen = choose_kernels(options.kernels, work_by_type(source, recipes))
     plans = [_plan(source, *row, matrix, chosen) for row in zip(paths.items(), recipes, strict=True)]
     _tell(plans)
     return plans
@@ -120,12 +116,12 @@ def _plan(
         entries.pop(QUANTIZER, None)
     specs = [_spec(t, recipe.types[t.name]) for t in source.tensors]
     layout = lay_out(list(entries.values()), specs, source.alignment)
-    return FilePlan(path, quant, recipe, layout, source.n_weights, kernels)
+    return FilePlan(path, quant, recipe, layout, source.n_weights, kernels, quantizer)
 
 
 def _quantizer(source: Source, recipe: Recipe, kernels: Kernels) -> str | None:
     """Whose kernels make the K-quants of a file; None where none is made. Copied ones beside them are told."""
-    if not any(kind.name in LAYOUTS for kind in _work(source, [recipe])):
+    if not any(kind.name in LAYOUTS for kind in work_by_type(source, [recipe])):
         return None
     return kernels.quantizer + (", others copied" if _copied(source, recipe) else "")
 
@@ -135,7 +131,7 @@ def _copied(source: Source, recipe: Recipe) -> bool:
     return any(t.kind.name in LAYOUTS and recipe.types[t.name] == t.kind for t in source.tensors)
 
 
-def _work(source: Source, recipes: Iterable[Recipe]) -> Counter[GGMLType]:
+def work_by_type(source: Source, recipes: Iterable[Recipe]) -> Counter[GGMLType]:
     """Weights to make of each type: outputs share them, and what has its type already is copied."""
     work: Counter[GGMLType] = Counter()
     for tensor in source.tensors:
@@ -173,62 +169,14 @@ def _cut(text: str) -> str:
     return data.decode("utf-8", errors="ignore") if len(data) == _STRING_BYTES else text
 
 
-def importance_weights(source: Source, matrix: ImportanceMatrix | None) -> dict[str, Any]:
-    """Importance weights by tensor name, (matrices * width,) float32, of the tensors that have an entry."""
-    found: dict[str, Any] = {}
-    if matrix is None:
-        return found
-    for tensor in source.tensors:
-        entry = matrix.entries.get(tensor.name)
-        if entry is None:
-            continue
-        weights, name = entry.weights(), one_line(tensor.name, 100)
-        if weights.max(initial=0) > _LARGEST_IMPORTANCE:
-            raise YarnEdgeError(f"{matrix.path}: {name} has an importance of {weights.max():g}: it is damaged")
-        if weights.size == tensor.n_rows // tensor.rows_per_matrix * tensor.width:
-            found[tensor.name] = weights
-        elif tensor.name not in EMBEDDINGS:  # llama.cpp passes over these alone
-            raise YarnEdgeError(
-                f"{matrix.path}: has {weights.size} values for {name}, whose shape is {list(tensor.ne)}: it was made for "
-                "another model"
-            )
-    return found
-
-
-def _check_importance(source: Source, recipe: Recipe, matrix: ImportanceMatrix | None) -> None:
-    have = importance_weights(source, matrix)
-    kinds = {t.name: t.kind for t in source.tensors}
-    cannot = [n for n, kind in recipe.types.items() if kind != kinds[n] and requires_weights(kind)]
-    lacking = [name for name in dict.fromkeys((*recipe.requires_importance, *cannot)) if name not in have]
-    quantized = [
-        n for n, kind in recipe.types.items() if not kind.is_float and kind != kinds[n] and n not in EMBEDDINGS
-    ]
-    if matrix is not None and quantized and not have:
-        raise YarnEdgeError(
-            f"{matrix.path}: has no entry for any tensor of {source.path}: it was made for another model"
-        )
-    if matrix is not None and (without := [n for n in quantized if n not in have]) and not lacking:
-        note(f"{recipe.quant.name}: {_listed(without)} have no entry in the importance matrix: quantized without")
-    if lacking:
-        needs = f"{recipe.quant.name} needs an importance matrix for {_listed(lacking)}"
-        if matrix is None:
-            raise YarnEdgeError(f"{needs}: `yarn-edge imatrix` makes one, --imatrix FILE takes it")
-        raise YarnEdgeError(f"{matrix.path}: {needs}, and has none for them")
-
-
 def _check_requantized(source: Source, recipe: Recipe, allowed: bool) -> None:
     again = [t for t in source.tensors if not t.kind.is_float and recipe.types[t.name] != t.kind]
     if again and not allowed:
         kinds = ", ".join(sorted({t.kind.name for t in again}))
         raise YarnEdgeError(
-            f"{source.path}: {_listed([t.name for t in again])} are quantized already ({kinds}); to {recipe.quant.name} from there "
+            f"{source.path}: {listed([t.name for t in again])} are quantized already ({kinds}); to {recipe.quant.name} from there "
             "costs quality: take the 16-bit file, or pass --allow-requantize"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = one_line(", ".join(names[:2]), 120)
-    return f"{len(names)} tensors ({shown}, …)" if len(names) > 2 else shown
 
 
 def _tell(plans: Iterable[FilePlan]) -> None:
@@ -239,73 +187,3 @@ def _tell(plans: Iterable[FilePlan]) -> None:
             note(f"{plan.quant.name}: {n} tensors have rows of {width}, which {wanted} cannot hold: {used} instead")
         for pattern in plan.recipe.without_effect:
             note(f"warning: {plan.quant.name}: --tensor-type {pattern!r} changes no tensor's type")
-
-
-def estimated_seconds(source: Source, plans: Sequence[FilePlan], threads: int) -> float:
-    """Seconds of computing for all plans, from a sample of each type that is measured here; reading and writing overlap it."""
-    work = _work(source, [plan.recipe for plan in plans])
-    return sum(n / _weights_per_second(kind, plans[0].kernels) for kind, n in work.items()) / threads
-
-
-def _weights_per_second(kind: GGMLType, kernels: Kernels) -> float:
-    """What one core does, on rows as weights are: normally distributed."""
-    rows = np.random.default_rng(0).normal(0, 0.02, (_SAMPLE_ROWS, _SAMPLE_WIDTH)).astype(np.float32)
-    weights = np.ones(_SAMPLE_WIDTH, np.float32) if requires_weights(kind) else None
-    out = np.empty((_SAMPLE_ROWS, kind.row_bytes(_SAMPLE_WIDTH)), np.uint8)
-    kernels.quantize_into(kind, rows[:1], out[:1], weights)  # ggml builds its tables at the first call
-    done, start = 0, time.perf_counter()
-    while (took := time.perf_counter() - start) < _SAMPLE_SECONDS:
-        kernels.quantize_into(kind, rows, out, weights)
-        done += rows.size
-    return done / took
-
-
-def as_json(source: Source, plans: Sequence[FilePlan], seconds: float, threads: int) -> dict[str, Any]:
-    """The plan as data: every tensor's type and bytes of every file."""
-    by_name = {t.name: t for t in source.tensors}
-    return {
-        "source": str(source.path),
-        "source_bytes": source.n_bytes,
-        "n_weights": source.n_weights,
-        "threads": threads,
-        "seconds": round(seconds, 2),
-        "files": [
-            {
-                "quant": plan.quant.name,
-                "output": str(plan.path),
-                "file_bytes": plan.layout.file_bytes,
-                "bits_per_weight": round(plan.bits_per_weight, 4),
-                "quantizer": _quantizer(source, plan.recipe, plan.kernels),
-                "fallbacks": [vars(f) for f in plan.recipe.fallbacks],
-                "tensors": [
-                    {"name": name, "ne": list(by_name[name].ne), "type": kind.name, "from": by_name[name].kind.name}
-                    for name, kind in plan.recipe.types.items()
-                ],
-            }
-            for plan in plans
-        ],
-    }
-
-
-def as_table(source: Source, plans: Sequence[FilePlan], seconds: float, threads: int) -> str:
-    """The plan for people: a line for each file, and one for each type in it."""
-    lines = []
-    by_name = {t.name: t for t in source.tensors}
-    for plan in plans:
-        size, bits = plan.layout.file_bytes / 1e6, plan.bits_per_weight
-        lines.append(f"{plan.path}: {plan.quant.name}, {size:.1f} MB, {bits:.2f} bits per weight")
-        tensors: Counter[GGMLType] = Counter(plan.recipe.types.values())
-        weights: Counter[GGMLType] = Counter()
-        for name, kind in plan.recipe.types.items():
-            weights[kind] += by_name[name].n_rows * by_name[name].width
-        for kind, n in sorted(weights.items(), key=lambda item: -item[1]):
-            n_bytes = n // kind.block * kind.block_bytes
-            lines.append(
-                f"  {kind.name:<8}{tensors[kind]:>5} tensors {n / 1e6:>10.2f} M weights {n_bytes / 1e6:>10.1f} MB"
-            )
-    total = sum(plan.layout.file_bytes for plan in plans) / 1e6
-    lines.append(
-        f"in all {total:.1f} MB from one reading of {source.n_bytes / 1e6:.1f} MB, about {seconds:.0f} s of computing with "
-        f"{threads} threads by {plans[0].kernels.quantizer} (measured on a sample)"
-    )
-    return "\n".join(lines) + "\n"

@@ -94,7 +94,7 @@ def fill(
     importance: Mapping[str, npt.NDArray[np.float32]],
     threads: int,
     advance: Callable[[float, str], None] = lambda _bytes, _name: None,
-    kernels: Kernels = Kernels(),  # noqa: B008
+    kernels: Kernels = Kernels(),
 ) -> None:
     """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,). kernels: default ggml's.
 

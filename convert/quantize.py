@@ -7,6 +7,7 @@ are whole and checked before they get their names, or they are not there.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.runtime.ggml_types import GGMLType, types
 from yarn_edge.source_file import SourceFile
 
-from .file_plan import QUANTIZER, FilePlan, Source, plan_files
-from .imatrix.matrix import ImportanceMatrix, read_imatrix
+from .file_plan import QUANTIZER, Source, plan_files
+from .imatrix.matrix import read_imatrix
+from .job import QuantizationJob, run_job
 from .one_pass import SourceTensor
-from .outputs import add_recipe_flags, carry_out, checked_paths, choice_of, make_files
-from .quant_types import parse_quants
-from .recipe import TypeChoice
+from .outputs import OutputOptions
+from .recipe import QuantOptions
+from .recipe_flags import add_recipe_flags, output_options, quant_options
 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
@@ -65,50 +67,38 @@ def quantize(
     output: str,
     quant: str = "Q4_K_M",
     *,
-    imatrix: str | Path | None = None,
-    choice: TypeChoice | None = None,
+    options: QuantOptions = QuantOptions(),
     allow_requantize: bool = False,
     force: bool = False,
     threads: int | None = None,
-    kernels: str | None = None,
 ) -> list[Path]:
-    """Quantize a GGUF (of a split one its first file). Returns the files written, one for each type in `quant`.
+    """Quantize a GGUF (for a split one, its first file). Returns the files written, one for each type in `quant`.
 
-    imatrix: a file of llama.cpp's kind. allow_requantize: also from types that are quantized already. kernels: "fast",
-    "ggml", or None for what is done sooner. Raises YarnEdgeError when anything is wrong; then no file was written.
+    output: a file name, in which {quant} becomes the type's name. allow_requantize: accept tensors that are quantized
+    already. force: overwrite existing files. threads: default all physical cores. Raises YarnEdgeError when anything is
+    wrong; then no file is written.
     """
-    source, plans, matrix = plan_quantization(
-        model,
-        output,
-        quant,
-        imatrix=imatrix,
-        choice=choice,
-        allow_requantize=allow_requantize,
-        force=force,
-        kernels=kernels,
+    job = quantize_job(
+        _loadable(model), OutputOptions(output, quant, force), options, allow_requantize=allow_requantize
     )
-    return make_files(source, plans, matrix, lambda path: _check(source, path), threads=threads, force=force)
+    return job.write(threads)
 
 
-def plan_quantization(
-    model: str | Path,
-    output: str,
-    quant: str,
-    *,
-    imatrix: str | Path | None = None,
-    choice: TypeChoice | None = None,
-    allow_requantize: bool = False,
-    force: bool = False,
-    kernels: str | None = None,
-) -> tuple[Source, list[FilePlan], ImportanceMatrix | None]:
-    """`quantize` as far as nothing is written."""
-    quants = parse_quants(quant)
+def quantize_job(
+    model: GGUFFile, output: OutputOptions, options: QuantOptions = QuantOptions(), *, allow_requantize: bool = False
+) -> QuantizationJob:
+    """`quantize`, planned, of a model whose header was read and checked: nothing is written."""
+    paths = output.checked([*model.shards, *options.files])
+    matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
+    source = gguf_source(model)
+    files = plan_files(source, paths, options, matrix, allow_requantize)
+    return QuantizationJob(source, files, matrix, partial(_check, source), output.force)
+
+
+def _loadable(model: str | Path) -> GGUFFile:
     file = read_gguf(model)
     check_loadable(file)
-    paths = checked_paths(output, quants, force, [*file.shards, *([Path(imatrix)] if imatrix else [])])
-    matrix = None if imatrix is None else read_imatrix(imatrix)
-    source = gguf_source(file)
-    return source, plan_files(source, paths, choice or TypeChoice(), matrix, allow_requantize, kernels), matrix
+    return file
 
 
 def _check(source: Source, path: Path) -> None:
@@ -123,32 +113,13 @@ def _check(source: Source, path: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge quantize`."""
-    parser.add_argument("model", metavar="IN.gguf", help="F32, F16 or BF16; of a split one the first file")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT.gguf", help="{quant} in it becomes the type's name"
-    )
-    parser.add_argument(
-        "--allow-requantize", action="store_true", help="also from a quantized IN.gguf, which costs quality"
-    )
+    parser.add_argument("model", metavar="IN.gguf", help="GGUF in F32, F16 or BF16; for a split one, its first file")
+    text = "accept an IN.gguf that is quantized already, which costs quality"
+    parser.add_argument("--allow-requantize", action="store_true", help=text)
     add_recipe_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge quantize`."""
-    source, plans, matrix = plan_quantization(
-        args.model,
-        args.output,
-        args.quant,
-        imatrix=args.imatrix,
-        choice=choice_of(args),
-        allow_requantize=args.allow_requantize,
-        force=args.force,
-        kernels=args.kernels,
-    )
-
-    def make() -> object:
-        return make_files(
-            source, plans, matrix, lambda path: _check(source, path), threads=args.threads, force=args.force
-        )
-
-    return carry_out(source, plans, args, make)
+    model, output, options = _loadable(args.model), output_options(args), quant_options(args)
+    return run_job(quantize_job(model, output, options, allow_requantize=args.allow_requantize), args)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,25 @@ _NO_TYPE = 43  # GGML_TYPE_COUNT: what llama_model_quantize_params has for "not 
 
 
 @dataclass(frozen=True)
-class TypeChoice:
-    """What a user asks of the recipe. `tensor_types`: (regular expression, type) pairs, the first that matches counts."""
+class QuantOptions:
+    """How to quantize, beyond the file type.
 
+    imatrix: an importance matrix by `yarn-edge imatrix` or llama-imatrix. kernels: "fast", "ggml", or None for whichever is
+    faster. pure: one type for all tensors. tensor_types: (regular expression, type) pairs; the first that matches a tensor's
+    name counts. output_type, embedding_type: of output.weight and token_embd.weight.
+    """
+
+    imatrix: str | Path | None = None
+    kernels: str | None = None
     pure: bool = False
     tensor_types: tuple[tuple[str, GGMLType], ...] = ()
     output_type: GGMLType | None = None
     embedding_type: GGMLType | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that these options name."""
+        return [] if self.imatrix is None else [Path(self.imatrix)]
 
 
 @dataclass(frozen=True)
@@ -88,15 +100,13 @@ def header_file(entries: Sequence[bytes], tensors: Sequence[TensorSpec]) -> Iter
         yield path
 
 
-def read_recipe(
-    path: Path, widths: Mapping[str, int], quant: Quant, choice: TypeChoice, has_importance: bool
-) -> Recipe:
+def read_recipe(path: Path, widths: Mapping[str, int], quant: Quant, options: QuantOptions) -> Recipe:
     """Ask llama.cpp what it makes of the GGUF `path`. widths: of the rows of every tensor in it, by name.
 
     Raises YarnEdgeError with llama.cpp's reason when it refuses, or for a type that some rows cannot hold.
     """
-    _check_widths(widths, choice)
-    types, log = _ask(path, quant, choice, has_importance)
+    _check_widths(widths, options)
+    types, log = _ask(path, quant, options)
     if types.keys() != widths.keys():
         raise YarnEdgeError(
             f"{path}: llama.cpp plans {len(types)} tensors of {len(widths)}: install the pinned version"
@@ -116,25 +126,22 @@ def read_recipe(
         for name, kind in types.items()
         if name not in _NEVER_REQUIRE and (kind.name in _REQUIRES or (kind.name, quant.name) in _REQUIRES_IN_FILE)
     )
-    return Recipe(quant, types, fallbacks, requires, _without_effect(path, quant, choice, has_importance, types))
+    return Recipe(quant, types, fallbacks, requires, _without_effect(path, quant, options, types))
 
 
-def _without_effect(
-    path: Path, quant: Quant, choice: TypeChoice, has_importance: bool, types: Mapping[str, GGMLType]
-) -> tuple[str, ...]:
+def _without_effect(path: Path, quant: Quant, options: QuantOptions, types: Mapping[str, GGMLType]) -> tuple[str, ...]:
     """The --tensor-type patterns without which the types would be the same: a slip, most likely."""
-    found = []
-    for index, (pattern, _kind) in enumerate(choice.tensor_types):
-        others = choice.tensor_types[:index] + choice.tensor_types[index + 1 :]
-        fewer = TypeChoice(choice.pure, others, choice.output_type, choice.embedding_type)
-        if _ask(path, quant, fewer, has_importance)[0] == types:
-            found.append(pattern)
-    return tuple(found)
+    idle = []
+    for index, (pattern, _kind) in enumerate(options.tensor_types):
+        others = options.tensor_types[:index] + options.tensor_types[index + 1 :]
+        if _ask(path, quant, replace(options, tensor_types=others))[0] == types:
+            idle.append(pattern)
+    return tuple(idle)
 
 
-def _check_widths(widths: Mapping[str, int], choice: TypeChoice) -> None:
+def _check_widths(widths: Mapping[str, int], options: QuantOptions) -> None:
     """llama.cpp takes --output-type and --embedding-type as they are, and ends the process where rows do not fit."""
-    given = (((OUTPUT,), choice.output_type), (EMBEDDINGS, choice.embedding_type))
+    given = (((OUTPUT,), options.output_type), (EMBEDDINGS, options.embedding_type))
     for names, kind in given:
         for name in names:
             if kind is not None and name in widths and not kind.holds(widths[name]):
@@ -143,28 +150,28 @@ def _check_widths(widths: Mapping[str, int], choice: TypeChoice) -> None:
                 )
 
 
-def _ask(path: Path, quant: Quant, choice: TypeChoice, has_importance: bool) -> tuple[dict[str, GGMLType], list[str]]:
+def _ask(path: Path, quant: Quant, options: QuantOptions) -> tuple[dict[str, GGMLType], list[str]]:
     """(type of every tensor by name, the log) of a dry run."""
     api = llama()
     params = api.llama_model_quantize_default_params()
-    params.ftype, params.dry_run, params.nthread, params.pure = quant.ftype, True, 1, choice.pure
+    params.ftype, params.dry_run, params.nthread, params.pure = quant.ftype, True, 1, options.pure
     params.allow_requantize = True  # whether that may be is asked of the user, not here
-    params.output_tensor_type = _number(choice.output_type)
-    params.token_embedding_type = _number(choice.embedding_type)
-    patterns = (api.llama_model_tensor_override * (len(choice.tensor_types) + 1))()
-    for item, (pattern, kind) in zip(patterns, choice.tensor_types, strict=False):
+    params.output_tensor_type = _number(options.output_type)
+    params.token_embedding_type = _number(options.embedding_type)
+    patterns = (api.llama_model_tensor_override * (len(options.tensor_types) + 1))()
+    for item, (pattern, kind) in zip(patterns, options.tensor_types, strict=False):
         item.pattern, item.type = pattern.encode(), kind.number
     patterns[-1].pattern, patterns[-1].type = None, _NO_TYPE
-    if choice.tensor_types:
+    if options.tensor_types:
         params.tt_overrides = patterns
     held = _some_importance(api)
-    if has_importance:
+    if options.imatrix is not None:
         params.imatrix = held
     with _ONE_AT_A_TIME, deferred_ctrl_c(), captured_log() as log:
         failed = api.llama_model_quantize(os.fsencode(path), b"", ctypes.byref(params))
         reason = failure_reason().removeprefix("failed to quantize: ") if failed else ""
     if failed:
-        asked = "".join(f" --tensor-type {pattern}={kind.name}" for pattern, kind in choice.tensor_types[:3])
+        asked = "".join(f" --tensor-type {pattern}={kind.name}" for pattern, kind in options.tensor_types[:3])
         raise YarnEdgeError(f"llama.cpp has no recipe for {quant.name}{one_line(asked, 200)} here: {reason}")
     types: dict[str, GGMLType] = {}
     for line, size in pairwise(log):

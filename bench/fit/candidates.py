@@ -75,26 +75,24 @@ def fit_candidates(model: Path) -> Iterator[Found]:
 
 def _of_checkpoint(model: Path, target: str) -> list[Candidate]:
     from yarn_edge.convert.checkpoint import open_checkpoint
-    from yarn_edge.convert.hf_to_gguf import plan_files_of
+    from yarn_edge.convert.hf_to_gguf import convert_job
+    from yarn_edge.convert.outputs import OutputOptions
 
     own = _own_type({tensor.dtype for tensor in open_checkpoint(model).tensors.values()})
-    plans = plan_files_of(model, target, ",".join((own, *QUANTS))).files
+    plans = convert_job(model, OutputOptions(target, ",".join((own, *QUANTS)))).files
     return [_planned(plan, "convert", recommended=plan.quant.name in QUANTS) for plan in plans]
 
 
 def _quantizations(file: GGUFFile, target: str) -> list[Candidate]:
     if any(tensor.type_name not in FLOATS for tensor in file.tensors.values()):
         return []
-    from yarn_edge.convert.file_plan import plan_files
-    from yarn_edge.convert.quantize import gguf_source
-    from yarn_edge.convert.recipe import TypeChoice
+    from yarn_edge.convert.outputs import OutputOptions
+    from yarn_edge.convert.quantize import quantize_job
+    from yarn_edge.convert.recipe import QuantOptions
 
-    paths = {Path(target.replace("{quant}", name)): known_quants()[name] for name in QUANTS}
     try:
-        return [
-            _planned(plan, "quantize")
-            for plan in plan_files(gguf_source(file), paths, TypeChoice(), None, kernels="ggml")
-        ]
+        plans = quantize_job(file, OutputOptions(target, ",".join(QUANTS)), QuantOptions(kernels="ggml")).files
+        return [_planned(plan, "quantize") for plan in plans]
     except YarnEdgeError as error:
         note(f"quantizations are not shown: {error}")
         return []

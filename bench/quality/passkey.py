@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from yarn_edge.convert.imatrix.command import read_text
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import count, lengths
 from yarn_edge.progress import Advance, bar, note
@@ -28,6 +27,7 @@ from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.llama_api import deferred_ctrl_c
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
+from yarn_edge.text_file import read_text
 
 from ..scoring.evaluate import open_context
 from ..scoring.variants import Variant, parse_variant

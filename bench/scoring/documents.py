@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import random
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.progress import bar
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
+from yarn_edge.text_file import decode_text
 
 JSON_LINES = (".jsonl", ".ndjson")
 MAX_LINE = 1 << 28  # bytes of one JSON line
@@ -46,7 +46,7 @@ class ScoredDocument:
                 whole = not file.read(1)
         except OSError as error:
             raise os_error(error, self.path) from error
-        text = _decoded(data, self.path, whole)
+        text = decode_text(data, self.path, complete=whole)
         if whole:
             return text.removesuffix("\n"), True  # llama-perplexity leaves the last line break out, too
         kept = max(text.rfind(" "), text.rfind("\n"))
@@ -62,13 +62,6 @@ class ScoredDocument:
             has = ", ".join(list(found)[:8]) if isinstance(found, dict) else type(found).__name__
             raise YarnEdgeError(f"{self.name}: has no text under {self.key!r} (it has {has}): --field names the key")
         return text
-
-
-def _decoded(data: bytes, path: Path, whole: bool) -> str:
-    try:
-        return codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
-    except UnicodeDecodeError as error:
-        raise YarnEdgeError(f"{path}: is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
 
 
 def documents_of(
@@ -108,7 +101,7 @@ def _piped(path: Path) -> str:
         data = file.read(MAX_PIPE + 1)
     if len(data) > MAX_PIPE:
         raise YarnEdgeError(f"{path}: more than {MAX_PIPE} bytes come out of it: write them to a file")
-    return _decoded(data, path, True).removesuffix("\n")
+    return decode_text(data, path).removesuffix("\n")
 
 
 def _in_file(path: Path, field: str) -> list[ScoredDocument]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, count
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
@@ -25,6 +25,7 @@ from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
 from yarn_edge.runtime.context import MAX_SEQUENCES, Context
 from yarn_edge.runtime.model import Model
+from yarn_edge.text_file import read_text
 from yarn_edge.writer import check_output, check_space, partial_file, publish
 
 from .activations import OUTPUT_WEIGHT, ActivationTap
@@ -109,19 +110,6 @@ def matrix_bytes(file: GGUFFile) -> int:
     """About what the importance matrix of a model takes on the disk."""
     weights = (t for t in file.tensors.values() if t.name.startswith("blk.") and len(t.shape) > 1)
     return sum(4 * t.n_elements // t.shape[1] for t in weights)
-
-
-def read_text(path: Path) -> str:
-    """The text to calibrate with, without the line break at its end (llama.cpp's --file leaves it out, too)."""
-    try:
-        words = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise YarnEdgeError(f"{path}: is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
-    except OSError as error:
-        raise os_error(error, path) from error
-    if not words.strip():
-        raise YarnEdgeError(f"{path}: holds no text")
-    return words.removesuffix("\n")
 
 
 def chunks_of(model: Model, words: str, settings: ImatrixSettings, source: Path) -> list[list[int]]:

@@ -205,13 +205,14 @@ def signed_scale(
 
 @compiled
 def _descend(
-    room: Floats, x: Place, w: Place, levels: Place, n: int, low: np.int32, high: np.int32, sum_xl: Lanes, sum_ll: Lanes
+    room: Floats, x: Place, w: Place, levels: Place, n: int, low: np.int32, high: np.int32, sums: tuple[Lanes, Lanes]
 ) -> Lanes:
     """Move one level after the other to where the error is least, given all others; the scale that fits the levels.
 
-    After the second halves of make_q3_quants and make_qp_quants.
+    sums: `_products` of the levels so far. After the second halves of make_q3_quants and make_qp_quants.
     """
     zero = floats(_ZERO)
+    sum_xl, sum_ll = sums
     for _ in range(_PASSES):
         changed = zero > zero
         for i in range(0, n * LANES, LANES):
@@ -240,8 +241,8 @@ def descended_scale(room: Floats, x: Place, w: Place, levels: Place, n: int, top
     inverse = floats(-top) / pick(nothing, floats(_ONE), extreme)
     for i in range(0, n * LANES, LANES):
         store(room, levels + i, level_of(inverse * load(room, x + i), -top, top - _ONE))
-    sum_xl, sum_ll = _products(room, x, w, n, inverse, top)
-    scale = _descend(room, x, w, levels, n, np.int32(-top), np.int32(top - _ONE), sum_xl, sum_ll)
+    sums = _products(room, x, w, n, inverse, top)
+    scale = _descend(room, x, w, levels, n, np.int32(-top), np.int32(top - _ONE), sums)
     for i in range(0, n * LANES, LANES):
         store(room, levels + i, pick(nothing, zero, load(room, levels + i) + floats(top)))
     return pick(nothing, zero, scale)
@@ -278,7 +279,7 @@ def positive_scale(
         store(room, levels + i, level)
         sum_xl = sum_xl + weight * value * level
         sum_ll = sum_ll + weight * level * level
-    scale = _descend(room, x, w, levels, n, np.int32(0), np.int32(top), sum_xl, sum_ll)
+    scale = _descend(room, x, w, levels, n, np.int32(0), np.int32(top), (sum_xl, sum_ll))
     for i in range(0, n * LANES, LANES):
         store(room, levels + i, pick(nothing, zero, load(room, levels + i)))
     return pick(nothing, zero, scale)

@@ -59,7 +59,7 @@ def test_prompt_and_piped_input_answer_alike_on_stdout() -> None:
     [
         ((MODEL,), b"", "the prompt is empty"),
         ((MODEL, "-p", "  "), b"\n", "the prompt is empty"),
-        ((MODEL,), b"abc\xff", "standard input: byte 3 is not valid UTF-8"),
+        ((MODEL,), b"abc\xff", "standard input: is not UTF-8: byte 3 is 0xff"),
         ((MODEL, "-p", "x", "--file", "no/such.txt"), b"", "no/such.txt: No such file or directory"),
         ((MODEL, "-p", "x", "--file", "."), b"", ".: Is a directory"),
         ((MODEL, "-p", "x", "--ctx", "0"), b"", "--ctx: 0 is not from 2"),

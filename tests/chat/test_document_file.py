@@ -61,9 +61,9 @@ def test_a_pdf(tmp_path: Path) -> None:
 
 
 BAD = {
-    "Latin-1": (b"caf\xe9", "byte 3 is not valid UTF-8"),
-    "binary": (b"abc\0def", r"is no text \(byte 3 is zero\)"),
-    "half of UTF-16": (b"\xff\xfeab\xd8", "is not valid UTF-8"),
+    "Latin-1": (b"caf\xe9", "is not UTF-8: byte 3 is 0xe9"),
+    "binary": (b"abc\0def", "is not text: character 3 is a NUL"),
+    "half of UTF-16": (b"\xff\xfeab\xd8", "is not UTF-16-LE: byte 4 is 0xd8"),
     "empty": (b"", "has no text"),
     "space": (b" \n\t", "has no text"),
     "a damaged PDF": (b"%PDF-1.7\nnonsense", "pypdf cannot read it"),

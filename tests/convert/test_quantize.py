@@ -23,7 +23,7 @@ from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.imatrix.matrix import Importance, ImportanceMatrix, write_imatrix
 from yarn_edge.convert.quant_types import known_quants, parse_quants
 from yarn_edge.convert.quantize import quantize
-from yarn_edge.convert.recipe import TypeChoice
+from yarn_edge.convert.recipe import QuantOptions
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.ggml_types import type_named
@@ -140,10 +140,12 @@ def test_the_bytes_are_those_of_llama_cpp_with_an_importance_matrix(
     quant: str, wide: Path, wide_bf16: Path, importance: Path, tmp_path: Path
 ) -> None:
     theirs = upstream(wide_bf16, tmp_path / "theirs.gguf", quant, importance)
-    assert_same_file(quantize(wide_bf16, str(tmp_path / "q.gguf"), quant, imatrix=importance)[0], theirs)
+    assert_same_file(
+        quantize(wide_bf16, str(tmp_path / "q.gguf"), quant, options=QuantOptions(imatrix=importance))[0], theirs
+    )
     if quant not in ("Q4_K_M", "IQ2_M"):
         return
-    ours = convert(wide, str(tmp_path / "c.gguf"), quant, imatrix=importance)[0]
+    ours = convert(wide, str(tmp_path / "c.gguf"), quant, options=QuantOptions(imatrix=importance))[0]
     assert_same_file(ours, theirs)
     told = read_gguf(ours).metadata
     assert told["quantize.imatrix.file"] == str(importance)[:127]
@@ -153,7 +155,9 @@ def test_the_bytes_are_those_of_llama_cpp_with_an_importance_matrix(
 
 
 def test_weights_matter(wide_bf16: Path, importance: Path, tmp_path: Path) -> None:
-    with_weights = tensors_of(quantize(wide_bf16, str(tmp_path / "w.gguf"), "Q4_K_M", imatrix=importance)[0])
+    with_weights = tensors_of(
+        quantize(wide_bf16, str(tmp_path / "w.gguf"), "Q4_K_M", options=QuantOptions(imatrix=importance))[0]
+    )
     without = tensors_of(quantize(wide_bf16, str(tmp_path / "n.gguf"), "Q4_K_M")[0])
     name = "blk.3.ffn_up.weight"
     assert with_weights[name][:2] == without[name][:2]
@@ -168,31 +172,31 @@ def test_other_precisions_of_the_checkpoint(dtype: torch.dtype, source: str, tmp
     assert_same_file(convert(ck, str(tmp_path / "ours.gguf"), "Q5_K_S")[0], theirs)
 
 
-CHOICES: dict[str, tuple[str, TypeChoice, dict[str, Any]]] = {
-    "pure": ("Q4_K_M", TypeChoice(pure=True), {"pure": True}),
-    "output": ("Q4_K_M", TypeChoice(output_type=type_named("Q8_0")), {"output_tensor_type": 8}),
-    "embedding": ("Q6_K", TypeChoice(embedding_type=type_named("q3_k")), {"token_embedding_type": 11}),
-    "embedding to F16": ("Q6_K", TypeChoice(embedding_type=type_named("f16")), {"token_embedding_type": 1}),
+CHOICES: dict[str, tuple[str, QuantOptions, dict[str, Any]]] = {
+    "pure": ("Q4_K_M", QuantOptions(pure=True), {"pure": True}),
+    "output": ("Q4_K_M", QuantOptions(output_type=type_named("Q8_0")), {"output_tensor_type": 8}),
+    "embedding": ("Q6_K", QuantOptions(embedding_type=type_named("q3_k")), {"token_embedding_type": 11}),
+    "embedding to F16": ("Q6_K", QuantOptions(embedding_type=type_named("f16")), {"token_embedding_type": 1}),
 }
 
 
 @pytest.mark.parametrize("case", CHOICES)
 def test_choices(case: str, wide_bf16: Path, tmp_path: Path) -> None:
-    quant, choice, params = CHOICES[case]
+    quant, options, params = CHOICES[case]
     theirs = upstream(wide_bf16, tmp_path / "theirs.gguf", quant, **params)
-    ours = quantize(wide_bf16, str(tmp_path / "ours.gguf"), quant, choice=choice)[0]
+    ours = quantize(wide_bf16, str(tmp_path / "ours.gguf"), quant, options=options)[0]
     assert_same_file(ours, theirs)
     assert tensors_of(ours) != tensors_of(quantize(wide_bf16, str(tmp_path / "plain.gguf"), quant)[0])
 
 
 def test_types_of_single_tensors(wide_bf16: Path, tmp_path: Path) -> None:
-    choice = TypeChoice(tensor_types=((r"blk\.[01]\.ffn_down", type_named("Q8_0")), ("attn_v", type_named("F16"))))
+    options = QuantOptions(tensor_types=((r"blk\.[01]\.ffn_down", type_named("Q8_0")), ("attn_v", type_named("F16"))))
     patterns = (llama().llama_model_tensor_override * 3)()
     patterns[0].pattern, patterns[0].type = rb"blk\.[01]\.ffn_down", 8
     patterns[1].pattern, patterns[1].type = b"attn_v", 1
     patterns[2].pattern = None
     theirs = upstream(wide_bf16, tmp_path / "theirs.gguf", "Q4_K_M", tt_overrides=patterns)
-    ours = quantize(wide_bf16, str(tmp_path / "ours.gguf"), "Q4_K_M", choice=choice)[0]
+    ours = quantize(wide_bf16, str(tmp_path / "ours.gguf"), "Q4_K_M", options=options)[0]
     assert_same_file(ours, theirs)
     types = {name: kind for name, (kind, _shape, _data) in tensors_of(ours).items()}
     assert (types["blk.1.ffn_down.weight"], types["blk.2.attn_v.weight"]) == ("Q8_0", "F16")
@@ -200,7 +204,7 @@ def test_types_of_single_tensors(wide_bf16: Path, tmp_path: Path) -> None:
 
 def test_a_pattern_without_effect_is_told(wide_bf16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantize(
-        wide_bf16, str(tmp_path / "o.gguf"), "Q8_0", choice=TypeChoice(tensor_types=(("atn_q", type_named("Q4_0")),))
+        wide_bf16, str(tmp_path / "o.gguf"), "Q8_0", options=QuantOptions(tensor_types=(("atn_q", type_named("Q4_0")),))
     )
     assert "--tensor-type 'atn_q' changes no tensor's type" in capsys.readouterr().err
 
@@ -256,7 +260,9 @@ def test_experts_have_importance_of_their_own(tmp_path: Path, monkeypatch: pytes
     matrix = tmp_path / "importance.gguf"
     write_imatrix(ImportanceMatrix(matrix, entries, (), 1, 512, False), matrix)
     theirs = upstream(source, tmp_path / "theirs.gguf", "IQ3_XXS", matrix)
-    assert_same_file(quantize(source, str(tmp_path / "ours.gguf"), "IQ3_XXS", imatrix=matrix)[0], theirs)
+    assert_same_file(
+        quantize(source, str(tmp_path / "ours.gguf"), "IQ3_XXS", options=QuantOptions(imatrix=matrix))[0], theirs
+    )
 
 
 def test_splits_become_one_file(wide_bf16: Path, tmp_path: Path) -> None:
@@ -336,9 +342,11 @@ def test_a_matrix_that_lacks_a_tensor(wide_bf16: Path, importance: Path, tmp_pat
     path = tmp_path / "fewer.gguf"
     write_imatrix(ImportanceMatrix(path, kept, (), 4, 512, False), path)
     with pytest.raises(YarnEdgeError, match=r"IQ2_XS needs .* blk\.4\.attn_q\.weight, and has none"):
-        quantize(wide_bf16, str(tmp_path / "o.gguf"), "IQ2_XS", imatrix=path)
+        quantize(wide_bf16, str(tmp_path / "o.gguf"), "IQ2_XS", options=QuantOptions(imatrix=path))
     theirs = upstream(wide_bf16, tmp_path / "t.gguf", "Q4_K_M", path)
-    assert_same_file(quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q4_K_M", imatrix=path)[0], theirs)
+    assert_same_file(
+        quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q4_K_M", options=QuantOptions(imatrix=path))[0], theirs
+    )
 
 
 def test_a_matrix_of_another_model(wide_bf16: Path, tmp_path: Path) -> None:
@@ -346,7 +354,7 @@ def test_a_matrix_of_another_model(wide_bf16: Path, tmp_path: Path) -> None:
     entries = {"blk.0.attn_q.weight": Importance(np.ones((1, 768)), np.array([4]))}
     write_imatrix(ImportanceMatrix(path, entries, (), 1, 512, False), path)
     with pytest.raises(YarnEdgeError, match=r"768 values for blk\.0\.attn_q\.weight, whose shape is \[256, 256\]"):
-        quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q4_K_M", imatrix=path)
+        quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q4_K_M", options=QuantOptions(imatrix=path))
 
 
 BAD_FLAGS = [
@@ -380,7 +388,7 @@ def test_bad_flags(
 
 def test_an_embedding_type_that_rows_cannot_hold(smol_f32: Path, tmp_path: Path) -> None:
     with pytest.raises(YarnEdgeError, match=r"token_embd\.weight: rows of 576 do not hold whole Q4_K blocks of 256"):
-        quantize(smol_f32, str(tmp_path / "o.gguf"), "Q8_0", choice=TypeChoice(embedding_type=type_named("Q4_K")))
+        quantize(smol_f32, str(tmp_path / "o.gguf"), "Q8_0", options=QuantOptions(embedding_type=type_named("Q4_K")))
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(
@@ -590,13 +598,13 @@ def test_a_matrix_that_fits_nothing(wide_bf16: Path, tmp_path: Path) -> None:
         ImportanceMatrix(path, {"other.weight": Importance(np.ones((1, 256)), np.array([4]))}, (), 1, 512), path
     )
     with pytest.raises(YarnEdgeError, match="has no entry for any tensor"):
-        quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q4_K_M", imatrix=path)
+        quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q4_K_M", options=QuantOptions(imatrix=path))
 
 
 def test_the_matrix_is_not_overwritten(wide_bf16: Path, importance: Path, tmp_path: Path) -> None:
     mine = Path(shutil.copy(importance, tmp_path / "mine.gguf"))
     with pytest.raises(YarnEdgeError, match="is one of the files that are read"):
-        quantize(wide_bf16, str(mine), "Q8_0", imatrix=mine, force=True)
+        quantize(wide_bf16, str(mine), "Q8_0", options=QuantOptions(imatrix=mine), force=True)
 
 
 def test_two_names_of_one_file(wide_bf16: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from tokenizers import pre_tokenizers as pre
 
 from yarn_edge.convert.pretokenizers import PRETOKENIZERS, pretokenizer_candidates, signature
-from yarn_edge.convert.vocab import Vocabulary, prove, read_vocabulary, write_vocab_gguf
+from yarn_edge.convert.vocab import Vocabulary, read_vocabulary
+from yarn_edge.convert.vocab_proof import prove, write_vocab_gguf
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.model import Model

@@ -12,7 +12,8 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
-from yarn_edge.convert.vocab import read_vocabulary, write_vocab_gguf
+from yarn_edge.convert.vocab import read_vocabulary
+from yarn_edge.convert.vocab_proof import write_vocab_gguf
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 

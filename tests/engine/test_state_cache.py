@@ -21,7 +21,7 @@ from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.engine.state_cache import StateCache, run_key
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf.identity import weights_identity
+from yarn_edge.gguf.identity import model_identity
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 
@@ -109,14 +109,14 @@ def test_another_run_is_another_key(model: Model, tmp_path: Path) -> None:
     data[-100] ^= 1  # a weight
     other.write_bytes(data)
     with Model(other) as changed:
-        assert weights_identity(changed.gguf) != weights_identity(model.gguf)
+        assert model_identity(changed.gguf) != model_identity(model.gguf)
         _text, one = answered(changed, text, states)
         assert one.stats is not None
         assert one.stats.prompt_tokens_restored == 0
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(model.path.read_bytes())
     with Model(copy) as same:
-        assert weights_identity(same.gguf) == weights_identity(model.gguf)
+        assert model_identity(same.gguf) == model_identity(model.gguf)
     with closing(Context(model, n_ctx=N_CTX, n_batch=N_BATCH, threads=1)) as usual:
         theirs = replace(usual.arguments, yarn_orig_ctx=17)
         made: list[dict[str, Any]] = [{"kv_type": "f32"}, {"n_batch": 16}, {"arguments": theirs}]

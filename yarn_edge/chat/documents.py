@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 from pathlib import Path
 
 from yarn_edge.chat.conversation import Document
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.progress import bar
+from yarn_edge.text_file import decode_text
 
 MAX_BYTES = 256 << 20
 _PDF = b"%PDF-"
@@ -29,15 +29,8 @@ def read_document(path: Path) -> Document:
 
 
 def decoded(data: bytes, what: str) -> str:
-    """The text of bytes; `what` names them in the YarnEdgeError for others than text."""
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise YarnEdgeError(f"{what}: byte {error.start} is not valid UTF-8; convert the text to UTF-8 first") from None
-    if "\0" in text:
-        raise YarnEdgeError(f"{what}: is no text (byte {text.index(chr(0))} is zero)")
-    return text.replace("\r\n", "\n")
+    """The text of bytes, its line ends as \\n; `what` names them in the YarnEdgeError for anything but text."""
+    return decode_text(data, what).replace("\r\n", "\n")
 
 
 def _pdf_text(path: Path) -> str:

@@ -5,17 +5,26 @@ Whether the next prompt repeats it is the chat template's decision; here it is o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from yarn_edge.runtime.model import Model
 
 Kind = Literal["answer", "reasoning"]
 
 TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
+_TAG_TOKENS = 16  # the last tokens of a prompt, enough for any opening tag
 
 
 def begins_inside(prompt_end: str) -> str | None:
-    """The closing tag, where a prompt's last characters open a block that the answer goes on with."""
+    """The closing tag of the block of reasoning that a prompt's last characters open, None if they open none."""
     return next((close for opening, close in TAGS if prompt_end.rstrip().endswith(opening)), None)
+
+
+def opened_block(model: Model, prompt: Sequence[int]) -> str | None:
+    """`begins_inside` for the token ids of a prompt: the answer continues the block of reasoning that they open."""
+    return begins_inside(b"".join(map(model.token_bytes, prompt[-_TAG_TOKENS:])).decode(errors="replace"))
 
 
 def split(pieces: Iterable[str], opened: Callable[[], str | None] = lambda: None) -> Iterator[tuple[Kind, str]]:

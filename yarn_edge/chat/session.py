@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 
 from yarn_edge.chat.conversation import Conversation, Turn
-from yarn_edge.chat.reasoning import begins_inside
+from yarn_edge.chat.reasoning import opened_block
 from yarn_edge.chat.template import Message, Renderer
 from yarn_edge.engine.generation import AnswerStats, Generation
 from yarn_edge.engine.sampling import Sampling
@@ -18,7 +18,6 @@ from yarn_edge.runtime.context import Context
 
 # Tokens that are kept free for an answer before turns are dropped, when the caller sets no max_tokens.
 ANSWER_ROOM = 1024
-_TAG_TOKENS = 16  # at the end of a prompt, among which an opened block of reasoning shows
 
 
 class Session:
@@ -69,8 +68,7 @@ class Session:
         if dropped:
             self.dropped_turns += dropped
             self._notice(self._told(dropped, asked))
-        model = self.context.model
-        self.opened = begins_inside(b"".join(map(model.token_bytes, tokens[-_TAG_TOKENS:])).decode(errors="replace"))
+        self.opened = opened_block(self.context.model, tokens)
         said: list[str] = []
         complete = False
         try:

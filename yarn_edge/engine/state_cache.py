@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, os_error
-from yarn_edge.gguf.identity import weights_identity
+from yarn_edge.gguf.identity import model_identity
 from yarn_edge.progress import note
 from yarn_edge.runtime.context import Context
 from yarn_edge.writer import digest, partial_file, publish
@@ -152,7 +152,7 @@ def run_key(context: Context) -> str:
     told = {
         "format": _FORMAT,
         "llama.cpp": str(context.api.__version__),
-        "weights": weights_identity(gguf),
+        "weights": model_identity(gguf),
         "arguments": {name: repr(value) for name, value in vars(context.arguments).items()},
         "overrides": sorted((name, repr(value)) for name, value in context.model.overrides.items()),
         "kv_type": context.kv_type,

@@ -9,14 +9,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
-from yarn_edge.chat.reasoning import Kind, begins_inside, split
+from yarn_edge.chat.reasoning import Kind, opened_block, split
 from yarn_edge.chat.template import Message, RawText, Renderer
 from yarn_edge.engine.generation import AnswerStats, Generation
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 
 Ended = Literal["stop", "length"]
-_TAG_TOKENS = 16
 _AHEAD = 64  # pieces that may wait for a slow client before the model waits, too
 _STOP_S = 0.2
 
@@ -130,13 +129,12 @@ class Worker:
     def _pieces(
         self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, stops: Sequence[str], reasons: bool
     ) -> Iterator[AnswerPiece]:
-        model = self.model
-        end = b"".join(map(model.token_bytes, tokens[-_TAG_TOKENS:])).decode(errors="replace")
+        opened = opened_block(self.model, tokens)
         stopped = [False]
         with closing(self.generation.generate(tokens, sampling, max_tokens)) as said:
             text = until(said, stops, lambda: stopped.__setitem__(0, True)) if stops else said
             parts: Iterator[tuple[Kind, str]] = (
-                split(text, lambda: begins_inside(end)) if reasons else (("answer", t) for t in text)
+                split(text, lambda: opened) if reasons else (("answer", t) for t in text)
             )
             for kind, piece in parts:
                 yield AnswerPiece(kind, piece)

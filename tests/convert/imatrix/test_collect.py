@@ -29,6 +29,7 @@ from yarn_edge.runtime.ggml import TensorStruct, read_tensor
 from yarn_edge.runtime.graph_tap import GraphTap, op_number
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
+from yarn_edge.text_file import read_text
 
 from support import tiny_gguf
 from support.build_note import without_build_note
@@ -307,7 +308,7 @@ def test_chunks(tiny_model: Path) -> None:
 
 def test_the_line_break_at_the_end_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes("é\n\n".encode())
-    assert collecting.read_text(tmp_path / "t") == "é\n"
+    assert read_text(tmp_path / "t") == "é\n"
 
 
 # ---- the command
@@ -508,8 +509,8 @@ def test_another_run_does_not_go_on_from_it(
 CHILD = """
 import sys
 from yarn_edge.cli import main
-from yarn_edge.convert import collect
-collect.SAVE_SECONDS = 0
+from yarn_edge.convert.imatrix import command
+command.SAVE_SECONDS = 0
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -28,7 +28,7 @@ from yarn_edge.convert.kernels import choose as selection
 from yarn_edge.convert.kernels.choose import FAST, GGML, WORTH_IT, Kernels, choose_kernels
 from yarn_edge.convert.kernels.layout import LAYOUTS, WEIGHTS
 from yarn_edge.convert.quantize import quantize
-from yarn_edge.convert.recipe import TypeChoice
+from yarn_edge.convert.recipe import QuantOptions
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.ggml_types import dequantize_into, quantize_into, type_named
@@ -236,7 +236,9 @@ def test_files_of_both_kernels(quant: str, importance: bool, wide_bf16: Path, tm
     made = {}
     for kernels, threads in ((FAST, 1), (FAST, 5), (GGML, 2)):
         out = str(tmp_path / f"{kernels}-{threads}.gguf")
-        made[kernels, threads] = quantize(wide_bf16, out, quant, imatrix=matrix, threads=threads, kernels=kernels)[0]
+        made[kernels, threads] = quantize(
+            wide_bf16, out, quant, options=QuantOptions(matrix, kernels), threads=threads
+        )[0]
     assert made[FAST, 1].read_bytes() == made[FAST, 5].read_bytes()
     assert read_gguf(made[FAST, 1]).metadata["yarn_edge.quantizer"] == "yarn-edge fast 1"
     assert read_gguf(made[GGML, 2]).metadata["yarn_edge.quantizer"] == "ggml of llama-cpp-python 0.3.36"
@@ -264,17 +266,17 @@ def test_what_is_no_k_quant_has_no_such_key(wide_bf16: Path, tmp_path: Path) -> 
 
 
 def test_copied_tensors_keep_what_made_them(wide_bf16: Path, tmp_path: Path) -> None:
-    one = quantize(wide_bf16, str(tmp_path / "one.gguf"), "Q4_K_M", kernels=GGML)[0]
+    one = quantize(wide_bf16, str(tmp_path / "one.gguf"), "Q4_K_M", options=QuantOptions(kernels=GGML))[0]
     again = quantize(one, str(tmp_path / "again.gguf"), "Q4_K_M")[0]
     assert read_gguf(again).metadata["yarn_edge.quantizer"] == read_gguf(one).metadata["yarn_edge.quantizer"]
 
 
 def test_the_key_tells_of_what_is_in_the_file(wide_bf16: Path, tmp_path: Path) -> None:
-    one = quantize(wide_bf16, str(tmp_path / "one.gguf"), "Q4_K_M", kernels=GGML)[0]
-    none = quantize(one, str(tmp_path / "none.gguf"), "Q8_0", allow_requantize=True, choice=TypeChoice(pure=True))[0]
+    one = quantize(wide_bf16, str(tmp_path / "one.gguf"), "Q4_K_M", options=QuantOptions(kernels=GGML))[0]
+    none = quantize(one, str(tmp_path / "none.gguf"), "Q8_0", allow_requantize=True, options=QuantOptions(pure=True))[0]
     assert "yarn_edge.quantizer" not in read_gguf(none).metadata
-    choice = TypeChoice(tensor_types=((r"ffn_down", type_named("Q5_K")),))
-    mixed = quantize(one, str(tmp_path / "mixed.gguf"), "Q4_K_M", kernels=GGML, allow_requantize=True, choice=choice)[0]
+    options = QuantOptions(kernels=GGML, tensor_types=((r"ffn_down", type_named("Q5_K")),))
+    mixed = quantize(one, str(tmp_path / "mixed.gguf"), "Q4_K_M", allow_requantize=True, options=options)[0]
     assert read_gguf(mixed).metadata["yarn_edge.quantizer"].endswith(", others copied")
 
 

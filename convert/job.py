@@ -1,0 +1,161 @@
+"""A planned conversion: `convert` and `quantize` both make one, and then estimate it or carry it out.
+
+The types are llama.cpp's own choice (`recipe`), the arithmetic is ggml's, even where it is done faster (`kernels`). Files are
+complete and checked before they get their names, or they do not appear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yarn_edge.gguf.edit_shards import publish_files
+from yarn_edge.progress import bar, note
+from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
+from yarn_edge.runtime.llama_api import physical_threads
+from yarn_edge.writer import partial_file
+
+from .file_plan import FilePlan, Source, work_by_type
+from .imatrix.matrix import ImportanceMatrix
+from .importance import importance_weights
+from .kernels.choose import Kernels
+from .one_pass import fill
+from .outputs import check_disk_room
+
+_SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
+
+
+@dataclass(frozen=True)
+class QuantizationJob:
+    """Files that are planned to the last byte. check: reads a written file back, and raises YarnEdgeError if it is wrong."""
+
+    source: Source
+    files: Sequence[FilePlan]
+    matrix: ImportanceMatrix | None
+    check: Callable[[Path], None]
+    force: bool
+
+    @property
+    def kernels(self) -> Kernels:
+        """The kernels that quantize; the same for all files."""
+        return self.files[0].kernels
+
+    def estimate(self, threads: int) -> float:
+        """Seconds of computing, measured on a sample of each type; reading and writing overlap it. Writes nothing.
+
+        Raises YarnEdgeError if the disks have no room.
+        """
+        check_disk_room(self.files)
+        work = work_by_type(self.source, [plan.recipe for plan in self.files])
+        with bar("Measuring", 1):
+            return sum(n / _weights_per_second(kind, self.kernels) for kind, n in work.items()) / threads
+
+    def write(self, threads: int | None = None) -> list[Path]:
+        """Write every file, check it, and give all of them their names, or none. Returns their paths."""
+        check_disk_room(self.files)
+        paths = [plan.path for plan in self.files]
+        weights = importance_weights(self.source.tensors, self.matrix)
+        with ExitStack() as stack:
+            partials = [stack.enter_context(partial_file(path)) for path in paths]
+            outputs = [plan.output(partial) for plan, partial in zip(self.files, partials, strict=True)]
+            label = ", ".join(plan.quant.name for plan in self.files)
+            with bar(label, self.source.n_bytes, "bytes") as advance:
+                fill(self.source.tensors, outputs, weights, threads or physical_threads(), advance, self.kernels)
+            self.source.check_unchanged()
+            for partial in partials:
+                self.check(partial)
+            publish_files(partials, paths, self.force)
+        for plan in self.files:
+            note(_summary(plan))
+        return paths
+
+    def as_json(self, seconds: float, threads: int) -> dict[str, Any]:
+        """The plan as data: the type and the size of every tensor of every file."""
+        by_name = {t.name: t for t in self.source.tensors}
+        return {
+            "source": str(self.source.path),
+            "source_bytes": self.source.n_bytes,
+            "n_weights": self.source.n_weights,
+            "threads": threads,
+            "seconds": round(seconds, 2),
+            "files": [
+                {
+                    "quant": plan.quant.name,
+                    "output": str(plan.path),
+                    "file_bytes": plan.layout.file_bytes,
+                    "bits_per_weight": round(plan.bits_per_weight, 4),
+                    "quantizer": plan.quantizer,
+                    "fallbacks": [vars(f) for f in plan.recipe.fallbacks],
+                    "tensors": [
+                        {"name": name, "ne": list(by_name[name].ne), "type": kind.name, "from": by_name[name].kind.name}
+                        for name, kind in plan.recipe.types.items()
+                    ],
+                }
+                for plan in self.files
+            ],
+        }
+
+    def as_table(self, seconds: float, threads: int) -> str:
+        """The plan for people: a line for each file, and one for each type in it."""
+        lines: list[str] = []
+        by_name = {t.name: t for t in self.source.tensors}
+        for plan in self.files:
+            lines.append(_summary(plan))
+            tensors: Counter[GGMLType] = Counter(plan.recipe.types.values())
+            weights: Counter[GGMLType] = Counter()
+            for name, kind in plan.recipe.types.items():
+                weights[kind] += by_name[name].n_rows * by_name[name].width
+            for kind, n in sorted(weights.items(), key=lambda item: -item[1]):
+                n_bytes = n // kind.block * kind.block_bytes
+                sizes = f"{tensors[kind]:>5} tensors {n / 1e6:>10.2f} M weights {n_bytes / 1e6:>10.1f} MB"
+                lines.append(f"  {kind.name:<8}{sizes}")
+        total = sum(plan.layout.file_bytes for plan in self.files) / 1e6
+        lines.append(
+            f"{total:.1f} MB in total from one reading of {self.source.n_bytes / 1e6:.1f} MB, about {seconds:.0f} s of "
+            f"computing with {threads} threads by {self.kernels.quantizer} (measured on a sample)"
+        )
+        return "\n".join(lines) + "\n"
+
+
+def _summary(plan: FilePlan) -> str:
+    size = plan.layout.file_bytes / 1e6
+    return f"{plan.path}: {plan.quant.name}, {size:.1f} MB, {plan.bits_per_weight:.2f} bits per weight"
+
+
+def _weights_per_second(kind: GGMLType, kernels: Kernels) -> float:
+    """Speed of one core on normally distributed rows, which weights resemble."""
+    rows = np.random.default_rng(0).normal(0, 0.02, (_SAMPLE_ROWS, _SAMPLE_WIDTH)).astype(np.float32)
+    weights = np.ones(_SAMPLE_WIDTH, np.float32) if requires_weights(kind) else None
+    out = np.empty((_SAMPLE_ROWS, kind.row_bytes(_SAMPLE_WIDTH)), np.uint8)
+    kernels.quantize_into(kind, rows[:1], out[:1], weights)  # ggml builds its tables in the first call
+    done, start = 0, time.perf_counter()
+    while (took := time.perf_counter() - start) < _SAMPLE_SECONDS:
+        kernels.quantize_into(kind, rows, out, weights)
+        done += rows.size
+    return done / took
+
+
+def run_job(job: QuantizationJob, args: argparse.Namespace) -> int:
+    """The end of both commands: estimate the job with --dry-run, else carry it out; --json prints it as data."""
+    threads = args.threads or physical_threads()
+    start = time.perf_counter()
+    if args.dry_run:
+        seconds = job.estimate(threads)
+    else:
+        job.write(threads)
+        seconds = time.perf_counter() - start
+    if args.json:
+        sys.stdout.write(json.dumps({**job.as_json(seconds, threads), "written": not args.dry_run}) + "\n")
+    elif args.dry_run:
+        sys.stdout.write(job.as_table(seconds, threads))
+    return 0

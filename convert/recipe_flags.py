@@ -1,0 +1,81 @@
+"""The flags that `convert` and `quantize` share, and the values they become."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.flags import add_threads_flag
+from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
+
+from .kernels.choose import FAST, GGML
+from .outputs import OutputOptions
+from .recipe import QuantOptions
+
+_MAX_PATTERN = 200  # llama.cpp matches recursively: a long pattern overflows its stack and ends the process
+_MAX_REPEATS = 3  # it backtracks through every way to match: more repeats can take hours
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that describe the quantized files."""
+    text = "output file; {quant} in the name becomes the type's name"
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.gguf", help=text)
+    text = "file types by llama.cpp's names, separated by commas (default: Q4_K_M)"
+    parser.add_argument("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]", help=text)
+    text = "importance matrix made by yarn-edge imatrix or llama-imatrix"
+    parser.add_argument("--imatrix", metavar="FILE", help=text)
+    parser.add_argument("--pure", action="store_true", help="use one type for all tensors instead of a mixture")
+    text = "type of the tensors whose name matches, such as attn_v=q8_0; may be repeated"
+    parser.add_argument(
+        "--tensor-type", action="append", default=[], type=_tensor_type, metavar="REGEX=TYPE", help=text
+    )
+    parser.add_argument("--output-type", type=_type, metavar="TYPE", help="type of output.weight")
+    parser.add_argument("--embedding-type", type=_type, metavar="TYPE", help="type of token_embd.weight")
+    text = "kernels that make the K-quants: ggml, or fast, which needs yarn-edge[fast] (default: whichever is faster)"
+    parser.add_argument("--kernels", choices=(GGML, FAST), help=text)
+    text = "print the plan, the sizes and the expected time; write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+    add_threads_flag(parser)
+
+
+def output_options(args: argparse.Namespace) -> OutputOptions:
+    """-o, --quant and --force."""
+    return OutputOptions(args.output, args.quant, args.force)
+
+
+def quant_options(args: argparse.Namespace) -> QuantOptions:
+    """--imatrix, --kernels, and the flags that choose types."""
+    types = {"tensor_types": tuple(args.tensor_type), "output_type": args.output_type, "pure": args.pure}
+    return QuantOptions(args.imatrix, args.kernels, embedding_type=args.embedding_type, **types)
+
+
+def _type(text: str) -> GGMLType:
+    try:
+        kind = type_named(text)
+    except YarnEdgeError:
+        kind = None
+    if kind is None or kind.name not in QUANTIZABLE:
+        known = ", ".join(name.lower() for name in QUANTIZABLE)
+        raise argparse.ArgumentTypeError(
+            f"{one_line(repr(text), 40)} is not a tensor type to quantize to; known: {known}"
+        )
+    return kind
+
+
+def _tensor_type(text: str) -> tuple[str, GGMLType]:
+    pattern, equals, kind = text.rpartition("=")
+    if not equals or not pattern:
+        raise argparse.ArgumentTypeError(f"{one_line(repr(text), 60)} is not REGEX=TYPE, such as attn_v=q8_0")
+    if len(pattern) > _MAX_PATTERN or not pattern.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"the pattern has {len(pattern)} characters: at most {_MAX_PATTERN} are allowed, all printable"
+        )
+    if len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS or re.search(r"\)[*+{]", pattern):
+        raise argparse.ArgumentTypeError(
+            f"{one_line(repr(pattern), 60)} repeats too much to be matched in time: "
+            f"use at most {_MAX_REPEATS} of * + {{, and none after a group"
+        )
+    return pattern, _type(kind)

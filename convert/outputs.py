@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,6 +15,7 @@ from yarn_edge.gguf.edit_shards import publish_files
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
 from yarn_edge.runtime.llama_api import physical_threads
+from yarn_edge.stdout import write_json, write_text
 from yarn_edge.writer import check_output, check_space, partial_file
 
 from .file_plan import FilePlan, Source, as_json, as_table, estimated_seconds, importance_weights
@@ -156,8 +155,7 @@ def carry_out(source: Source, plans: Sequence[FilePlan], args: argparse.Namespac
         make()
         seconds = time.perf_counter() - start
     if args.json:
-        told = {**as_json(source, plans, seconds, threads), "written": not args.dry_run}
-        sys.stdout.write(json.dumps(told) + "\n")
+        write_json({**as_json(source, plans, seconds, threads), "written": not args.dry_run})
     elif args.dry_run:
-        sys.stdout.write(as_table(source, plans, seconds, threads))
+        write_text(as_table(source, plans, seconds, threads))
     return 0

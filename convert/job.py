@@ -7,8 +7,6 @@ complete and checked before they get their names, or they do not appear.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +21,7 @@ from yarn_edge.gguf.edit_shards import publish_files
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
 from yarn_edge.runtime.llama_api import physical_threads
+from yarn_edge.stdout import write_json, write_text
 from yarn_edge.writer import partial_file
 
 from .file_plan import FilePlan, Source, work_by_type
@@ -155,7 +154,7 @@ def run_job(job: QuantizationJob, args: argparse.Namespace) -> int:
         job.write(threads)
         seconds = time.perf_counter() - start
     if args.json:
-        sys.stdout.write(json.dumps({**job.as_json(seconds, threads), "written": not args.dry_run}) + "\n")
+        write_json({**job.as_json(seconds, threads), "written": not args.dry_run})
     elif args.dry_run:
-        sys.stdout.write(job.as_table(seconds, threads))
+        write_text(job.as_table(seconds, threads))
     return 0

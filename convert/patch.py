@@ -7,8 +7,6 @@ this architecture can carry it; `gguf_edit` rewrites the header. The outcome is 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from yarn_edge.llama_rules.planner import RopePlan, plan_parts
 from yarn_edge.llama_rules.rescale import from_file
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.progress import bar, note
+from yarn_edge.stdout import write_json, write_text
 from yarn_edge.writer import check_space
 
 PARAMS_ARCHITECTURES = (
@@ -191,10 +190,9 @@ def run(args: argparse.Namespace) -> int:
         sync=args.sync,
     )
     if args.json:
-        told = {"model": str(args.model), "output": [str(p) for p in outputs], "form": plan.form, "changes": changes}
-        sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+        write_json({"model": args.model, "output": outputs, "form": plan.form, "changes": changes})
     else:
-        sys.stdout.write("".join(f"{change}\n" for change in changes or ["no key had to change"]))
+        write_text("".join(f"{change}\n" for change in changes or ["no key had to change"]))
     for path in outputs:
         note(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     note(f"yarn-edge verify {outputs[0]} proves it")

@@ -21,6 +21,7 @@ from typing import NoReturn
 from yarn_edge import __version__
 from yarn_edge.errors import Terminated, YarnEdgeError, one_line, os_error, raise_terminated
 from yarn_edge.progress import set_quiet
+from yarn_edge.stdout import drop_the_rest
 
 # command -> (module with add_arguments(parser) and run(args) -> exit code, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -137,8 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader left (`| head`): nothing to say, and nothing may be flushed into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_the_rest()  # the reader left (`| head`): there is nobody to tell
         return 0
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, debug)

@@ -87,6 +87,20 @@ def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> Non
             os.close(folder)
 
 
+def write_file(output: Path, data: bytes | str, force: bool) -> None:
+    """Write a small file whole or not at all, text as UTF-8. A link stays, and the file that it stands for is written.
+
+    Raises YarnEdgeError if the file cannot be written, or if it exists and `force` is not set.
+    """
+    target = output.resolve() if output.is_symlink() else output
+    with partial_file(target) as partial:
+        if isinstance(data, str):
+            partial.write_text(data, encoding="utf-8")
+        else:
+            partial.write_bytes(data)
+        publish(partial, target, force)
+
+
 def digest(path: Path, n_bytes: int | None = None) -> str:
     """BLAKE2b of a file, or of its first `n_bytes`."""
     found = hashlib.blake2b(digest_size=16)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverride
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
+from yarn_edge.stdout import write_text
 from yarn_edge.verify.transformers_reference import Divergence, divergence
 
 from .dialect_oracles import Formula, Truth, dynamic_ntk, nous
@@ -205,7 +205,7 @@ def main() -> int:
     """Print the table as Markdown; 1 if a case did not come out as its row says."""
     parser = argparse.ArgumentParser(description="Dialects times architectures against the truth, on SmolLM2-135M.")
     parser.parse_args()
-    out, good = sys.stdout.write, True
+    out, good = write_text, True
     out("| dialect | checkpoint | carried as | truth | mean KL (nats) | top-1 |\n|---|---|---|---|---|---|\n")
     with workshop() as shop:
         for case in sorted(CASES, key=lambda c: c.family):
@@ -218,7 +218,6 @@ def main() -> int:
             truth = "transformers" if case.formula is None else "authors' formulas"
             numbers = f"{result.found.kl_mean:.1e} | {result.found.top1:.1%}"
             out(f"| {case.dialect} | {case.family} | {result.form} | {truth} | {numbers} |\n")
-            sys.stdout.flush()
     return 0 if good else 1
 
 

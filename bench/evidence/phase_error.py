@@ -6,8 +6,6 @@ the ones around it is compared, for YaRN models as they were released.
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +13,7 @@ from yarn_edge.positions import rope
 from yarn_edge.positions.error_budget import EDGES, budget
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
 from yarn_edge.runtime import ggml
+from yarn_edge.stdout import write_text
 from yarn_edge.verify.transformers_reference import rope_parameters
 
 MODELS: dict[str, RopeScaling] = {
@@ -75,7 +74,7 @@ def main() -> int:
     """Print the table as Markdown."""
     near = np.arange(0, EDGES[-1], 64)
     positions = np.unique(np.clip(np.concatenate([near, near - 1, near + 1]), 0, EDGES[-1] - 1)).astype(np.int32)
-    out = sys.stdout.write
+    out = write_text
     out("| model (base, dims, context x factor) | side | " + " | ".join(f"to {e - 1}" for e in EDGES) + " |\n")
     out("|---|---|" + "---|" * len(EDGES) + "\n")
     for model, scaling in MODELS.items():

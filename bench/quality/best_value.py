@@ -16,11 +16,11 @@ SURE = 2.0  # standard errors
 
 @dataclass(frozen=True)
 class Best:
-    """index of the lowest mean; behind: of each value, its mean paired difference to that one (0 for itself).
+    """index: the value with the lowest mean; behind: for each value, its mean paired difference to that one (0 for itself).
 
-    alike: values within SURE standard errors; next: the next best, `ahead` standard errors behind. fitted, low, high: lowest
-    point of a parabola through the best and its neighbours and the 95 % interval of it under resampling of blocks; None where
-    values are no numbers, the best is at the end, or the parabola opens downwards in many resamplings.
+    alike: values within SURE standard errors; next: the next best value, `ahead` standard errors behind. fitted, low, high: the
+    minimum of a parabola through the best value and its neighbors, and its 95 % interval under resampling of blocks. They are
+    None if the values are not numbers, if the best is at the end, or if the parabola opens downward in many resamplings.
     """
 
     index: int
@@ -34,7 +34,7 @@ class Best:
 
 
 def best_value(numbers: Sequence[float | None], measured: Sequence[Sequence[Float64]], seed: int = 0) -> Best:
-    """The best of values whose scores (lower is better) are given window by window, the same tokens for each."""
+    """The best of several values whose scores (lower is better) are given window by window, over the same tokens."""
     means = [float(np.concatenate(list(parts)).mean()) for parts in measured]
     index = int(np.argmin(means))
     behind = [paired(parts, measured[index]) for parts in measured]
@@ -44,9 +44,9 @@ def best_value(numbers: Sequence[float | None], measured: Sequence[Sequence[Floa
     ahead = None
     if following is not None and behind[following].stderr > 0:
         ahead = behind[following].mean / behind[following].stderr
-    found = Best(index, behind, alike, following, ahead)
+    best = Best(index, behind, alike, following, ahead)
     if not 0 < index < len(means) - 1 or any(n is None for n in numbers):
-        return found
+        return best
     three = [index - 1, index, index + 1]
     x = np.array([numbers[i] for i in three], dtype=np.float64)
     blocks = np.stack([blocks_of(measured[i]) for i in three])
@@ -55,13 +55,13 @@ def best_value(numbers: Sequence[float | None], measured: Sequence[Sequence[Floa
     points = _lowest(x, blocks[:, drawn].mean(axis=2))
     good = points[np.isfinite(points)]
     if blocks.shape[1] < 8 or len(good) < 0.9 * RESAMPLINGS or not np.isfinite(lowest):
-        return found
+        return best
     low, high = np.quantile(good, [0.025, 0.975])
     return Best(index, behind, alike, following, ahead, float(lowest), float(low), float(high))
 
 
 def _lowest(x: Float64, y: Float64) -> Float64:
-    """Lowest points of parabolas through (x[0], y[0, i]), (x[1], y[1, i]), (x[2], y[2, i]); NaN where one opens downwards."""
+    """Minima of the parabolas through (x[0], y[0, i]), (x[1], y[1, i]), (x[2], y[2, i]); NaN for one that opens downward."""
     first = (y[1] - y[0]) / (x[1] - x[0])
     second = ((y[2] - y[1]) / (x[2] - x[1]) - first) / (x[2] - x[0])
     with np.errstate(divide="ignore", invalid="ignore"):

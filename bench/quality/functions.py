@@ -10,8 +10,11 @@ from yarn_edge.errors import YarnEdgeError
 
 from ..scoring.variants import parse_variant
 from ..scoring.windows import PROTOCOLS
-from . import compare, perplexity
-from .perplexity import TextSettings
+from .compare import compare
+from .compare_outcome import ComparisonOutcome
+from .perplexity import score_text
+from .perplexity_outcome import PerplexityOutcome
+from .text_settings import TextSettings
 
 
 def measure_perplexity(
@@ -32,11 +35,10 @@ def measure_perplexity(
     Raises YarnEdgeError for bad input; if the run ends early, raises whatever ended it.
     """
     variant, settings = parse_variant(str(model)), _settings(text, ctx, protocol, chunks, max_tokens)
-    measured = perplexity.measure(variant, settings, threads=threads)
-    if measured.ended is not None:
-        raise measured.ended
-    outcome = perplexity.summarize(measured.scores, protocol, measured.ctx, None, None)
-    return perplexity.as_json(variant, settings, measured, outcome)
+    scored = score_text(variant, settings, threads=threads)
+    if scored.ended is not None:
+        raise scored.ended
+    return PerplexityOutcome.of(variant, settings, scored).as_json()
 
 
 def compare_models(
@@ -57,10 +59,10 @@ def compare_models(
     """
     first, *rest = (parse_variant(str(model)) for model in (base, *others))
     settings = _settings(text, ctx, protocol, chunks, max_tokens)
-    comparison, n_ctx = compare.compare(first, rest, settings, threads=threads)
+    comparison, n_ctx = compare(first, rest, settings, threads=threads)
     if comparison.ended is not None:
         raise comparison.ended
-    return compare.as_json(comparison, n_ctx, settings, None)
+    return ComparisonOutcome.of(comparison, n_ctx, settings).as_json()
 
 
 def _settings(

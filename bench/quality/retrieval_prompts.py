@@ -1,8 +1,8 @@
 """Prompts that hide a number in a long text and ask for it at the end, made to a length in tokens.
 
-`Passkey` is the test of the YaRN paper (4.3.2, B.2), whose words are those of landmark-attention (llama/run_test.py), so that
-results compare. `Needle` hides one sentence in real text. The number of tokens depends on the exact text, so each prompt is
-made as one string and tokenized whole; how much text it takes for a length is searched.
+`Passkey` is the test of the YaRN paper (4.3.2, B.2) in the words of landmark-attention (llama/run_test.py), so that results are
+comparable. `Needle` hides one sentence in real text. The number of tokens depends on the exact text, so each prompt is made as one
+string and tokenized whole; a search finds how much text fills a length.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ CITIES = (
     "Manila", "Montreal", "Nairobi", "Oslo", "Paris", "Prague", "Rome", "Seoul", "Stockholm", "Tokyo", "Vienna", "Warsaw",
 )  # fmt: skip
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\s*\n\s*\n\s*|(?<=[。！？])")
-_REACH = 400  # characters: where no sentence begins as near as this, a word will do
-_WORD = 40  # characters: where no word begins as near as this (Chinese, base64), any character will do
-_SAMPLE = 4096  # characters that tell how many make a token
+_REACH = 400  # characters: if no sentence begins this close, a word will do
+_WORD = 40  # characters: if no word begins this close (Chinese, base64), any character will do
+_SAMPLE = 4096  # characters to estimate characters per token from
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Secret:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of `length` tokens at most, the room for the answer included, and what it hides how deep (0 to 1)."""
+    """A prompt that, with room for the answer, takes at most `length` tokens; what it hides, and at which depth (0 to 1)."""
 
     length: int
     depth: float
@@ -59,27 +59,27 @@ class Prompt:
 
 
 class Kind(Protocol):
-    """A kind of prompt: what it hides, and its text with so much text around."""
+    """A kind of prompt: what it hides, and the text around it."""
 
     def secret(self, source: random.Random) -> Secret:
-        """A new one."""
+        """A new secret."""
 
     def text(self, secret: Secret, depth: float, n_chars: int) -> str:
-        """The prompt, with the secret behind `depth` (0 to 1) of `n_chars` characters."""
+        """The prompt: the secret after the share `depth` (0 to 1) of `n_chars` characters of text."""
 
     def filler(self, n_chars: int) -> str:
-        """Characters of the text around."""
+        """`n_chars` characters of the text around the secret, or a few less."""
 
 
 class Passkey:
-    """The paper's: a key of 1 to 50000 in five sentences that repeat, which are cut at a character, before and behind it."""
+    """The paper's kind: a key from 1 to 50000 among five repeating sentences, cut at any character before and after it."""
 
     def secret(self, source: random.Random) -> Secret:
-        """A key."""
+        """A pass key."""
         return Secret(source.randint(1, LARGEST_KEY))
 
     def text(self, secret: Secret, depth: float, n_chars: int) -> str:
-        """Five lines: the task, garbage, the key, garbage (from its beginning again, as the authors have it), the question."""
+        """Five lines: the task, filler, the key, filler (from its beginning again, as in the authors' code), the question."""
         before, key = round(depth * n_chars), secret.number
         return "\n".join(
             (
@@ -92,12 +92,12 @@ class Passkey:
         )
 
     def filler(self, n_chars: int) -> str:
-        """Garbage."""
+        """The repeating sentences."""
         return (GARBAGE * (n_chars // len(GARBAGE) + 1))[:n_chars]
 
 
 class Needle:
-    """A sentence with a number of seven digits in real text, between two sentences of it. Repeats a text that is too short."""
+    """A sentence with a seven-digit number between two sentences of real text. A text that is too short is repeated."""
 
     def __init__(self, text: str) -> None:
         self._unit = text.removeprefix("\ufeff").strip() + "\n\n"
@@ -119,12 +119,12 @@ class Needle:
         return f"{NEEDLE_TASK}\n{before}{needle}{after}\nWhat is the {what}? The {what} is"
 
     def filler(self, n_chars: int) -> str:
-        """The text's beginning, without a word that would be cut at its end."""
+        """The beginning of the text, ending before a word that would be cut."""
         words = (self._unit * (n_chars // len(self._unit) + 1))[: n_chars + 1]
         return words[: _word_start(words, n_chars)].rstrip()
 
     def _place(self, words: str, wanted: int) -> int:
-        """Where a sentence begins (or the text ends with one), nearest to the character `wanted`."""
+        """The place closest to character `wanted` where a sentence begins, or where the text ends with one."""
         if not words:
             return 0
         unit = len(self._unit)
@@ -139,7 +139,7 @@ class Needle:
 
 
 def _word_start(words: str, at: int) -> int:
-    """The last place up to `at` where no word is cut; `at` itself where words are too long for that."""
+    """The last place up to `at` that cuts no word; `at` itself if words are too long for that."""
     if not 0 < at < len(words):
         return min(at, len(words))
     for place in range(at, max(0, at - _WORD), -1):
@@ -154,7 +154,7 @@ def midpoints(n: int) -> list[float]:
 
 
 def prompt_tokens(model: Model, text: str) -> list[int]:
-    """Token ids of a text to go on with: BOS where the model asks for it, markup is text, no EOS."""
+    """Token ids of a text to continue: BOS if the model wants one, markup taken as text, no EOS."""
     tokens = model.tokenize(text, add_special=True, parse_special=False)
     if model.add_eos and tokens and tokens[-1] == model.eos:
         tokens.pop()
@@ -162,10 +162,10 @@ def prompt_tokens(model: Model, text: str) -> list[int]:
 
 
 def longest(make: Callable[[int], list[int]], room: int, guess: int) -> list[int]:
-    """make(n), with the n from 0 on at which it is about to exceed `room` tokens. make(0) must not.
+    """make(n) for the largest n found at which it has at most `room` tokens. make(0) must fit.
 
-    From `guess` on in doubled steps to where it exceeds, then by bisection. One character more can make tokens fewer, so a
-    larger n may fit as well: by a few characters.
+    The search starts at `guess`, doubles its steps until it exceeds the room, then bisects. One more character can make fewer
+    tokens, so an n larger by a few characters may fit as well.
     """
     low, high, step = 0, guess, 16
     best: list[int] | None = None
@@ -189,9 +189,9 @@ def longest(make: Callable[[int], list[int]], room: int, guess: int) -> list[int
 def make_prompts(
     model: Model, kind: Kind, lengths: Sequence[int], depths: Sequence[float], secrets: Sequence[Sequence[Secret]]
 ) -> list[Prompt]:
-    """All prompts, by length, from deep to shallow: `secrets` has for each depth what is hidden there, at every length.
+    """All prompts, by length, from deep to shallow. secrets: for each depth, what is hidden there (the same at every length).
 
-    Each is as near below its length as it can be with ANSWER_TOKENS left. Raises YarnEdgeError for lengths without room.
+    Each prompt fills its length as far as it can with ANSWER_TOKENS left over. Raises YarnEdgeError for lengths that are too short.
     """
     todo = [(depth, secret) for depth, those in zip(depths, secrets, strict=True) for secret in those]
     todo.sort(key=lambda item: -item[0])
@@ -217,6 +217,6 @@ def _tokens_by_size(model: Model, kind: Kind, depth: float, secret: Secret) -> C
 
 
 def draw_secrets(kind: Kind, source: random.Random, n_depths: int, trials: int) -> list[list[Secret]]:
-    """For each depth as many secrets as trials. More trials begin with those of fewer."""
+    """For each depth, one secret per trial. The first secrets do not depend on the number of trials."""
     rounds = [[kind.secret(source) for _ in range(n_depths)] for _ in range(trials)]
     return [list(those) for those in zip(*rounds, strict=True)]

@@ -1,15 +1,16 @@
-"""Scores on the disk, to go on from after an interruption: `--save FILE`, and beside it the cache of the window at hand.
+"""Scores on disk, so that an interrupted run can continue: `--save FILE`, and beside it the cache of the current window.
 
-FILE is an .npz of the negative log-likelihoods and of what run they belong to. FILE.cache is llama.cpp's own state of the KV
-cache, written now and then and on interruption, with a checksum in FILE, and removed when the run is done: a run of hours over
-one long document goes on in the middle of it.
+FILE is an .npz with the negative log-likelihoods and the identity of the run they belong to. FILE.cache is llama.cpp's own state
+of the KV cache, saved periodically and on interruption. FILE holds its checksum; it is removed when the run is complete. With it, a
+run of hours over one long document continues in the middle of that document.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,70 @@ from yarn_edge.writer import check_space, digest, partial_file, publish
 from ..scoring.evaluate import Scores
 
 SAVE_SECONDS = 30.0  # between two savings of the scores
-CACHE_SECONDS = 300.0  # between two savings of the cache, which may be gigabytes
+CACHE_SECONDS = 300.0  # between two savings of the cache, which can be gigabytes
 _CACHE_SHARE = 20  # saving the cache may take 1/20 of the time
+
+
+# field of RunIdentity -> its name in the file and in messages
+_NAMES = {
+    "model": "the model",
+    "scaling": "the scaling",
+    "kv_type": "the cache type",
+    "backend": "the backend",
+    "protocol": "the protocol",
+    "text": "the text or how it is cut",
+    "batch": "the batch or flash attention",
+    "version": "the version of llama-cpp-python",
+}
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What two runs must have in common for one to continue the other."""
+
+    model: str
+    scaling: str
+    kv_type: str
+    backend: str
+    protocol: str
+    text: str
+    batch: list[int | str]
+    version: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The values by their names in the file."""
+        return {name: getattr(self, key) for key, name in _NAMES.items()}
+
+    def difference(self, saved: Mapping[str, Any]) -> str | None:
+        """The name of the first value that differs from the saved ones, None if all agree."""
+        return next((name for name, value in self.as_json().items() if saved.get(name) != value), None)
+
+
+@dataclass(frozen=True)
+class SavedCache:
+    """The cache file: the tokens in it, its size and checksum, and the window that it belongs to."""
+
+    tokens: int
+    bytes: int
+    hash: str
+    window: int
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> SavedCache:
+        """From the file. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(int(saved["tokens"]), int(saved["bytes"]), str(saved["hash"]), int(saved["window"]))
 
 
 @dataclass
 class ScoreFile:
-    """Where scores are kept. run: what makes two runs the same (model, scaling, cache type, tokens, protocol)."""
+    """Where the scores of the run `run` are kept."""
 
     path: Path
-    run: dict[str, Any]
-    _saved: float = field(default_factory=time.monotonic)
-    _cached: float = field(default_factory=time.monotonic)
+    run: RunIdentity
+    _saved_at: float = field(default_factory=time.monotonic)
+    _cache_saved_at: float = field(default_factory=time.monotonic)
     _cache_took: float = 0.0
-    _cache: dict[str, Any] = field(default_factory=dict)
+    _cache: SavedCache | None = None
     _owns_cache: bool = False
 
     @property
@@ -46,38 +97,35 @@ class ScoreFile:
         return self.path.with_name(self.path.name + ".cache")
 
     def load(self, scores: Scores) -> bool:
-        """Fill `scores` with what the file holds; False where there is no file. Raises YarnEdgeError for another run's."""
+        """Fill `scores` with what the file holds. False if there is no file. Raises YarnEdgeError if it is of another run."""
         if not self.path.exists():
             return False
         damaged = YarnEdgeError(
-            f"{self.path}: is no file of scores, or a damaged one: --force without --resume begins anew"
+            f"{self.path}: is not a file of scores, or is damaged: start over with --force, without --resume"
         )
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 values = stored["nll"]
-            told, done, cache = dict(header["run"]), int(header["done"]), dict(header["cache"])
-        except Exception as error:  # of archives and of JSON, many kinds
+            saved_run, done = dict(header["run"]), int(header["done"])
+            cache = SavedCache.of(header["cache"]) if header["cache"] else None
+        except Exception as error:  # archives and JSON raise many kinds
             raise damaged from error
-        for name, value in self.run.items():
-            if told.get(name) != value:
-                raise YarnEdgeError(
-                    f"{self.path}: was saved by another run ({name} differs): --force without --resume begins anew"
-                )
-        whole = sum(map(len, scores.nll[:done]))
-        if (
-            values.dtype != np.float64
-            or values.shape != (sum(map(len, scores.nll)),)
-            or not 0 <= done <= len(scores.nll)
-        ):
+        different = self.run.difference(saved_run)
+        if different is not None:
+            raise YarnEdgeError(
+                f"{self.path}: was saved by another run ({different} differs): start over with --force, without --resume"
+            )
+        shape = (sum(map(len, scores.nll)),)
+        if values.dtype != np.float64 or values.shape != shape or not 0 <= done <= len(scores.nll):
             raise damaged
-        if not np.isfinite(values[:whole]).all():
+        if not np.isfinite(values[: sum(map(len, scores.nll[:done]))]).all():
             raise damaged
         at = 0
         for part in scores.nll:
             part[:] = values[at : at + len(part)]
             at += len(part)
-        scores.done, self._cache, self._owns_cache = done, cache, bool(cache)
+        scores.done, self._cache, self._owns_cache = done, cache, cache is not None
         return True
 
     def begin(self, scores: Scores) -> None:
@@ -85,72 +133,73 @@ class ScoreFile:
         self._write(scores)
 
     def restore(self, context: Context, scores: Scores) -> None:
-        """Put the cache back, so that the window at hand goes on where it stood; else it begins anew, with a note."""
+        """Load the cache, so that the current window continues where it stopped; otherwise the window starts over, with a note."""
         if scores.done >= len(scores.windows):
             return
-        n, window = int(self._cache.get("tokens", 0)), scores.windows[scores.done]
+        n, window = self._cache.tokens if self._cache is not None else 0, scores.windows[scores.done]
         scores.nll[scores.done][max(0, n + 1 - window.first) :] = np.nan  # scored again
         if not n:
             return
-        try:
-            whole = (
-                self.cache_path.stat().st_size == self._cache["bytes"]
-                and digest(self.cache_path) == self._cache["hash"]
-            )
-        except OSError:
-            whole = False
-        if whole and context.load_state(self.cache_path, window.tokens[:n]):
+        if self._cache_is_whole() and context.load_state(self.cache_path, window.tokens[:n]):
             scores.inside = n
         else:
             scores.nll[scores.done][:] = np.nan
-            note(f"{self.cache_path}: is missing or another: the document at hand is read again")
+            note(f"{self.cache_path}: is missing or has changed: the current document is evaluated again")
+
+    def _cache_is_whole(self) -> bool:
+        assert self._cache is not None
+        try:
+            same_size = self.cache_path.stat().st_size == self._cache.bytes
+            return same_size and digest(self.cache_path) == self._cache.hash
+        except OSError:
+            return False
 
     def now_and_then(self, context: Context, scores: Scores) -> None:
         """Save what is due."""
         now = time.monotonic()
-        if now - self._cached > max(CACHE_SECONDS, _CACHE_SHARE * self._cache_took):
+        if now - self._cache_saved_at > max(CACHE_SECONDS, _CACHE_SHARE * self._cache_took):
             self.save(context, scores)
-        elif now - self._saved > SAVE_SECONDS:
+        elif now - self._saved_at > SAVE_SECONDS:
             self._write(scores)
 
     def save(self, context: Context | None, scores: Scores) -> None:
-        """Scores, and the cache of the window at hand where there is one and the disk has room for it."""
+        """Save the scores, and the cache of the current window if there is one and the disk has room for it."""
         if context is not None and scores.inside and scores.done < len(scores.windows):
             start = time.monotonic()
             try:
-                self._keep_cache(context, scores)
+                self._save_cache(context, scores)
             except YarnEdgeError as error:
-                note(f"the cache is not kept ({error}): --resume will read the document at hand again")
-                self._cache = {}
-            self._cached = time.monotonic()
-            self._cache_took = self._cached - start
+                note(f"the cache was not saved ({error}): --resume will evaluate the current document again")
+                self._cache = None
+            self._cache_saved_at = time.monotonic()
+            self._cache_took = self._cache_saved_at - start
         self._write(scores)
 
-    def _keep_cache(self, context: Context, scores: Scores) -> None:
+    def _save_cache(self, context: Context, scores: Scores) -> None:
         tokens = scores.windows[scores.done].tokens[: scores.inside]
         context.keep(len(tokens))  # an interrupted evaluation may have left more
-        check_space(
-            self.path.parent, known_kv_bytes(context.model.gguf, len(tokens), context.kv_type) or 0, "the cache"
-        )
+        needed = known_kv_bytes(context.model.gguf, len(tokens), context.kv_type) or 0
+        check_space(self.path.parent, needed, "the cache")
         with partial_file(self.cache_path) as partial:
             context.save_state(partial, tokens)
-            found = {"tokens": len(tokens), "bytes": partial.stat().st_size, "hash": digest(partial)}
+            saved = SavedCache(len(tokens), partial.stat().st_size, digest(partial), scores.done)
             publish(partial, self.cache_path, force=True)
         self._owns_cache = True
-        self._cache = found | {"window": scores.done}
+        self._cache = saved
 
     def _write(self, scores: Scores) -> None:
-        cache = self._cache if self._cache.get("window") == scores.done else {}
-        header = json.dumps({"run": self.run, "done": scores.done, "cache": cache})
+        current = self._cache is not None and self._cache.window == scores.done
+        cache = asdict(self._cache) if self._cache is not None and current else {}
+        header = json.dumps({"run": self.run.as_json(), "done": scores.done, "cache": cache})
         with partial_file(self.path) as partial:
             with partial.open("wb") as file:
                 np.savez(file, header=np.array(header), nll=np.concatenate(scores.nll))
             publish(partial, self.path, force=True)
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def finish(self, scores: Scores) -> None:
-        """The last saving: the scores stay, the cache goes."""
-        self._cache = {}
+        """The last saving: the scores stay, the cache file is removed."""
+        self._cache = None
         self._write(scores)
         if self._owns_cache:
             self.cache_path.unlink(missing_ok=True)

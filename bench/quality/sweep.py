@@ -1,141 +1,102 @@
 """`yarn-edge sweep`: perplexity or divergence over the attention factor, the factor or the method, without writing a file.
 
-attention-factor  the paper's A.2: which temperature of attention predicts best
-factor            what static YaRN costs texts that would have done without it
-method            plain RoPE, PI, NTK-aware, NTK-by-parts, YaRN, and the dynamic ones (B.3), at each position
-Every value is run by runtime arguments and overrides of metadata in memory, on the same tokens, so the differences are paired.
+attention-factor  which temperature of attention predicts best (the paper's A.2)
+factor            what static YaRN costs texts that do not need it
+method            plain RoPE, PI, NTK-aware, NTK-by-parts, YaRN, and the dynamic methods (B.3), at each position
+Every value is run by runtime arguments and in-memory overrides of the metadata, on the same tokens, so the differences are paired.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides, add_scaling_flags, count, scaling_overrides
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
-from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
-from yarn_edge.report.report import Chart, Line, Report, Table
 from yarn_edge.runtime.attention import FlashAttention
 
-from ..scoring.averages import edges_of, mean_of, perplexity_by_position, perplexity_of
 from ..scoring.evaluate import Scores, open_context, score
-from ..scoring.likelihood import Float64
 from ..scoring.variants import Variant, parse_variant, scaled
 from ..scoring.windows import Window
-from .best_value import Best, best_value
-from .perplexity import STOPPED, TextSettings, add_running_flags, add_text_flags, plan_windows, text_settings
 from .side_by_side import CandidateOutcome, ModelComparison, side_by_side
-from .sweep_plan import Value, attention_values, factor_values, method_values, runs_of
-
-OVER = ("attention-factor", "factor", "method")
-
-
-@dataclass
-class Swept:
-    """What was measured of one value: negative log-likelihoods by window, and divergences where they were asked for."""
-
-    value: Value
-    nll: list[Float64]
-    kl: list[Float64] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
+from .sweep_outcome import Sweep, SweepOutcome, SweptValue
+from .sweep_plan import OVER, SweepRun, Value, runs_of, values_of
+from .text_settings import (
+    STOPPED,
+    TextSettings,
+    add_bucket_flag,
+    add_running_flags,
+    add_text_flags,
+    plan_windows,
+    text_settings,
+)
 
 
-@dataclass
-class Sweep:
-    """A sweep as far as it came. base: around what; reference: label of what divergences are from."""
+@dataclass(frozen=True)
+class SweepSettings:
+    """What to vary and how to judge it.
+
+    over: one of OVER; values: as words, None for the defaults; overrides: RopeScaling fields of the scaling swept around; metric:
+    perplexity or divergence; step: tokens between two lengths of a dynamic method, None for the default.
+    """
 
     over: str
-    base: RopeScaling
-    windows: list[Window]
-    ctx: int
-    values: list[Swept] = field(default_factory=list)
-    reference: str = ""
-    ended: BaseException | None = None
-
-
-def values_of(over: str, base: RopeScaling, texts: Sequence[str] | None, ctx: int) -> list[Value]:
-    """The values of --values, or the defaults."""
-    if over == "method":
-        factor = base.factor if base.factor > 1 else ctx / base.original_context
-        if factor <= 1:
-            raise YarnEdgeError(
-                f"--over method: the context of {ctx} tokens is not beyond the original {base.original_context}: give a longer "
-                "--ctx, or --yarn-factor"
-            )
-        return method_values(base, texts, factor)
-    try:
-        numbers = None if texts is None else sorted({float(t) for t in texts})
-    except ValueError:
-        raise YarnEdgeError(f"--values: {','.join(texts or ())!r} are not numbers") from None
-    if numbers is not None and not all(0 < n < 1e6 for n in numbers):
-        raise YarnEdgeError("--values: they must be above 0")
-    if over == "factor" and numbers is not None and numbers[0] < 1:
-        raise YarnEdgeError(f"--values: a factor of {numbers[0]:g} is below 1, which is plain RoPE")
-    return attention_values(base, numbers) if over == "attention-factor" else factor_values(base, numbers, ctx)
+    values: Sequence[str] | None = None
+    overrides: ScalingOverrides = NO_OVERRIDES
+    metric: str = "perplexity"
+    step: int | None = None
 
 
 def sweep(
     variant: Variant,
-    over: str,
-    settings: TextSettings,
+    settings: SweepSettings,
+    text: TextSettings,
     *,
-    values: Sequence[str] | None = None,
-    overrides: ScalingOverrides = NO_OVERRIDES,
-    metric: str = "perplexity",
-    step: int | None = None,
     threads: int | None = None,
     attention: FlashAttention = "auto",
 ) -> Sweep:
-    """Measure every value on the same windows. Raises what ends it before one value was measured."""
-    base = base_scaling(FilePositions(variant.gguf), overrides)
+    """Measure every value on the same windows. Raises whatever ends it before one value was measured."""
+    base = base_scaling(FilePositions(variant.gguf), settings.overrides)
     with variant.load() as model:
-        windows, ctx = plan_windows(model, settings)
-    found = Sweep(over, base, windows, ctx)
-    planned = values_of(over, base, values, ctx)
-    runs = [
-        (value, runs_of(value, variant, windows, base.original_context, step or max(512, ctx // 8)))
-        for value in planned
-    ]
+        windows, ctx = plan_windows(model, text)
+    done = Sweep(settings.over, settings.metric, base, windows, ctx)
+    planned = values_of(settings.over, base, settings.values, ctx)
+    step = settings.step or max(512, ctx // 8)
+    runs = [(value, runs_of(value, variant, windows, base.original_context, step)) for value in planned]
     moving = [value.label for value, _ in runs if value.dynamic]
-    if metric == "divergence" and moving:
-        raise YarnEdgeError(f"--metric divergence: {moving[0]} has other angles at each length: take perplexity")
+    if settings.metric == "divergence" and moving:
+        raise YarnEdgeError(f"--metric divergence: {moving[0]} has different angles at each length: use perplexity")
     try:
-        if metric == "divergence":
-            _divergences(found, runs, variant, threads, attention)
+        if settings.metric == "divergence":
+            _divergences(done, runs, variant, threads, attention)
         else:
             for number, (value, parts) in enumerate(runs, 1):
-                found.values.append(
-                    _perplexities(value, parts, windows, f"{value.label} ({number} of {len(runs)})", threads, attention)
-                )
+                label = f"{value.label} ({number} of {len(runs)})"
+                done.values.append(_perplexities(value, parts, windows, label, threads, attention))
     except STOPPED as reason:
-        if not found.values:
+        if not done.values:
             raise
-        found.ended = reason
-    return found
+        done.ended = reason
+    return done
 
 
 def _perplexities(
     value: Value,
-    runs: Sequence[Any],
+    runs: Sequence[SweepRun],
     windows: Sequence[Window],
     label: str,
     threads: int | None,
     attention: FlashAttention,
-) -> Swept:
+) -> SweptValue:
     """One value over all windows, put together from its runs."""
     whole = Scores.empty(windows)
     places = {(w.document, w.start): i for i, w in enumerate(windows)}
-    swept = Swept(value, whole.nll)
+    swept = SweptValue(value, whole.nll)
     for run in runs:
         scores = Scores.empty(run.windows)
         longest = max(len(w.tokens) for w in run.windows)
@@ -150,189 +111,58 @@ def _perplexities(
 
 
 def _divergences(
-    found: Sweep,
-    runs: Sequence[tuple[Value, Sequence[Any]]],
+    done: Sweep,
+    runs: Sequence[tuple[Value, Sequence[SweepRun]]],
     variant: Variant,
     threads: int | None,
     attention: FlashAttention,
 ) -> None:
-    """Each value side by side with the reference: plain RoPE, for attention factors the base itself."""
-    plain = found.over != "attention-factor"
-    reference = scaled(variant, with_factor(found.base, 1.0) if plain else found.base)
-    found.reference = "plain RoPE" if plain else f"attention factor {found.base.attention_factor:g}"
+    """Each value side by side with the reference: plain RoPE, or for attention factors the base itself."""
+    plain = done.over != "attention-factor"
+    reference = scaled(variant, with_factor(done.base, 1.0) if plain else done.base)
+    done.reference = "plain RoPE" if plain else f"attention factor {done.base.attention_factor:g}"
     for value, parts in runs:
         (run,) = parts
-        comparison = ModelComparison(found.windows, reference, [CandidateOutcome(run.variant)])
-        side_by_side(comparison, max(len(w.tokens) for w in found.windows), threads, attention)
+        comparison = ModelComparison(done.windows, reference, [CandidateOutcome(run.variant)])
+        side_by_side(comparison, max(len(w.tokens) for w in done.windows), threads, attention)
         (outcome,) = comparison.outcomes
-        tokens = sum(len(w.tokens) - 1 for w in found.windows)
-        found.values.append(
-            Swept(value, outcome.of_windows("nll"), outcome.of_windows("kl"), tokens, outcome.forward_s)
+        tokens = sum(len(w.tokens) - 1 for w in done.windows)
+        done.values.append(
+            SweptValue(value, outcome.of_windows("nll"), outcome.of_windows("kl"), tokens, outcome.forward_s)
         )
-
-
-def as_json(found: Sweep, settings: TextSettings, metric: str, width: int | None, label: str) -> dict[str, Any]:
-    """Every value's figures, and which one is best and how sure that is."""
-    measured = [s.kl if metric == "divergence" else s.nll for s in found.values]
-    best = best_value([s.value.number for s in found.values], measured)
-    positions = np.concatenate([np.arange(w.first, len(w.tokens)) for w in found.windows])
-    edges = edges_of(max(len(w.tokens) for w in found.windows), width)
-    rows = []
-    for swept, behind in zip(found.values, best.behind, strict=True):
-        whole = np.concatenate(swept.nll)
-        mean = mean_of(whole)
-        row: dict[str, Any] = {
-            "value": swept.value.label if swept.value.number is None else swept.value.number,
-            "ppl": mean.perplexity,
-            "stderr": mean.perplexity_stderr,
-            "n_tokens": mean.n,
-            "behind_best": behind.mean,
-            "behind_best_stderr": behind.stderr,
-            "tok_per_s": swept.tokens / swept.seconds if swept.seconds else None,
-            "buckets": [b.as_json() for b in perplexity_by_position(whole, edges, positions)],
-        }
-        if swept.kl:
-            kl = mean_of(np.concatenate(swept.kl))
-            row |= {"kld_mean": kl.mean, "kld_stderr": kl.stderr}
-        rows.append(row)
-    return {
-        "model": label,
-        "over": found.over,
-        "metric": metric,
-        "reference": found.reference or None,
-        "ctx": found.ctx,
-        "original_context": found.base.original_context,
-        "factor": found.base.factor,
-        "protocol": settings.protocol,
-        "values": rows,
-        "recommended": _recommended(best, rows),
-        "complete": found.ended is None,
-    }
-
-
-def _recommended(best: Best, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "value": rows[best.index]["value"],
-        "not_distinguishable": [rows[i]["value"] for i in best.alike],
-        "next_best": None if best.next is None else rows[best.next]["value"],
-        "standard_errors_ahead": best.ahead,
-        "fitted": best.fitted,
-        "fitted_low": best.low,
-        "fitted_high": best.high,
-    }
-
-
-def report_of(data: dict[str, Any]) -> Report:
-    """Tables and pictures of `as_json`."""
-    over, unit = data["over"], "divergence (nats)" if data["metric"] == "divergence" else "perplexity"
-    key, error = ("kld_mean", "kld_stderr") if data["metric"] == "divergence" else ("ppl", "stderr")
-    rows = tuple(
-        (r["value"], r[key], r[error], r["behind_best"], r["behind_best_stderr"], r["n_tokens"]) for r in data["values"]
-    )
-    behind = "behind best (nats)"
-    told = (
-        "behind best: mean paired difference, its standard error over blocks of 256 tokens. "
-        f"Original context {data['original_context']}."
-    )
-    tables = [Table(f"{unit} over {over}", (over, unit, "±", behind, "±", "tokens"), rows, told)]
-    places = tuple(
-        (f"{b['start']}-{b['end']}", *(r["buckets"][i]["ppl"] for r in data["values"]))
-        for i, b in enumerate(data["values"][0]["buckets"])
-    )
-    tables.append(
-        Table("Perplexity by position", ("positions", *(_named(r["value"]) for r in data["values"])), places, digits=4)
-    )
-    middles = tuple((b["start"] + b["end"]) / 2 for b in data["values"][0]["buckets"])
-    pictures = []
-    if over != "method":
-        line = Line(
-            unit,
-            tuple(float(r["value"]) for r in data["values"]),
-            tuple(r[key] for r in data["values"]),
-            tuple(r[error] for r in data["values"]),
-        )
-        at = ((float(data["recommended"]["value"]), "best"),)
-        pictures.append(Chart(f"{unit} over {over}", over, unit, (line,), log_x=over == "factor", marks=at))
-    original = float(data["original_context"])
-    lines = tuple(Line(_named(r["value"]), middles, tuple(b["ppl"] for b in r["buckets"])) for r in data["values"])
-    marks = ((original, f"original context {data['original_context']}"),) if original <= data["ctx"] else ()
-    pictures.append(Chart("Perplexity by position", "position (tokens)", "perplexity", lines, log_y=True, marks=marks))
-    return Report(f"Sweep over {over}", _said(data), tuple(tables), tuple(pictures))
-
-
-def _named(value: float | str) -> str:
-    """A value as people write it."""
-    return value if isinstance(value, str) else f"{value:g}"
-
-
-def _said(data: dict[str, Any]) -> tuple[str, ...]:
-    best, said = data["recommended"], []
-    name = _named(best["value"]) if data["over"] == "method" else f"{data['over']} {_named(best['value'])}"
-    said.append(f"best over these {data['values'][0]['n_tokens']} tokens: {name}")
-    if best["not_distinguishable"]:
-        others = ", ".join(map(_named, best["not_distinguishable"]))
-        said.append(f"not to be told from it on this much text (within 2 standard errors): {others}")
-    if best["next_best"] is not None and best["standard_errors_ahead"] is not None:
-        said.append(
-            f"ahead of the next, {_named(best['next_best'])}, by {best['standard_errors_ahead']:.1f} standard errors"
-        )
-    if best["fitted"] is not None:
-        said.append(
-            f"a parabola through the best and its neighbours has its lowest point at {best['fitted']:.4g}, 95 % of the resamplings "
-            f"from {best['fitted_low']:.4g} to {best['fitted_high']:.4g}"
-        )
-    if data["over"] == "factor":
-        said += _price(data)
-    if not data["complete"]:
-        said.append("not complete: the sweep was ended before all values were measured")
-    return tuple(said)
-
-
-def _price(data: dict[str, Any]) -> list[str]:
-    """What each factor costs within the original context, next to plain RoPE."""
-    plain = next((r for r in data["values"] if r["value"] == 1), None)
-    if plain is None:
-        return []
-    inside = [i for i, b in enumerate(plain["buckets"]) if b["end"] <= data["original_context"]]
-    if not inside:
-        return []
-
-    def mean(row: dict[str, Any]) -> float:
-        parts = [row["buckets"][i] for i in inside]
-        total = sum(math.log(b["ppl"]) * b["n_tokens"] for b in parts)
-        return float(total / sum(b["n_tokens"] for b in parts))
-
-    costs = ", ".join(
-        f"factor {r['value']:g} {perplexity_of(mean(r) - mean(plain)) - 1:+.1%}"
-        for r in data["values"]
-        if r is not plain
-    )
-    return [f"perplexity within the original context next to plain RoPE: {costs}"] if costs else []
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge sweep`."""
-    parser.add_argument("model", metavar="MODEL.gguf", help="a GGUF whose scaling is in its keys (not baked)")
+    parser.add_argument(
+        "model", metavar="MODEL.gguf", help="a GGUF that carries its scaling in keys (not baked into a tensor)"
+    )
     parser.add_argument("--over", choices=OVER, required=True, help="what to vary")
     parser.add_argument(
-        "--values", metavar="LIST", help="numbers, or methods: plain,pi,ntk,ntk-by-parts,yarn,dynamic-ntk,dynamic-yarn"
+        "--values",
+        metavar="LIST",
+        help="values to measure: numbers, or for --over method any of "
+        "plain,pi,ntk,ntk-by-parts,yarn,dynamic-ntk,dynamic-yarn (default: a grid around the paper's attention factor, "
+        "powers of two up to the factor of the file, or all static methods)",
     )
     parser.add_argument(
         "--metric",
         choices=("perplexity", "divergence"),
         default="perplexity",
-        help="divergence: from plain RoPE; over attention-factor from the file's own (%(default)s)",
+        help="divergence: KL divergence from plain RoPE, or for --over attention-factor from the attention factor of the file "
+        "(default: %(default)s)",
     )
     add_text_flags(parser)
-    parser.add_argument("--bucket", type=count(1, MAX_CONTEXT), metavar="N", help="tokens of a bucket of positions")
+    add_bucket_flag(parser)
     parser.add_argument(
         "--dynamic-step",
         type=count(1, MAX_CONTEXT),
         metavar="N",
-        help="dynamic methods: a pass for every N tokens beyond the original context (default: ctx / 8)",
+        help="for dynamic methods: one pass for every N tokens beyond the original context "
+        "(default: an eighth of --ctx, at least 512)",
     )
     add_running_flags(parser)
-    add_scaling_flags(parser, "what to sweep around, on top of the file's own")
+    add_scaling_flags(parser, "the scaling to sweep around, where it differs from that of the file")
     add_output_flags(parser)
 
 
@@ -341,24 +171,16 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args)
     if args.freeze_at is not None:
         raise YarnEdgeError("--freeze-at is for checkpoints: a GGUF's scaling is static already")
-    variant, settings = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), text_settings(args)
+    variant, text = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), text_settings(args)
     if variant.arguments is not None:
         raise YarnEdgeError(f"{args.model}: give the scaling to sweep around by --yarn-… flags")
-    if settings.protocol not in ("curve", "llama.cpp"):
-        raise YarnEdgeError(f"--protocol {settings.protocol}: sweep takes curve or llama.cpp")
-    found = sweep(
-        variant,
-        args.over,
-        settings,
-        values=args.values.split(",") if args.values else None,
-        overrides=scaling_overrides(args),
-        metric=args.metric,
-        step=args.dynamic_step,
-        threads=args.threads,
-        attention=args.flash_attention,
-    )
-    data = as_json(found, settings, args.metric, args.bucket, args.model)
-    deliver(args, data, report_of(data), [variant.path])
-    if found.ended is not None:
-        raise found.ended
+    if text.protocol not in ("curve", "llama.cpp"):
+        raise YarnEdgeError(f"--protocol {text.protocol}: sweep supports curve and llama.cpp")
+    values = args.values.split(",") if args.values else None
+    settings = SweepSettings(args.over, values, scaling_overrides(args), args.metric, args.dynamic_step)
+    done = sweep(variant, settings, text, threads=args.threads, attention=args.flash_attention)
+    outcome = SweepOutcome.of(done, args.model, text.protocol, args.bucket)
+    deliver(args, outcome.as_json(), outcome.report(), [variant.path])
+    if done.ended is not None:
+        raise done.ended
     return 0

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
-from yarn_edge.report.chart import Bars
 from yarn_edge.report.deliver import check_outputs, deliver
-from yarn_edge.report.report import Line, Picture, Report, Table
+from yarn_edge.report.report import Bars, Line, Picture, Report, Table
 
 from .rows import name_of
 

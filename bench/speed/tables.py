@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.progress import note
-from yarn_edge.report.chart import Bars, Bound
-from yarn_edge.report.report import Cell, Chart, Line, Picture, Report, Table
+from yarn_edge.report.report import Bars, Bound, Cell, Chart, Line, Picture, Report, Table
 from yarn_edge.writer import partial_file, publish
 
 from .rows import FLASH, Row, name_of

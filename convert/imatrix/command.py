@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
 from yarn_edge.runtime.context import MAX_SEQUENCES, Context
 from yarn_edge.runtime.model import Model
+from yarn_edge.stdout import write_json, write_text
 from yarn_edge.text_file import read_text
 from yarn_edge.writer import check_output, check_space, partial_file, publish
 
@@ -255,9 +254,9 @@ def run(args: argparse.Namespace) -> int:
         "experts_without_data": unseen,
     }
     if args.json:
-        sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+        write_json(told)
     else:
-        sys.stdout.write(
+        write_text(
             f"{args.output}: {len(matrix.entries)} matrices, {matrix.chunk_count} chunks of {matrix.chunk_size}\n"
         )
     if unseen:

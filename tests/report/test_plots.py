@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from yarn_edge.bench.demo import draw_curves
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.report.chart import chart_size, draw_chart, log_ticks, plain_number, token_count, token_ticks
+from yarn_edge.report.chart import chart_size, draw_chart
 from yarn_edge.report.heat_map import draw_heat_map, heat_map_size
 from yarn_edge.report.pictures import DPI, draw, own_style, png
 from yarn_edge.report.report import Chart, HeatMap, Line
+from yarn_edge.report.ticks import log_ticks, plain_number, token_count, token_ticks
 
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure

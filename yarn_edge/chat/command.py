@@ -7,7 +7,6 @@ The answer, and nothing else, goes to stdout; notes go to stderr. What the conve
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import closing
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, count, length
 from yarn_edge.progress import note
+from yarn_edge.stdout import write_json, write_text
 
 if TYPE_CHECKING:
     from yarn_edge.chat.conversation import Document
@@ -161,21 +161,15 @@ def _answer_once(session: Session, prompt: str, args: argparse.Namespace) -> Non
                 if kind == "reasoning":
                     faint(piece)
                 elif not args.json:
-                    write(without_controls(piece) if for_terminal else piece)
+                    write_text(without_controls(piece) if for_terminal else piece)
     except KeyboardInterrupt:
-        write("" if args.json else "\n")
+        write_text("" if args.json else "\n")
         raise
     if args.json:
-        told = {"answer": "".join(said["answer"]), "reasoning": "".join(said["reasoning"])}
-        write(json.dumps(told | (asdict(session.stats) if session.stats else {}), ensure_ascii=False) + "\n")
+        texts = {kind: "".join(pieces) for kind, pieces in said.items()}
+        write_json(texts | (asdict(session.stats) if session.stats else {}))
     else:
-        write("\n")
+        write_text("\n")
     if session.stats and session.stats.finish_reason == "context":
         note(f"the context of {session.context.n_ctx} tokens is full: the answer ends here")
     session.generation.keep_on_disk()
-
-
-def write(text: str) -> None:
-    """To stdout, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()

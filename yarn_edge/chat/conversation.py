@@ -93,16 +93,14 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all, over whatever is there. Raises YarnEdgeError."""
-        from yarn_edge.writer import partial_file, publish
+        from yarn_edge.writer import write_file
 
         def documents(found: tuple[Document, ...]) -> list[dict[str, str]]:
             return [vars(document) for document in found]
 
         turns = [{"question": t.question, "answer": t.answer, "documents": documents(t.documents)} for t in self.turns]
         data = {"format": FORMAT, "system": self.system, "turns": turns, "waiting": documents(self.waiting)}
-        with partial_file(path) as partial:
-            partial.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            publish(partial, path, force=True)
+        write_file(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n", force=True)
 
     @classmethod
     def load(cls, path: Path) -> Conversation:

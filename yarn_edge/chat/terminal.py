@@ -16,6 +16,7 @@ from yarn_edge.chat.reasoning import split
 from yarn_edge.chat.session import Session
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note, show
+from yarn_edge.stdout import write_text
 
 _BAR_WIDTH = 40
 
@@ -71,8 +72,7 @@ class Terminal:
             note(f"error: {error}")
             return
         view.end()
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        write_text("\n")
         dim(summary(self.session))
         self.session.generation.keep_on_disk()
 
@@ -244,8 +244,7 @@ def _styled_output() -> Callable[[str, str], None]:
         console.print(Text(text, style), end="")
 
     def plain(text: str, _style: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        write_text(text)
 
     return styled if sys.stdout.isatty() else plain
 

@@ -7,9 +7,6 @@ Only headers are read, no weights. Findings are sentences for people; `runtime_a
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from yarn_edge.llama_rules.planner import plain_llama_cpp, plan_parts
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.progress import note
 from yarn_edge.runtime.kv_cache import PLAIN_CACHE, kv_bytes
+from yarn_edge.stdout import write_json, write_text
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 KV_SHOWN = ("f16", "q8_0", "q4_0")
@@ -63,7 +61,7 @@ def inspect_gguf(positions: FilePositions) -> dict[str, Any]:
         "model": str(file.path),
         "kind": "gguf",
         "architecture": file.architecture,
-        "name": file.metadata.get("general.name"),
+        "name": _bounded(file.metadata.get("general.name")),
         "n_files": len(file.shards),
         "n_tensors": len(file.tensors),
         "weight_bytes": file.weight_bytes,
@@ -72,7 +70,7 @@ def inspect_gguf(positions: FilePositions) -> dict[str, Any]:
         "wanted": _as_json(patient.wanted),
         "effective": _as_json(patient.effective),
         "canonical": is_described(file),
-        "form": file.metadata.get(CANONICAL + "form"),
+        "form": _bounded(file.metadata.get(CANONICAL + "form")),
         "runtime_arguments": patient.arguments,
         "findings": [asdict(f) for f in (*refused, *examine(patient))],
         "kv_bytes": {str(c): {t: kv_bytes(file, c, t) for t in KV_SHOWN} for c in contexts} if knows_cache else {},
@@ -146,6 +144,11 @@ def _positions(path: Path, freeze_at: int | None) -> FilePositions | None:
     return FilePositions(read_gguf(path))
 
 
+def _bounded(value: Any) -> Any:
+    """A key's value; of an array of numbers the first 32."""
+    return value[:32] if isinstance(value, np.ndarray) else value
+
+
 def _count_types(file: GGUFFile) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in file.tensors.values():
@@ -171,7 +174,7 @@ def _columns(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    out = sys.stdout.write
+    out = write_text
     out(
         f"{one_line(report['model'], 400)}: {one_line(str(report['architecture']), 80)} {report.get('dialect', 'GGUF')}\n"
     )
@@ -259,20 +262,7 @@ def run(args: argparse.Namespace) -> int:
         sides = (positions.wanted, positions.effective()) if positions else _checkpoint_sides(path, args.freeze_at)
         _plot(Path(args.plot), path.name, *sides)
     if args.json:
-        sys.stdout.write(json.dumps(_finite(report), ensure_ascii=False) + "\n")
+        write_json(report)
     else:
         _print(report)
     return 0
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity, and NumPy scalars are not JSON: plain values, null for what is not finite."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return [_finite(v) for v in value[:32].tolist()]
-    if isinstance(value, np.generic):
-        return _finite(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

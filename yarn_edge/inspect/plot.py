@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RAMPED_METHODS, SAME_RELATIVE, RopeScaling
+from yarn_edge.report.pictures import need_matplotlib, own_style, rendered
+from yarn_edge.writer import write_file
 
 BLUE, GREY, ORANGE, RED = "#1f5fa8", "#888888", "#c77700", "#c02020"
 
@@ -27,21 +26,18 @@ def plot_scaling(path: Path, title: str, wanted: RopeScaling, runs: RopeScaling 
     Returns the number of pairs that llama.cpp would compute wrongly, None where that is not known. Raises YarnEdgeError
     without matplotlib, for a suffix that it does not know, and where `path` cannot be written; then nothing is left of it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise YarnEdgeError("--plot needs matplotlib: pip install 'yarn-edge[plot]'") from error
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
     kind = path.suffix[1:].lower()
     if kind not in KINDS:
         raise YarnEdgeError(f"{path}: a picture's name ends with one of {', '.join(f'.{k}' for k in KINDS)}")
     wrong = wrong_pairs(wanted, runs)
-    _draw(figure, title, wanted, runs, wrong)
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name in a script that the font lacks
-        figure.savefig(picture, format=kind, dpi=130)
-    _write(path, picture.getvalue())
+    with own_style():
+        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        _draw(figure, title, wanted, runs, wrong)
+        picture = rendered(figure, kind)
+    write_file(path, picture, force=True)
     return None if wrong is None else int(wrong.sum())
 
 
@@ -115,16 +111,3 @@ def _draw_wrong(
         color=RED,
         label=f"plain llama.cpp: {int(wrong.sum())} pairs wrong, frequencies up to {worst:.1%} off",
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise os_error(error, path) from error

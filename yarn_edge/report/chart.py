@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.report.report import Chart, Line
+from yarn_edge.report.report import Bars, Bound, Chart, Line
 from yarn_edge.report.tables import shortened
+from yarn_edge.report.ticks import set_ticks
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; 7, 8 and 4 styles together repeat after 56 lines.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
@@ -27,21 +27,6 @@ _AXES_POINTS = 0.86 * WIDTH_IN * 72
 
 Float64 = npt.NDArray[np.float64]
 _BAR_IN, _BARS_IN = 0.34, 1.3  # of a picture of bars: each of them, and what is around
-
-
-@dataclass(frozen=True)
-class Bars(Chart):
-    """A bar for each line's first y with its error, top to bottom as they stand. bounds: thin marks, None for no bound.
-
-    y_label is of the values; there is no other axis.
-    """
-
-    bounds: tuple[float | None, ...] = ()
-
-
-@dataclass(frozen=True)
-class Bound(Line):
-    """A limit of other lines: thin, without markers."""
 
 
 def chart_size(chart: Chart) -> tuple[float, float]:
@@ -122,8 +107,8 @@ def _set_scales(axes: Any, chart: Chart, limits: tuple[float, float] | None, mar
     if limits is not None:
         axes.set_yscale("log")
         axes.set_ylim(limits)
-    _set_ticks(axes.xaxis, axes.get_xlim(), chart.log_x, tokens)
-    _set_ticks(axes.yaxis, axes.get_ylim(), chart.log_y, tokens=False)
+    set_ticks(axes.xaxis, axes.get_xlim(), chart.log_x, tokens)
+    set_ticks(axes.yaxis, axes.get_ylim(), chart.log_y, tokens=False)
     if len(places) == 1:
         axes.set_xticks(list(places))
 
@@ -250,54 +235,3 @@ def _draw_marks(axes: Any, marks: Sequence[tuple[float, str]]) -> int:
             },
         )
     return len(taken)
-
-
-def _set_ticks(axis: Any, limits: tuple[float, float], log: bool, tokens: bool) -> None:
-    """Ticks at round numbers, written plainly; on an axis of tokens at powers of two, 1024 of them being 1k."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-
-    write = token_count if tokens else plain_number
-    low, high = sorted(limits)
-    axis.set_major_formatter(FuncFormatter(lambda value, _position: write(value)))
-    axis.set_minor_locator(NullLocator())
-    if tokens:
-        axis.set_major_locator(FixedLocator(token_ticks(low, high, log)))
-    elif log:
-        ticks = log_ticks(low, high)
-        axis.set_major_locator(FixedLocator(ticks) if ticks else MaxNLocator(10, steps=[1, 2, 5, 10]))
-
-
-def plain_number(value: float) -> str:
-    """1000 rather than 10^3; 2.5M; 0.001; 1e-05 below 0.0001."""
-    for size, unit in ((1e9, "G"), (1e6, "M")):
-        if abs(value) >= size:
-            return f"{value / size:.6g}{unit}"
-    return f"{value:.10g}"
-
-
-def token_count(value: float) -> str:
-    """512, 2k (2048), 1.5k (1536), 1M (1048576), 10000."""
-    for size, unit in ((2**20, "M"), (2**10, "k")):
-        if abs(value) >= size and value % (size / 8) == 0:
-            return f"{value / size:.10g}{unit}"
-    return f"{value:.10g}"
-
-
-def token_ticks(low: float, high: float, log: bool) -> list[float]:
-    """At most ten ticks in [low, high]: powers of two, or on a linear axis multiples of one."""
-    if log:
-        powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
-        return [2.0**power for power in powers[:: math.ceil(len(powers) / 10) or 1]]
-    step = max(1.0, 2.0 ** math.ceil(math.log2((high - low) / 9)))
-    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers in [low, high], more with 1, 2, 5 than powers of ten alone; [] where so few decades have none."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1,), (1, 3), (1, 2, 5)):
-        ticks = [digit * 10.0**exponent for exponent in decades for digit in digits]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= 4:
-            return ticks[:: math.ceil(len(ticks) / 10)]
-    return []

@@ -6,21 +6,16 @@ A command describes its outcome once, as a `Report`; `deliver` prints the tables
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.progress import note
 from yarn_edge.report.environment import environment
 from yarn_edge.report.report import Report
-from yarn_edge.writer import check_output, partial_file, publish
+from yarn_edge.stdout import write_json, write_text
+from yarn_edge.writer import check_output, write_file
 
 _SUFFIXES = {"plot": (".png",), "report": (".html", ".htm")}
 
@@ -67,7 +62,7 @@ def deliver(
     where = environment(model_paths) if args.json or args.report is not None else {}
     added = {"environment": where, "command": command}
     outputs: list[Callable[[], None]] = [
-        lambda: _say(_json_line({**data, **added}) if args.json else report_text(report))
+        lambda: write_json({**data, **added}) if args.json else write_text(report_text(report))
     ]
     if args.plot is not None:
         outputs.append(lambda: _plot(report, Path(args.plot), args.force))
@@ -108,44 +103,13 @@ def render_html(report: Report, environment: Mapping[str, str], command: str) ->
     return page(report, environment, command)
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def _plot(report: Report, path: Path, force: bool) -> None:
     from yarn_edge.report.pictures import draw
 
-    draw(report.pictures, _target(path), force)
+    draw(report.pictures, path, force)
     note(f"{path}: the picture")
 
 
 def _page(html: str, path: Path, force: bool) -> None:
-    target = _target(path)
-    with partial_file(target) as partial:
-        partial.write_text(html, encoding="utf-8")
-        publish(partial, target, force)
+    write_file(path, html, force)
     note(f"{path}: the report")
-
-
-def _target(path: Path) -> Path:
-    """The file that a link stands for: the link stays."""
-    return path.resolve() if path.is_symlink() else path
-
-
-def _json_line(data: Mapping[str, Any]) -> str:
-    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(_plain(data), ensure_ascii=not utf8, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """The same in JSON's types: JSON has no NaN and no infinity, and knows neither NumPy nor paths."""
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else str(_plain(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.report.chart import GREY, MAX_LABEL, MAX_Y_LABEL, plain_number, title_lines
+from yarn_edge.report.chart import GREY, MAX_LABEL, MAX_Y_LABEL, title_lines
 from yarn_edge.report.report import HeatMap
 from yarn_edge.report.tables import shortened
+from yarn_edge.report.ticks import plain_number
 
 MAX_COLUMN, MAX_ROW = 20, 28
 _LABEL_SIZE = 9

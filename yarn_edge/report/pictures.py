@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.report.report import Chart, HeatMap, Picture
-from yarn_edge.writer import partial_file, publish
+from yarn_edge.writer import write_file
 
 DPI = 130
 # A formula in a label is text.
@@ -25,6 +26,11 @@ _STYLE = {
     "hatch.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
+}
+_METADATA = {
+    "png": {"Software": None},
+    "svg": {"Creator": None, "Date": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
 }
 
 
@@ -59,8 +65,13 @@ def png(pictures: Sequence[Picture]) -> bytes:
                 draw_heat_map(part, picture)
             else:
                 draw_chart(part, picture)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+        return rendered(figure)
+
+
+def rendered(figure: Any, kind: str = "png") -> bytes:
+    """A matplotlib figure as a file of this kind, without the date and the version that matplotlib would write into it."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=kind, dpi=DPI, metadata=_METADATA.get(kind))
     return drawn.getvalue()
 
 
@@ -70,10 +81,7 @@ def draw(pictures: Sequence[Picture], path: Path, force: bool = True) -> None:
     Without `force` a file that is there already is left alone. Raises what `png` raises, and YarnEdgeError where `path`
     cannot be written.
     """
-    data = png(pictures)
-    with partial_file(path) as partial:
-        partial.write_bytes(data)
-        publish(partial, path, force)
+    write_file(path, png(pictures), force)
 
 
 @contextmanager

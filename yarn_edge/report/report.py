@@ -42,6 +42,21 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Bars(Chart):
+    """A bar for each line's first y with its error, top to bottom. bounds: a thin mark across each bar, None for none.
+
+    y_label names the values; there is no other axis.
+    """
+
+    bounds: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bound(Line):
+    """A limit of other lines: thin, without markers."""
+
+
+@dataclass(frozen=True)
 class HeatMap:
     """values[row][column], coloured between low and high; NaN where nothing was measured. The value stands in each field."""
 

@@ -10,9 +10,6 @@ logits      next-token distributions against transformers in float32
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +34,7 @@ from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
+from yarn_edge.stdout import write_json, write_text
 from yarn_edge.verify.checks import (
     CHECKPOINT,
     Check,
@@ -161,24 +159,15 @@ def run(args: argparse.Namespace) -> int:
     nothing_ran = all(c.status == "skip" for c in checks if c.name != "metadata")
     ok = not nothing_ran and all(check.status != "fail" for check in checks)
     if args.json:
-        told = [asdict(c) | {"value": _finite(c.value)} for c in checks]
-        _out(json.dumps({"ok": ok, "model": str(args.model), "checks": told}, ensure_ascii=False) + "\n")
+        write_json({"ok": ok, "model": args.model, "checks": [asdict(c) for c in checks]}, need_reader=False)
     else:
         show_tables(checks)
     return 0 if ok else 1
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is None or np.isfinite(value) else None
-
-
 def _out(text: str) -> None:
-    """To stdout; a reader that left (`| head`) changes nothing of the verdict."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """A reader that left (`| head`) does not change the verdict."""
+    write_text(text, need_reader=False)
 
 
 def print_check(check: Check) -> None:

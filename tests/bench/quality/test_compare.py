@@ -12,8 +12,9 @@ import pytest
 from yarn_edge.bench.quality import compare as divergence
 from yarn_edge.bench.quality import side_by_side as stepping
 from yarn_edge.bench.quality import stored_distributions as distributions
-from yarn_edge.bench.quality.compare import as_json, compare
-from yarn_edge.bench.quality.perplexity import TextSettings
+from yarn_edge.bench.quality.compare import compare
+from yarn_edge.bench.quality.compare_outcome import ComparisonOutcome
+from yarn_edge.bench.quality.text_settings import TextSettings
 from yarn_edge.bench.scoring.variants import Variant, parse_variant
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
@@ -68,7 +69,7 @@ def test_figures(keep: str, truth: dict[str, Any], smol_quants: dict[str, Path],
     others = [parse_variant(str(smol_quants["Q4_K_M"])), parse_variant(f"{smol_quants['F16']}@kv=q8_0")]
     settings = TextSettings(ctx=CTX)
     comparison, ctx = compare(base, others, settings, attention="on", keep=keep, scratch=tmp_path)
-    data = as_json(comparison, ctx, settings, 64)
+    data = ComparisonOutcome.of(comparison, ctx, settings, 64).as_json()
     assert data["complete"] is True
     for found, wanted in zip(data["models"], truth.values(), strict=True):
         for name, value in wanted.items():
@@ -93,7 +94,7 @@ def test_figures(keep: str, truth: dict[str, Any], smol_quants: dict[str, Path],
 def test_a_model_against_itself(smol_quants: dict[str, Path]) -> None:
     same = parse_variant(str(smol_quants["Q8_0"]))
     settings = TextSettings(ctx=100)
-    found = as_json(*compare(same, [same], settings), settings, None)["models"][0]
+    found = ComparisonOutcome.of(*compare(same, [same], settings), settings).as_json()["models"][0]
     assert found["kld_max"] < 1e-12
     assert (found["top1"], found["ppl_ratio"]) == (1.0, pytest.approx(1.0, abs=1e-12))
 
@@ -187,19 +188,19 @@ def test_the_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*words, "--keep-base", "disk"]) == 0
     told = capsys.readouterr().out
     assert "@kv=f32" in told
-    assert "kB a token on the disk" in told
+    assert "kB per token on disk" in told
 
 
 def test_bad_input(
     tiny_model: Path, smol_quants: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = {
-        "has another vocabulary": ["compare", str(smol_quants["Q8_0"]), str(tiny_model), "--ctx", "64"],
+        "has a different vocabulary": ["compare", str(smol_quants["Q8_0"]), str(tiny_model), "--ctx", "64"],
         "no such folder": ["compare", str(tiny_model), str(tiny_model), "--scratch", str(tmp_path / "no")],
         "No such file": ["compare", str(tiny_model), str(tmp_path / "no.gguf")],
         "the following arguments are required": ["compare", str(tiny_model)],
         "must be from 1 to": ["compare", str(tiny_model), f"{tiny_model}@yarn-factor=2,yarn-orig-ctx=0"],
-        "stands twice": ["compare", str(tiny_model), f"{tiny_model}@kv=f32", f"{tiny_model}@kv=f32"],
+        "appears twice": ["compare", str(tiny_model), f"{tiny_model}@kv=f32", f"{tiny_model}@kv=f32"],
     }
     for message, words in cases.items():
         assert main(words) == 2

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yarn_edge.bench.quality.passkey import Reader, Retrieval, is_hit, shared, wilson_error
+from yarn_edge.bench.quality.passkey_outcome import wilson_error
+from yarn_edge.bench.quality.retrieval import Reader, Retrieval, is_hit, shared
 from yarn_edge.bench.quality.retrieval_prompts import (
     Kind,
     Needle,
@@ -297,7 +298,7 @@ def test_progress_knows_the_tokens_before(smol: Path, monkeypatch: pytest.Monkey
 
     with Model(smol) as model:
         prompts = prompts_of(model, Passkey(), (128, 200), midpoints(2))
-        monkeypatch.setattr("yarn_edge.bench.quality.passkey.bar", Bar)
+        monkeypatch.setattr("yarn_edge.bench.quality.retrieval.bar", Bar)
         with Context(model, n_ctx=256, n_batch=64, threads=THREADS) as context:
             test = Retrieval(context, prompts)
             assert test.cells == []

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from yarn_edge.bench.quality import perplexity, score_file
-from yarn_edge.bench.quality.perplexity import TextSettings, measure, summarize
+from yarn_edge.bench.quality.perplexity import score_text
+from yarn_edge.bench.quality.perplexity_outcome import summarize
+from yarn_edge.bench.quality.text_settings import TextSettings
 from yarn_edge.bench.scoring.averages import perplexity_by_position
 from yarn_edge.bench.scoring.evaluate import BatchPlan, Scores, batch_plan_of, token_nll
 from yarn_edge.bench.scoring.variants import parse_variant
@@ -74,7 +76,7 @@ def text_file(folder: Path, model: Path, n_tokens: int) -> Path:
 def test_protocol_of_llama_cpp(smol_f32: Path, smol_checkpoint: Path, tmp_path: Path) -> None:
     """Two chunks, each by itself, of each the tokens that llama-perplexity scores."""
     text = text_file(tmp_path, smol_f32, 420)
-    measured = measure(parse_variant(str(smol_f32), kv_type="f32"), TextSettings(str(text), "llama.cpp", ctx=200))
+    measured = score_text(parse_variant(str(smol_f32), kv_type="f32"), TextSettings(str(text), "llama.cpp", ctx=200))
     with Model(smol_f32, vocab_only=True) as model:
         tokens = model.tokenize(text.read_text(), add_special=False, parse_special=False)
     values = []
@@ -93,10 +95,10 @@ def test_one_pass_gives_what_a_pass_for_each_length_gives(smol_quants: dict[str,
     """By causality, also where batches are cut differently."""
     variant = parse_variant(str(smol_quants["F16"]))
     points = [300, 512, 700, 1000]
-    whole = measure(variant, TextSettings(ctx=1000))
+    whole = score_text(variant, TextSettings(ctx=1000))
     curve = {n: m.perplexity for n, m, _ in summarize(whole.scores, "curve", 1000, points, None).curve}
     for length in points:
-        alone = summarize(measure(variant, TextSettings(ctx=length)).scores, "curve", length, [length], None)
+        alone = summarize(score_text(variant, TextSettings(ctx=length)).scores, "curve", length, [length], None)
         assert curve[length] == pytest.approx(alone.total.perplexity, rel=1e-3)
 
 
@@ -185,7 +187,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no text": (["--text", "none.txt"], "No such file"),
     "too short for the protocol": (["--protocol", "llama.cpp", "--ctx", "1000"], "scores windows of 1000 tokens"),
     "stride": (["--protocol", "sliding", "--ctx", "64", "--stride", "64"], "--stride 64 must be below the context"),
-    "resume without save": (["--resume"], "--resume goes on from the file of --save"),
+    "resume without save": (["--resume"], "--resume continues from the file of --save"),
     "save is the text": (["--save", "t.txt", "--force"], "is one of the files that are read"),
     "save is the report": (["--save", "r.html", "--report", "r.html"], "name the same file"),
     "its cache is there": (["--save", "old"], "old.cache: exists already"),
@@ -293,8 +295,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 SETTINGS = TextSettings(ctx=300, chunks=2)
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "whole": (lambda _path: None, ""),
-    "no cache": (lambda path: path.unlink(), "is missing or another"),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is missing or another"),
+    "no cache": (lambda path: path.unlink(), "is missing or has changed"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is missing or has changed"),
     "a bit": (lambda path: path.write_bytes(path.read_bytes()[:-9] + b"\x01" + path.read_bytes()[-8:]), "is missing"),
 }
 
@@ -310,19 +312,19 @@ def test_resume_in_the_middle_of_a_document(
     variant, save = parse_variant(str(smol_quants["Q8_0"])), tmp_path / "s.npz"
     with monkeypatch.context() as patch:
         interrupted(patch, 7)  # in the second window
-        stopped = measure(variant, SETTINGS, save=save)
-        whole = measure(variant, SETTINGS)
+        stopped = score_text(variant, SETTINGS, save=save)
+        whole = score_text(variant, SETTINGS)
     assert isinstance(stopped.ended, KeyboardInterrupt)
     assert (stopped.scores.done, stopped.scores.inside) == (1, 128)
     act, message = DAMAGE[damage]
     act(tmp_path / "s.npz.cache")
     monkeypatch.setattr("yarn_edge.bench.scoring.evaluate.MAX_BATCH", 64)
-    gone_on = measure(variant, SETTINGS, save=save, resume=True)
+    gone_on = score_text(variant, SETTINGS, save=save, resume=True)
     assert (message in capsys.readouterr().err) if message else True
     assert gone_on.scores.tokens == (299 - 128 if damage == "whole" else 299)
     np.testing.assert_array_equal(np.concatenate(gone_on.scores.nll), np.concatenate(whole.scores.nll))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.npz"]
-    assert measure(variant, SETTINGS, save=save, resume=True).scores.tokens == 0  # all is there
+    assert score_text(variant, SETTINGS, save=save, resume=True).scores.tokens == 0  # all is there
 
 
 def test_another_run_or_a_damaged_file_is_not_gone_on_with(
@@ -330,7 +332,7 @@ def test_another_run_or_a_damaged_file_is_not_gone_on_with(
 ) -> None:
     save = tmp_path / "s.npz"
     variant = parse_variant(str(smol_quants["Q8_0"]))
-    measure(variant, TextSettings(ctx=100), save=save)
+    score_text(variant, TextSettings(ctx=100), save=save)
     others = {
         "the text": (variant, TextSettings(ctx=120)),
         "the model": (parse_variant(str(smol_quants["Q4_K_M"])), TextSettings(ctx=100)),
@@ -339,7 +341,7 @@ def test_another_run_or_a_damaged_file_is_not_gone_on_with(
     }
     for what, (other, settings) in others.items():
         with pytest.raises(YarnEdgeError, match=f"saved by another run \\({what}"):
-            measure(other, settings, save=save, resume=True)
+            score_text(other, settings, save=save, resume=True)
     whole = save.read_bytes()
     for data in (
         b"",
@@ -350,7 +352,7 @@ def test_another_run_or_a_damaged_file_is_not_gone_on_with(
     ):
         save.write_bytes(data)
         with pytest.raises(YarnEdgeError, match="damaged"):
-            measure(variant, TextSettings(ctx=100), save=save, resume=True)
+            score_text(variant, TextSettings(ctx=100), save=save, resume=True)
     words = ["perplexity", str(variant.path), "--ctx", "100", "--save", str(save)]
     assert main(words) == 2
     assert "exists already; --force" in capsys.readouterr().err
@@ -364,8 +366,8 @@ def test_a_disk_without_room_for_the_cache(
 
     monkeypatch.setattr(score_file, "check_space", full)
     interrupted(monkeypatch, 7)
-    measure(parse_variant(str(smol_quants["Q8_0"])), SETTINGS, save=tmp_path / "s.npz")
-    assert "the cache is not kept (no room)" in capsys.readouterr().err
+    score_text(parse_variant(str(smol_quants["Q8_0"])), SETTINGS, save=tmp_path / "s.npz")
+    assert "the cache was not saved (no room)" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
@@ -373,8 +375,9 @@ def test_a_disk_without_room_for_the_cache(
 def test_signals(number: signal.Signals, smol_quants: dict[str, Path], tmp_path: Path) -> None:
     """Ctrl-C and the like stop a batch midway, tell what there is, and keep it; kill -9 leaves what was saved before."""
     program = (
-        "import sys; from yarn_edge.bench import score_file, scoring; from yarn_edge.cli import main\n"
-        "score_file.SAVE_SECONDS = score_file.CACHE_SECONDS = 0.0; score_file._CACHE_SHARE = 0; scoring.MAX_BATCH = 64\n"
+        "import sys; from yarn_edge.bench.quality import score_file; from yarn_edge.bench.scoring import evaluate\n"
+        "from yarn_edge.cli import main\n"
+        "score_file.SAVE_SECONDS = score_file.CACHE_SECONDS = 0.0; score_file._CACHE_SHARE = 0; evaluate.MAX_BATCH = 64\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     save = tmp_path / "s.npz"
@@ -404,14 +407,14 @@ def test_signals(number: signal.Signals, smol_quants: dict[str, Path], tmp_path:
         found = json.loads(out)
         assert found["complete"] is False
         assert found["n_tokens"] == np.isfinite(kept["nll"]).sum()
-        assert "--resume goes on from there" in err
+        assert "--resume continues from there" in err
         assert not list(tmp_path.glob("*.partial"))
 
 
-def test_measure_raises_when_nothing_was_scored(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_raises_when_nothing_was_scored(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(perplexity, "score", stop)
     with pytest.raises(KeyboardInterrupt):
-        measure(parse_variant(str(tiny_model)), TextSettings(ctx=64))
+        score_text(parse_variant(str(tiny_model)), TextSettings(ctx=64))

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from yarn_edge.bench.quality import sweep as sweeping
-from yarn_edge.bench.quality.perplexity import TextSettings, measure
-from yarn_edge.bench.quality.sweep import sweep
+from yarn_edge.bench.quality.perplexity import score_text
+from yarn_edge.bench.quality.sweep import SweepSettings, sweep
+from yarn_edge.bench.quality.text_settings import TextSettings
 from yarn_edge.bench.scoring.variants import parse_variant
 from yarn_edge.cli import main
 from yarn_edge.flags import ScalingOverrides
@@ -26,9 +27,9 @@ def nll(found: sweeping.Sweep) -> dict[str, Any]:
 
 def test_factors_are_variants(smol_quants: dict[str, Path]) -> None:
     path = smol_quants["Q8_0"]
-    found = nll(sweep(parse_variant(str(path)), "factor", TextSettings(ctx=150), values=["4", "2"]))
+    found = nll(sweep(parse_variant(str(path)), SweepSettings("factor", ["4", "2"]), TextSettings(ctx=150)))
     for label, suffix in (("2", "@yarn-factor=2"), ("4", "")):
-        alone = measure(parse_variant(f"{path}{suffix}"), TextSettings(ctx=150))
+        alone = score_text(parse_variant(f"{path}{suffix}"), TextSettings(ctx=150))
         np.testing.assert_allclose(found[label], alone.scores.nll[0], atol=1e-9)
     assert list(found) == ["2", "4"]
 
@@ -37,11 +38,13 @@ def test_dynamic_is_plain_up_to_the_original_context_and_static_at_the_end(smol_
     found = nll(
         sweep(
             parse_variant(str(smol_quants["F16"])),
-            "method",
+            SweepSettings(
+                "method",
+                ["plain", "yarn", "dynamic-yarn"],
+                overrides=ScalingOverrides(factor=2.0, original_context=150),
+                step=75,
+            ),
             TextSettings(ctx=300),
-            values=["plain", "yarn", "dynamic-yarn"],
-            overrides=ScalingOverrides(factor=2.0, original_context=150),
-            step=75,
         )
     )
     np.testing.assert_allclose(found["dynamic-yarn"][:149], found["plain"][:149], atol=1e-3)
@@ -93,7 +96,7 @@ def test_divergence_from_plain_rope(smol_quants: dict[str, Path], capsys: pytest
     assert found["values"][0]["kld_mean"] < 1e-9
     assert found["values"][1]["kld_mean"] > 0.05
     assert main(words) == 0
-    assert "perplexity within the original context next to plain RoPE: factor 4 +" in capsys.readouterr().out
+    assert "perplexity within the original context, relative to plain RoPE: factor 4 +" in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_the_values_that_are_done(
@@ -119,9 +122,9 @@ BAD = {
     "a factor below 1": (["--over", "factor", "--values", "0.5,2"], "is below 1, which is plain RoPE"),
     "below 1": (["--over", "attention-factor", "--values", "-1", "--yarn-factor", "2"], "must be above 0"),
     "no method": (["--over", "method", "--values", "yam", "--yarn-factor", "2"], "'yam' is unknown"),
-    "no YaRN": (["--over", "attention-factor"], "the file has none, so give --yarn-factor"),
+    "no YaRN": (["--over", "attention-factor"], "the file has none, so pass --yarn-factor"),
     "no need": (["--over", "method", "--ctx", "64"], "is not beyond the original 1024"),
-    "protocol": (["--over", "factor", "--protocol", "sliding"], "sweep takes curve or llama.cpp"),
+    "protocol": (["--over", "factor", "--protocol", "sliding"], "sweep supports curve and llama.cpp"),
     "freeze": (["--over", "factor", "--freeze-at", "64"], "a GGUF's scaling is static"),
     "dynamic divergence": (
         [
@@ -136,7 +139,7 @@ BAD = {
             "--ctx",
             "200",
         ],
-        "take perplexity",
+        "use perplexity",
     ),
 }
 

@@ -1,0 +1,134 @@
+"""The text to measure on, and how to run a model over it: settings, flags and windows that the measuring commands share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from yarn_edge.errors import Terminated, YarnEdgeError
+from yarn_edge.flags import BACKENDS, add_threads_flag, count
+from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.progress import note
+from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.model import Model
+
+from ..scoring.documents import documents_of, tokenized
+from ..scoring.windows import PROTOCOLS, STRIDE, Cut, Window, tokens_needed, windows_of
+
+# What ends a run early: whatever was measured up to there is still reported.
+STOPPED = (KeyboardInterrupt, Terminated, YarnEdgeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What to measure on. ctx: None for the model's own context; the other names are those of the flags."""
+
+    text: str | None = None
+    protocol: str = "curve"
+    ctx: int | None = None
+    stride: int = STRIDE
+    chunks: int | None = None
+    documents: int | None = None
+    max_tokens: int | None = None
+    field: str = "text"
+    seed: int = 0
+
+
+def plan_windows(model: Model, settings: TextSettings) -> tuple[list[Window], int]:
+    """(windows, ctx): the documents, tokenized and cut into windows. Notes what a user might not expect. Raises YarnEdgeError."""
+    ctx = settings.ctx or model.n_ctx_train
+    cut = Cut(ctx, settings.stride, settings.chunks, model.bos if model.add_bos else None)
+    if settings.protocol == "sliding" and settings.stride >= ctx:
+        raise YarnEdgeError(f"--stride {settings.stride} must be below the context, {ctx} tokens")
+    documents = documents_of(settings.text, field=settings.field, wanted=settings.documents, seed=settings.seed)
+    tokens = tokenized(model, documents, tokens_needed(settings.protocol, cut), settings.max_tokens)
+    windows = windows_of(settings.protocol, tokens, cut)
+    longest = max(len(w.tokens) for w in windows)
+    if longest < ctx:
+        note(f"the longest text has {longest} tokens, less than the context of {ctx}: nothing is measured beyond them")
+    if longest > model.n_ctx_train:
+        note(
+            f"{model.path.name} declares a context of {model.n_ctx_train} tokens: it was not made for positions beyond them"
+        )
+    return windows, ctx
+
+
+def add_text_flags(parser: argparse.ArgumentParser) -> None:
+    """--text and how to read it: the same for every command that measures on text."""
+    add = parser.add_argument
+    add(
+        "--text",
+        metavar="PATH",
+        help="a text file, a folder of text files, or JSON Lines (.jsonl), in UTF-8 (default: the bundled text of 15,000 tokens)",
+    )
+    add("--field", default="text", metavar="KEY", help="key that holds the text in JSON Lines (default: %(default)s)")
+    add("--documents", type=count(1, 10**9), metavar="N", help="measure a random sample of N documents (default: all)")
+    add(
+        "--seed",
+        type=count(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="seed of the sample that --documents draws (default: %(default)s)",
+    )
+    add("--ctx", type=count(2, MAX_CONTEXT), metavar="N", help="tokens per window (default: the model's context)")
+    add(
+        "--chunks",
+        type=count(1, 10**9),
+        metavar="N",
+        help="maximum number of windows: in total for llama.cpp (default: all), "
+        "per document for curve (default: 1) and sliding (default: all)",
+    )
+    add("--max-tokens", type=count(2, 10**12), metavar="N", help="maximum number of tokens over all documents")
+    add(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        default="curve",
+        help="curve: score every token once; llama.cpp: comparable with llama-perplexity; "
+        "sliding and truncated: as in the YaRN paper (default: %(default)s)",
+    )
+    add(
+        "--stride",
+        type=count(1, MAX_CONTEXT),
+        default=STRIDE,
+        metavar="S",
+        help="tokens by which sliding windows advance (default: %(default)s)",
+    )
+
+
+def add_bucket_flag(parser: argparse.ArgumentParser) -> None:
+    """--bucket: the same for every command that reports by position."""
+    parser.add_argument(
+        "--bucket",
+        type=count(1, MAX_CONTEXT),
+        metavar="N",
+        help="tokens per bucket of positions (default: a power of two that makes at most 32 buckets)",
+    )
+
+
+def text_settings(args: argparse.Namespace) -> TextSettings:
+    """The settings that the flags of `add_text_flags` give."""
+    return TextSettings(
+        args.text,
+        args.protocol,
+        args.ctx,
+        args.stride,
+        args.chunks,
+        args.documents,
+        args.max_tokens,
+        args.field,
+        args.seed,
+    )
+
+
+def add_running_flags(parser: argparse.ArgumentParser) -> None:
+    """--kv-type, --backend, --flash-attention, --threads: the same for every measuring command."""
+    add = parser.add_argument
+    add("--kv-type", choices=tuple(KV_TYPES), default="f16", help="type of the KV cache (default: %(default)s)")
+    add("--backend", choices=tuple(BACKENDS), default="cpu", help="where to run the model (default: %(default)s)")
+    add(
+        "--flash-attention",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="auto: off on a CPU while the attention scores of a batch stay below 192 MiB, which is faster (default: %(default)s)",
+    )
+    add_threads_flag(parser)

@@ -31,6 +31,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import count, length
 from yarn_edge.memory.placement import Wanted
 from yarn_edge.progress import note
+from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.model import Model
 
 from ..speed.rows import Configuration
@@ -107,7 +108,7 @@ def copying(args: argparse.Namespace, document: str) -> dict[str, Any]:
         start = number * (len(document) - args.copy_chars) // PLACES
         part = document[start : start + args.copy_chars]
         prompt = "\n\nThe same text, word for word:\n\n".join((part, part, part[: len(part) // 8]))
-        copies = {lookup: _copied(args, prompt, lookup) for lookup in LOOKUPS}
+        copies: dict[str, dict[str, Any]] = {lookup: _copied(args, prompt, lookup) for lookup in LOOKUPS}
         same = len({copy.pop("text") for copy in copies.values()}) == 1
         places.append({**copies, "same": same, "ratio": copies["on"]["tok_per_s"] / copies["off"]["tok_per_s"]})
     ratios = [place["ratio"] for place in places]
@@ -166,11 +167,15 @@ def run(args: argparse.Namespace, results: Results) -> None:
     results |= restarted(args, document, ctx)
     note("copying")
     results["copying"] = copying(args, document)
-    for flash in ("auto", "off") if program is not None else ():
+    if program is None:
+        return
+    results["peer"] = {}
+    flashes: tuple[FlashAttention, ...] = ("auto", "off")
+    for flash in flashes:
         note(f"llama-bench, flash attention {flash}")
         sizes = (512, 512, args.threads, depth, 0, args.gen_tokens, 1)
         speed = llama_bench_speeds(program, Configuration(str(args.model), "cpu", "f16", flash, *sizes))["tg"]
-        results.setdefault("peer", {})[flash] = {"tok_per_s": speed, "ratio": results["tok_per_s"] / speed}
+        results["peer"][flash] = {"tok_per_s": speed, "ratio": results["tok_per_s"] / speed}
 
 
 def _tables(results: Results) -> str:
@@ -186,7 +191,7 @@ def _tables(results: Results) -> str:
     for flash, peer in results.get("peer", {}).items():
         share = f"ours is {peer['ratio']:.2f} of it"
         rows.append((f"llama-bench, flash attention {flash}", f"{peer['tok_per_s']:.1f} tok/s", share))
-    for place in results.get("copying", {"places": []})["places"]:
+    for place in results.get("copying", {}).get("places", []):
         what = f"copying, {place['on']['accepted']} of {place['on']['drafted']} drafted tokens accepted"
         speeds = ", ".join(f"{lookup} {place[lookup]['tok_per_s']:.1f} tok/s" for lookup in LOOKUPS)
         rows.append((what, speeds, f"{place['ratio']:.2f}, {'the same answer' if place['same'] else 'another answer'}"))

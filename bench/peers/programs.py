@@ -32,11 +32,12 @@ F32 = 0  # enum ggml_type
 def by_context(path: Path, tokens: list[int], arguments: RuntimeArguments | None) -> Logits:
     """Our low-level loader; `arguments` None: those it passes for this file."""
     n = len(tokens)
-    with Model(path) as model:
-        settings = {"kv_type": "f32", "flash_attention": "off", "arguments": arguments}
-        with Context(model, n_ctx=n, n_batch=n, **settings) as context:
-            context.evaluate(tokens, 0, "all")
-            return context.logits()
+    with (
+        Model(path) as model,
+        Context(model, n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off", arguments=arguments) as context,
+    ):
+        context.evaluate(tokens, 0, "all")
+        return context.logits()
 
 
 def by_llama_class(path: Path, tokens: list[int], kv_type: int | None) -> Logits:

@@ -62,7 +62,7 @@ def test_a_pdf(tmp_path: Path) -> None:
 
 BAD = {
     "Latin-1": (b"caf\xe9", "byte 3 is not valid UTF-8"),
-    "binary": (b"abc\0def", r"is no text \(byte 3 is zero\)"),
+    "binary": (b"abc\0def", r"is not text \(byte 3 is zero\)"),
     "half of UTF-16": (b"\xff\xfeab\xd8", "is not valid UTF-8"),
     "empty": (b"", "has no text"),
     "space": (b" \n\t", "has no text"),

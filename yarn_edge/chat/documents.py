@@ -1,4 +1,4 @@
-"""A document from a file: plain text in UTF-8 (or UTF-16 with its mark), or the text of a PDF with the extra `yarn-edge[pdf]`."""
+"""Reads a document from a file: text in UTF-8 (or UTF-16 with a byte order mark), or a PDF with the extra `yarn-edge[pdf]`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PDF = b"%PDF-"
 
 
 def read_document(path: Path) -> Document:
-    """The file's text. Raises YarnEdgeError for what is no text, is empty, or cannot be read."""
+    """The text of a file. Raises YarnEdgeError if it is not text, is empty, or cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise os_error(error, path) from error
     if len(data) > MAX_BYTES:
-        raise YarnEdgeError(f"{path}: is larger than {MAX_BYTES >> 20} MiB: no context holds that")
+        raise YarnEdgeError(f"{path}: is larger than {MAX_BYTES >> 20} MiB: no context can hold that")
     text = _pdf_text(path) if data.startswith(_PDF) else decoded(data, str(path))
     if not text.strip():
         raise YarnEdgeError(f"{path}: has no text")
@@ -29,19 +29,19 @@ def read_document(path: Path) -> Document:
 
 
 def decoded(data: bytes, what: str) -> str:
-    """The text of bytes; `what` names them in the YarnEdgeError for others than text."""
+    """Bytes as text. Raises YarnEdgeError if they are not text; `what` names them in its message."""
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise YarnEdgeError(f"{what}: byte {error.start} is not valid UTF-8; convert the text to UTF-8 first") from None
     if "\0" in text:
-        raise YarnEdgeError(f"{what}: is no text (byte {text.index(chr(0))} is zero)")
+        raise YarnEdgeError(f"{what}: is not text (byte {text.index(chr(0))} is zero)")
     return text.replace("\r\n", "\n")
 
 
 def _pdf_text(path: Path) -> str:
-    """Page after page, as pypdf finds it; pictures of text have none."""
+    """The pages as pypdf reads them; scanned pages have no text."""
     try:
         import pypdf
     except ImportError as error:
@@ -49,13 +49,13 @@ def _pdf_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             pages = pypdf.PdfReader(file).pages
-            found = []
+            texts = []
             with bar(f"Reading {path.name}", len(pages)) as advance:
                 for page in pages:
-                    found.append(page.extract_text().strip())
+                    texts.append(page.extract_text().strip())
                     advance(1)
-    except Exception as error:  # of a library that reads hostile files, many kinds
+    except Exception as error:  # pypdf raises many kinds for hostile files
         raise YarnEdgeError(
             f"{path}: pypdf cannot read it: {one_line(str(error) or type(error).__name__, 200)}"
         ) from error
-    return "\n\n".join(text for text in found if text)
+    return "\n\n".join(text for text in texts if text)

@@ -26,6 +26,7 @@ from yarn_edge.report.pictures import draw
 from yarn_edge.report.report import Chart, Line
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
+from yarn_edge.stdout import write_text
 
 from .evidence.smollm2 import CONTEXT, write_checkpoint
 from .scoring.averages import Bucket, perplexity_by_position
@@ -43,8 +44,7 @@ BUCKET = 1024
 
 def _command(*words: str) -> None:
     """Show a command and run it; a check that fails ends the demo."""
-    sys.stdout.write(f"\n$ yarn-edge {shlex.join(words)}\n")
-    sys.stdout.flush()
+    write_text(f"\n$ yarn-edge {shlex.join(words)}\n")
     waiting, sys.stdin = sys.stdin, Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - chat would read it
     try:
         code = main(words)
@@ -56,8 +56,7 @@ def _command(*words: str) -> None:
 
 
 def _said(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    write_text(f"{text}\n")
 
 
 def measure(model_path: Path, n_tokens: int, threads: int | None) -> dict[str, list[Bucket]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.report.pictures import draw
 from yarn_edge.report.report import Chart, Line
 from yarn_edge.writer import check_output
+
+from ..standalone import run_module
 
 
 def line_of(word: str) -> Line:
@@ -34,23 +35,26 @@ def line_of(word: str) -> Line:
     return Line(name or Path(path).stem, x, y, errors)
 
 
-def main() -> int:
-    """Draw the picture. Returns 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="curves", description="Perplexity by position of several runs.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The runs and the picture."""
     parser.add_argument("runs", nargs="+", metavar="[NAME=]FILE.json")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png")
-    parser.add_argument("--title", default="Perplexity by position")
-    parser.add_argument("--log", action="store_true", help="a logarithmic axis of perplexity")
+    parser.add_argument("--title", default="Perplexity by position", help="default: %(default)s")
+    parser.add_argument("--log", action="store_true", help="draw perplexity on a logarithmic axis")
     parser.add_argument("--force", action="store_true", help="overwrite FILE.png")
-    args = parser.parse_args()
-    try:
-        lines = tuple(map(line_of, args.runs))
-        chart = Chart(args.title, "position (tokens)", "perplexity", lines, log_y=args.log)
-        draw([chart], check_output(args.output, args.force), args.force)
-    except YarnEdgeError as error:
-        sys.stderr.write(f"curves: error: {error}\n")
-        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the picture."""
+    lines = tuple(map(line_of, args.runs))
+    chart = Chart(args.title, "position (tokens)", "perplexity", lines, log_y=args.log)
+    draw([chart], check_output(args.output, args.force), args.force)
     return 0
+
+
+def main() -> int:
+    """Returns 2 for bad input."""
+    return run_module("evidence.curves", "Perplexity by position of several runs in one picture.", add_arguments, run)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ the ones around it is compared, for YaRN models as they were released.
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,8 @@ from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
 from yarn_edge.runtime import ggml
 from yarn_edge.stdout import write_text
 from yarn_edge.verify.transformers_reference import rope_parameters
+
+from ..standalone import run_module
 
 MODELS: dict[str, RopeScaling] = {
     "Yarn-Llama-2 (1e4, 128, 4096 x 32)": RopeScaling(
@@ -70,7 +74,7 @@ def phase_errors(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> dict
     return found
 
 
-def main() -> int:
+def run(_args: argparse.Namespace) -> int:
     """Print the table as Markdown."""
     near = np.arange(0, EDGES[-1], 64)
     positions = np.unique(np.clip(np.concatenate([near, near - 1, near + 1]), 0, EDGES[-1] - 1)).astype(np.int32)
@@ -82,6 +86,12 @@ def main() -> int:
             worst = [errors[positions < edge].max() for edge in EDGES]
             out(f"| {model} | {side} | " + " | ".join(f"{w:.1e}" for w in worst) + " |\n")
     return 0
+
+
+def main() -> int:
+    """Returns 2 for bad input."""
+    what = "The error of float32 rotations in ggml and transformers, by position."
+    return run_module("evidence.phase_error", what, lambda _parser: None, run)
 
 
 if __name__ == "__main__":

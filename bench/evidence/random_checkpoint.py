@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.progress import bar
 from yarn_edge.writer import check_space
 
+from ..standalone import run_module
 from .smollm2 import VOCAB, package_gguf, write_tokenizer
 
 SHARD_BYTES = 1 << 30
@@ -141,18 +141,22 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
-def main() -> int:
-    """`python -m yarn_edge.bench.evidence.random_checkpoint FOLDER --shape NAME`."""
-    parser = argparse.ArgumentParser(description="Write a checkpoint with a real model's shape and random weights.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--shape", choices=SHAPES, default="1.1B")
-    args = parser.parse_args()
-    try:
-        write_random_checkpoint(args.folder, SHAPES[args.shape])
-    except YarnEdgeError as error:
-        sys.stderr.write(f"random_checkpoint: error: {error}\n")
-        return 2
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The folder and the shape."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--shape", choices=SHAPES, default="1.1B", help="sizes of the model (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint."""
+    write_random_checkpoint(args.folder, SHAPES[args.shape])
     return 0
+
+
+def main() -> int:
+    """Returns 2 for bad input."""
+    what = "Write a checkpoint with the shape of a real model and random weights."
+    return run_module("evidence.random_checkpoint", what, add_arguments, run)
 
 
 if __name__ == "__main__":

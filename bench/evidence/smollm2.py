@@ -22,6 +22,8 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 
+from ..standalone import run_module
+
 N_LAYER, HIDDEN, FFN, N_HEAD, N_KV_HEAD, HEAD_DIM, VOCAB, CONTEXT = 30, 576, 1536, 9, 3, 64, 49152, 8192
 ROPE_THETA = 100000.0
 Array = npt.NDArray[np.float32]
@@ -208,16 +210,19 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def main() -> int:
-    """`python -m yarn_edge.bench.evidence.smollm2 FOLDER`: the checkpoint with YaRN factor 4, to try things on."""
-    parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct with YaRN factor 4 as a checkpoint.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--family", choices=FAMILIES, default="llama")
-    parser.add_argument("--dtype", choices=("F32", "BF16"), default="F32")
-    parser.add_argument("--attention-factor", type=float, help="default: none in the config, so 0.1 ln 4 + 1")
-    parser.add_argument("--beta-fast", type=float, help="default: none in the config, so 32")
-    parser.add_argument("--beta-slow", type=float, help="default: none in the config, so 1")
-    args = parser.parse_args()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The folder, the family and the scaling."""
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="folder to write")
+    add("--family", choices=FAMILIES, default="llama", help="architecture of the checkpoint (default: %(default)s)")
+    add("--dtype", choices=("F32", "BF16"), default="F32", help="type of the weights (default: %(default)s)")
+    add("--attention-factor", type=float, metavar="A", help="default: none in the config, so 0.1 ln 4 + 1")
+    add("--beta-fast", type=float, metavar="N", help="default: none in the config, so 32")
+    add("--beta-slow", type=float, metavar="N", help="default: none in the config, so 1")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint with YaRN factor 4, to try things on."""
     scaling: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
     for key in ("attention_factor", "beta_fast", "beta_slow"):
         if getattr(args, key) is not None:
@@ -225,6 +230,12 @@ def main() -> int:
     config = {"rope_scaling": scaling, "max_position_embeddings": 4 * CONTEXT}
     write_checkpoint(args.folder, family=args.family, dtype=args.dtype, config=config)
     return 0
+
+
+def main() -> int:
+    """Returns 2 for bad input."""
+    what = "Write SmolLM2-135M-Instruct with YaRN factor 4 as a checkpoint."
+    return run_module("evidence.smollm2", what, add_arguments, run)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.flags import count, length
 from yarn_edge.progress import bar, note
+
+from ..standalone import run_module
 
 BETAS, LEARNING_RATE, WARM_UP = (0.9, 0.95), 2e-5, 20
 HELD_OUT = 0.1  # of the text
@@ -168,42 +169,46 @@ def save(model: Any, checkpoint: Path, folder: Path, record: dict[str, Any]) -> 
         raise os_error(error, folder) from error
 
 
-def main() -> int:
-    """Train and write FOLDER. Returns 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="yarn_finetune", description="Fine-tune a checkpoint with the YaRN block of its config."
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint, the text and the recipe."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT")
-    add("--text", type=Path, required=True, metavar="FILE")
-    add("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    add(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="folder of a checkpoint with a YaRN block in its config.json",
+    )
+    add("--text", type=Path, required=True, metavar="FILE", help="text to train on")
+    add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
     add("--length", type=length, default=32768, metavar="N", help="tokens of a window (default: 32k)")
-    add("--steps", type=count(1, 10**6), default=200, metavar="N")
+    add("--steps", type=count(1, 10**6), default=200, metavar="N", help="steps to train (default: 200)")
     add("--batch", type=count(1, 4096), default=1, metavar="N", help="windows of a step (default: 1)")
-    add("--learning-rate", type=float, default=LEARNING_RATE, metavar="R", help="default: 2e-5")
-    add("--seed", type=count(0, 2**31 - 1), default=0, metavar="N")
-    add("--device", choices=("cpu", "cuda"), default="cuda")
-    args = parser.parse_args()
+    add("--learning-rate", type=float, default=LEARNING_RATE, metavar="R", help="after the warm-up (default: 2e-5)")
+    add("--seed", type=count(0, 2**31 - 1), default=0, metavar="N", help="seed of the windows (default: 0)")
+    add("--device", choices=("cpu", "cuda"), default="cuda", help="where to train (default: cuda)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and write the folder."""
     recipe = TrainingRecipe(args.length, args.steps, args.batch, args.learning_rate, args.seed, args.device)
-    try:
-        if args.output.exists():
-            raise YarnEdgeError(f"{args.output}: exists already")
-        model = load_trainable(args.checkpoint, recipe.device)
-        tokens, held_out = token_tensor(args.checkpoint, args.text, recipe.length)
-        told = train(model, tokens, held_out, recipe)
-        record = {**asdict(recipe), "betas": BETAS, "warm_up": WARM_UP, "text": args.text.name, **told}
-        save(model, args.checkpoint, args.output, record)
-    except YarnEdgeError as error:
-        sys.stderr.write(f"yarn_finetune: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("yarn_finetune: interrupted\n")
-        return 130
+    if args.output.exists():
+        raise YarnEdgeError(f"{args.output}: exists already")
+    model = load_trainable(args.checkpoint, recipe.device)
+    tokens, held_out = token_tensor(args.checkpoint, args.text, recipe.length)
+    results = train(model, tokens, held_out, recipe)
+    record = {**asdict(recipe), "betas": BETAS, "warm_up": WARM_UP, "text": args.text.name, **results}
+    save(model, args.checkpoint, args.output, record)
     note(
-        f"held-out loss {told['held_out_before']:.4f} -> {told['held_out_after']:.4f} nats per token, "
-        f"{len(told['losses'])} steps in {told['seconds']:.0f} s"
+        f"held-out loss {results['held_out_before']:.4f} -> {results['held_out_after']:.4f} nats per token, "
+        f"{len(results['losses'])} steps in {results['seconds']:.0f} s"
     )
     return 0
+
+
+def main() -> int:
+    """Returns 2 for bad input, 130 for Ctrl-C."""
+    what = "Fine-tune a checkpoint with the YaRN block of its config."
+    return run_module("evidence.yarn_finetune", what, add_arguments, run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Our models as a model of lm-evaluation-harness.
+"""A model for lm-evaluation-harness: GGUFs that yarn-edge runs.
 
-May import: bench.scoring; lm_eval where it is installed.
+May import: bench.scoring, and lm_eval if it is installed.
 """

@@ -1,6 +1,6 @@
-"""The harness's words as values of ours: --model_args as a variant and numbers, gen_kwargs as a `Sampling`.
+"""Translates the harness's arguments: --model_args becomes a variant and numbers, gen_kwargs becomes a `Sampling`.
 
-What is unknown is an error: a misspelt kv_typ would otherwise be an evaluation of something else.
+Unknown names are errors: with a misspelled kv_typ something else would be evaluated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FLASH: dict[Any, FlashAttention] = {None: "auto", "auto": "auto", "on": "on", "
 
 @dataclass(frozen=True)
 class Arguments:
-    """--model_args, checked; None: whatever the model or the machine says."""
+    """--model_args, checked. None: the default of the model or the machine."""
 
     variant: Variant
     ctx: int | None
@@ -43,7 +43,7 @@ class Arguments:
 
 
 def parse_arguments(given: Mapping[str, Any]) -> Arguments:
-    """From the words of --model_args (`yarn-factor` is `yarn_factor`, as behind a variant's @). Raises YarnEdgeError."""
+    """Check --model_args (`yarn-factor` is `yarn_factor`, as after a variant's @). Raises YarnEdgeError."""
     words = {name.replace("-", "_"): value for name, value in given.items() if value is not None}
     for name in words:
         if name not in _VARIANT and name not in _OTHERS:
@@ -87,7 +87,7 @@ def _whole(words: Mapping[str, Any], name: str, low: int, high: int) -> int | No
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """How one answer is made: the choice of tokens, their number, and the texts that end it."""
+    """How one answer is generated: sampling, its maximum length, and the texts that end it."""
 
     sampling: Sampling
     max_tokens: int
@@ -95,33 +95,32 @@ class GenerationRequest:
 
 
 def parse_generation(gen_kwargs: Mapping[str, Any], max_tokens: int) -> GenerationRequest:
-    """From a task's generation_kwargs, by the harness's own rules (no do_sample and no temperature: greedy).
+    """Read a task's generation_kwargs by the harness's own rules (greedy without do_sample and temperature).
 
-    max_tokens: where they say nothing. With do_sample: temperature (default 1), top_p, top_k; its seed comes from Python's
-    `random`, which the harness seeds (--seed). Raises YarnEdgeError for every other word.
+    max_tokens: used if the task sets none. With do_sample: temperature (default 1), top_p and top_k. The seed comes from Python's
+    `random`, which the harness seeds (--seed). Raises YarnEdgeError for any other name.
     """
     words = dict(normalize_gen_kwargs(dict(gen_kwargs), max_tokens))
     until, sampled = words.pop("until"), words.pop("do_sample")
     if until is None or until == [None]:
         until = []
     if not all(isinstance(text, str) for text in until):
-        raise YarnEdgeError(f"generation_kwargs: until is {until!r}, must be texts")
+        raise YarnEdgeError(f"generation_kwargs: until is {until!r}, must be strings")
     temperature = float(words.pop("temperature", 1.0))
     top_p, top_k = float(words.pop("top_p", None) or 1.0), int(words.pop("top_k", None) or 0)
     if words.get("num_beams") == 1:
         del words["num_beams"]
-    wanted = int(words.pop("max_gen_toks"))
+    length = int(words.pop("max_gen_toks"))
     if words:
         raise YarnEdgeError(
-            f"generation_kwargs: {', '.join(words)}: not supported; known: until, max_gen_toks, do_sample, temperature, "
+            f"generation_kwargs: {', '.join(words)}: not supported; supported: until, max_gen_toks, do_sample, temperature, "
             "top_p, top_k"
         )
-    if wanted < 1:
-        raise YarnEdgeError(f"generation_kwargs: max_gen_toks is {wanted}, must be above 0")
+    if length < 1:
+        raise YarnEdgeError(f"generation_kwargs: max_gen_toks is {length}, must be above 0")
     stops = tuple(text for text in until if text)
     if not sampled:
-        return GenerationRequest(Sampling(temperature=0), wanted, stops)
+        return GenerationRequest(Sampling(temperature=0), length, stops)
     seed = random.randrange(2**31)
-    return GenerationRequest(
-        Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=0, seed=seed), wanted, stops
-    )
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=0, seed=seed)
+    return GenerationRequest(sampling, length, stops)

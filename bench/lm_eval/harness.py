@@ -1,7 +1,7 @@
-"""lm-evaluation-harness with models of ours: ARC, HellaSwag, MMLU, TruthfulQA and its other tasks on a GGUF.
+"""lm-evaluation-harness on a GGUF: ARC, HellaSwag, MMLU, TruthfulQA and its other tasks.
 
-Importing this module makes the harness know the model name `yarn_edge`; it has no other way to learn of one that is not its own.
-Run as a module it is the harness's command line, after that:
+Importing this module registers the model name `yarn_edge` with the harness, which has no plug-ins for that. Run as a module, it is
+the harness's own command line:
 
     python -m yarn_edge.bench.lm_eval.harness --model yarn_edge --model_args path=model.gguf,ctx=4096 --tasks hellaswag
 """
@@ -18,9 +18,9 @@ NEEDED = "needs lm_eval: pip install 'yarn-edge[lm-eval]'"
 
 
 def register() -> None:
-    """Make the harness know `yarn_edge`. Raises ModuleNotFoundError with the remedy where it is not installed."""
+    """Register `yarn_edge` with the harness. Raises ModuleNotFoundError with the remedy if lm_eval is not installed."""
     try:
-        import lm_eval.models  # noqa: F401  # its own names, which it reads in only while it knows none
+        import lm_eval.models  # noqa: F401  # registers its own names, which it does only while there are none
         from lm_eval.api.registry import model_registry
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "lm_eval":
@@ -31,9 +31,9 @@ def register() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The harness's command line with `argv`, unchanged. Returns 0, 2 for bad input of ours, 130 for Ctrl-C.
+    """Run the harness's command line with `argv`. Returns 0, 2 for bad input to yarn-edge, 130 for Ctrl-C.
 
-    Its own complaints are as it makes them: exit code 2 for unknown flags, tracebacks for the rest.
+    The harness reports its own errors in its own way: exit code 2 for unknown flags, a traceback for the rest.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(NEEDED, 2)
     from lm_eval.__main__ import cli_evaluate
 
-    sys.argv = ["lm-eval", *words]  # its parser looks there
+    sys.argv = ["lm-eval", *words]  # its parser reads that
     try:
         cli_evaluate()
     except YarnEdgeError as error:

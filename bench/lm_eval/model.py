@@ -1,7 +1,7 @@
-"""The harness's view of a GGUF: its three kinds of requests, tokens, and chat templates, as its own HFLM answers them.
+"""A GGUF as a model of the harness: its three kinds of requests, tokens, and chat templates, answered as its own HFLM does.
 
-What the numbers mean is decided there (lm_eval/models/huggingface.py): what is cut from an input that is too long, what the
-first token is given, which tokens of a text are special. Here the same decisions are made for llama.cpp.
+HFLM (lm_eval/models/huggingface.py) decides what the numbers mean: how an input that is too long is cut, what precedes the first
+token, which tokens of a text are special. The same decisions are made here for llama.cpp.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from ..scoring.likelihood import Rows
 from .arguments import parse_arguments, parse_generation
 from .requests import Requests, Tokens, in_order
 
-DEFAULT_CTX = 8192  # the tasks' inputs are shorter, and a long-context model's whole window may not fit into memory
-MAX_GEN_TOKS = 256  # HFLM's, where a task does not say
+DEFAULT_CTX = 8192  # inputs of the tasks are shorter, and a long-context model's full context may not fit into memory
+MAX_GEN_TOKS = 256  # HFLM's default for tasks that set none
 _HARNESS_FLAGS = ("batch_size", "max_batch_size", "device", "trust_remote_code")
-_TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # transformers' way (utils/chat_template_utils.py) to find where a message ends
-# Beneath the harness's own logger, so that its handler and its --verbosity are ours, too.
+_TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # how transformers (utils/chat_template_utils.py) finds the end of a message
+# A child of the harness's own logger, so that its handler and its --verbosity apply.
 _log = logging.getLogger("lm_eval.models.yarn_edge")
 
 
 class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
-    """A GGUF in the harness; the keyword arguments are its --model_args. `close` frees the model; so does forgetting it.
+    """A GGUF in the harness; the keyword arguments are its --model_args. `close`, or dropping the object, frees the model.
 
     path: a file, or a variant of it (`model.gguf@kv=q4_0`); kv_type, backend and yarn_… are the same as separate arguments.
-    ctx: tokens of an input (default: what the model was trained on, at most 8192); batch: tokens of one call of llama.cpp
-    (default: 512); threads. flash_attention: auto, on or off. add_bos_token: instead of what the file says.
-    prefix_token_id: what a text's first token is given (default: BOS, else EOS). batch_size, max_batch_size, device and
-    trust_remote_code come from the harness's own flags and have no effect: requests run one at a time, where `backend`
-    says. Raises YarnEdgeError, for unknown arguments too.
+    ctx: maximum input in tokens (default: the context that the model was trained on, at most 8192); batch: tokens per call of
+    llama.cpp (default: 512); threads. flash_attention: auto, on or off. add_bos_token: overrides the file.
+    prefix_token_id: the token that precedes a text (default: BOS, else EOS). batch_size, max_batch_size, device and
+    trust_remote_code come from the harness's own flags and have no effect: requests run one at a time, on `backend`.
+    Raises YarnEdgeError, also for unknown arguments.
     """
 
     def __init__(self, path: str | None = None, **arguments: Any) -> None:
         super().__init__()
         flags = {name: arguments.pop(name, None) for name in _HARNESS_FLAGS}
-        # "cuda:0" is what the harness's command line says where nobody gave a --device.
+        # "cuda:0" is the default of the harness's --device.
         if str(flags["batch_size"]) not in ("None", "1") or flags["device"] not in (None, "cpu", "cuda:0"):
-            _log.warning("requests run one at a time, where backend= says: --batch_size and --device have no effect")
+            _log.warning("requests run one at a time, on backend=: --batch_size and --device have no effect")
         wanted = parse_arguments({"path": path, **arguments})
         self.variant = wanted.variant
         with ExitStack() as stack:
@@ -73,15 +73,17 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
             self._prefix = next(t for t in (wanted.prefix_token_id, bos, self._model.eos) if t is not None)
             self._add_bos = self._model.add_bos if wanted.add_bos_token is None else wanted.add_bos_token
             if self._add_bos and bos is None:
-                raise YarnEdgeError(f"{self._model.path}: has no BOS token, add_bos_token=True is not possible")
+                raise YarnEdgeError(f"{self._model.path}: has no BOS token, so add_bos_token=True is not possible")
             if not 0 <= self._prefix < self._model.n_vocab:
-                raise YarnEdgeError(f"{self._model.path}: there is no token {self._prefix}: give a prefix_token_id")
+                raise YarnEdgeError(
+                    f"{self._model.path}: there is no token {self._prefix}: give another prefix_token_id"
+                )
             self._template: ChatTemplate | None = None
             self._held = stack.pop_all()
         self._finalizer = weakref.finalize(self, self._held.close)
 
     def close(self) -> None:
-        """Free the model. Requests are not possible after that."""
+        """Free the model. It answers no requests after that."""
         self._finalizer()
 
     @property
@@ -91,26 +93,26 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What the first token of a text is given: BOS, in models without one EOS."""
+        """The token that precedes a text: BOS, or EOS in models without BOS."""
         return self._prefix
 
     @property
     def max_length(self) -> int:
-        """Tokens of an input."""
+        """Maximum length of an input in tokens."""
         return self._max_length
 
     @property
     def max_gen_toks(self) -> int:
-        """Tokens of an answer where the task does not say."""
+        """Maximum length of an answer in tokens, for tasks that set none."""
         return MAX_GEN_TOKS
 
     @property
     def tokenizer_name(self) -> str:
-        """The file, for the names of the harness's caches of requests."""
+        """The file: a part of the names of the harness's request caches."""
         return str(self._model.path.resolve()).replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What ran, for the results' "config"."""
+        """What was run, for "config" in the results."""
         context = self.requests.context
         return {
             "model_path": str(self._model.path),
@@ -124,8 +126,9 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
         }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_unused: Any) -> list[int]:
-        """Token ids; markup in the text is markup, as in transformers. A BOS unless add_special_tokens is False, if the model
-        wants one, never two; never an EOS.
+        """Token ids. Names of special tokens in the text become those tokens, as in transformers.
+
+        One BOS at the beginning if the model uses it, unless add_special_tokens is False; never an EOS.
         """
         tokens = self._model.tokenize(string, add_special=False, parse_special=True)
         if self._add_bos and add_special_tokens is not False and tokens[:1] != [self._model.bos]:
@@ -138,34 +141,29 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         **_unused: Any,
     ) -> list[tuple[float, bool]]:
-        room = self._max_length + 1  # the last token is only predicted
+        room = self._max_length + 1  # the last token is predicted, not read
         inputs: list[Tokens] = []
         for _, context, continuation in requests:
             if not context or not 0 < len(continuation) <= self._max_length:
                 raise YarnEdgeError(
-                    f"a request with a context of {len(context)} and a continuation of {len(continuation)} tokens: both must "
-                    f"have some, and the continuation must fit into ctx={self._max_length}"
+                    f"a request with a context of {len(context)} and a continuation of {len(continuation)} tokens: neither may be "
+                    f"empty, and the continuation must fit into ctx={self._max_length}"
                 )
             inputs.append(np.array((context + continuation)[-room:], np.int32))
         longer = [len(c) + len(k) for _, c, k in requests if len(c) + len(k) > room]
         if longer:
-            _log.warning(
-                "%d of %d inputs are longer than ctx=%d tokens (the longest has %d) and lose their beginning",
-                len(longer),
-                len(requests),
-                self._max_length,
-                max(longer) - 1,
-            )
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+            text = "%d of %d inputs are longer than ctx=%d tokens (the longest has %d): their beginning is cut off"
+            _log.warning(text, len(longer), len(requests), self._max_length, max(longer) - 1)
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for i in self._progress(in_order(inputs), "Running loglikelihood requests", disable_tqdm):
             words, _, continuation = requests[i]
-            found[i] = self.requests.score(inputs[i], len(continuation))
-            if words is not None:  # else a window of loglikelihood_rolling, which has its own entry
-                self.cache_hook.add_partial("loglikelihood", words, found[i])
-        return found
+            scores[i] = self.requests.score(inputs[i], len(continuation))
+            if words is not None:  # else it is a window of loglikelihood_rolling, which has an entry of its own
+                self.cache_hook.add_partial("loglikelihood", words, scores[i])
+        return scores
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each text in nats, in windows of `max_length` tokens as HFLM cuts them."""
+        """Log-probability of each text in nats, in windows of `max_length` tokens that are cut as in HFLM."""
         windows: list[tuple[None, list[int], list[int]]] = []
         ends: list[int] = []
         for (text,) in (request.args for request in requests):
@@ -175,11 +173,11 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
             windows += [(None, *make_disjoint_window(window)) for window in cut]
             ends.append(len(windows))
         scores = self._loglikelihood_tokens(windows, disable_tqdm)
-        found = []
+        sums = []
         for request, start, end in zip(requests, [0, *ends], ends, strict=False):
-            found.append(float(sum(log_prob for log_prob, _ in scores[start:end])))
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
-        return found
+            sums.append(float(sum(log_prob for log_prob, _ in scores[start:end])))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, sums[-1])
+        return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each prompt, up to the first text of `until`, the model's own end, or max_gen_toks."""
@@ -190,24 +188,22 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
             room = self._max_length - generation.max_tokens
             if room < 1:
                 raise YarnEdgeError(
-                    f"an answer of max_gen_toks={generation.max_tokens} tokens leaves no room for the prompt: give a ctx "
+                    f"an answer of max_gen_toks={generation.max_tokens} tokens leaves no room for the prompt: use a ctx "
                     f"above {self._max_length}, or a smaller max_gen_toks"
                 )
             longer += len(tokens) > room
             inputs.append(np.array(tokens[-room:], np.int32))
         if longer:
-            _log.warning(
-                "%d of %d prompts and their answers are longer than ctx=%d tokens: the prompts lose their beginning",
-                longer,
-                len(requests),
-                self._max_length,
+            text = (
+                "%d of %d prompts with their answers are longer than ctx=%d tokens: the prompts' beginning is cut off"
             )
-        found = [""] * len(requests)
+            _log.warning(text, longer, len(requests), self._max_length)
+        answers = [""] * len(requests)
         for i in self._progress(in_order(inputs), "Running generate_until requests", disable_tqdm):
             how = wanted[i]
-            found[i] = self.requests.generate(inputs[i], how.sampling, how.max_tokens, how.stops)
-            self.cache_hook.add_partial("generate_until", requests[i].args, found[i])
-        return found
+            answers[i] = self.requests.generate(inputs[i], how.sampling, how.max_tokens, how.stops)
+            self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+        return answers
 
     def _progress(self, order: Sequence[int], label: str, disabled: bool) -> Iterator[int]:
         given, evaluated = self.requests.n_given, self.requests.n_evaluated
@@ -216,18 +212,19 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
         _log.info("%s: %d tokens evaluated for inputs of %d", label, evaluated, given)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The file's template, for the results and the caches. Raises YarnEdgeError where there is none, or for a name."""
+        """The file's template, for the results and the caches. Raises YarnEdgeError if there is none, or for another name."""
         if not chat_template:
             return None
         if isinstance(chat_template, str) and chat_template != "default":
             raise YarnEdgeError(f"--apply_chat_template {chat_template}: only the file's default template is known")
         if self._model.chat_template is None:
-            raise YarnEdgeError(f"{self._model.path}: has no tokenizer.chat_template: do without --apply_chat_template")
+            raise YarnEdgeError(f"{self._model.path}: has no tokenizer.chat_template: leave out --apply_chat_template")
         return self._model.chat_template
 
     def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The messages as text, ready for an answer, or with the last one left open. Without the system's where the template
-        knows none, as HFLM does it.
+        """The messages as text, up to the answer, or with the last message left open.
+
+        The system message is left out if the template does not support it, as in HFLM.
         """
         try:
             return self._render(chat_history, add_generation_prompt)
@@ -235,7 +232,7 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
             others = [message for message in chat_history if message["role"] != "system"]
             if len(others) == len(chat_history):
                 raise
-            warning_once(_log, f"the chat template fails ({error}): the system message is left out")
+            warning_once(_log, f"the chat template failed ({error}): the system message is left out")
             return self._render(others, add_generation_prompt)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -248,11 +245,11 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
         text = self._template.render([*messages[:-1], last], add_generation_prompt=False)
         end = text.rfind(_TAG.rstrip())
         if end < 0:
-            raise YarnEdgeError(f"{self._template.origin}: leaves out the beginning of the answer (gen_prefix)")
+            raise YarnEdgeError(f"{self._template.origin}: drops the beginning of the answer (gen_prefix)")
         return text[:end] if text.startswith(_TAG, end) else text[:end].rstrip()
 
 
 def _bos(model: Model) -> int | None:
-    # llama.cpp makes one up (token 11) for tokenizers of GPT-2's kind that have none, such as Qwen's.
+    # llama.cpp invents one (token 11) for GPT-2-style tokenizers that have none, such as Qwen's.
     meta = model.gguf.metadata
     return model.bos if "tokenizer.ggml.bos_token_id" in meta or meta.get("tokenizer.ggml.model") == "llama" else None

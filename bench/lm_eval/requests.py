@@ -1,7 +1,7 @@
-"""Scoring and generating one request after another, each with what the KV cache still holds of the one before.
+"""Scores and generates one request after another. Each reuses what the KV cache still holds of the one before.
 
-In the order of `in_order` requests with a common prompt follow each other: of four answers to one question only the answers are
-evaluated, and of the questions behind one few-shot prompt only the questions.
+`in_order` sorts requests with a common prompt next to each other: of four answers to one question only the answers are evaluated, and
+of questions after the same few-shot prompt only the questions.
 """
 
 from __future__ import annotations
@@ -21,47 +21,46 @@ from ..scoring.likelihood import Float32, Rows
 
 Tokens = npt.NDArray[np.int32]
 
-# Rows of logits that are kept of the last request. Answers to one question differ in their first tokens: these rows need no
-# second evaluation, and answers of one token, as in MMLU, none at all.
+# Rows of logits that are kept of the last request. Answers to one question differ in their first tokens, whose rows need not be
+# evaluated again; answers of one token, as in MMLU, need no evaluation at all.
 KEPT_ROWS = 16
 
 
 def in_order(sequences: Sequence[Tokens]) -> list[int]:
-    """The indices of `sequences` such that those with a common beginning follow each other, the shorter one first."""
+    """The indices of `sequences`, sorted so that common beginnings are next to each other, the shorter sequence first."""
     return sorted(range(len(sequences)), key=lambda i: sequences[i].tobytes())
 
 
 def common_prefix(one: Tokens, other: Tokens) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens that both begin with."""
     n = min(len(one), len(other))
     different = np.flatnonzero(one[:n] != other[:n])
     return int(different[0]) if len(different) else n
 
 
 class Requests:
-    """A context that is this object's alone. `n_given`: tokens that were asked for, `n_evaluated`: those it took."""
+    """Answers requests in a context that nothing else uses. n_given: tokens of all inputs; n_evaluated: those that were evaluated."""
 
     def __init__(self, context: Context, rows: Rows) -> None:
         self.context, self._rows = context, rows
         self.n_given = self.n_evaluated = 0
-        self._held: Tokens = np.empty(0, np.int32)  # tokens whose keys and values are surely in the cache
-        self._kept: list[Float32] = []  # logits behind the held tokens at _kept_from, _kept_from + 1, …
+        self._held: Tokens = np.empty(0, np.int32)  # tokens whose keys and values are certainly in the cache
+        self._kept: list[Float32] = []  # logits after the held tokens at _kept_from, _kept_from + 1, …
         self._kept_from = 0
         meta = context.model.gguf.metadata
         spm = meta.get("tokenizer.ggml.model") == "llama"
         self._space_in_front = spm and bool(meta.get("tokenizer.ggml.add_space_prefix", True))
 
     def score(self, tokens: Tokens, n_scored: int) -> tuple[float, bool]:
-        """The last `n_scored` tokens, each given all before it: sum of log-probabilities in nats, and whether each is the
-        most probable one.
+        """Score the last `n_scored` tokens, each given all before it: (sum of log-probabilities in nats, all are the most probable).
 
-        All but the last token must fit into the context. Raises YarnEdgeError where the logits are not numbers.
+        All but the last token must fit into the context. Raises YarnEdgeError if the logits are not numbers.
         """
         inputs, first = tokens[:-1], len(tokens) - 1 - n_scored
         common = common_prefix(self._held, inputs)
         known = self._known(first, common)
         at = first + len(known) if known else min(first, common)
-        found = [self._judge(np.stack(known), tokens[first + 1 : at + 1])] if known else []
+        judged = [self._judge(np.stack(known), tokens[first + 1 : at + 1])] if known else []
         self.n_given += len(inputs)
         if at < len(inputs):
             self._cut(at)
@@ -75,12 +74,12 @@ class Requests:
                 self._held = inputs[:end]
                 if n_rows:
                     logits = self.context.logits_in_place()
-                    found.append(self._judge(logits, tokens[end - n_rows + 1 : end + 1]))
+                    judged.append(self._judge(logits, tokens[end - n_rows + 1 : end + 1]))
                     self._kept += list(logits[: max(0, KEPT_ROWS - len(self._kept))].copy())
-        return sum(log_prob for log_prob, _ in found), all(greedy for _, greedy in found)
+        return sum(log_prob for log_prob, _ in judged), all(greedy for _, greedy in judged)
 
     def _known(self, first: int, common: int) -> list[Float32]:
-        """Rows of logits from position `first` on that the request before left, as far as both are the same."""
+        """Rows of logits from position `first` on that the previous request left, as far as both requests are the same."""
         if first < self._kept_from:
             return []
         return self._kept[first - self._kept_from : max(0, common - self._kept_from)]
@@ -93,10 +92,10 @@ class Requests:
         return float(log_probs.sum()), bool((logits.argmax(axis=1) == targets).all())
 
     def generate(self, prompt: Tokens, sampling: Sampling, max_tokens: int, stops: Sequence[str]) -> str:
-        """The text that follows `prompt`, up to the first of `stops`, the model's own end, or `max_tokens`.
+        """Continue `prompt` up to the first of `stops`, the model's own end, or `max_tokens`.
 
-        Prompt and answer must fit into the context together. A character that max_tokens cuts is left out. Where the
-        tokenizer puts a space in front of every text, the one in front of the answer is left out, as in transformers' decode.
+        Prompt and answer must fit into the context together. A character that max_tokens cuts is left out. If the tokenizer adds a
+        space before every text, the one before the answer is removed, as in transformers' decode.
         """
         model = self.context.model
         at = min(common_prefix(self._held, prompt), len(prompt) - 1)
@@ -139,7 +138,7 @@ class Requests:
         self.n_evaluated += len(part)
 
     def _cut(self, n_tokens: int) -> None:
-        """Hold the first `n_tokens` alone, and the logits behind them."""
+        """Keep only the first `n_tokens` and their logits."""
         self.context.keep(n_tokens)
         self._held = self._held[:n_tokens]
         del self._kept[max(0, n_tokens - self._kept_from) :]

@@ -2,20 +2,18 @@
 
     python -m yarn_edge.bench.peers.chat MODEL.gguf --text FILE [--tokens 12000] [--peer DIR]
 
-The second question is asked in the same conversation; "restarted" is a whole process of `yarn-edge chat --cache`, from its start to
-the first byte of its answer, with an empty folder and with the one that it left. Generation stands next to llama-bench (in --peer DIR)
-at the same depth: with its defaults, and without flash attention, as `chat` runs. Drafts: parts of the document are copied, with and
-without them, from a prompt that holds the part and a first copy of it.
+The second question is asked in the same conversation. "Restarted" is a whole process of `yarn-edge chat --cache`, from its start to
+the first byte of its answer, with an empty folder and with the one that it left. Generation is compared with llama-bench (in --peer
+DIR) at the same depth: with its defaults, and without flash attention, as `chat` runs. Drafts: parts of the document are copied, with
+drafts and without, from a prompt that holds the part and a first copy of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import closing
@@ -30,15 +28,16 @@ from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.prompt_lookup import Lookup
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import MAX_THREADS, count, length
+from yarn_edge.flags import count, length
 from yarn_edge.memory.placement import Wanted
 from yarn_edge.progress import note
-from yarn_edge.report.environment import environment, machine_state
-from yarn_edge.runtime.llama_api import physical_threads
+from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.model import Model
 
 from ..speed.rows import Configuration
-from .llama_bench import executable, speeds
+from .llama_bench import executable, llama_bench_speeds
+from .race import Race, Results
+from .turns import YARN_EDGE, command_line, markdown
 
 GREEDY = Sampling(temperature=0)
 QUESTIONS = ("Who are the people in this text?", "What happens at the end of it?")
@@ -48,18 +47,18 @@ LOOKUPS: tuple[Lookup, ...] = ("off", "auto", "on")
 
 
 def document_of(model: Path, text: Path, n_tokens: int) -> str:
-    """The first `n_tokens` tokens of the text. Raises YarnEdgeError where it has fewer."""
+    """The first `n_tokens` tokens of the text. Raises YarnEdgeError if it has fewer."""
     with Model(model, vocab_only=True) as vocabulary:
         read = text.read_text(encoding="utf-8", errors="replace")[: 16 * n_tokens]
         tokens = vocabulary.tokenize(read, add_special=False, parse_special=False)
         if len(tokens) < n_tokens:
-            raise YarnEdgeError(f"{text}: has {len(tokens)} tokens of {n_tokens}")
+            raise YarnEdgeError(f"{text}: has only {len(tokens)} of the {n_tokens} tokens of --tokens")
         return b"".join(map(vocabulary.token_bytes, tokens[:n_tokens])).decode(errors="ignore")
 
 
-def conversation(args: argparse.Namespace, document: str, ctx: int) -> dict[str, AnswerStats]:
-    """Two questions in one process, without drafts."""
-    found: dict[str, AnswerStats] = {}
+def two_questions(args: argparse.Namespace, document: str, ctx: int) -> list[AnswerStats]:
+    """Both questions in one process, without drafts."""
+    found: list[AnswerStats] = []
     wanted = Wanted("cpu", ctx, "f16", threads=args.threads)
     with (
         opened(args.model, wanted, EngineSettings(lookup="off")) as generation,
@@ -67,43 +66,20 @@ def conversation(args: argparse.Namespace, document: str, ctx: int) -> dict[str,
     ):
         session = Session(generation, template, GREEDY)
         session.conversation.waiting = (Document("document", document),)
-        for name, question in zip(("first", "second"), QUESTIONS, strict=True):
+        for question in QUESTIONS:
             for _piece in session.stream(question, args.gen_tokens):
                 pass
             assert session.stats is not None
-            found[name] = session.stats
+            found.append(session.stats)
     return found
 
 
 def first_byte(args: argparse.Namespace, document: Path, ctx: int, cache: Path) -> float:
     """Seconds from the start of a process to the first byte of its answer."""
-    command = [
-        sys.executable,
-        "-m",
-        "yarn_edge",
-        "chat",
-        str(args.model),
-        "--file",
-        str(document),
-        "-p",
-        QUESTIONS[0],
-        "--cache",
-        str(cache),
-        "--ctx",
-        str(ctx),
-        "--kv-type",
-        "f16",
-        "--backend",
-        "cpu",
-        "--temperature",
-        "0",
-        "--max-tokens",
-        "4",
-        "--quiet",
-        "--threads",
-        str(args.threads),
-    ]
+    asked = {"file": document, "p": QUESTIONS[0], "temperature": 0, "max_tokens": 4, "quiet": True}
+    where = {"cache": cache, "ctx": ctx, "kv_type": "f16", "backend": "cpu", "threads": args.threads}
     began = time.perf_counter()
+    command = command_line(YARN_EDGE, "chat", args.model, **asked, **where)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
     assert process.stdout is not None
     seen = os.read(process.stdout.fileno(), 1)
@@ -111,127 +87,118 @@ def first_byte(args: argparse.Namespace, document: Path, ctx: int, cache: Path) 
     process.stdout.read()
     process.stdout.close()
     if process.wait() or not seen:
-        raise YarnEdgeError(f"chat ended with {process.returncode} and said {'nothing' if not seen else 'something'}")
+        raise YarnEdgeError(f"chat ended with {process.returncode}" + ("" if seen else ", without an answer"))
     return took
+
+
+def restarted(args: argparse.Namespace, document: str, ctx: int) -> dict[str, Any]:
+    """A process with an empty cache on the disk, and one after it."""
+    with tempfile.TemporaryDirectory(prefix="yarn-edge-") as folder:
+        path, cache = Path(folder, "document.txt"), Path(folder, "states")
+        path.write_text(document, encoding="utf-8")
+        cold, warm = (first_byte(args, path, ctx, cache) for _ in range(2))
+        size = sum(file.stat().st_size for file in cache.iterdir())
+    return {"cold_start_s": cold, "restarted_s": warm, "restarted_ratio": warm / cold, "cache_bytes": size}
 
 
 def copying(args: argparse.Namespace, document: str) -> dict[str, Any]:
     """A text and a copy of it are continued as a second copy, without drafts and with them; for several places of the document."""
     places = []
-    wanted = Wanted("cpu", args.copy_ctx, "f16", threads=args.threads)
     for number in range(PLACES):
         start = number * (len(document) - args.copy_chars) // PLACES
         part = document[start : start + args.copy_chars]
         prompt = "\n\nThe same text, word for word:\n\n".join((part, part, part[: len(part) // 8]))
-        found: dict[str, Any] = {}
-        for lookup in LOOKUPS:
-            with opened(args.model, wanted, EngineSettings(lookup=lookup)) as one:
-                tokens = one.context.model.tokenize(prompt, add_special=False, parse_special=False)
-                text = "".join(one.generate(tokens, GREEDY, args.copy_tokens))
-                if one.stats is None or one.stats.tok_per_s is None:
-                    raise YarnEdgeError(f"the model ended the copy of {args.text} at once")
-                found[lookup] = {"tok_per_s": one.stats.tok_per_s, "text": text}
-                found[lookup] |= {"drafted": one.stats.draft_tokens, "accepted": one.stats.draft_accepted}
-        texts = {found[lookup].pop("text") for lookup in LOOKUPS}
-        places.append(found | {"same": len(texts) == 1, "ratio": found["on"]["tok_per_s"] / found["off"]["tok_per_s"]})
+        copies: dict[str, dict[str, Any]] = {lookup: _copied(args, prompt, lookup) for lookup in LOOKUPS}
+        same = len({copy.pop("text") for copy in copies.values()}) == 1
+        places.append({**copies, "same": same, "ratio": copies["on"]["tok_per_s"] / copies["off"]["tok_per_s"]})
     ratios = [place["ratio"] for place in places]
     return {"places": places, "same": all(place["same"] for place in places), "ratio": statistics.median(ratios)}
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All of it, as the JSON object."""
+def _copied(args: argparse.Namespace, prompt: str, lookup: Lookup) -> dict[str, Any]:
+    wanted = Wanted("cpu", args.copy_ctx, "f16", threads=args.threads)
+    with opened(args.model, wanted, EngineSettings(lookup=lookup)) as one:
+        tokens = one.context.model.tokenize(prompt, add_special=False, parse_special=False)
+        text = "".join(one.generate(tokens, GREEDY, args.copy_tokens))
+        if one.stats is None or one.stats.tok_per_s is None:
+            raise YarnEdgeError(f"the model ended the copy of {args.text} at once")
+        counts = {"drafted": one.stats.draft_tokens, "accepted": one.stats.draft_accepted}
+        return {"tok_per_s": one.stats.tok_per_s, "text": text, **counts}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this race."""
+    add, some = parser.add_argument, count(2, 10**6)
+    add("model", type=Path, metavar="MODEL.gguf")
+    add("--text", type=Path, required=True, metavar="FILE", help="text that the document is cut from")
+    add("--tokens", type=length, default=12000, metavar="N", help="tokens of the document (default: 12000)")
+    add("--gen-tokens", type=some, default=64, metavar="N", help="tokens of an answer (default: 64)")
+    add(
+        "--copy-chars",
+        type=count(100, 10**7),
+        default=1500,
+        metavar="N",
+        help="length of a copied text (default: 1500)",
+    )
+    add("--copy-tokens", type=some, default=200, metavar="N", help="tokens of a copy (default: 200)")
+    add("--copy-ctx", type=length, default=4096, metavar="N", help="context for copying, in tokens (default: 4096)")
+    add("--copy-only", action="store_true", help="measure only the copies")
+    add("--peer", type=Path, metavar="DIR", help="folder with llama-bench")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """All of it, in the order of the docstring above."""
     document = document_of(args.model, args.text, args.tokens)
+    about = {"model": args.model.name, "tokens": args.tokens}
     if args.copy_only:
-        return {"tokens": args.tokens, "copying": copying(args, document)}
+        results |= {**about, "copying": copying(args, document)}
+        return
     program = None if args.peer is None else executable(args.peer)
     ctx = args.tokens + ROOM + 2 * args.gen_tokens
     note(f"two questions about {args.tokens} tokens")
-    asked = conversation(args, document, ctx)
-    first, second = asked["first"], asked["second"]
+    first, second = two_questions(args, document, ctx)
     assert first.ttft_s is not None
     assert second.ttft_s is not None
-    found: dict[str, Any] = {
-        "tokens": args.tokens,
-        "first_ttft_s": first.ttft_s,
-        "second_ttft_s": second.ttft_s,
-        "second_ratio": second.ttft_s / first.ttft_s,
-        "second_evaluated": second.prompt_tokens_evaluated,
-        "tok_per_s": first.tok_per_s,
-        "depth": first.context_used - first.generated_tokens,
-    }
-    with tempfile.TemporaryDirectory(prefix="yarn-edge-") as folder:
-        path, cache = Path(folder, "document.txt"), Path(folder, "states")
-        path.write_text(document, encoding="utf-8")
-        note("a process with an empty cache on the disk, and one after it")
-        cold, warm = (first_byte(args, path, ctx, cache) for _ in range(2))
-        size = sum(file.stat().st_size for file in cache.iterdir())
-    found |= {"cold_start_s": cold, "restarted_s": warm, "restarted_ratio": warm / cold, "cache_bytes": size}
+    depth = first.context_used - first.generated_tokens
+    results |= {**about, "first_ttft_s": first.ttft_s, "second_ttft_s": second.ttft_s}
+    results |= {"second_ratio": second.ttft_s / first.ttft_s, "second_evaluated": second.prompt_tokens_evaluated}
+    results |= {"tok_per_s": first.tok_per_s, "depth": depth}
+    note("a process with an empty cache on the disk, and one after it")
+    results |= restarted(args, document, ctx)
     note("copying")
-    found["copying"] = copying(args, document)
-    if program is not None:
-        found["peer"] = {}
-        for flash in ("auto", "off"):
-            note(f"llama-bench, flash attention {flash}")
-            c = Configuration(
-                str(args.model), "cpu", "f16", flash, 512, 512, args.threads, int(found["depth"]), 0, args.gen_tokens, 1
-            )
-            speed = speeds(program, c)["tg"]
-            found["peer"][flash] = {"tok_per_s": speed, "ratio": found["tok_per_s"] / speed}
-    return found
+    results["copying"] = copying(args, document)
+    if program is None:
+        return
+    results["peer"] = {}
+    flashes: tuple[FlashAttention, ...] = ("auto", "off")
+    for flash in flashes:
+        note(f"llama-bench, flash attention {flash}")
+        sizes = (512, 512, args.threads, depth, 0, args.gen_tokens, 1)
+        speed = llama_bench_speeds(program, Configuration(str(args.model), "cpu", "f16", flash, *sizes))["tg"]
+        results["peer"][flash] = {"tok_per_s": speed, "ratio": results["tok_per_s"] / speed}
 
 
-def table(found: dict[str, Any]) -> str:
-    """Markdown."""
-    rows: list[tuple[str, str, str]] = []
-    if "first_ttft_s" in found:
-        rows += [
-            ("first question, to the first token", f"{found['first_ttft_s']:.2f} s", ""),
-            ("second question", f"{found['second_ttft_s']:.2f} s", f"1/{1 / found['second_ratio']:.0f}"),
-            ("a new process, empty cache on the disk", f"{found['cold_start_s']:.2f} s", ""),
-            ("a new process after it", f"{found['restarted_s']:.2f} s", f"1/{1 / found['restarted_ratio']:.0f}"),
-            (f"generation at a depth of {found['depth']}", f"{found['tok_per_s']:.1f} tok/s", ""),
-        ]
-    for flash, peer in found.get("peer", {}).items():
-        told = f"ours {peer['ratio']:.2f} of it"
-        rows.append((f"llama-bench, flash attention {flash}", f"{peer['tok_per_s']:.1f} tok/s", told))
-    for place in found["copying"]["places"]:
-        what = f"copying, {place['on']['accepted']} of {place['on']['drafted']} drafted tokens taken"
+def _tables(results: Results) -> str:
+    rows: list[tuple[object, ...]] = []
+    if "first_ttft_s" in results:
+        rows.append(("first question, to the first token", f"{results['first_ttft_s']:.2f} s", ""))
+        rows.append(("second question", f"{results['second_ttft_s']:.2f} s", f"1/{1 / results['second_ratio']:.0f}"))
+        rows.append((f"generation at a depth of {results['depth']}", f"{results['tok_per_s']:.1f} tok/s", ""))
+    if "restarted_s" in results:
+        times = f"{results['restarted_s']:.2f} s", f"1/{1 / results['restarted_ratio']:.0f}"
+        rows.append(("a new process, empty cache on the disk", f"{results['cold_start_s']:.2f} s", ""))
+        rows.append(("a new process after it", *times))
+    for flash, peer in results.get("peer", {}).items():
+        share = f"ours is {peer['ratio']:.2f} of it"
+        rows.append((f"llama-bench, flash attention {flash}", f"{peer['tok_per_s']:.1f} tok/s", share))
+    for place in results.get("copying", {}).get("places", []):
+        what = f"copying, {place['on']['accepted']} of {place['on']['drafted']} drafted tokens accepted"
         speeds = ", ".join(f"{lookup} {place[lookup]['tok_per_s']:.1f} tok/s" for lookup in LOOKUPS)
-        rows.append((what, speeds, f"{place['ratio']:.2f}, the answer is {'the same' if place['same'] else 'another'}"))
-    return "\n".join(["| | | |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]) + "\n"
+        rows.append((what, speeds, f"{place['ratio']:.2f}, {'the same answer' if place['same'] else 'another answer'}"))
+    return markdown(["", "", ""], rows)
 
 
-def main() -> int:
-    """Print the table, or JSON. Returns 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="chat_speed", description="What a long document costs in chat.")
-    add = parser.add_argument
-    add("model", type=Path, metavar="MODEL.gguf")
-    add("--text", type=Path, required=True, metavar="FILE")
-    add("--tokens", type=length, default=12000, metavar="N", help="of the document (default: 12000)")
-    add("--gen-tokens", type=count(2, 10**6), default=64, metavar="N", help="of an answer (default: 64)")
-    add("--copy-chars", type=count(100, 10**7), default=1500, metavar="N", help="of a copied text (default: 1500)")
-    add("--copy-tokens", type=count(2, 10**6), default=200, metavar="N", help="of a copy (default: 200)")
-    add("--copy-ctx", type=length, default=4096, metavar="N")
-    add("--copy-only", action="store_true", help="only the copies")
-    add("--threads", type=count(1, MAX_THREADS), default=physical_threads(), metavar="N")
-    add("--peer", type=Path, metavar="DIR", help="where llama-bench is")
-    add("--json", action="store_true", help="one JSON object on stdout")
-    args = parser.parse_args()
-    try:
-        state = machine_state()
-        if state["busy"]:
-            note(state["busy"])
-        found = measure(args)
-    except (YarnEdgeError, OSError) as error:
-        sys.stderr.write(f"chat_speed: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("chat_speed: interrupted\n")
-        return 130
-    whole = {"env": environment([args.model]) | state, "model": args.model.name, **found}
-    sys.stdout.write(json.dumps(whole) + "\n" if args.json else table(found))
-    return 0
-
+RACE = Race("chat", "What a long document costs in chat.", add_arguments, run, _tables)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(RACE.main())

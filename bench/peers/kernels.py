@@ -1,16 +1,14 @@
 """The fast kernels next to ggml's: weights per second of one core, the error of what they make, how many blocks are the same.
 
-`python -m yarn_edge.bench.peers.kernels MODEL.gguf` takes both kernels in turns on weights of a 16 or 32-bit model, for each
-type without importance and with it (random, of each column), and then the model's matrices as a whole, as rows of 256. The
-error is the sum of importance times the square of what quantizing changed.
+`python -m yarn_edge.bench.peers.kernels MODEL.gguf` runs both kernels in turns on weights of a 16- or 32-bit model, for each
+type without importance and with it (random, one value per column), and then on the model's matrices as a whole, as rows of 256.
+The error is the sum of importance times the square of what quantizing changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +25,12 @@ from yarn_edge.convert.kernels.layout import LAYOUTS, WEIGHTS
 from yarn_edge.convert.one_pass import SourceTensor
 from yarn_edge.convert.quantize import gguf_source
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_threads_flag
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.progress import bar
-from yarn_edge.report.environment import environment, machine_state
 from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, type_named
-from yarn_edge.runtime.llama_api import physical_threads
+
+from .race import Race, Results
+from .turns import in_turns, markdown
 
 SAMPLE_ROWS, SAMPLE_WIDTH = 128, 2048
 LIMIT = 1 + 1e-4  # ours / ggml's error, of any tensor
@@ -51,13 +49,13 @@ class KernelCase:
         return np.random.default_rng(0).random(width, np.float32) + np.float32(0.01) if self.important else None
 
     @property
-    def told(self) -> str:
-        """How tables call it."""
+    def name(self) -> str:
+        """Its name in tables."""
         return self.kind.name + (", importance" if self.important else "")
 
 
 def matrices(model: Path) -> Iterator[tuple[str, Floats]]:
-    """(name, weights as rows of 256) of every matrix; what is left over of the last row is dropped."""
+    """(name, weights as rows of 256) of every matrix; the rest that does not fill a row is dropped."""
     for tensor in gguf_source(read_gguf(model)).tensors:
         if len(tensor.ne) > 1:
             values = _values(tensor).reshape(-1)
@@ -77,24 +75,26 @@ def _made(kernels: Kernels, case: KernelCase, rows: Floats) -> npt.NDArray[np.ui
     return made
 
 
-def speeds(cases: Sequence[KernelCase], sample: Floats, sides: dict[str, Kernels], repeat: int) -> list[dict[str, Any]]:
-    """Million weights per second of one core: the median of `repeat`, in turns, after a warm-up; ours / ggml's."""
+def _seconds(kernels: Kernels, case: KernelCase, rows: Floats) -> float:
+    start = time.perf_counter()
+    _made(kernels, case, rows)
+    return time.perf_counter() - start
+
+
+def kernel_rates(
+    cases: Sequence[KernelCase], sample: Floats, sides: dict[str, Kernels], repeat: int
+) -> list[dict[str, Any]]:
+    """Million weights per second of one core: the median of `repeat` turns after a warm-up; ours / ggml's."""
     rows = []
     with bar("Speed", len(cases)) as advance:
         for case in cases:
-            times: dict[str, list[float]] = {side: [] for side in sides}
-            for turn in range(repeat + 1):
-                for side in sorted(sides, reverse=bool(turn % 2)):
-                    start = time.perf_counter()
-                    _made(sides[side], case, sample)
-                    if turn:
-                        times[side].append(time.perf_counter() - start)
+            calls = {side: partial(_seconds, kernels, case, sample) for side, kernels in sides.items()}
+            times = in_turns("Speed", calls, repeat, warm_up=True)
             rates = {side: sample.size / statistics.median(took) / 1e6 for side, took in times.items()}
             spread = {side: [sample.size / t / 1e6 for t in (max(took), min(took))] for side, took in times.items()}
-            rows.append(
-                {"case": case.told, "million_per_s": rates, "range": spread, "ratio": rates["fast"] / rates["ggml"]}
-            )
-            advance(1, case.told)
+            row = {"case": case.name, "million_per_s": rates, "range": spread, "ratio": rates["fast"] / rates["ggml"]}
+            rows.append(row)
+            advance(1, case.name)
     return rows
 
 
@@ -113,32 +113,27 @@ def _compared(case: KernelCase, rows: Floats, sides: dict[str, Kernels]) -> tupl
     return errors, int((blocks[0] == blocks[1]).all(axis=1).sum())
 
 
-def errors(cases: Sequence[KernelCase], model: Path, sides: dict[str, Kernels], threads: int) -> list[dict[str, Any]]:
-    """Of each case: error of ours over ggml's in all and of the worst matrix; the share of blocks that are the same."""
+def kernel_errors(
+    cases: Sequence[KernelCase], model: Path, sides: dict[str, Kernels], threads: int
+) -> list[dict[str, Any]]:
+    """For each case: error of ours over ggml's, of all matrices and of the worst; the share of blocks that are the same."""
     tensors = list(matrices(model))
-    total = sum(rows.size for _name, rows in tensors) * len(cases)
+    names, all_rows = zip(*tensors, strict=True)
     found = []
-    with bar("Errors", total) as advance, ThreadPoolExecutor(threads) as pool:
+    with (
+        bar("Errors", sum(rows.size for rows in all_rows) * len(cases)) as advance,
+        ThreadPoolExecutor(threads) as pool,
+    ):
         for case in cases:
             results = []
-            for (_name, rows), result in zip(
-                tensors, pool.map(partial(_compared, case, sides=sides), [rows for _name, rows in tensors]), strict=True
-            ):
+            for rows, result in zip(all_rows, pool.map(partial(_compared, case, sides=sides), all_rows), strict=True):
                 results.append(result)
-                advance(rows.size, case.told)
-            worst = max((_ratio(*e), name) for (e, _same), (name, _rows) in zip(results, tensors, strict=True))
+                advance(rows.size, case.name)
+            worst, tensor = max((_ratio(*e), name) for (e, _same), name in zip(results, names, strict=True))
             ours, theirs = (sum(e[side] for e, _same in results) for side in range(2))
-            same = sum(n for _e, n in results) / sum(len(rows) for _name, rows in tensors)
-            found.append(
-                {
-                    "case": case.told,
-                    "tensors": len(tensors),
-                    "error_ratio": _ratio(ours, theirs),
-                    "worst_ratio": worst[0],
-                    "worst_tensor": worst[1],
-                    "same_blocks": same,
-                }
-            )
+            same = sum(n for _e, n in results) / sum(len(rows) for rows in all_rows)
+            row = {"case": case.name, "tensors": len(tensors), "error_ratio": _ratio(ours, theirs)}
+            found.append(row | {"worst_ratio": worst, "worst_tensor": tensor, "same_blocks": same})
     return found
 
 
@@ -146,41 +141,8 @@ def _ratio(ours: float, theirs: float) -> float:
     return ours / theirs if theirs else float(ours > 0) + 1
 
 
-def main() -> int:
-    """Print the tables, or JSON. Returns 1 if the error of any matrix is more than 0.01 % above ggml's."""
-    parser = argparse.ArgumentParser(prog="kernel_speed", description="The fast kernels next to ggml's.")
-    parser.add_argument("model", type=Path, metavar="MODEL.gguf", help="F32, F16 or BF16")
-    parser.add_argument(
-        "--types", default=",".join(LAYOUTS), metavar="TYPE[,TYPE…]", help=f"default: {','.join(LAYOUTS)}"
-    )
-    parser.add_argument("--repeat", type=int, default=9, metavar="N", help="turns that count (default: 9)")
-    parser.add_argument("--only", choices=("speed", "errors"), help="one of the two (default: both)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_threads_flag(parser)
-    args = parser.parse_args()
-    try:
-        names = args.types.upper().split(",")
-        if unknown := [name for name in names if name not in LAYOUTS]:
-            raise YarnEdgeError(f"--types: {unknown[0]!r} is none of {', '.join(LAYOUTS)}")
-        if args.repeat < 1:
-            raise YarnEdgeError("--repeat is below 1")
-        cases = [KernelCase(type_named(name), important) for name in names for important in (False, True)]
-        sides = {"fast": choose_kernels(FAST, {type_named("Q4_K"): 1}), "ggml": Kernels()}
-        found: dict[str, Any] = {"environment": environment([args.model]), **machine_state()}
-        if args.only != "errors":
-            sample = _sample(args.model)
-            found["speed"] = speeds(cases, sample, sides, args.repeat)
-        if args.only != "speed":
-            found["errors"] = errors(cases, args.model, sides, args.threads or physical_threads())
-    except YarnEdgeError as error:
-        sys.stderr.write(f"kernel_speed: error: {error}\n")
-        return 2
-    sys.stdout.write(json.dumps(found) + "\n" if args.json else _tables(found))
-    return int(any(row["worst_ratio"] > LIMIT for row in found.get("errors", [])))
-
-
 def _sample(model: Path) -> Floats:
-    """The first weights of the model's matrices behind the embeddings, as rows of 2048."""
+    """The first weights of the model's matrices after the embeddings, as rows of 2048."""
     wanted, parts = SAMPLE_ROWS * SAMPLE_WIDTH, []
     for name, rows in matrices(model):
         if name.startswith("blk."):
@@ -190,34 +152,51 @@ def _sample(model: Path) -> Floats:
     raise YarnEdgeError(f"{model}: has less than {wanted} weights in its blocks")
 
 
-def _tables(found: dict[str, Any]) -> str:
-    told = ""
-    if "speed" in found:
-        rows = [
-            [
-                row["case"],
-                *(
-                    f"{row['million_per_s'][s]:.1f} ({row['range'][s][0]:.1f}-{row['range'][s][1]:.1f})"
-                    for s in ("fast", "ggml")
-                ),
-                f"{row['ratio']:.2f}",
-            ]
-            for row in found["speed"]
-        ]
-        told += _markdown(["million weights/s of a core (least-most)", "fast", "ggml", "ratio"], rows) + "\n"
-    if "errors" in found:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this race."""
+    add, types = parser.add_argument, ",".join(LAYOUTS)
+    add("model", type=Path, metavar="MODEL.gguf", help="a file in F32, F16 or BF16")
+    add("--types", default=types, metavar="TYPE[,TYPE…]", help=f"types to make (default: {types})")
+    add("--only", choices=("speed", "errors"), help="measure one of the two (default: both)")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Speed, then errors."""
+    names = args.types.upper().split(",")
+    if unknown := [name for name in names if name not in LAYOUTS]:
+        raise YarnEdgeError(f"--types: {unknown[0]!r} is none of {', '.join(LAYOUTS)}")
+    cases = [KernelCase(type_named(name), important) for name in names for important in (False, True)]
+    sides = {"fast": choose_kernels(FAST, {type_named("Q4_K"): 1}), "ggml": Kernels()}
+    if args.only != "errors":
+        results["speed"] = kernel_rates(cases, _sample(args.model), sides, args.repeat)
+    if args.only != "speed":
+        results["errors"] = kernel_errors(cases, args.model, sides, args.threads)
+
+
+def _tables(results: Results) -> str:
+    tables = []
+    if "speed" in results:
+        rows = []
+        for row in results["speed"]:
+            rates, spread = row["million_per_s"], row["range"]
+            shown = (f"{rates[s]:.1f} ({spread[s][0]:.1f}-{spread[s][1]:.1f})" for s in ("fast", "ggml"))
+            rows.append([row["case"], *shown, f"{row['ratio']:.2f}"])
+        tables.append(markdown(["million weights/s of a core (min-max)", "fast", "ggml", "ratio"], rows))
+    if "errors" in results:
         rows = [
             [row["case"], f"{100 * row['same_blocks']:.4f} %", f"{row['error_ratio']:.7f}", f"{row['worst_ratio']:.7f}"]
-            for row in found["errors"]
+            for row in results["errors"]
         ]
-        told += _markdown(["all matrices", "same blocks", "error, fast / ggml", "worst matrix"], rows) + "\n"
-    return told + (f"{found['busy']}\n" if found["busy"] else "")
+        tables.append(markdown(["all matrices", "same blocks", "error, fast / ggml", "worst matrix"], rows))
+    return "\n".join(tables)
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines) + "\n"
+def _passed(results: Results) -> bool:
+    return all(row["worst_ratio"] <= LIMIT for row in results.get("errors", []))
 
+
+WHAT = "The fast kernels next to ggml's. Fails if the error of any matrix is more than 0.01 % above ggml's."
+RACE = Race("kernels", WHAT, add_arguments, run, _tables, _passed, repeat=9)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(RACE.main())

@@ -81,11 +81,14 @@ class Paced:
             self.stood_ns.append(time.perf_counter_ns() - self._stopped_at)
             self._stopped_at = None
             _signal(self._process.pid, signal.SIGCONT)
+        too_late = False
         while (line := self._next(timeout_s)) is not None:
             self.lines.append(line)
-            if self.starts(line) and self._stopped(self._process):
-                self._stopped_at = time.perf_counter_ns()
-                return True
+            if self.starts(line):
+                if self._stopped(self._process):
+                    self._stopped_at = time.perf_counter_ns()
+                    return True
+                too_late = True  # it ended before it could be stopped
         try:
             code = self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
@@ -93,6 +96,8 @@ class Paced:
         if code:
             words = last_words(b"".join(self.lines) if self.lines_on == "stderr" else self.other())
             raise YarnEdgeError(f"{self.name}: {ended(code, words)}")
+        if too_late:
+            raise self._too_short()
         return False
 
     def ran(self, samples_ns: Sequence[int], first: int) -> list[int]:
@@ -100,12 +105,14 @@ class Paced:
 
         Raises YarnEdgeError where a run was so short that it may have been over when it was stopped.
         """
-        found = [ns - stood for ns, stood in zip(samples_ns, self.stood_ns[first:], strict=False)]
-        if min(found, default=0) < SHORTEST_NS:
-            raise YarnEdgeError(
-                f"{self.name}: runs of less than {SHORTEST_NS / 1e9:g} s cannot be told apart: more tokens (-p, -n)"
-            )
-        return found
+        own_ns = [ns - stood for ns, stood in zip(samples_ns, self.stood_ns[first:], strict=False)]
+        if min(own_ns, default=0) < SHORTEST_NS:
+            raise self._too_short()
+        return own_ns
+
+    def _too_short(self) -> YarnEdgeError:
+        shortest = f"runs of less than {SHORTEST_NS / 1e9:g} s cannot be told apart"
+        return YarnEdgeError(f"{self.name}: {shortest}: more tokens (-p, -n)")
 
     def _started(self) -> subprocess.Popen[bytes]:
         streams: dict[str, Any] = {"stdout": self._other, "stderr": self._other, self.lines_on: subprocess.PIPE}
@@ -132,7 +139,9 @@ class Paced:
             raise YarnEdgeError(f"{self.name}: nothing new within {timeout_s:g} s (--timeout)") from None
 
     def _stopped(self, process: subprocess.Popen[bytes]) -> bool:
-        """False where it ended before."""
+        """False if it ended before."""
+        if process.returncode is not None:  # an earlier line of it was read too late
+            return False
         _signal(process.pid, signal.SIGSTOP)
         _pid, status = os.waitpid(process.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):

@@ -8,7 +8,6 @@ Caches are float32, and for the class also what it takes by itself, float16.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,10 @@ from yarn_edge.progress import bar
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
+from yarn_edge.stdout import write_text
 from yarn_edge.verify.transformers_reference import divergence, reference_logits
+
+from ..standalone import run_module
 
 Logits = npt.NDArray[np.float32]
 N_TOKENS = 768
@@ -29,11 +31,10 @@ F32 = 0  # enum ggml_type
 
 def by_context(path: Path, tokens: list[int], arguments: RuntimeArguments | None) -> Logits:
     """Our low-level loader; `arguments` None: those it passes for this file."""
+    n = len(tokens)
     with (
         Model(path) as model,
-        Context(
-            model, n_ctx=len(tokens), n_batch=len(tokens), kv_type="f32", flash_attention="off", arguments=arguments
-        ) as context,
+        Context(model, n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off", arguments=arguments) as context,
     ):
         context.evaluate(tokens, 0, "all")
         return context.logits()
@@ -60,24 +61,31 @@ PROGRAMS: dict[str, Callable[[Path, list[int]], Logits]] = {
 }
 
 
-def main() -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint and its files."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of the checkpoint")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.gguf", help="GGUFs that were made from it")
+
+
+def run(args: argparse.Namespace) -> int:
     """Print the table as Markdown."""
-    parser = argparse.ArgumentParser(description="The same file in several programs, against its checkpoint.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.gguf")
-    args = parser.parse_args()
     with Model(args.files[0], vocab_only=True) as model:
         tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[:N_TOKENS]
     with bar("Running the checkpoint in transformers", 1):
         truth = reference_logits(args.checkpoint, tokens)
-    out = sys.stdout.write
+    out = write_text
     out("| file | run by | mean KL (nats) | top-1 |\n|---|---|---|---|\n")
     for path in args.files:
-        for name, run in PROGRAMS.items():
-            found = divergence(truth, run(path, tokens))
-            out(f"| {path.name} | {name} | {found.kl_mean:.2g} | {found.top1:.1%} |\n")
-            sys.stdout.flush()
+        for name, logits_by in PROGRAMS.items():
+            apart = divergence(truth, logits_by(path, tokens))
+            out(f"| {path.name} | {name} | {apart.kl_mean:.2g} | {apart.top1:.1%} |\n")
     return 0
+
+
+def main() -> int:
+    """Returns 2 for bad input."""
+    what = "The same file in several programs, against its checkpoint."
+    return run_module("peers.programs", what, add_arguments, run)
 
 
 if __name__ == "__main__":

@@ -66,11 +66,11 @@ def test_prompt_and_piped_input_answer_alike_on_stdout() -> None:
         ((MODEL, "-p", "x", "--max-tokens", "0"), b"", "--max-tokens: 0 is not from 1"),
         ((MODEL, "-p", "x", "--top-p", "2"), b"", "--top-p is 2.0, must be from 0 to 1"),
         ((MODEL, "-p", "x", "--kv-type", "f8"), b"", "--kv-type 'f8' is unknown"),
-        ((MODEL, "-p", "x", "--raw", "--system", "y"), b"", "--system has no place in --raw"),
+        ((MODEL, "-p", "x", "--raw", "--system", "y"), b"", "--system cannot be used with --raw"),
         ((MODEL, "-p", "a \udcff"), b"", "-p/--prompt is not valid UTF-8 (character 2)"),
         (("no.gguf", "-p", "x"), b"", "no.gguf: No such file or directory"),
         ((__file__, "-p", "x"), b"", "not a GGUF"),
-        ((MODEL, "-p", "word " * 600, "--ctx", "256"), b"", "tokens and room for an answer, the context holds 256"),
+        ((MODEL, "-p", "word " * 600, "--ctx", "256"), b"", "tokens and room for an answer, but the context holds 256"),
     ],
     ids=lambda value: " ".join(value[1:])[:24] if isinstance(value, tuple) else "",
 )
@@ -95,7 +95,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_base_model_wants_raw(base_model: Path) -> None:
     refused = run(str(base_model), "-p", "x")
     assert refused.returncode == 2
-    assert b"has no tokenizer.chat_template (a base model?); --raw continues" in refused.stderr
+    assert b"has no tokenizer.chat_template (a base model?); use --raw" in refused.stderr
     done = run(str(base_model), "-p", "The capital of France is", "--raw", "--max-tokens", "1", *GREEDY)
     assert (done.returncode, done.stdout) == (0, b" Paris\n")
 
@@ -233,55 +233,55 @@ def test_conversation_in_a_terminal(tmp_path: Path) -> None:
 
 def converse(terminal: Terminal, tmp_path: Path) -> None:
     """Every command, and what is refused."""
-    terminal.until("no position scaling, context 512 of 8192.*Ctrl-D leaves" + READY)
+    terminal.until("no position scaling, context 512 of 8192.*Ctrl-D quits" + READY)
     terminal.send("Write a very long story about a dragon.\r")
     terminal.until(r"\x1b\[\?2004l.*(\w+ ){8}")  # an answer is on its way
     terminal.send("\x03")
-    terminal.until(r"\d+ tokens, .*tok/s, first after .* s, context \d+ of 512, stopped" + READY, 10)
+    terminal.until(r"\d+ tokens, .*tok/s, first token after .* s, context \d+ of 512, stopped" + READY, 10)
     terminal.send("/stats\r")
     terminal.until("finish_reason: interrupted" + READY)
     terminal.send("\x03")
-    terminal.until("Ctrl-D or /exit leaves" + READY)
+    terminal.until("Ctrl-D or /exit quits" + READY)
     terminal.send("/reset\r")
-    terminal.until("starts anew" + READY)
+    terminal.until("started a new conversation" + READY)
     terminal.send("\x1b[200~Say\nhello.\x1b[201~")  # pasted, two lines
     terminal.until(r"hello\.")
     terminal.send("\r")
     terminal.until(r"\w.*\d+ tokens, .*context \d+ of 512" + READY)
     terminal.send("/help\r")
-    terminal.until("/system TEXT" + READY)
+    terminal.until(r"/system \[TEXT\]" + READY)
     terminal.send("/context\r")
-    terminal.until(r"1 turns\s+\d+ .*free\s+\d+ .*context\s+512" + READY)
+    terminal.until(r"1 turn\s+\d+ .*free\s+\d+ .*context\s+512" + READY)
     terminal.send(f"/save {tmp_path / 'talk.json'}\r")
-    terminal.until("1 turns" + READY)
+    terminal.until("1 turn" + READY)
     terminal.send("/undo\r")
-    terminal.until("taken back: Say" + READY)
+    terminal.until("removed: Say" + READY)
     terminal.send("/undo\r")
-    terminal.until("nothing to take back" + READY)
+    terminal.until("nothing to undo" + READY)
     terminal.send("/retry\r")
     terminal.until("no question to ask again" + READY)
     (tmp_path / "story.txt").write_text("A fox met a crow. The crow had cheese. The fox wanted it.")
     terminal.send(f"/file {tmp_path / 'story.txt'}\r")
-    terminal.until(r"story.txt: \d+ tokens, in front of your next question" + READY)
+    terminal.until(r"story.txt: \d+ tokens, added to your next question" + READY)
     terminal.send("What did the crow have?\r")
     terminal.until(r"\d+ tokens, .*context \d+ of 512" + READY)
     terminal.send(f"/file {tmp_path / 'story.txt'}\r")
-    terminal.until("story.txt is in the conversation already" + READY)
+    terminal.until("story.txt is already in the conversation" + READY)
     terminal.send("/retry Who wanted it?\r")
     terminal.until(r"\d+ tokens, .*context \d+ of 512" + READY)
     terminal.send("/context\r")
-    terminal.until(r"story.txt\s+\d+ .*1 turns" + READY)
+    terminal.until(r"story.txt\s+\d+ .*1 turn" + READY)
     terminal.send(f"/load {tmp_path / 'talk.json'}\r")
-    terminal.until("1 turns; the last question was: Say" + READY)
+    terminal.until("1 turn; the last question was: Say" + READY)
     (tmp_path / "long.txt").write_text("word " * 600)
     terminal.send(f"/file {tmp_path / 'long.txt'}\r")
-    terminal.until(r"long.txt has \d+ tokens, the context holds 512" + READY)
+    terminal.until(r"long.txt has \d+ tokens, but the context holds 512" + READY)
     terminal.send(f"/file {tmp_path / 'none.txt'}\r")
     terminal.until("No such file" + READY)
     terminal.send(f"/save {tmp_path / 'story.txt'}\r")
-    terminal.until("is no saved conversation" + READY)
+    terminal.until("is not a saved conversation" + READY)
     terminal.send("/nonsense\r")
-    terminal.until("/nonsense is no command" + READY)
+    terminal.until("/nonsense is not a command" + READY)
     terminal.send("\x04")
     assert terminal.child.wait(20) == 0
     assert len(json.loads((tmp_path / "talk.json").read_text())["turns"]) == 1
@@ -289,11 +289,11 @@ def converse(terminal: Terminal, tmp_path: Path) -> None:
 
 def test_what_is_typed_during_an_answer_waits_for_the_next_line() -> None:
     with in_a_terminal(MODEL, *GREEDY, "--max-tokens", "60") as terminal:
-        terminal.until("Ctrl-D leaves" + READY)
+        terminal.until("Ctrl-D quits" + READY)
         terminal.send("Write a very long story about a dragon.\r")
         terminal.until(r"\x1b\[\?2004l.*(\w+ ){4}")
         terminal.send("/stats\r")
-        assert "/stats" not in terminal.until(r"60 tokens, .*cut at --max-tokens")
+        assert "/stats" not in terminal.until(r"60 tokens, .*cut off at --max-tokens")
         terminal.until("finish_reason: length" + READY)
 
 

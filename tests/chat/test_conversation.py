@@ -67,11 +67,11 @@ def test_a_file_keeps_all_of_it(tmp_path: Path) -> None:
 
 GOOD: dict[str, Any] = {"format": FORMAT, "system": None, "turns": [], "waiting": []}
 BROKEN = {
-    "no JSON": ("{", "no JSON"),
-    "another file": ('{"a": 1}', "is no saved conversation"),
-    "a list": ("[]", "is no saved conversation"),
-    "deep": ("[" * 100_000, "no JSON"),
-    "another format": (json.dumps(GOOD | {"format": "yarn-edge conversation 99"}), "is no saved conversation"),
+    "not JSON": ("{", "not JSON"),
+    "another file": ('{"a": 1}', "is not a saved conversation"),
+    "a list": ("[]", "is not a saved conversation"),
+    "deep": ("[" * 100_000, "not JSON"),
+    "another format": (json.dumps(GOOD | {"format": "yarn-edge conversation 99"}), "is not a saved conversation"),
     "no turns": (json.dumps({k: v for k, v in GOOD.items() if k != "turns"}), "damaged"),
     "a number for a system prompt": (json.dumps(GOOD | {"system": 3}), "damaged"),
     "a turn without an answer": (

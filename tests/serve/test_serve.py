@@ -192,7 +192,7 @@ def test_without_a_key_and_its_end_in_the_middle() -> None:
         began = time.monotonic()
         assert made.end(signal.SIGINT) == 0
         assert time.monotonic() - began < 15
-    assert "the server has ended" in made.told
+    assert "the server has stopped" in made.told
     assert "Traceback" not in made.told
 
 

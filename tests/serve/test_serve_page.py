@@ -86,7 +86,7 @@ def test_what_cannot_be_is_said_on_the_page(browser: Any, server: Server, tmp_pa
     visit.page.wait_for_selector("#tokens:has-text('0 of 1024 tokens')")
     for name, content, told in (
         ("long.txt", b"word " * 3000, "long.txt has 3"),
-        ("picture.png", b"\x89PNG\r\n\xff\x00", "picture.png is no text in UTF-8"),
+        ("picture.png", b"\x89PNG\r\n\xff\x00", "picture.png is not UTF-8 text"),
     ):
         (tmp_path / name).write_bytes(content)
         visit.page.set_input_files("#file", str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: documents, the chat template, the session and how it looks.
+"""A conversation in the terminal: documents, the chat template, the session and its looks.
 
 May import: engine and below.
 """

@@ -1,4 +1,4 @@
-"""`python -m yarn_edge.chat MODEL …` is the same as `yarn-edge chat MODEL …`."""
+"""`python -m yarn_edge.chat MODEL …` does the same as `yarn-edge chat MODEL …`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""An answer in a terminal as it comes: the little Markdown that can be styled without waiting for the end of the text.
+"""Shows an answer in a terminal as it is generated, with the Markdown that can be styled without waiting for the end of the text.
 
-Nothing is drawn twice and no cursor is moved: what was shown stays, can be scrolled and copied. Of a marker (asterisks, backticks,
-the sharps of a heading) only as much is held back as does not tell yet what it is.
+Nothing is drawn twice and the cursor is not moved: what was shown stays, and can be scrolled and copied. Text is held back only while
+it could be the beginning of a marker (asterisks, backticks, the number signs of a heading).
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ _MAY_START = re.compile(r"(#{0,6}|`{0,3}|~{0,3})\Z")
 
 
 def without_controls(text: str) -> str:
-    """For a terminal: what a model writes must not move the cursor, set the title or ring the bell."""
+    """`text` without control characters: what a model writes must not move the cursor, set the title or ring the bell."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 class AnswerView:
-    """Styles a stream of text. show: is called with a piece and the name of a rich style ("" for none)."""
+    """Styles a stream of text. show: called with a piece of text and the name of a rich style ("" for none)."""
 
     def __init__(self, show: Callable[[str, str], None]) -> None:
         self._show = show
         self._held = ""
         self._at_line_start = True
-        self._fence = ""  # the fence that the text is behind
+        self._fence = ""  # the opening fence of the code block that the text is in
         self._line_style = ""
         self._bold = self._code = False
         self._any = False
 
     def reasoning(self, text: str) -> None:
-        """A piece of what the model thinks."""
+        """Show a piece of reasoning."""
         self._show(without_controls(text), REASONING)
         self._any = True
 
     def answer(self, text: str) -> None:
-        """A piece of what it says."""
+        """Show a piece of the answer."""
         self._held += without_controls(text)
         while self._held and self._step():
             pass
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Show what was held back: the text has ended."""
         if self._held:
             self._put(self._held)
             self._held = ""
 
     def _step(self) -> bool:
-        """Show the next part of what is held; False if it must wait for more."""
+        """Show the next part of the held text; False if more text is needed first."""
         if self._at_line_start:
             indent = len(self._held) - len(self._held.lstrip(" "))
             rest = self._held[indent:]
@@ -88,14 +88,14 @@ class AnswerView:
         )
 
     def _inline(self, line: str, whole: bool) -> str:
-        """Show a line, or what there is of it; returns an end that may be half a marker."""
+        """Show a line, or the part of it that is there; returns an end that could be half a marker."""
         at = 0
-        for found in _INLINE.finditer(line):
-            marker = found[0]
+        for match in _INLINE.finditer(line):
+            marker = match[0]
             if marker == "**" and self._code:
                 continue
-            self._put(line[at : found.start()])
-            at = found.end()
+            self._put(line[at : match.start()])
+            at = match.end()
             if marker == "`":
                 self._code = not self._code
             else:

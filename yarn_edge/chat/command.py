@@ -1,7 +1,6 @@
 """`yarn-edge chat MODEL`: talk to a model in the terminal, or ask once with -p or piped input.
 
-The answer, and nothing else, goes to stdout; notes go to stderr. What the conversation does is `yarn_edge.chat.session`, how it looks
-`yarn_edge.chat.terminal`.
+Only the answer goes to stdout; notes go to stderr. `yarn_edge.chat.session` is the conversation, `yarn_edge.chat.terminal` shows it.
 """
 
 from __future__ import annotations
@@ -30,22 +29,23 @@ _ANY = count(1, 2**31 - 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `chat`. Ranges are checked by what uses them, so that library users get the same errors."""
+    """The flags of `chat`. The classes that use the values check their ranges, so library users get the same errors."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file")
-    for names, metavar, kind, default, told in (
-        (("-p", "--prompt"), "TEXT", str, None, "answer this once on stdout and exit"),
+    context = "context size in tokens (default: the model's, or what fits in memory; with -p, what it needs)"
+    for names, metavar, kind, default, text in (
+        (("-p", "--prompt"), "TEXT", str, None, "print the answer to TEXT on stdout, then exit"),
         (("--system",), "TEXT", str, None, "system prompt"),
-        (("--ctx",), "N", length, None, "context in tokens (default: the model's, or what fits; once: what is needed)"),
-        (("--kv-type",), "TYPE", str, None, "type of the KV cache (default: f16, q8_0 where that does not fit)"),
-        (("--temperature",), "T", float, 0.8, "0: always the most probable token"),
-        (("--top-k",), "K", int, 40, "keep the K most probable tokens; 0: all"),
-        (("--top-p",), "P", float, 0.95, "keep the most probable tokens that sum up to P; 1: all"),
-        (("--min-p",), "P", float, 0.05, "drop tokens below P times the best one; 0: none"),
-        (("--repeat-penalty",), "R", float, 1.0, "above 1: repeat less"),
-        (("--seed",), "N", int, None, "same seed, same conversation: same answer"),
-        (("--max-tokens",), "N", _ANY, None, "end an answer after N tokens"),
+        (("--ctx",), "N", length, None, context),
+        (("--kv-type",), "TYPE", str, None, "type of the KV cache (default: f16, or q8_0 if f16 does not fit)"),
+        (("--temperature",), "T", float, 0.8, "randomness of sampling; 0 always takes the most probable token"),
+        (("--top-k",), "K", int, 40, "sample from the K most probable tokens; 0: from all"),
+        (("--top-p",), "P", float, 0.95, "sample from the most probable tokens that add up to P; 1: from all"),
+        (("--min-p",), "P", float, 0.05, "drop tokens less probable than P times the best one; 0: none"),
+        (("--repeat-penalty",), "R", float, 1.0, "values above 1 reduce repetition"),
+        (("--seed",), "N", int, None, "random seed: the same seed and conversation give the same answer"),
+        (("--max-tokens",), "N", _ANY, None, "maximum length of an answer in tokens"),
     ):
-        shown = told if default is None else f"{told} (default: {default})"
+        shown = text if default is None else f"{text} (default: {default})"
         parser.add_argument(*names, metavar=metavar, type=kind, default=default, help=shown)
     parser.add_argument(
         "--file",
@@ -53,21 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="document in front of the first prompt: text, Markdown, source, PDF; may be given several times",
+        help="document to read before the first prompt: text, Markdown, source code, PDF; may be repeated",
     )
     add_threads_flag(parser)
     add_engine_flags(parser)
-    parser.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
-    parser.add_argument("--json", action="store_true", help="with -p or piped input: one JSON object with the numbers")
+    parser.add_argument("--raw", action="store_true", help="use no chat template: continue the text as it is")
+    as_json = "with -p or piped input: print one JSON object with the answer and its statistics"
+    parser.add_argument("--json", action="store_true", help=as_json)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer once, or converse until the user leaves. Returns the exit code. Raises YarnEdgeError."""
+    """Answer once, or talk until the user leaves. Returns the exit code. Raises YarnEdgeError."""
     once = args.prompt is not None or not sys.stdin.isatty()
     if args.json and not once:
         raise YarnEdgeError("--json needs -p/--prompt or piped input")
     if args.raw and args.system:
-        raise YarnEdgeError("--system has no place in --raw: there is no template to put it in")
+        raise YarnEdgeError("--system cannot be used with --raw: there is no chat template to put it in")
     from yarn_edge.chat.documents import read_document
 
     documents = tuple(map(read_document, args.file))
@@ -104,7 +105,7 @@ def _renderer(args: argparse.Namespace, model: Model) -> Renderer:
 
 
 def _wanted(args: argparse.Namespace, documents: tuple[Document, ...], prompt: str | None) -> Wanted:
-    """What the flags ask for. A prompt that is answered once needs no more than itself and the answer."""
+    """What the flags request. A prompt that is answered once needs context only for itself and the answer."""
     from yarn_edge.chat.conversation import Conversation
     from yarn_edge.chat.session import ANSWER_ROOM
     from yarn_edge.memory.placement import Wanted
@@ -114,15 +115,8 @@ def _wanted(args: argparse.Namespace, documents: tuple[Document, ...], prompt: s
         with closing(_renderer(args, model)) as renderer:
             return len(renderer.tokens(model, asked.messages())) + (args.max_tokens or ANSWER_ROOM)
 
-    return Wanted(
-        args.backend,
-        args.ctx,
-        args.kv_type,
-        args.memory,
-        args.threads,
-        args.flash_attention,
-        needed_ctx=None if prompt is None else needed,
-    )
+    wanted = (args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.flash_attention)
+    return Wanted(*wanted, needed_ctx=None if prompt is None else needed)
 
 
 def _utf8(text: str, what: str) -> str:
@@ -134,19 +128,19 @@ def _utf8(text: str, what: str) -> str:
 
 
 def _one_shot_prompt(documents: tuple[Document, ...], prompt: str | None) -> str:
-    """What was piped in, and the prompt, in this order; it may be empty where there are documents."""
+    """The piped text, then the prompt; both may be empty if there are documents."""
     from yarn_edge.chat.documents import decoded
 
     piped = "" if sys.stdin.isatty() else decoded(sys.stdin.buffer.read(), "standard input")
     parts = (piped, _utf8(prompt or "", "-p/--prompt"))
     text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
     if not text and not documents:
-        raise YarnEdgeError("the prompt is empty: give it with -p TEXT or pipe it in")
+        raise YarnEdgeError("the prompt is empty: give one with -p TEXT, or pipe it in")
     return text
 
 
 def _answer_once(session: Session, prompt: str, args: argparse.Namespace) -> None:
-    """The answer alone on stdout; what the model thinks before goes to stderr, if that is a terminal."""
+    """Write only the answer to stdout. Reasoning goes to stderr, if that is a terminal."""
     from yarn_edge.chat.answer_view import without_controls
     from yarn_edge.chat.reasoning import split
     from yarn_edge.chat.terminal import faint
@@ -171,5 +165,5 @@ def _answer_once(session: Session, prompt: str, args: argparse.Namespace) -> Non
     else:
         write_text("\n")
     if session.stats and session.stats.finish_reason == "context":
-        note(f"the context of {session.context.n_ctx} tokens is full: the answer ends here")
+        note(f"the context of {session.context.n_ctx} tokens is full: the answer was cut off")
     session.generation.keep_on_disk()

@@ -1,7 +1,7 @@
 """What was said: a system prompt, turns of question and answer, and the documents that they are about. No model, no tokens.
 
-A document belongs to the question that it was given with, and stands in front of it. When the oldest turns must go, their
-documents stay: they move to the next question.
+A document belongs to the question that it was given with, and precedes it. When the oldest turns are dropped, their documents stay
+and move to the next question.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Document:
-    """A text to talk about. name: for people; the model sees the text alone."""
+    """A text to talk about. name: for people; the model sees only the text."""
 
     name: str
     text: str
@@ -28,7 +28,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with the documents in front of it, and its answer, None where it has none yet."""
+    """A question with its documents, and its answer, None if it has none yet."""
 
     question: str
     answer: str | None = None
@@ -36,50 +36,50 @@ class Turn:
 
     @property
     def said(self) -> str:
-        """The user's message."""
+        """The user's message: the documents, then the question."""
         return "\n\n".join(part.strip("\n") for part in (*(d.text for d in self.documents), self.question) if part)
 
 
 @dataclass
 class Conversation:
-    """system: its prompt, None for none. waiting: documents for the next question."""
+    """system: the system prompt, None for none. waiting: documents for the next question."""
 
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     waiting: tuple[Document, ...] = ()
 
     def messages(self) -> list[Message]:
-        """As a chat template sees them."""
-        found: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        """The messages for a chat template."""
+        messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
-            found.append({"role": "user", "content": turn.said})
+            messages.append({"role": "user", "content": turn.said})
             if turn.answer is not None:
-                found.append({"role": "assistant", "content": turn.answer})
-        return found
+                messages.append({"role": "assistant", "content": turn.answer})
+        return messages
 
     def asked(self, question: str) -> Conversation:
-        """A copy with one more question, and the documents that waited for it."""
+        """A copy with one more question and the documents that waited for it."""
         return replace(self, turns=[*self.turns, Turn(question, documents=self.waiting)], waiting=())
 
     def without_oldest(self) -> Conversation:
-        """A copy without the oldest turn; its documents stand before the next question. At least two turns are needed."""
+        """A copy without the oldest turn; its documents move to the next question. There must be at least two turns."""
         oldest, following, *others = self.turns
         kept = replace(following, documents=(*oldest.documents, *following.documents))
         return replace(self, turns=[kept, *others])
 
     def without_all_but_last(self) -> Conversation:
-        """A copy with the last turn alone, and all documents."""
-        found = self
-        while len(found.turns) > 1:
-            found = found.without_oldest()
-        return found
+        """A copy with only the last turn, and all documents."""
+        shorter = self
+        while len(shorter.turns) > 1:
+            shorter = shorter.without_oldest()
+        return shorter
 
     def documents(self) -> list[Document]:
-        """All of them, in their order."""
+        """All documents, in their order."""
         return [document for turn in self.turns for document in turn.documents] + list(self.waiting)
 
     def undo(self) -> Turn | None:
-        """Take the last turn back; its documents wait for the next question. None where there is none."""
+        """Remove and return the last turn; its documents wait for the next question. None if there is no turn."""
         if not self.turns:
             return None
         last = self.turns.pop()
@@ -92,11 +92,11 @@ class Conversation:
         self.waiting = ()
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all, over whatever is there. Raises YarnEdgeError."""
+        """Write a JSON file, completely or not at all; an existing file is replaced. Raises YarnEdgeError."""
         from yarn_edge.writer import write_file
 
-        def documents(found: tuple[Document, ...]) -> list[dict[str, str]]:
-            return [vars(document) for document in found]
+        def documents(items: tuple[Document, ...]) -> list[dict[str, str]]:
+            return [vars(document) for document in items]
 
         turns = [{"question": t.question, "answer": t.answer, "documents": documents(t.documents)} for t in self.turns]
         data = {"format": FORMAT, "system": self.system, "turns": turns, "waiting": documents(self.waiting)}
@@ -104,20 +104,20 @@ class Conversation:
 
     @classmethod
     def load(cls, path: Path) -> Conversation:
-        """What `save` wrote. Raises YarnEdgeError for anything else."""
+        """Read what `save` wrote. Raises YarnEdgeError for anything else."""
         try:
             with path.open("rb") as file:
                 data = json.loads(file.read(MAX_FILE_BYTES))
         except OSError as error:
             raise os_error(error, path) from error
         except (ValueError, RecursionError):
-            raise YarnEdgeError(f"{path}: is no saved conversation (no JSON)") from None
+            raise YarnEdgeError(f"{path}: is not a saved conversation (not JSON)") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise YarnEdgeError(f"{path}: is no saved conversation ({FORMAT!r} is not in it)")
+            raise YarnEdgeError(f"{path}: is not a saved conversation (its format is not {FORMAT!r})")
         try:
             return cls(_text(data["system"]), [_turn(turn) for turn in data["turns"]], _documents(data["waiting"]))
         except (KeyError, TypeError, AttributeError):
-            raise YarnEdgeError(f"{path}: is a damaged conversation") from None
+            raise YarnEdgeError(f"{path}: is a damaged conversation file") from None
 
 
 def _text(value: Any, required: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""A document from a file: plain text in UTF-8 (or UTF-16 with its mark), or the text of a PDF with the extra `yarn-edge[pdf]`."""
+"""Reads a document from a file: text in UTF-8 (or UTF-16 with a byte order mark), or a PDF with the extra `yarn-edge[pdf]`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PDF = b"%PDF-"
 
 
 def read_document(path: Path) -> Document:
-    """The file's text. Raises YarnEdgeError for what is no text, is empty, or cannot be read."""
+    """The text of a file. Raises YarnEdgeError if it is not text, is empty, or cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise os_error(error, path) from error
     if len(data) > MAX_BYTES:
-        raise YarnEdgeError(f"{path}: is larger than {MAX_BYTES >> 20} MiB: no context holds that")
+        raise YarnEdgeError(f"{path}: is larger than {MAX_BYTES >> 20} MiB: no context can hold that")
     text = _pdf_text(path) if data.startswith(_PDF) else decoded(data, str(path))
     if not text.strip():
         raise YarnEdgeError(f"{path}: has no text")
@@ -29,12 +29,12 @@ def read_document(path: Path) -> Document:
 
 
 def decoded(data: bytes, what: str) -> str:
-    """The text of bytes, its line ends as \\n; `what` names them in the YarnEdgeError for anything but text."""
+    """Bytes as text, its line ends as \\n. Raises YarnEdgeError if they are not text; `what` names them in its message."""
     return decode_text(data, what).replace("\r\n", "\n")
 
 
 def _pdf_text(path: Path) -> str:
-    """Page after page, as pypdf finds it; pictures of text have none."""
+    """The pages as pypdf reads them; scanned pages have no text."""
     try:
         import pypdf
     except ImportError as error:
@@ -42,13 +42,13 @@ def _pdf_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             pages = pypdf.PdfReader(file).pages
-            found = []
+            texts = []
             with bar(f"Reading {path.name}", len(pages)) as advance:
                 for page in pages:
-                    found.append(page.extract_text().strip())
+                    texts.append(page.extract_text().strip())
                     advance(1)
-    except Exception as error:  # of a library that reads hostile files, many kinds
+    except Exception as error:  # pypdf raises many kinds for hostile files
         raise YarnEdgeError(
             f"{path}: pypdf cannot read it: {one_line(str(error) or type(error).__name__, 200)}"
         ) from error
-    return "\n\n".join(text for text in found if text)
+    return "\n\n".join(text for text in texts if text)

@@ -1,6 +1,6 @@
-"""What a model thinks before it answers, told apart from the answer: between tags that the model writes as text.
+"""Separates what a model thinks before it answers from the answer. The model writes both as text, the thoughts between tags.
 
-Whether the next prompt repeats it is the chat template's decision; here it is only shown otherwise.
+Whether the next prompt repeats the thoughts is up to the chat template; here they are only shown differently.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 Kind = Literal["answer", "reasoning"]
 
 TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
-_TAG_TOKENS = 16  # the last tokens of a prompt, enough for any opening tag
+_TAIL_TOKENS = 16  # enough for an opening tag and the white space after it
+
+
+def opened_by(model: Model, prompt: Sequence[int]) -> str | None:
+    """The closing tag, if the tokens of a prompt end in an opening tag and so the answer starts inside the block."""
+    return begins_inside(b"".join(map(model.token_bytes, prompt[-_TAIL_TOKENS:])).decode(errors="replace"))
 
 
 def begins_inside(prompt_end: str) -> str | None:
-    """The closing tag of the block of reasoning that a prompt's last characters open, None if they open none."""
+    """The same for a prompt's last characters."""
     return next((close for opening, close in TAGS if prompt_end.rstrip().endswith(opening)), None)
 
 
-def opened_block(model: Model, prompt: Sequence[int]) -> str | None:
-    """`begins_inside` for the token ids of a prompt: the answer continues the block of reasoning that they open."""
-    return begins_inside(b"".join(map(model.token_bytes, prompt[-_TAG_TOKENS:])).decode(errors="replace"))
-
-
 def split(pieces: Iterable[str], opened: Callable[[], str | None] = lambda: None) -> Iterator[tuple[Kind, str]]:
-    """Pieces of text with what they are, without the tags. opened: asked at the first piece for the closing tag of the block
-    that it is in, None for none.
+    """Label pieces of text as answer or reasoning, and drop the tags.
 
-    A block is one only where nothing but space stands before it: an answer may talk about tags. Text is held back as long as
-    it may become a tag.
+    opened: called at the first piece; returns the closing tag of the block that the piece is in, or None.
+    A block counts only if nothing but white space precedes it, because an answer may talk about tags. Text that could be the
+    beginning of a tag is held back until that is decided.
     """
-    held, answered, at_edge = "", False, False  # at_edge: behind a tag, whose line breaks are not the text's
+    held, answered, at_edge = "", False, False  # at_edge: right after a tag, whose line breaks are not part of the text
     inside: str | None = None
     for number, piece in enumerate(pieces):
         inside = opened() if number == 0 else inside
@@ -45,8 +45,8 @@ def split(pieces: Iterable[str], opened: Callable[[], str | None] = lambda: None
                 at_edge = not held
                 continue
             if inside is not None:
-                before, found, after = held.partition(inside)
-                if found:
+                before, tag, after = held.partition(inside)
+                if tag:
                     if before:
                         yield "reasoning", before
                     held, inside, at_edge = after, None, True
@@ -72,7 +72,7 @@ def split(pieces: Iterable[str], opened: Callable[[], str | None] = lambda: None
 
 
 def _beginning_of(text: str, tags: tuple[str, ...]) -> int:
-    """How many of the last characters may be the beginning of a tag."""
+    """How many of the last characters could be the beginning of a tag."""
     longest = 0
     for tag in tags:
         for length in range(1, len(tag)):

@@ -1,7 +1,7 @@
-"""A conversation with a model: its messages as a prompt, the answer as a stream of text, and the end of the window.
+"""A conversation with a model: messages become a prompt, the answer is a stream of text, and a full context is dealt with.
 
-When the context is full the oldest turns are dropped, the system prompt and the documents stay, and what follows is evaluated
-anew; a document that does not fit is refused. Nothing is ever shifted (see `yarn_edge.engine.generation`).
+When the context is full, the oldest turns are dropped. The system prompt and the documents stay, and the rest is evaluated again. A
+document that does not fit is refused. Positions are never shifted (see `yarn_edge.engine.generation`).
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 
 from yarn_edge.chat.conversation import Conversation, Turn
-from yarn_edge.chat.reasoning import opened_block
+from yarn_edge.chat.reasoning import opened_by
 from yarn_edge.chat.template import Message, Renderer
 from yarn_edge.engine.generation import AnswerStats, Generation
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.context import Context
 
-# Tokens that are kept free for an answer before turns are dropped, when the caller sets no max_tokens.
+# Tokens of context that are kept free for an answer if the caller sets no max_tokens.
 ANSWER_ROOM = 1024
 
 
 class Session:
-    """A conversation in a context that is this session's alone.
+    """A conversation in a context that nothing else uses.
 
-    generation: the context with what is in it (a bare context gets one). `conversation` may be replaced or changed between
-    answers. `notice` is called with one line when turns are dropped.
+    generation: the context and what it holds (a bare context is wrapped). `conversation` may be replaced or changed between answers.
+    `notice` is called with one line when turns are dropped.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Session:
         self.context, self.template, self.sampling = self.generation.context, template, sampling
         self.conversation = Conversation(system)
         self.dropped_turns = 0
-        self.opened: str | None = None  # the closing tag of a block of reasoning that the last prompt ends in
+        self.opened: str | None = None  # closing tag of the reasoning block that the last prompt opened
         self._notice = notice or (lambda _message: None)
 
     @property
     def stats(self) -> AnswerStats | None:
-        """What the last answer cost, None if it did not come to one."""
+        """Statistics of the last answer, None if there was none."""
         return self.generation.stats
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of `messages`, up to where the assistant speaks."""
+        """The tokens of `messages`, up to where the assistant answers."""
         return self.template.tokens(self.context.model, messages)
 
     def reset(self) -> None:
@@ -57,18 +57,18 @@ class Session:
         self.dropped_turns = 0
 
     def stream(self, question: str, max_tokens: int | None = None) -> Generator[str, None, None]:
-        """Answer: pieces of text as they come, whole characters only.
+        """Yield the answer in pieces of text, as they are generated; a character is never split.
 
-        Closing the iterator or Ctrl-C (raised again as KeyboardInterrupt) stops the answer; what was said so far stays
-        in the conversation. A question that got no word of an answer is taken back. Raises YarnEdgeError where the message
-        alone exceeds the context, or the template refuses the conversation.
+        Closing the iterator or Ctrl-C (raised again as KeyboardInterrupt) stops the answer, and what was said so far stays in the
+        conversation. A question without any answer is removed. Raises YarnEdgeError if the message alone exceeds the context, or if
+        the template refuses the conversation.
         """
         self.generation.stats = None
         asked, tokens, dropped = self._fit(self.conversation.asked(question), max_tokens)
         if dropped:
             self.dropped_turns += dropped
-            self._notice(self._told(dropped, asked))
-        self.opened = opened_block(self.context.model, tokens)
+            self._notice(self._full(dropped, asked))
+        self.opened = opened_by(self.context.model, tokens)
         said: list[str] = []
         complete = False
         try:
@@ -85,18 +85,18 @@ class Session:
             self.conversation = asked
 
     def preload(self) -> None:
-        """Evaluate what stands before the next question, whatever that is: documents that wait for it.
+        """Evaluate what precedes the next question, whatever that will be: the documents that wait for it.
 
-        Whole batches of it; the rest comes with the question. Raises YarnEdgeError where it exceeds the context.
+        Only whole batches; the rest is evaluated with the question. Raises YarnEdgeError if it exceeds the context.
         """
         one, other = (self._fit(self.conversation.asked(question), None)[1] for question in ("a", "Why?"))
         common = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
         self.generation.preload(one[: common - common % self.context.n_batch])
 
     def _fit(self, asked: Conversation, max_tokens: int | None) -> tuple[Conversation, list[int], int]:
-        """Without the oldest turns where there is no room for an answer, the tokens of the rest, and how many turns that are.
+        """(the conversation, without its oldest turns if there is no room for an answer; its tokens; the number of dropped turns).
 
-        Of the room that the turns before had, half is given back at once: what stays is evaluated anew, not at each turn.
+        Half of the space of the earlier turns is freed at once, so that the rest is not evaluated again at every turn.
         """
         n_ctx = self.context.n_ctx
         most = n_ctx - max(1, min(max_tokens or ANSWER_ROOM, n_ctx // 4))
@@ -112,17 +112,17 @@ class Session:
             raise YarnEdgeError(self._too_long(asked, len(tokens)))
         return asked, tokens, dropped
 
-    def _told(self, dropped: int, asked: Conversation) -> str:
+    def _full(self, dropped: int, asked: Conversation) -> str:
         turns = "oldest turn was" if dropped == 1 else f"{dropped} oldest turns were"
         kept = "; the document stays" if asked.documents() else ""
         return f"the context of {self.context.n_ctx} tokens is full: the {turns} dropped from the conversation{kept}"
 
     def _too_long(self, asked: Conversation, needed: int) -> str:
         what = "the message with its documents" if asked.documents() else "the message"
-        n_ctx, made_for = self.context.n_ctx, self.context.model.n_ctx_train
+        n_ctx, trained = self.context.n_ctx, self.context.model.n_ctx_train
         more = needed + ANSWER_ROOM
-        remedy = f"--ctx {more} would hold it" if more <= made_for else f"the model was made for {made_for}"
+        remedy = f"--ctx {more} would hold it" if more <= trained else f"the model was trained for {trained}"
         return (
-            f"{what} needs {needed} tokens and room for an answer, the context holds {n_ctx}: {remedy} "
-            "(yarn-edge fit tells what the memory allows, with which cache)"
+            f"{what} needs {needed} tokens and room for an answer, but the context holds {n_ctx}: {remedy} "
+            "(yarn-edge fit shows what fits in memory, and with which cache)"
         )

@@ -1,4 +1,4 @@
-"""The conversation in a terminal: a line to type in, commands, answers as they come, a quiet line with the numbers after each."""
+"""The conversation in a terminal: an input line, commands, answers as they are generated, and a dim line of statistics after each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from yarn_edge.chat.answer_view import REASONING, AnswerView, without_controls
 from yarn_edge.chat.conversation import Conversation
@@ -23,20 +22,20 @@ _BAR_WIDTH = 40
 
 @dataclass
 class Terminal:
-    """A session and its user. max_tokens: of an answer, None for no limit of their own."""
+    """A session and its user. max_tokens: maximum length of an answer in tokens, None for no limit but the context."""
 
     session: Session
     max_tokens: int | None = None
 
     def converse(self) -> None:
-        """Until the user leaves."""
+        """Read questions and commands until the user leaves."""
         reader = _reader()
-        dim("/help lists the commands, Ctrl-D leaves")
+        dim("/help lists the commands, Ctrl-D quits")
         while True:
             try:
                 text = reader("> ").strip()
             except KeyboardInterrupt:
-                dim("Ctrl-D or /exit leaves")
+                dim("Ctrl-D or /exit quits")
                 continue
             except EOFError:
                 return
@@ -47,7 +46,7 @@ class Terminal:
                 if word.lower() in COMMANDS:
                     self._command(word.lower(), rest.strip())
                 elif word.startswith("/") and word[1:].isalpha():
-                    note(f"{word} is no command; /help lists them")
+                    note(f"{word} is not a command; /help lists the commands")
                 elif text:
                     self.turn(text)
 
@@ -60,7 +59,7 @@ class Terminal:
             dim("stopped")
 
     def turn(self, text: str) -> None:
-        """One question and its answer; errors are a line, and the question is taken back."""
+        """Ask a question and show its answer. An error is shown as one line, and the question is removed."""
         view = AnswerView(_styled_output())
         try:
             with closing(self.session.stream(text, self.max_tokens)) as pieces:
@@ -77,26 +76,26 @@ class Terminal:
         self.session.generation.keep_on_disk()
 
     def help(self, _rest: str) -> None:
-        """This list."""
-        lines = [f"{f'{word} {argument}'.strip():<14}{told}" for word, (argument, told, _act) in COMMANDS.items()]
-        lines.append("/exit         leave (also Ctrl-D)")
-        lines.append("Esc Enter starts a new line; pasted text keeps its lines. Ctrl-C stops an answer.")
+        """List the commands."""
+        lines = [f"{f'{word} {argument}'.strip():<14}{what}" for word, (argument, what, _act) in COMMANDS.items()]
+        lines.append("/exit         quit (also Ctrl-D)")
+        lines.append("Esc Enter starts a new line. Pasted text keeps its line breaks. Ctrl-C stops an answer.")
         dim("\n".join(lines))
 
     def file(self, rest: str) -> None:
-        """Read a document; it goes in front of the next question."""
+        """Read a document for the next question."""
         if not rest:
             raise YarnEdgeError("/file needs a path")
         document = read_document(Path(rest).expanduser())
         n_tokens, n_ctx = self._count(document.text), self.session.context.n_ctx
         if n_tokens >= n_ctx:
             raise YarnEdgeError(
-                f"{document.name} has {n_tokens} tokens, the context holds {n_ctx}: start with a larger --ctx "
-                "(yarn-edge fit tells what the memory allows)"
+                f"{document.name} has {n_tokens} tokens, but the context holds {n_ctx}: start with a larger --ctx "
+                "(yarn-edge fit shows what fits in memory)"
             )
         conversation = self.session.conversation
         if document in conversation.documents():
-            dim(f"{document.name} is in the conversation already")
+            dim(f"{document.name} is already in the conversation")
             return
         before = conversation.waiting
         conversation.waiting = (*before, document)
@@ -105,22 +104,22 @@ class Terminal:
         except (YarnEdgeError, KeyboardInterrupt):
             conversation.waiting = before
             raise
-        dim(f"{document.name}: {n_tokens} tokens, in front of your next question")
+        dim(f"{document.name}: {n_tokens} tokens, added to your next question")
 
     def preload(self) -> None:
-        """Read the documents that wait, before there is a question."""
+        """Evaluate the waiting documents before there is a question."""
         self.session.preload()
         self.session.generation.keep_on_disk()
 
     def context(self, _rest: str) -> None:
-        """What fills the window."""
+        """Show what fills the context."""
         conversation, n_ctx = self.session.conversation, self.session.context.n_ctx
         documents = [(d.name, self._count(d.text)) for d in conversation.documents()]
         system = self._count(conversation.system) if conversation.system else 0
         waiting = sum(self._count(d.text) for d in conversation.waiting)
         used = len(self.session.prompt(conversation.messages())) if conversation.turns else system
         turns = max(0, used - system - sum(n for _name, n in documents) + waiting)
-        rows = [("system prompt", system), *documents, (f"{len(conversation.turns)} turns", turns)]
+        rows = [("system prompt", system), *documents, (_turns(len(conversation.turns)), turns)]
         rows.append(("free", max(0, n_ctx - used - waiting)))
         lines = [
             f"{name[:28]:<30}{n:>8}  {'█' * round(_BAR_WIDTH * n / n_ctx)}" for name, n in rows if n or name == "free"
@@ -131,90 +130,93 @@ class Terminal:
         return len(self.session.context.model.tokenize(text, add_special=False, parse_special=False))
 
     def undo(self, _rest: str) -> None:
-        """Take the last question and its answer back."""
+        """Remove the last question and its answer."""
         turn = self.session.conversation.undo()
-        dim("there is nothing to take back" if turn is None else f"taken back: {turn.question[:60]}")
+        dim("there is nothing to undo" if turn is None else f"removed: {turn.question[:60]}")
 
     def retry(self, rest: str) -> None:
-        """Ask the last question again, or another one in its place."""
+        """Ask the last question again, or another one instead."""
         turn = self.session.conversation.undo()
         if turn is None:
             raise YarnEdgeError("there is no question to ask again")
         self.turn(rest or turn.question)
 
     def save(self, rest: str) -> None:
-        """Write the conversation to a file."""
+        """Save the conversation to a file."""
         if not rest:
             raise YarnEdgeError("/save needs a path")
         path = Path(rest).expanduser()
         if path.exists():
-            Conversation.load(path)  # anything else is not overwritten
+            Conversation.load(path)  # only a saved conversation is overwritten
         self.session.conversation.save(path)
-        dim(f"{path}: {len(self.session.conversation.turns)} turns")
+        dim(f"{path}: {_turns(len(self.session.conversation.turns))}")
 
     def load(self, rest: str) -> None:
-        """Go on with a conversation from a file."""
+        """Continue a saved conversation."""
         if not rest:
             raise YarnEdgeError("/load needs a path")
         self.session.conversation = Conversation.load(Path(rest).expanduser())
         self.session.dropped_turns = 0
         turns, waiting = self.session.conversation.turns, self.session.conversation.waiting
-        told = [f"{len(turns)} turns"]
-        told += [f"{document.name}: in front of your next question" for document in waiting]
-        dim("; ".join([*told, *(f"the last question was: {turn.question[:60]}" for turn in turns[-1:])]))
+        parts = [_turns(len(turns)), *(f"{document.name}: added to your next question" for document in waiting)]
+        dim("; ".join([*parts, *(f"the last question was: {turn.question[:60]}" for turn in turns[-1:])]))
 
     def system(self, rest: str) -> None:
-        """Set the system prompt; without TEXT, remove it."""
+        """Set the system prompt, or remove it."""
         self.session.conversation.system = rest or None
         dim("the system prompt is set" if rest else "the system prompt is removed")
 
     def reset(self, _rest: str) -> None:
-        """Forget the conversation; the system prompt stays."""
+        """Start a new conversation; the system prompt stays."""
         self.session.reset()
-        dim("the conversation starts anew")
+        dim("started a new conversation")
 
     def stats(self, _rest: str) -> None:
-        """What the last answer took."""
-        known: dict[str, Any] = asdict(self.session.stats) if self.session.stats else {"no answer": "yet"}
-        dim("\n".join(f"{name}: {value}" for name, value in known.items()))
+        """Show the statistics of the last answer."""
+        stats = self.session.stats
+        dim("there is no answer yet" if stats is None else "\n".join(f"{k}: {v}" for k, v in asdict(stats).items()))
 
 
-# word -> (its argument, what it does, the method)
+def _turns(n: int) -> str:
+    return f"{n} turn" if n == 1 else f"{n} turns"
+
+
+# command -> (its argument, what it does, the method)
 COMMANDS: dict[str, tuple[str, str, Callable[[Terminal, str], None]]] = {
-    "/help": ("", "this list", Terminal.help),
-    "/file": ("PATH", "read a document in front of the next question: text, Markdown, source, PDF", Terminal.file),
-    "/context": ("", "what fills the window", Terminal.context),
-    "/undo": ("", "take the last question and its answer back", Terminal.undo),
-    "/retry": ("[TEXT]", "ask the last question again, or TEXT in its place", Terminal.retry),
-    "/save": ("PATH", "write the conversation to a file", Terminal.save),
-    "/load": ("PATH", "go on with a saved conversation", Terminal.load),
-    "/system": ("TEXT", "set the system prompt; without TEXT, remove it", Terminal.system),
-    "/reset": ("", "forget the conversation; the system prompt stays", Terminal.reset),
-    "/stats": ("", "what the last answer took", Terminal.stats),
+    "/help": ("", "list the commands", Terminal.help),
+    "/file": ("PATH", "add a document to your next question: text, Markdown, source code, PDF", Terminal.file),
+    "/context": ("", "show what fills the context", Terminal.context),
+    "/undo": ("", "remove the last question and its answer", Terminal.undo),
+    "/retry": ("[TEXT]", "ask the last question again, or TEXT instead", Terminal.retry),
+    "/save": ("PATH", "save the conversation to a file", Terminal.save),
+    "/load": ("PATH", "continue a saved conversation", Terminal.load),
+    "/system": ("[TEXT]", "set the system prompt to TEXT, or remove it", Terminal.system),
+    "/reset": ("", "start a new conversation with the same system prompt", Terminal.reset),
+    "/stats": ("", "show the statistics of the last answer", Terminal.stats),
 }
 
 
 def summary(session: Session) -> str:
-    """One line: tokens, speed, time to the first of them, and how full the context is."""
+    """One line: number of tokens, speed, time to the first token, and how full the context is."""
     stats = session.stats
     if stats is None:
         return "stopped"
-    told = [f"{stats.generated_tokens} tokens"]
+    parts = [f"{stats.generated_tokens} tokens"]
     if stats.tok_per_s is not None:
-        told.append(f"{stats.tok_per_s:.1f} tok/s")
+        parts.append(f"{stats.tok_per_s:.1f} tok/s")
     if stats.ttft_s is not None:
-        told.append(f"first after {stats.ttft_s:.2f} s")
+        parts.append(f"first token after {stats.ttft_s:.2f} s")
     if stats.prompt_tokens_restored:
-        told.append(f"{stats.prompt_tokens_restored} read from the cache on the disk")
-    told.append(f"context {stats.context_used} of {stats.n_ctx}")
-    ends = {"length": "cut at --max-tokens", "context": "cut: the context is full", "interrupted": "stopped"}
+        parts.append(f"{stats.prompt_tokens_restored} from the disk cache")
+    parts.append(f"context {stats.context_used} of {stats.n_ctx}")
+    ends = {"length": "cut off at --max-tokens", "context": "cut off: the context is full", "interrupted": "stopped"}
     if stats.finish_reason in ends:
-        told.append(ends[stats.finish_reason])
-    return ", ".join(told)
+        parts.append(ends[stats.finish_reason])
+    return ", ".join(parts)
 
 
 def dim(text: str) -> None:
-    """On stderr, for a person."""
+    """Show dim text on stderr."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -224,7 +226,7 @@ def dim(text: str) -> None:
 
 
 def faint(text: str) -> None:
-    """A piece of reasoning, on stderr if that is a terminal."""
+    """Show a piece of reasoning on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         return
     from rich.console import Console
@@ -234,7 +236,7 @@ def faint(text: str) -> None:
 
 
 def _styled_output() -> Callable[[str, str], None]:
-    """To stdout: with styles on a terminal, as it is elsewhere."""
+    """Writes to stdout: styled on a terminal, plain elsewhere."""
     from rich.console import Console
     from rich.text import Text
 
@@ -251,7 +253,7 @@ def _styled_output() -> Callable[[str, str], None]:
 
 @contextmanager
 def _typing_unseen() -> Iterator[None]:
-    """What is typed meanwhile does not get into the answer; it waits for the next line."""
+    """Do not echo what is typed during an answer; it stays in the input for the next line."""
     try:
         import termios
     except ImportError:  # Windows
@@ -265,12 +267,12 @@ def _typing_unseen() -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSANOW, unseen)
         yield
     finally:
-        with suppress(termios.error):  # the terminal is gone
+        with suppress(termios.error):  # the terminal was closed
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def _reader() -> Callable[[str], str]:
-    """A line editor with history; Esc Enter and pastes make several lines."""
+    """A line editor with history; Esc Enter and pasted text make several lines."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import InMemoryHistory

@@ -1,7 +1,7 @@
 """`yarn-edge serve MODEL`: an OpenAI-compatible server for one model, and a page to chat in the browser.
 
-127.0.0.1 alone unless another address is asked for, and then only with a key. The web framework is the one of llama_cpp.server
-(`pip install 'yarn-edge[serve]'`); the model behind it is ours: `yarn_edge.engine.opened`, `yarn_edge.serve.worker`.
+It listens on 127.0.0.1; another address must be given with --host, and needs an API key. The web framework is that of
+llama_cpp.server (`pip install 'yarn-edge[serve]'`). The model is run by `yarn_edge.engine.opened` and `yarn_edge.serve.worker`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,23 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "YARN_EDGE_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-GRACE_S = 5  # for streams that run when the server is to stop
+GRACE_S = 5  # that streams have to end when the server is stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `serve`."""
-    add = parser.add_argument
-    add("model", metavar="MODEL", type=Path, help="GGUF file")
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default: 127.0.0.1; others need a key)")
-    add("--port", type=count(0, 65535), default=8080, metavar="N", help="0: any that is free (default: 8080)")
-    add("--api-key", metavar="KEY", help=f"that requests must show (default: ${KEY_VARIABLE}, if that is set)")
-    add("--ctx", type=length, metavar="N", help="context in tokens (default: the model's, or what fits)")
-    add("--kv-type", metavar="TYPE", help="type of the KV cache (default: f16, q8_0 where that does not fit)")
-    add("--max-request", type=memory_size, default=16 << 20, metavar="SIZE", help="of one request (default: 16MiB)")
-    add("--name", metavar="NAME", help="of the model for clients (default: the file's)")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file")
+    host = "address to listen on; others than 127.0.0.1 need --api-key (default: 127.0.0.1)"
+    for flag, metavar, kind, default, text in (
+        ("--host", "ADDRESS", str, "127.0.0.1", host),
+        ("--port", "N", count(0, 65535), 8080, "port to listen on; 0 takes any free one (default: %(default)s)"),
+        ("--api-key", "KEY", str, None, f"key that requests must send (default: ${KEY_VARIABLE}, if it is set)"),
+        ("--ctx", "N", length, None, "context size in tokens (default: the model's, or what fits in memory)"),
+        ("--kv-type", "TYPE", str, None, "type of the KV cache (default: f16, or q8_0 if f16 does not fit)"),
+        ("--max-request", "SIZE", memory_size, 16 << 20, "maximum request size in bytes (default: 16MiB)"),
+        ("--name", "NAME", str, None, "name of the model for clients (default: the file's name)"),
+    ):
+        parser.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
     add_threads_flag(parser)
     add_engine_flags(parser)
 
@@ -49,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         import uvicorn
 
-        from yarn_edge.serve.app import Served, make_app
+        from yarn_edge.serve.answers import Served
+        from yarn_edge.serve.app import make_app
+        from yarn_edge.serve.guard import Access
         from yarn_edge.serve.worker import Worker
     except ImportError as error:
         raise YarnEdgeError("serving needs FastAPI and uvicorn: pip install 'yarn-edge[serve]'") from error
@@ -61,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     loopback = is_loopback(args.host)
     if not loopback and key is None:
         raise YarnEdgeError(
-            f"--host {args.host}: others could use the model there: it needs --api-key (or ${KEY_VARIABLE})"
+            f"--host {args.host} needs --api-key (or ${KEY_VARIABLE}): others can reach the model at that address"
         )
     wanted = Wanted(args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.flash_attention)
     with ExitStack() as held:
@@ -71,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         if renderer is not None:
             held.enter_context(closing(renderer))
         worker = Worker(generation, renderer)
-        hosts = LOOPBACK if loopback else None
-        served = Served(worker, args.name or args.model.stem, Sampling(), key, hosts, args.max_request)
+        access = Access(key, LOOPBACK if loopback else None, args.max_request)
+        served = Served(worker, args.name or args.model.stem, Sampling(), access)
         config = uvicorn.Config(
             make_app(served),
             log_level="warning",
@@ -84,15 +89,17 @@ def run(args: argparse.Namespace) -> int:
         )
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        note(f"http://{shown}:{port}/ is the page, http://{shown}:{port}/v1 the OpenAI interface; Ctrl-C ends it")
-        with suppress(KeyboardInterrupt, Terminated):  # it is how one ends a server
+        note(
+            f"http://{shown}:{port}/ is the page, http://{shown}:{port}/v1 the OpenAI interface; Ctrl-C stops the server"
+        )
+        with suppress(KeyboardInterrupt, Terminated):  # the usual way to stop a server
             _server(config, worker).run(sockets=[listener])
-    note("the server has ended")
+    note("the server has stopped")
     return 0
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can reach an address."""
+    """Whether an address can be reached only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -102,10 +109,10 @@ def is_loopback(host: str) -> bool:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket on this address and no other. Raises YarnEdgeError where it is taken, or is none of ours."""
+    """A socket on this address only. Raises YarnEdgeError if it is in use or is not this machine's."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _kind, _protocol, _name, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _kind, _protocol, _name, address = addresses[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:
         raise YarnEdgeError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
@@ -115,13 +122,13 @@ def _renderer(model: Model) -> Renderer | None:
     from yarn_edge.chat.template import ChatTemplate
 
     if model.chat_template is None:
-        note("the model has no chat template: only /v1/completions can be used")
+        note("the model has no chat template: only /v1/completions works")
         return None
     return ChatTemplate.of(model)
 
 
 def _server(config: Any, worker: Worker) -> Any:
-    """uvicorn's server, which ends what runs when it is told to end."""
+    """uvicorn's server, which also stops the running answer when it is told to exit."""
     import uvicorn
 
     class Server(uvicorn.Server):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The one model behind the server: requests wait in a row, each is answered in a thread, and one whose client left is stopped."""
+"""The one model behind the server. Requests wait in a queue; each is answered in a thread, and stopped if its client leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
-from yarn_edge.chat.reasoning import Kind, opened_block, split
+from yarn_edge.chat.reasoning import Kind, opened_by, split
 from yarn_edge.chat.template import Message, RawText, Renderer
 from yarn_edge.engine.generation import AnswerStats, Generation
 from yarn_edge.engine.sampling import Sampling
@@ -22,7 +22,7 @@ _STOP_S = 0.2
 
 @dataclass(frozen=True)
 class AnswerPiece:
-    """A part of an answer, or (kind end) what became of it."""
+    """A part of an answer, or (kind end) how and why it ended."""
 
     kind: Literal["answer", "reasoning", "end"]
     text: str = ""
@@ -31,29 +31,29 @@ class AnswerPiece:
 
 
 class TooLongError(YarnEdgeError):
-    """A prompt that the context does not hold."""
+    """A prompt that does not fit into the context."""
 
 
 class Worker:
-    """A generation that many may ask. renderer: the chat template, None for a base model."""
+    """A generation that many clients share. renderer: the chat template, None for a base model."""
 
     def __init__(self, generation: Generation, renderer: Renderer | None) -> None:
         self.generation, self.renderer = generation, renderer
         self.model, self.n_ctx = generation.context.model, generation.context.n_ctx
         self._turn = asyncio.Lock()  # first come, first served
-        self._template = threading.Lock()  # its process answers one question at a time
+        self._template = threading.Lock()  # the template's process renders one prompt at a time
         self.waiting = 0
         self._stopping: asyncio.Future[None] | None = None
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Raises YarnEdgeError where the template refuses them, or there is none."""
+        """The tokens of a chat. Raises YarnEdgeError if the template refuses the messages, or there is none."""
         if self.renderer is None:
             raise YarnEdgeError("the model has no chat template (a base model?): use /v1/completions")
         with self._template:
             return self._fitting(self.renderer.tokens(self.model, messages))
 
     def text_tokens(self, prompt: str | list[int]) -> list[int]:
-        """Of a prompt that is continued as it is."""
+        """The tokens of a prompt that is continued as it is."""
         if isinstance(prompt, str):
             return self._fitting(RawText().tokens(self.model, [{"role": "user", "content": prompt}]))
         if any(not 0 <= token < self.model.n_vocab for token in prompt):
@@ -66,16 +66,16 @@ class Worker:
         if len(tokens) >= self.n_ctx:
             raise TooLongError(
                 f"the prompt has {len(tokens)} tokens, the context holds {self.n_ctx} with the answer: shorten it, or start the "
-                "server with a larger --ctx (yarn-edge fit tells what the memory allows)"
+                "server with a larger --ctx (yarn-edge fit shows what fits in memory)"
             )
         return tokens
 
     async def answer(
         self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, stops: Sequence[str], reasons: bool
     ) -> AsyncGenerator[AnswerPiece, None]:
-        """Pieces as they come, the last one of kind end. Leaving the iteration stops the answer.
+        """Yield pieces as they are generated, at last one of kind end. Leaving the iteration stops the answer.
 
-        reasons: whether blocks of reasoning are told apart.
+        reasons: whether reasoning is separated from the answer.
         """
         self.waiting += 1
         try:
@@ -98,13 +98,11 @@ class Worker:
                             return
                     put(piece)
                 self.generation.keep_on_disk()
-            except BaseException as error:  # whatever it is, the client and not this thread must hear of it
+            except BaseException as error:  # whatever it is, the client must learn of it, not this thread
                 put(error)
 
         running = loop.run_in_executor(None, work)
-        running.add_done_callback(
-            lambda _done: self._turn.release()
-        )  # whoever waits next begins when the thread is done
+        running.add_done_callback(lambda _done: self._turn.release())  # the next one begins when this thread is done
         ended = False
         try:
             while not ended:
@@ -121,7 +119,7 @@ class Worker:
                 self._stopping = asyncio.ensure_future(self._stop(running))
 
     async def _stop(self, running: asyncio.Future[None]) -> None:
-        """More than once: the thread may not have begun."""
+        """Stop the thread. It takes several tries if the thread has not started yet."""
         while not running.done():
             self.generation.stop()
             await asyncio.sleep(_STOP_S)
@@ -129,12 +127,11 @@ class Worker:
     def _pieces(
         self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, stops: Sequence[str], reasons: bool
     ) -> Iterator[AnswerPiece]:
-        opened = opened_block(self.model, tokens)
         stopped = [False]
         with closing(self.generation.generate(tokens, sampling, max_tokens)) as said:
             text = until(said, stops, lambda: stopped.__setitem__(0, True)) if stops else said
             parts: Iterator[tuple[Kind, str]] = (
-                split(text, lambda: opened) if reasons else (("answer", t) for t in text)
+                split(text, lambda: opened_by(self.model, tokens)) if reasons else (("answer", t) for t in text)
             )
             for kind, piece in parts:
                 yield AnswerPiece(kind, piece)
@@ -143,18 +140,18 @@ class Worker:
         yield AnswerPiece("end", ended="length" if full else "stop", stats=stats)
 
     def shut_down(self) -> None:
-        """Stop whatever runs."""
+        """Stop the answer that runs."""
         self.generation.stop()
 
 
-def until(pieces: Iterator[str], stops: Sequence[str], found: Callable[[], None]) -> Iterator[str]:
-    """The text up to the first of some texts; what may become one of them is held back."""
+def until(pieces: Iterator[str], stops: Sequence[str], on_stop: Callable[[], None]) -> Iterator[str]:
+    """Yield the text up to the first of the stop texts; text that could be the beginning of one is held back."""
     held = ""
     for piece in pieces:
         held += piece
         places = [at for stop in stops if (at := held.find(stop)) >= 0]
         if places:
-            found()
+            on_stop()
             if held[: min(places)]:
                 yield held[: min(places)]
             return

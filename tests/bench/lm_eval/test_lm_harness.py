@@ -191,7 +191,7 @@ def test_bos_prefix_truncation_and_odd_texts_as_in_hflm(
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
     ours_told = [r.getMessage() for r in caplog.records if r.name == "lm_eval.models.yarn_edge"]
     assert ours_told == [
-        f"3 of 9 inputs are longer than ctx=32 tokens (the longest has {len(ours.tok_encode(''.join(pairs[5]))) - 1}) and lose their beginning"
+        f"3 of 9 inputs are longer than ctx=32 tokens (the longest has {len(ours.tok_encode(''.join(pairs[5]))) - 1}): their beginning is cut off"
     ]
     texts = ["", "We", "The year 1901 had 3 days, and more. " * 6]
     rolled = [lm.loglikelihood_rolling([request("loglikelihood_rolling", t) for t in texts]) for lm in (ours, truth)]
@@ -449,7 +449,7 @@ def test_a_template_without_a_system_role(smol: YarnEdgeLM, caplog: pytest.LogCa
 
 
 def test_without_a_chat_template(spm: tuple[Path, Path], smol: YarnEdgeLM) -> None:
-    with pytest.raises(YarnEdgeError, match="do without --apply_chat_template"):
+    with pytest.raises(YarnEdgeError, match="leave out --apply_chat_template"):
         YarnEdgeLM(str(spm[1]), ctx=32).apply_chat_template([{"role": "user", "content": "Who?"}])
     with pytest.raises(YarnEdgeError, match="only the file's default"):
         smol.chat_template("tool_use")

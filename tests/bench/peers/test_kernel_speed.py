@@ -1,9 +1,8 @@
-"""bench/kernel_speed: what it tells of kernels that are as good as ggml's, and of some that are not."""
+"""The race of the kernels: its results for kernels that are as good as ggml's, and for some that are not."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from yarn_edge.bench.peers import kernels as kernel_speed
-from yarn_edge.bench.peers.kernels import KernelCase, errors, main, speeds
+from yarn_edge.bench.peers import kernels as kernel_race
+from yarn_edge.bench.peers.kernels import RACE, KernelCase, kernel_errors, kernel_rates
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.kernels.choose import Kernels
 from yarn_edge.runtime.ggml_types import quantize_into, type_named
@@ -42,17 +41,17 @@ def scaled(by: float) -> Any:
 
 
 def test_errors_of_the_same_and_of_worse_blocks(model: Path) -> None:
-    for row in errors(CASES, model, {"fast": Kernels(scaled(1)), "ggml": Kernels()}, 2):
+    for row in kernel_errors(CASES, model, {"fast": Kernels(scaled(1)), "ggml": Kernels()}, 2):
         assert (row["same_blocks"], row["error_ratio"], row["worst_ratio"]) == (1, 1, 1)
         assert row["tensors"] > 10
-    for row in errors(CASES, model, {"fast": Kernels(scaled(1.01)), "ggml": Kernels()}, 2):
+    for row in kernel_errors(CASES, model, {"fast": Kernels(scaled(1.01)), "ggml": Kernels()}, 2):
         assert row["same_blocks"] < 0.5
         assert row["worst_ratio"] >= row["error_ratio"] > 1.001
 
 
 def test_speeds() -> None:
     sample = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32)
-    for row in speeds(CASES, sample, {"fast": Kernels(scaled(1)), "ggml": Kernels()}, 3):
+    for row in kernel_rates(CASES, sample, {"fast": Kernels(scaled(1)), "ggml": Kernels()}, 3):
         least, most = row["range"]["fast"]
         assert 0 < least <= row["million_per_s"]["fast"] <= most
         assert row["ratio"] == row["million_per_s"]["fast"] / row["million_per_s"]["ggml"]
@@ -62,21 +61,19 @@ def test_speeds() -> None:
 def test_the_command(
     by: float, code: int, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kernel_speed, "choose", lambda _wanted, _work: Kernels(scaled(by)))
-    arguments = ["kernel_speed", str(model), "--types", "q4_k", "--repeat", "1"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--json"])
-    assert main() == code
-    told = json.loads(capsys.readouterr().out)
-    assert [row["case"] for row in told["errors"]] == ["Q4_K", "Q4_K, importance"] == [r["case"] for r in told["speed"]]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert main() == code
+    monkeypatch.setattr(kernel_race, "choose_kernels", lambda _wanted, _work: Kernels(scaled(by)))
+    words = [str(model), "--types", "q4_k", "--repeat", "1"]
+    assert RACE.main([*words, "--json"]) == code
+    results = json.loads(capsys.readouterr().out)
+    assert [row["case"] for row in results["errors"]] == ["Q4_K", "Q4_K, importance"]
+    assert [row["case"] for row in results["speed"]] == ["Q4_K", "Q4_K, importance"]
+    assert RACE.main(words) == code
     assert "| Q4_K, importance |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("extra, told", [(["--types", "Q8_0"], "'Q8_0' is none of"), (["--repeat", "0"], "is below 1")])
-def test_what_it_refuses(
-    extra: list[str], told: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["kernel_speed", str(model), *extra])
-    assert main() == 2
-    assert told in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "extra, error", [(["--types", "Q8_0"], "'Q8_0' is none of"), (["--repeat", "0"], "0 is not from 1 to")]
+)
+def test_what_it_refuses(extra: list[str], error: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert RACE.main([str(model), *extra]) == 2
+    assert error in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""speed_peers: two programs in lockstep, what is told of them, and what becomes of them when something ends early."""
+"""The race with llama-bench: two programs in lockstep, their rows, and what becomes of them when something ends early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from yarn_edge.bench.peers import bench as speed_peers
 from yarn_edge.bench.peers import lockstep as lockstep_module
-from yarn_edge.bench.peers.bench import main, median_interval
+from yarn_edge.bench.peers.bench import RACE, median_interval
 from yarn_edge.bench.peers.llama_bench import samples_in
 from yarn_edge.bench.peers.lockstep import Paced, lockstep
 from yarn_edge.errors import YarnEdgeError
@@ -42,8 +42,8 @@ print(json.dumps([ticks, samples]))
 """
 
 
-def program(code: str) -> list[str]:
-    return [sys.executable, "-S", "-c", code]
+def program(code: str, flag: str = "-S") -> list[str]:
+    return [sys.executable, flag, "-c", code]
 
 
 def starts(line: bytes) -> bool:
@@ -86,6 +86,18 @@ def test_runs_that_may_have_been_over_before_it_stood_are_refused() -> None:
         with pytest.raises(YarnEdgeError, match=r"peer: runs of less than 0.02 s cannot be told apart"):
             one.ran(too_short, 0)
     one.close()
+
+
+def test_a_program_that_ends_before_it_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines are read too late: all of its runs are over, and the program, too."""
+    real = Paced._stopped
+    monkeypatch.setattr(Paced, "_stopped", lambda self, process: real(self, process) if process.wait() == 0 else None)
+    code = "import sys; print('prompt run 1/2\\nprompt run 2/2', file=sys.stderr)"
+    with (
+        closing(Paced("peer", program(code), starts, "stderr")) as one,
+        pytest.raises(YarnEdgeError, match="cannot be told apart: more tokens"),
+    ):
+        one.go(60)
 
 
 def test_sides_with_unlike_runs_are_refused() -> None:
@@ -133,7 +145,7 @@ def test_a_program_that_is_not_there() -> None:
 def test_nobody_is_left_standing_when_we_are_killed() -> None:
     code = f"""
 import sys
-from yarn_edge.bench.lockstep import Paced
+from yarn_edge.bench.peers.lockstep import Paced
 one = Paced("peer", [sys.executable, "-S", "-c", {TICKING!r}], lambda line: b" run " in line, "stderr")
 one.go(60)
 print(one._process.pid, flush=True)
@@ -155,8 +167,32 @@ sys.stdin.read()
             os.kill(pid, signal.SIGKILL)
 
 
+# A busy machine may let a tiny model's run end before it is stopped, and a program is stopped once in each timed run: so these wait
+# for that before they work.
+STOPPED = """
+import signal, time
+continued = []
+signal.signal(signal.SIGCONT, lambda *_: continued.append(True))
+def until_stopped(before):
+    while len(continued) == before:
+        time.sleep(0.001)
+"""
+OURS = f"""{STOPPED}
+from yarn_edge.bench.speed import child
+class Bench(child.Bench):
+    def __init__(self, request, model, context, tell):
+        def tell_and_wait(event, **values):
+            before = len(continued)
+            tell(event, **values)
+            if "number" in values:
+                until_stopped(before)
+        super().__init__(request, model, context, tell_and_wait)
+child.Bench = Bench
+raise SystemExit(child.main())
+"""
 FAKE = """#!{python} -S
 import json, sys, time
+{stopped}
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2])) if "--progress" not in sys.argv else dict(
     zip(sys.argv[1:-1:2], sys.argv[2:-1:2]))
 assert sys.argv[-1] == "--progress" and flags["-m"].endswith("tiny.gguf") and flags["-d"] == "{depth}", sys.argv
@@ -165,8 +201,9 @@ for kind, n in [("prompt", flags["-p"]), *(("generation", n) for n in flags["-n"
     samples = []
     for number in range(int(flags["-r"])):
         print(f"llama-bench: benchmark 1/3: depth run {{number + 1}}/{{flags['-r']}} (cached)", file=sys.stderr, flush=True)
-        start = time.perf_counter_ns()
+        before, start = len(continued), time.perf_counter_ns()
         print(f"llama-bench: benchmark 1/3: {{kind}} run {{number + 1}}/{{flags['-r']}}", file=sys.stderr, flush=True)
+        until_stopped(before)
         for _ in range(100):  # one long sleep would pass while it is stopped
             time.sleep(0.001)
         samples.append(time.perf_counter_ns() - start)
@@ -180,7 +217,7 @@ print(json.dumps(rows))
 def peer(folder: Path, end: str = "", depth: int = 32) -> Path:
     """A folder with a llama-bench that sleeps 0.1 s in every run."""
     path = folder / "llama-bench"
-    path.write_text(FAKE.format(python=sys.executable, end=end, depth=depth))
+    path.write_text(FAKE.format(python=sys.executable, stopped=STOPPED, end=end, depth=depth))
     path.chmod(0o755)
     return folder
 
@@ -190,30 +227,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf.write(tmp_path_factory.mktemp("peers") / "tiny.gguf", "llama")
 
 
+@pytest.fixture
+def patient_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours does not work in a timed run before it was stopped in it."""
+    monkeypatch.setattr(speed_peers, "CHILD", program(OURS, "-u"))
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(lockstep_module, "SHORTEST_NS", 1_000_000)  # a tiny model's runs
-    monkeypatch.setattr(sys, "argv", ["speed_peers", *words])
-    return main()
+    return RACE.main(words)
 
 
 def short(tiny: Path, folder: Path) -> list[str]:
-    return [
-        str(tiny),
-        "--peer",
-        str(folder),
-        "--depth",
-        "32",
-        "-p",
-        "2048",
-        "-n",
-        "256",
-        "--repeat",
-        "6",
-        "--threads",
-        "1",
-    ]
+    sizes = "--depth 32 -p 2048 -n 256 --repeat 6 --threads 1"
+    return [str(tiny), "--peer", str(folder), *sizes.split()]
 
 
+@pytest.mark.usefixtures("patient_child")
 def test_ours_next_to_a_peer_of_known_speed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +263,7 @@ def test_ours_next_to_a_peer_of_known_speed(
         assert row["ratios"] == [a / b for a, b in zip(row["ours_tok_per_s"], row["theirs_tok_per_s"], strict=True)]
 
 
+@pytest.mark.usefixtures("patient_child")
 @pytest.mark.parametrize(
     "end, told",
     [
@@ -241,7 +272,7 @@ def test_ours_next_to_a_peer_of_known_speed(
         ("print('no JSON')", "no rows that we can read"),
     ],
 )
-def test_a_peer_that_fails_is_told(
+def test_a_peer_that_fails_is_reported(
     end: str, told: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, *short(tiny, peer(tmp_path, end))) == 2
@@ -250,10 +281,11 @@ def test_a_peer_that_fails_is_told(
     assert "Traceback" not in error
 
 
+@pytest.mark.usefixtures("patient_child")
 def test_rows_of_earlier_depths_are_kept(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real: Any = speed_peers.measure
+    real: Any = speed_peers.paired_rows
     seen = []
 
     def interrupted(c: Any, *rest: Any) -> Any:
@@ -262,7 +294,7 @@ def test_rows_of_earlier_depths_are_kept(
             raise KeyboardInterrupt
         return real(c, *rest)
 
-    monkeypatch.setattr(speed_peers, "measure", interrupted)
+    monkeypatch.setattr(speed_peers, "paired_rows", interrupted)
     words = short(tiny, peer(tmp_path))
     words[words.index("--depth") + 1] = "32,64"
     assert run(monkeypatch, *words, "--json") == 130
@@ -271,12 +303,12 @@ def test_rows_of_earlier_depths_are_kept(
     assert not found["complete"]
 
 
-def test_ours_that_fails_is_told(
+def test_ours_that_fails_is_reported(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*short(tiny, peer(tmp_path)), "--kv-type", "q4_0", "--flash-attention", "off"]  # llama.cpp wants it on
     assert run(monkeypatch, *words) == 2
-    assert "speed_peers: error: ours: " in capsys.readouterr().err
+    assert "peers.bench: error: ours: " in capsys.readouterr().err
 
 
 def test_a_folder_without_llama_bench(
@@ -294,7 +326,7 @@ def test_median_interval(n: int, ends: tuple[int, int] | None) -> None:
     assert median_interval([float(v) for v in reversed(range(n))]) == ends
 
 
-def test_what_llama_bench_told_is_read() -> None:
+def test_the_output_of_llama_bench_is_read() -> None:
     rows = [{"n_prompt": 512, "n_gen": 0, "samples_ns": [1, 2]}, {"n_prompt": 0, "n_gen": 128, "samples_ns": [3]}]
     assert samples_in(json.dumps(rows).encode()) == [("pp", [1, 2]), ("tg", [3])]
     for broken in (b"", b"{", b"[1]", b'[{"n_prompt": 1}]'):

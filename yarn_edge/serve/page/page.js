@@ -1,4 +1,4 @@
-// The built-in page: a conversation with the server that it came from, and nobody else.
+// The built-in page: a conversation with the server that it came from, and with no other.
 "use strict";
 
 const at = (id) => document.getElementById(id);
@@ -19,8 +19,8 @@ async function ask(path, body, signal) {
   const reply = await fetch(path, body === undefined ? { headers, signal } : { method: "POST", headers, body: JSON.stringify(body), signal });
   if (reply.status === 401) { await askKey(); return ask(path, body, signal); }
   if (!reply.ok) {
-    const told = await reply.json().catch(() => ({}));
-    throw new Error(told.error?.message || `the server answered ${reply.status}`);
+    const answer = await reply.json().catch(() => ({}));
+    throw new Error(answer.error?.message || `the server answered with status ${reply.status}`);
   }
   return reply;
 }
@@ -89,10 +89,10 @@ async function addFiles(files) {
       const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
       if (text.includes("\0")) throw new TypeError();
       const { tokens } = await (await ask("tokenize", { text })).json();
-      if (tokens >= context) throw new Error(`${file.name} has ${tokens} tokens, the context holds ${context}`);
+      if (tokens >= context) throw new Error(`${file.name} has ${tokens} tokens, but the context holds ${context}`);
       waiting.push({ name: file.name, text, tokens });
     } catch (problem) {
-      complain(problem instanceof TypeError ? `${file.name} is no text in UTF-8` : problem.message);
+      complain(problem instanceof TypeError ? `${file.name} is not UTF-8 text` : problem.message);
     }
   }
   showDocuments();
@@ -108,12 +108,12 @@ const said = (turn) => [...turn.documents.map((one) => one.text), turn.question]
 
 function messages() {
   const system = at("system").value.trim();
-  const found = system ? [{ role: "system", content: system }] : [];
+  const list = system ? [{ role: "system", content: system }] : [];
   for (const turn of turns) {
-    found.push({ role: "user", content: said(turn) });
-    if (turn.answer !== null) found.push({ role: "assistant", content: turn.answer });
+    list.push({ role: "user", content: said(turn) });
+    if (turn.answer !== null) list.push({ role: "assistant", content: turn.answer });
   }
-  return found;
+  return list;
 }
 
 async function* events(reply) {
@@ -172,7 +172,7 @@ async function send(question) {
         clearInterval(clock);
         const { total_tokens: used, completion_tokens: n, tok_per_s: speed } = event.usage;
         showUsed(used);
-        numbers.textContent = `${n} tokens` + (speed ? `, ${speed.toFixed(1)} tok/s` : "") + (first ? `, first after ${((first - began) / 1000).toFixed(2)} s` : "");
+        numbers.textContent = `${n} tokens` + (speed ? `, ${speed.toFixed(1)} tok/s` : "") + (first ? `, first token after ${((first - began) / 1000).toFixed(2)} s` : "");
       }
       at("talk").scrollTop = at("talk").scrollHeight;
     }

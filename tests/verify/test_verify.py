@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_shape_is_a_failed_check(rich_file: Path, smol_c
 def test_ctrl_c_in_the_live_graph_is_no_verdict(smol_f32: Path) -> None:
     """The signal comes while nodes are being recorded, inside a callback from C."""
     code = (
-        "import os, signal, sys\nfrom yarn_edge import tap\nfrom yarn_edge.cli import main\n"
+        "import os, signal, sys\nfrom yarn_edge.verify import rope_nodes as tap\nfrom yarn_edge.cli import main\n"
         "record = tap._Recorder._record\n"
         "def pressed(self, *rest):\n    os.kill(os.getpid(), signal.SIGINT)\n    return record(self, *rest)\n"
         f"tap._Recorder._record = pressed\nsys.exit(main(['verify', {str(smol_f32)!r}]))"

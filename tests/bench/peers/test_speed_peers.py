@@ -133,7 +133,7 @@ def test_a_program_that_is_not_there() -> None:
 def test_nobody_is_left_standing_when_we_are_killed() -> None:
     code = f"""
 import sys
-from yarn_edge.bench.lockstep import Paced
+from yarn_edge.bench.peers.lockstep import Paced
 one = Paced("peer", [sys.executable, "-S", "-c", {TICKING!r}], lambda line: b" run " in line, "stderr")
 one.go(60)
 print(one._process.pid, flush=True)

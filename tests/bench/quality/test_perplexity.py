@@ -373,8 +373,9 @@ def test_a_disk_without_room_for_the_cache(
 def test_signals(number: signal.Signals, smol_quants: dict[str, Path], tmp_path: Path) -> None:
     """Ctrl-C and the like stop a batch midway, tell what there is, and keep it; kill -9 leaves what was saved before."""
     program = (
-        "import sys; from yarn_edge.bench import score_file, scoring; from yarn_edge.cli import main\n"
-        "score_file.SAVE_SECONDS = score_file.CACHE_SECONDS = 0.0; score_file._CACHE_SHARE = 0; scoring.MAX_BATCH = 64\n"
+        "import sys; from yarn_edge.bench.quality import score_file; from yarn_edge.bench.scoring import evaluate\n"
+        "from yarn_edge.cli import main\n"
+        "score_file.SAVE_SECONDS = score_file.CACHE_SECONDS = 0.0; score_file._CACHE_SHARE = 0; evaluate.MAX_BATCH = 64\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     save = tmp_path / "s.npz"

@@ -508,8 +508,8 @@ def test_another_run_does_not_go_on_from_it(
 CHILD = """
 import sys
 from yarn_edge.cli import main
-from yarn_edge.convert import collect
-collect.SAVE_SECONDS = 0
+from yarn_edge.convert.imatrix import command
+command.SAVE_SECONDS = 0
 sys.exit(main(sys.argv[1:]))
 """
 

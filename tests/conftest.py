@@ -41,6 +41,19 @@ def no_quiet_left() -> Iterator[None]:
     set_quiet(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def proofs() -> Iterator[None]:
+    """Without --full `convert` proves each tokenizer once a process; test_vocab asks `prove` itself."""
+    from yarn_edge.convert import hf_to_gguf
+
+    from support.proofs import proved_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not depth.full:
+            patch.setattr(hf_to_gguf, "prove", proved_once(hf_to_gguf.prove))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     """What is made once for all workers of a run."""

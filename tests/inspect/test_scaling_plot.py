@@ -22,6 +22,7 @@ from yarn_edge.llama_rules.planner import plain_llama_cpp
 from yarn_edge.positions.scaling import RopeScaling
 
 from support import tiny
+from support.gguf_bytes import edit_key
 
 A4 = 1.1386294361119891
 OWN_BETAS = {**tiny.YARN["rope_scaling"], "beta_fast": 8, "beta_slow": 2}
@@ -64,7 +65,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found["own factor"] = convert(own, str(folder / "own.gguf"), "Q8_0")[0]
     found["lost factor"] = folder / "lost.gguf"
     found["lost factor"].write_bytes(found["own factor"].read_bytes())
-    tiny.edit_key(found["lost factor"], "llama.rope.scaling.attn_factor", 1.0)
+    edit_key(found["lost factor"], "llama.rope.scaling.attn_factor", 1.0)
     return found
 
 

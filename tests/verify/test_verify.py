@@ -29,6 +29,7 @@ from yarn_edge.verify.transformers_reference import divergence, log_softmax
 
 from support import tiny
 from support.build_note import without_build_note
+from support.gguf_bytes import edit_key
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -106,7 +107,7 @@ def test_the_unchanged_file_passes(rich_file: Path) -> None:
 def test_any_changed_parameter_fails_the_live_graph(key: str, rich_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "changed.gguf"
     shutil.copy(rich_file, path)
-    tiny.edit_key(path, key, CHANGES[key])
+    edit_key(path, key, CHANGES[key])
     refused = {"yarn_edge.rope.method": "without a scaling method", NATIVE + "dimension_count": "heads have|only where"}
     if key in refused:  # it contradicts itself, or llama.cpp would abort
         with pytest.raises(YarnEdgeError, match=refused[key]):
@@ -120,7 +121,7 @@ def test_any_changed_parameter_fails_the_live_graph(key: str, rich_file: Path, t
 def test_a_context_length_that_caps_the_model_fails(rich_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "capped.gguf"
     shutil.copy(rich_file, path)
-    tiny.edit_key(path, "llama.context_length", 256)
+    edit_key(path, "llama.context_length", 256)
     check = by_name(verify(path))["metadata"]
     assert (check.status, check.value) == ("fail", 1.0)
     assert "context_length is 256" in check.detail

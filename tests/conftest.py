@@ -78,6 +78,22 @@ def smol_f32(shelf: Shelf) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whole_smol_checkpoint(shelf: Shelf) -> Path:
+    """smol_checkpoint with all of its layers."""
+    from support import smol
+
+    return smol.checkpoint(shelf, depth.ALL_LAYERS)
+
+
+@pytest.fixture(scope="session")
+def whole_smol_f32(shelf: Shelf) -> Path:
+    """smol_f32 with all of its layers."""
+    from support import smol
+
+    return smol.f32(shelf, depth.ALL_LAYERS)
+
+
+@pytest.fixture(scope="session")
 def smol_quants(shelf: Shelf) -> dict[str, Path]:
     """The checkpoint as F16, Q8_0 and Q4_K_M."""
     from support import smol

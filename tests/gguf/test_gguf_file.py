@@ -401,9 +401,20 @@ names += [
         "version",
     )
 ]
-CANONICAL = {"method": "yarn", "dim": 64, "rope_theta": 1e6, "factor": 4.0, "original_context": 8192, "ext_factor": 1.0,
-             "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.1, "truncate": True, "ramp": "index",
-                 "version": 1}  # fmt: skip
+CANONICAL = {
+    "method": "yarn",
+    "dim": 64,
+    "rope_theta": 1e6,
+    "factor": 4.0,
+    "original_context": 8192,
+    "ext_factor": 1.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attention_factor": 1.1,
+    "truncate": True,
+    "ramp": "index",
+    "version": 1,
+}
 
 
 @settings(deadline=None, max_examples=1500, database=None)

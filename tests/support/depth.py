@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 full = False  # set by conftest before the tests are collected
-CUT_LAYERS = 4
+CUT_LAYERS, ALL_LAYERS = 4, 30
 
 
 def smol_layers() -> int:
-    """Layers of the real small model behind most tests, which has 30. A wrong position shows in the first ones already."""
-    return 30 if full else CUT_LAYERS
+    """Layers of the real small model behind most tests. A wrong position shows in the first ones already."""
+    return ALL_LAYERS if full else CUT_LAYERS
 
 
 def examples(n: int) -> int:

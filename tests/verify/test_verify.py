@@ -27,7 +27,7 @@ from yarn_edge.verify.command import Check, check_kernel, check_logits, check_to
 from yarn_edge.verify.rope_nodes import record_ropes
 from yarn_edge.verify.transformers_reference import divergence, log_softmax
 
-from support import tiny
+from support import depth, tiny
 from support.build_note import without_build_note
 from support.gguf_bytes import edit_key
 
@@ -36,9 +36,9 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
     return {c.name: c for c in checks}
 
 
-def test_float32_is_the_checkpoint(smol_f32: Path, smol_checkpoint: Path) -> None:
+def test_float32_is_the_checkpoint(whole_smol_f32: Path, whole_smol_checkpoint: Path) -> None:
     """The numbers of the product: mean KL <= 1e-8 nats and top-1 100 % over 768 tokens of English, factor 4."""
-    checks = by_name(verify(smol_f32, smol_checkpoint))
+    checks = by_name(verify(whole_smol_f32, whole_smol_checkpoint))
     assert {c.status for c in checks.values()} == {"pass"}, checks
     assert checks["logits"].value is not None
     assert 0 <= checks["logits"].value <= 1e-8
@@ -58,7 +58,8 @@ def test_float16_is_rounding_only(smol_quants: dict[str, Path], smol_checkpoint:
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 def test_the_other_families_with_real_attention(family: str, tmp_path: Path) -> None:
     scaling = {**YARN["rope_scaling"], "attention_factor": 1.2}
-    folder = write_checkpoint(tmp_path / "ck", family=family, dtype="F32", config={**YARN, "rope_scaling": scaling})
+    config = {**YARN, "rope_scaling": scaling}
+    folder = write_checkpoint(tmp_path / "ck", family=family, dtype="F32", config=config, n_layers=depth.smol_layers())
     path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
     checks = by_name(verify(path, folder, n_tokens=512))
     assert {c.status for c in checks.values()} == {"pass"}, checks
@@ -127,9 +128,9 @@ def test_a_context_length_that_caps_the_model_fails(rich_file: Path, tmp_path: P
     assert "context_length is 256" in check.detail
 
 
-def test_the_tap_sees_every_layer_and_what_was_really_passed(smol_f32: Path) -> None:
+def test_the_tap_sees_every_layer_and_what_was_really_passed(whole_smol_f32: Path) -> None:
     arguments = RuntimeArguments(yarn_beta_fast=8.0)
-    with Model(smol_f32) as model:
+    with Model(whole_smol_f32) as model:
         tokens = model.tokenize("In the beginning", add_special=False, parse_special=False)
         nodes = record_ropes(model, tokens, [5], arguments)
     assert sorted({n.layer for n in nodes}) == list(range(30))

@@ -77,9 +77,30 @@ def rows_of(case: str) -> Floats:
     return np.ascontiguousarray(made[case], np.float32)
 
 
-CASES = ("random", "narrow", "a single block", "outliers", "heavy tails", "zero", "zero in places", "constant", "constant, negative",
-         "nearly constant", "positive", "negative", "one value", "two values", "ties", "denormal", "deep denormal",
-         "scales around nothing", "tiny", "half's denormals", "sub-blocks of many sizes", "large")  # fmt: skip
+CASES = (
+    "random",
+    "narrow",
+    "a single block",
+    "outliers",
+    "heavy tails",
+    "zero",
+    "zero in places",
+    "constant",
+    "constant, negative",
+    "nearly constant",
+    "positive",
+    "negative",
+    "one value",
+    "two values",
+    "ties",
+    "denormal",
+    "deep denormal",
+    "scales around nothing",
+    "tiny",
+    "half's denormals",
+    "sub-blocks of many sizes",
+    "large",
+)
 
 
 @pytest.fixture(scope="module")

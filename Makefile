@@ -15,13 +15,21 @@ ENGINE = $(INSTALL) --cache-dir '$(ENGINE_CACHE)' llama-cpp-python
 INSTALLED = rm -rf build/installed && mkdir -p build/installed/yarn_edge && \
 	ln -s $(addprefix ../../../,$(wildcard yarn_edge/*) convert bench) build/installed/yarn_edge/
 
-.PHONY: demo test check dev fuzz clean
+# Each worker of pytest-xdist keeps to its share of the cores; WORKERS=1 runs the tests one after another.
+WORKERS ?= 2
+PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: demo test test-all check dev fuzz clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/yarn-edge demo --output demo-out --force --numbers demo-out/demo.json --plot demo-out/demo.png
 
 test: check
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+# The whole model, every example, every test: docs/testing.md.
+test-all: check
+	$(PYTEST) --full
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -1,18 +1,37 @@
-"""The real small model as checkpoints and GGUFs, made once a session."""
+"""How the suite runs: its depth, its signals and cores, and the models that are made once for all of it (docs/testing.md)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from yarn_edge.bench.demo import YARN
-from yarn_edge.bench.evidence.smollm2 import write_checkpoint
-from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.progress import set_quiet
 
-from support import tiny
+from support import depth, processes
+from support.made_once import Shelf
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="every test, every layer, every example (make test-all)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is imported that starts threads."""
+    depth.full = config.getoption("--full")
+    processes.receive_signals()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        processes.take_share_of_cores(number, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `full` are for --full alone."""
+    if not depth.full and (left_out := [item for item in items if item.get_closest_marker("full")]):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture(autouse=True)
@@ -22,30 +41,76 @@ def no_quiet_left() -> Iterator[None]:
     set_quiet(False)
 
 
-@pytest.fixture(scope="session")
-def smol_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M with YaRN factor 4, Llama, float32."""
-    return write_checkpoint(tmp_path_factory.mktemp("smol") / "f32", dtype="F32", config=YARN)
+@pytest.fixture(scope="session", autouse=True)
+def proofs() -> Iterator[None]:
+    """Without --full `convert` proves each tokenizer once a process; test_vocab asks `prove` itself."""
+    from yarn_edge.convert import hf_to_gguf
+
+    from support.proofs import proved_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not depth.full:
+            patch.setattr(hf_to_gguf, "prove", proved_once(hf_to_gguf.prove))
+        yield
 
 
 @pytest.fixture(scope="session")
-def smol_f32(smol_checkpoint: Path) -> Path:
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """What is made once for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    return Shelf(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+
+
+@pytest.fixture(scope="session")
+def smol_checkpoint(shelf: Shelf) -> Path:
+    """SmolLM2-135M with YaRN factor 4, Llama, float32; cut to its first layers, but with --full."""
+    from support import smol
+
+    return smol.checkpoint(shelf, depth.smol_layers())
+
+
+@pytest.fixture(scope="session")
+def smol_f32(shelf: Shelf) -> Path:
     """The checkpoint as a float32 GGUF."""
-    return convert(smol_checkpoint, str(smol_checkpoint.parent / "smol-F32.gguf"), "F32")[0]
+    from support import smol
+
+    return smol.f32(shelf, depth.smol_layers())
 
 
 @pytest.fixture(scope="session")
-def smol_quants(smol_checkpoint: Path) -> dict[str, Path]:
+def whole_smol_checkpoint(shelf: Shelf) -> Path:
+    """smol_checkpoint with all of its layers."""
+    from support import smol
+
+    return smol.checkpoint(shelf, depth.ALL_LAYERS)
+
+
+@pytest.fixture(scope="session")
+def whole_smol_f32(shelf: Shelf) -> Path:
+    """smol_f32 with all of its layers."""
+    from support import smol
+
+    return smol.f32(shelf, depth.ALL_LAYERS)
+
+
+@pytest.fixture(scope="session")
+def smol_quants(shelf: Shelf) -> dict[str, Path]:
     """The checkpoint as F16, Q8_0 and Q4_K_M."""
-    names = ("F16", "Q8_0", "Q4_K_M")
-    paths = convert(smol_checkpoint, str(smol_checkpoint.parent / "smol-{quant}.gguf"), ",".join(names))
-    return dict(zip(names, paths, strict=True))
+    from support import smol
+
+    return smol.quants(shelf, depth.smol_layers())
 
 
 @pytest.fixture(scope="session")
-def rich_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rich_file(shelf: Shelf) -> Path:
     """A small GGUF in which every key is there, the attention factor's own one too."""
-    folder = tmp_path_factory.mktemp("rich")
-    scaling = {**tiny.YARN["rope_scaling"], "attention_factor": 1.35}
-    ck = tiny.write_checkpoint(folder / "ck", rope_scaling=scaling, hidden_size=256, head_dim=64)
-    return convert(ck, str(folder / "rich.gguf"), "F32")[0]
+    from yarn_edge.convert.hf_to_gguf import convert
+
+    from support import tiny
+
+    def make(folder: Path) -> None:
+        scaling = {**tiny.YARN["rope_scaling"], "attention_factor": 1.35}
+        ck = tiny.write_checkpoint(folder / "ck", rope_scaling=scaling, hidden_size=256, head_dim=64)
+        convert(ck, str(folder / "rich.gguf"), "F32")
+
+    return shelf.made_once("rich", make) / "rich.gguf"

@@ -46,6 +46,20 @@ def test_help_loads_nothing_heavy() -> None:
     assert all(name in done.stdout for name in COMMANDS)
 
 
+def processor_s(code: str) -> float:
+    """What a fresh interpreter takes for `code`, its own start included: the best of three, since others compute too."""
+    code += "\nimport sys, time\nassert 'numpy' not in sys.modules\nsys.stderr.write(str(time.process_time()))"
+    return min(float(run_code(code).stderr) for _ in range(3))
+
+
+def test_the_package_is_imported_in_no_time() -> None:
+    assert processor_s("import yarn_edge") - processor_s("") < 0.05
+
+
+def test_help_comes_at_once() -> None:
+    assert processor_s("from yarn_edge.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass") < 0.2
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:

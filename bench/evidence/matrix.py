@@ -27,7 +27,7 @@ from yarn_edge.verify.transformers_reference import Divergence, divergence
 
 from ..standalone import run_module
 from .dialect_oracles import Formula, Truth, dynamic_ntk, nous
-from .smollm2 import CONTEXT, ROPE_THETA, write_checkpoint
+from .smollm2 import CONTEXT, N_LAYER, ROPE_THETA, write_checkpoint
 
 N_TOKENS = 384
 KL_LIMIT = 1e-7
@@ -139,16 +139,19 @@ class Result:
 
 
 class Workshop:
-    """Real weights in every family, written once, each loaded in transformers once. n_tokens: that are compared."""
+    """Real weights in every family, written once, each loaded in transformers once.
 
-    def __init__(self, folder: Path, n_tokens: int = N_TOKENS) -> None:
-        self.folder, self.n_tokens = folder, n_tokens
+    n_tokens: how many are compared. n_layers: how many of the model's first layers are used.
+    """
+
+    def __init__(self, folder: Path, n_tokens: int = N_TOKENS, n_layers: int = N_LAYER) -> None:
+        self.folder, self.n_tokens, self.n_layers = folder, n_tokens, n_layers
         self.truths: dict[str, Truth] = {}
 
     def base(self, family: str) -> Path:
         """The plain checkpoint of a family."""
         path = self.folder / f"base-{family}"
-        return path if path.exists() else write_checkpoint(path, family=family, dtype="F32")
+        return path if path.exists() else write_checkpoint(path, family=family, dtype="F32", n_layers=self.n_layers)
 
     def truth(self, family: str) -> Truth:
         """Its weights in transformers; one family is kept."""
@@ -196,10 +199,10 @@ class Workshop:
 
 
 @contextmanager
-def workshop(n_tokens: int = N_TOKENS) -> Iterator[Workshop]:
-    """A workshop in a temporary folder (about 3 GB)."""
+def workshop(n_tokens: int = N_TOKENS, n_layers: int = N_LAYER) -> Iterator[Workshop]:
+    """A workshop in a temporary folder (about 3 GB with all layers)."""
     with tempfile.TemporaryDirectory(prefix="yarn-edge-matrix-") as folder:
-        yield Workshop(Path(folder), n_tokens)
+        yield Workshop(Path(folder), n_tokens, n_layers)
 
 
 def run(_args: argparse.Namespace) -> int:

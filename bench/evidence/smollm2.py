@@ -83,12 +83,14 @@ def _split_halves(rows: Array, n_heads: int) -> Array:
     return rows.reshape(n_heads, HEAD_DIM // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def weights(file: GGUFFile) -> Iterator[tuple[str, Array]]:
-    """(Hugging Face name, float32 values) of every tensor, one at a time."""
+def weights(file: GGUFFile, n_layers: int = N_LAYER) -> Iterator[tuple[str, Array]]:
+    """(Hugging Face name, float32 values) of every tensor up to layer `n_layers`, one at a time."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     for info in file.tensors.values():
+        if info.name.startswith("blk.") and int(info.name.split(".")[1]) >= n_layers:
+            continue
         raw = np.memmap(file.path, np.uint8, "r", info.offset, (info.n_bytes,))
         kind = GGMLQuantizationType[info.type_name]
         rows = info.n_elements // info.shape[0]
@@ -103,17 +105,26 @@ def weights(file: GGUFFile) -> Iterator[tuple[str, Array]]:
 
 
 def write_checkpoint(
-    folder: Path, *, family: str = "llama", dtype: str = "BF16", config: dict[str, Any] | None = None, n_shards: int = 1
+    folder: Path,
+    *,
+    family: str = "llama",
+    dtype: str = "BF16",
+    config: dict[str, Any] | None = None,
+    n_shards: int = 1,
+    n_layers: int = N_LAYER,
 ) -> Path:
-    """Write the model as a checkpoint folder. dtype: BF16 or F32. `config` is merged over config.json. Returns `folder`."""
+    """Write the model as a checkpoint folder and return `folder`.
+
+    dtype: BF16 or F32. `config` is merged over config.json. n_layers: how many of the first layers are kept.
+    """
     import torch
     from safetensors.torch import save_file
 
     dress = FAMILIES[family]
     file = read_gguf(package_gguf())
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(weights(file))
-    for layer in range(N_LAYER):
+    tensors = dict(weights(file, n_layers))
+    for layer in range(n_layers):
         tensors.update(dress.extra(layer))
     kind = {"F32": torch.float32, "BF16": torch.bfloat16}[dtype]
     stored = {name: torch.from_numpy(np.ascontiguousarray(values)).to(kind) for name, values in tensors.items()}
@@ -127,18 +138,18 @@ def write_checkpoint(
         for shard in sorted(set(homes.values())):
             save_file({n: stored[n] for n in order if homes[n] == shard}, folder / shard, {"format": "pt"})
         _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": homes})
-    _write_json(folder / "config.json", _config(dress, str(kind).removeprefix("torch.")) | (config or {}))
+    _write_json(folder / "config.json", _config(dress, str(kind).removeprefix("torch."), n_layers) | (config or {}))
     write_tokenizer(folder, file)
     return folder
 
 
-def _config(dress: TargetFamily, torch_dtype: str) -> dict[str, Any]:
+def _config(dress: TargetFamily, torch_dtype: str, n_layers: int) -> dict[str, Any]:
     return {
         "architectures": [dress.hf_name],
         "model_type": dress.model_type,
         "hidden_size": HIDDEN,
         "intermediate_size": FFN,
-        "num_hidden_layers": N_LAYER,
+        "num_hidden_layers": n_layers,
         "num_attention_heads": N_HEAD,
         "num_key_value_heads": N_KV_HEAD,
         "vocab_size": VOCAB,

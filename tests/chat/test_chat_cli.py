@@ -25,6 +25,7 @@ from yarn_edge.convert.hf_to_gguf import convert
 
 from support import tiny
 from support.build_note import without_build_note
+from support.gguf_bytes import edit_key
 
 MODEL = str(package_gguf())
 GREEDY = ("--temperature", "0", "--ctx", "512", "--threads", "1")
@@ -302,7 +303,7 @@ def test_a_file_that_runs_otherwise_than_it_says_is_told(tmp_path: Path) -> None
     path = convert(folder, str(tmp_path / "tiny.gguf"), "F32")[0]
     words = (str(path), "--raw", "-p", "the", "--max-tokens", "2", "--threads", "1")
     assert b"warning" not in run(*words).stderr
-    tiny.edit_key(path, "yarn_edge.rope.attention_factor", 1.5)
+    edit_key(path, "yarn_edge.rope.attention_factor", 1.5)
     told = run(*words)
     assert told.returncode == 0
     assert b"says other positions than llama.cpp runs" in told.stderr

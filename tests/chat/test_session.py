@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
@@ -31,6 +30,8 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 
+from support.gguf_files import write_gguf
+
 GREEDY = Sampling(temperature=0)
 QUESTIONS = ("Explain gravity to a child.", "Why do the planets not fall into the sun?", "Name three planets.")
 EMBEDDING, HEAD_DIM, HEADS, KV_HEADS, FEED_FORWARD = 64, 16, 4, 2, 128
@@ -41,29 +42,26 @@ def write_tiny_yarn(path: Path) -> Path:
     real = read_gguf(package_gguf()).metadata
     rng = np.random.default_rng(5)
     n_vocab = len(real["tokenizer.ggml.tokens"])
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(1024)
-    writer.add_embedding_length(EMBEDDING)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(HEAD_DIM)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(4.0)
-    writer.add_rope_scaling_orig_ctx_len(256)
-    writer.add_vocab_size(n_vocab)
-    writer.add_tokenizer_model(real["tokenizer.ggml.model"])
-    writer.add_tokenizer_pre(real["tokenizer.ggml.pre"])
-    writer.add_token_list(real["tokenizer.ggml.tokens"])
-    writer.add_token_types(real["tokenizer.ggml.token_type"].tolist())
-    writer.add_token_merges(real["tokenizer.ggml.merges"])
-    writer.add_bos_token_id(real["tokenizer.ggml.bos_token_id"])
-    writer.add_eos_token_id(real["tokenizer.ggml.eos_token_id"])
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(real["tokenizer.chat_template"])
+    header = {
+        "context_length": 1024,
+        "embedding_length": EMBEDDING,
+        "block_count": 2,
+        "feed_forward_length": FEED_FORWARD,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": HEAD_DIM,
+        "rope.freq_base": 10000.0,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 256,
+        "vocab_size": n_vocab,
+    }
+    names = ("model", "pre", "tokens", "merges", "bos_token_id", "eos_token_id")
+    tokenizer = {f"tokenizer.ggml.{name}": real[f"tokenizer.ggml.{name}"] for name in names}
+    tokenizer["tokenizer.ggml.token_type"] = real["tokenizer.ggml.token_type"].tolist()
+    tokenizer |= {"tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": real["tokenizer.chat_template"]}
+    norms: dict[str, Any] = {"output_norm.weight": np.ones(EMBEDDING, np.float32)}
     shapes = {"token_embd.weight": (n_vocab, EMBEDDING), "output.weight": (n_vocab, EMBEDDING)}
     for i in range(2):
         shapes |= {
@@ -76,15 +74,9 @@ def write_tiny_yarn(path: Path) -> Path:
             f"blk.{i}.ffn_down.weight": (EMBEDDING, FEED_FORWARD),
         }
         for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{i}.{norm}.weight", np.ones(EMBEDDING, np.float32))
-    writer.add_tensor("output_norm.weight", np.ones(EMBEDDING, np.float32))
-    for name, shape in shapes.items():
-        writer.add_tensor(name, (rng.standard_normal(shape) * 0.25).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+            norms[f"blk.{i}.{norm}.weight"] = np.ones(EMBEDDING, np.float32)
+    drawn = {name: (rng.standard_normal(shape) * 0.25).astype(np.float32) for name, shape in shapes.items()}
+    return write_gguf(path, "llama", {f"llama.{k}": v for k, v in header.items()} | tokenizer, norms | drawn)
 
 
 @pytest.fixture(scope="module")

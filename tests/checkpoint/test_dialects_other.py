@@ -182,11 +182,22 @@ PARAMS = {
     "yarn": {"original_max_position_embeddings": 16384, "factor": 16, "apply_scale": False, "beta": 32, "alpha": 1},
 }
 MINISTRAL = {
-    "model_type": "mistral3", "text_config": {
-        "model_type": "ministral3", "head_dim": 128, "max_position_embeddings": 262144, "rope_parameters": {
-            "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0,
-            "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
-}  # fmt: skip
+    "model_type": "mistral3",
+    "text_config": {
+        "model_type": "ministral3",
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+}
 
 
 def folder(tmp_path, **files):

@@ -98,12 +98,29 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {}),
-    "llama-v5": ("llama", {"rope_scaling": ..., "rope_theta": ..., "rope_parameters": {
-        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256}}),
+    "llama-v5": (
+        "llama",
+        {
+            "rope_scaling": ...,
+            "rope_theta": ...,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 256,
+            },
+        },
+    ),
     "llama-own-attention-factor": ("llama", {"rope_scaling": {**tiny.YARN["rope_scaling"], "attention_factor": 1.35}}),
-    "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 256}, "max_position_embeddings": 1024}),
+    "llama-linear": (
+        "llama",
+        {
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 256},
+            "max_position_embeddings": 1024,
+        },
+    ),
     "qwen2-plain": ("qwen2", {"rope_scaling": None, "max_position_embeddings": 256}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

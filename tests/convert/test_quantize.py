@@ -29,7 +29,8 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.ggml_types import type_named
 from yarn_edge.runtime.llama_api import llama
 
-from support import gguf_bytes, tiny
+from support import tiny
+from support.gguf_files import split, write_gguf
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
 # Every file type that rows of 256 weights can have, and of those that need importance all.
@@ -219,20 +220,16 @@ def test_the_real_model(
     assert "166 tensors have rows of 576, which Q4_K cannot hold: Q5_0 instead" in capsys.readouterr().err
 
 
+def one_layer(**more: int) -> dict[str, Any]:
+    """What llama.cpp's quantizer asks of a llama's header."""
+    counts = {"block_count": 1, "context_length": 64, "embedding_length": 256, "feed_forward_length": 512}
+    counts |= {"attention.head_count": 4, **more}
+    return {f"llama.{k}": v for k, v in counts.items()} | {"llama.attention.layer_norm_rms_epsilon": 1e-5}
+
+
 def expert_file(path: Path, n_experts: int = 4) -> Path:
     """A header that llama.cpp's quantizer takes for a model with experts, and tensors of experts."""
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in (
-        ("block_count", 1),
-        ("context_length", 64),
-        ("embedding_length", 256),
-        ("expert_count", n_experts),
-        ("expert_used_count", 2),
-        ("feed_forward_length", 512),
-        ("attention.head_count", 4),
-    ):
-        writer.add_uint32(f"llama.{key}", value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    experts = {"expert_count": n_experts, "expert_used_count": 2}
     rng = np.random.default_rng(1)
     shapes = {
         "ffn_gate_inp": (n_experts, 256),
@@ -240,13 +237,8 @@ def expert_file(path: Path, n_experts: int = 4) -> Path:
         "ffn_down_exps": (n_experts, 256, 512),
         "attn_v": (256, 256),
     }
-    for name, shape in shapes.items():
-        writer.add_tensor(f"blk.0.{name}.weight", rng.standard_normal(shape).astype(np.float32) * 0.1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    drawn = {f"blk.0.{n}.weight": rng.standard_normal(s).astype(np.float32) * 0.1 for n, s in shapes.items()}
+    return write_gguf(path, "llama", one_layer(**experts), drawn)
 
 
 def test_experts_have_importance_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +258,7 @@ def test_experts_have_importance_of_their_own(tmp_path: Path, monkeypatch: pytes
 
 
 def test_splits_become_one_file(wide_bf16: Path, tmp_path: Path) -> None:
-    shards = gguf_bytes.split(wide_bf16, tmp_path / "s", 20)
+    shards = split(wide_bf16, tmp_path / "s", 20)
     assert len(shards) > 2
     theirs = upstream(shards[0], tmp_path / "theirs.gguf", "Q4_K_M")
     ours = quantize(shards[0], str(tmp_path / "ours.gguf"), "Q4_K_M")[0]
@@ -275,24 +267,9 @@ def test_splits_become_one_file(wide_bf16: Path, tmp_path: Path) -> None:
 
 
 def test_alignment_of_the_source_is_kept(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "in.gguf", "llama")
-    writer.add_custom_alignment(128)
-    for key, value in (
-        ("block_count", 1),
-        ("context_length", 64),
-        ("embedding_length", 256),
-        ("feed_forward_length", 512),
-        ("attention.head_count", 4),
-    ):
-        writer.add_uint32(f"llama.{key}", value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     values = np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32)
-    writer.add_tensor("blk.0.attn_q.weight", values)
-    writer.add_tensor("blk.0.attn_v.weight", values * 2)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    tensors = {"blk.0.attn_q.weight": values, "blk.0.attn_v.weight": values * 2}
+    write_gguf(tmp_path / "in.gguf", "llama", one_layer(), tensors, alignment=128)
     file = read_gguf(quantize(tmp_path / "in.gguf", str(tmp_path / "out.gguf"), "Q8_0")[0])
     assert file.alignment == 128
     assert all(t.offset % 128 == 0 for t in file.tensors.values())
@@ -627,19 +604,6 @@ def test_a_worker_that_fails_anywhere_fails_the_run(
 
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "in.gguf", "llama")
-    for key, value in (
-        ("block_count", 1),
-        ("context_length", 64),
-        ("embedding_length", 256),
-        ("feed_forward_length", 512),
-        ("attention.head_count", 4),
-    ):
-        writer.add_uint32(f"llama.{key}", value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+    write_gguf(tmp_path / "in.gguf", "llama", one_layer())
     with pytest.raises(YarnEdgeError, match="has no tensors"):
         quantize(tmp_path / "in.gguf", str(tmp_path / "o.gguf"), "Q8_0")

@@ -28,24 +28,8 @@ from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 
 from support import tiny
-from support.gguf_bytes import (
-    ARRAY,
-    BOOL,
-    F32,
-    F64,
-    I32,
-    PACK,
-    STRING,
-    U8,
-    U16,
-    U32,
-    array,
-    image,
-    kv,
-    split,
-    tensor,
-    text,
-)
+from support.gguf_bytes import ARRAY, BOOL, F32, F64, I32, PACK, STRING, U8, U16, U32, array, image, kv, tensor, text
+from support.gguf_files import split, write_gguf
 
 FREQS = "rope_freqs.weight"
 BAKED = {
@@ -284,22 +268,7 @@ def test_the_filler_is_there_only_where_it_moves_the_data(tmp_path):
     ],
 )
 def test_new_keys_are_packed_as_gguf_py_does(tmp_path, key, value, kind):
-    writer = gguf.GGUFWriter(tmp_path / "writer.gguf", "llama")
-    add = {
-        "UINT32": writer.add_uint32,
-        "BOOL": writer.add_bool,
-        "FLOAT32": writer.add_float32,
-        "STRING": writer.add_string,
-        "FLOAT64": writer.add_float64,
-    }
-    if isinstance(value, list):
-        writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType[kind])
-    else:
-        add[kind](key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+    write_gguf(tmp_path / "writer.gguf", "llama", {key: value}, kinds={key: gguf.GGUFValueType[kind]})
     theirs = gguf.GGUFReader(tmp_path / "writer.gguf").fields[key]
     (tmp_path / "in.gguf").write_bytes(image([kv("general.architecture", STRING, "llama")]))
     edited(tmp_path / "in.gguf", tmp_path / "out.gguf", set_keys={key: value})

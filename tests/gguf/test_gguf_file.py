@@ -21,6 +21,7 @@ from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import check_loadable
 
 from support.gguf_bytes import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, array, image, kv, tensor, text
+from support.gguf_files import write_gguf
 
 R = "llama.rope."
 GOOD_KVS = [
@@ -104,31 +105,31 @@ def test_a_real_model_reads_as_in_gguf_py():
 
 @pytest.mark.parametrize("alignment", [None, 8, 64, 4096], ids=str)
 def test_every_value_and_tensor_type_reads_as_in_gguf_py(tmp_path, alignment):
-    writer = gguf.GGUFWriter(tmp_path / "all.gguf", "llama")
-    if alignment:
-        writer.add_custom_alignment(alignment)
-    for value, kinds in (
+    typed = [
         (7, ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")),
         (-0.1, ("float32", "float64")),
         (True, ("bool",)),
         ("grün\n", ("string",)),
-    ):
-        for kind in kinds:
-            getattr(writer, f"add_{kind}")(f"a.{kind}", value)
-    for name, values in {
-        "ints": [1, -2],
-        "floats": [0.5, 1e30],
-        "bools": [True, False],
-        "strings": ["", "a", "ü"],
-    }.items():
-        writer.add_array(f"list.{name}", values)
-    writer.add_tensor("one", np.arange(5, dtype=np.float32))
-    writer.add_tensor("half", np.ones((3, 2, 32), np.float16))
-    writer.add_tensor("quantized", np.zeros((4, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    ]
+    lists = {
+        "list.ints": [1, -2],
+        "list.floats": [0.5, 1e30],
+        "list.bools": [True, False],
+        "list.strings": ["", "a", "ü"],
+    }
+    write_gguf(
+        tmp_path / "all.gguf",
+        "llama",
+        {f"a.{kind}": value for value, kinds in typed for kind in kinds} | lists,
+        {
+            "one": np.arange(5, dtype=np.float32),
+            "half": np.ones((3, 2, 32), np.float16),
+            "quantized": np.zeros((4, 34), np.uint8),
+        },
+        kinds={f"a.{kind}": gguf.GGUFValueType[kind.upper()] for _value, kinds in typed for kind in kinds},
+        raw_types={"quantized": gguf.GGMLQuantizationType.Q8_0},
+        alignment=alignment,
+    )
     assert_as_gguf_py(tmp_path / "all.gguf")
 
 
@@ -402,9 +403,20 @@ names += [
         "version",
     )
 ]
-CANONICAL = {"method": "yarn", "dim": 64, "rope_theta": 1e6, "factor": 4.0, "original_context": 8192, "ext_factor": 1.0,
-             "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.1, "truncate": True, "ramp": "index",
-                 "version": 1}  # fmt: skip
+CANONICAL = {
+    "method": "yarn",
+    "dim": 64,
+    "rope_theta": 1e6,
+    "factor": 4.0,
+    "original_context": 8192,
+    "ext_factor": 1.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attention_factor": 1.1,
+    "truncate": True,
+    "ramp": "index",
+    "version": 1,
+}
 
 
 @settings(deadline=None, max_examples=1500, database=None)

@@ -20,7 +20,8 @@ from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 
 from support import tiny
-from support.gguf_bytes import ARRAY, I32, STRING, U8, U16, U32, array, image, kv, split, tensor
+from support.gguf_bytes import ARRAY, I32, STRING, U8, U16, U32, array, image, kv, tensor
+from support.gguf_files import split
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from yarn_edge.runtime.kv_cache import kv_bytes
 from yarn_edge.runtime.model import Model
 
 from support import tiny
+from support.gguf_bytes import edit_key
 
 
 def report_on(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def test_findings(case: str, rich_file: Path, tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "changed.gguf"
     shutil.copy(rich_file, path)
     for key, value in changes.items():
-        tiny.edit_key(path, key, value)
+        edit_key(path, key, value)
     report = report_on(path, capsys)
     told = [f"{f['name']}: {f['what']} {f['evidence']}" for f in report["findings"]]
     assert any(message in t for t in told), told

@@ -22,6 +22,7 @@ from yarn_edge.llama_rules.planner import plain_llama_cpp
 from yarn_edge.positions.scaling import RopeScaling
 
 from support import tiny
+from support.gguf_bytes import edit_key
 
 A4 = 1.1386294361119891
 OWN_BETAS = {**tiny.YARN["rope_scaling"], "beta_fast": 8, "beta_slow": 2}
@@ -64,7 +65,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found["own factor"] = convert(own, str(folder / "own.gguf"), "Q8_0")[0]
     found["lost factor"] = folder / "lost.gguf"
     found["lost factor"].write_bytes(found["own factor"].read_bytes())
-    tiny.edit_key(found["lost factor"], "llama.rope.scaling.attn_factor", 1.0)
+    edit_key(found["lost factor"], "llama.rope.scaling.attn_factor", 1.0)
     return found
 
 
@@ -190,19 +191,38 @@ PLAIN = RopeScaling("none", 1e5, 64, 8192)
 # scaling, what runs, how many pairs are wrong by hand, words of the picture
 DRAWN: dict[str, tuple[RopeScaling, RopeScaling | None, int | None, list[str]]] = {
     "qwen2, own betas": (
-        QWEN, plain_llama_cpp(QWEN, "qwen2"), n_different(by_hand(1e6, 128, 32768, 4, 8, 4), by_hand(1e6, 128, 32768, 4)),
-        ["plain RoPE", "yarn, factor 4", "plain llama.cpp: 16 pairs wrong", "original context 32768", "ramp: share divided"],
+        QWEN,
+        plain_llama_cpp(QWEN, "qwen2"),
+        n_different(by_hand(1e6, 128, 32768, 4, 8, 4), by_hand(1e6, 128, 32768, 4)),
+        [
+            "plain RoPE",
+            "yarn, factor 4",
+            "plain llama.cpp: 16 pairs wrong",
+            "original context 32768",
+            "ramp: share divided",
+        ],
     ),
     "gpt-oss": (
-        GPT_OSS, plain_llama_cpp(GPT_OSS, "gpt-oss"),
+        GPT_OSS,
+        plain_llama_cpp(GPT_OSS, "gpt-oss"),
         n_different(by_hand(150000, 64, 4096, 32, truncate=False), by_hand(150000, 64, 4096, 32)),
         ["yarn, factor 32", "plain llama.cpp: 9 pairs wrong, frequencies up to 76.3% off"],
     ),
     "plain": (PLAIN, PLAIN, 0, ["plain RoPE", "original context 8192"]),
-    "other dimensions": (GPT_OSS, PLAIN.with_overrides("test", dim=32), 32, ["plain llama.cpp rotates 32 dimensions, not 64"]),
+    "other dimensions": (
+        GPT_OSS,
+        PLAIN.with_overrides("test", dim=32),
+        32,
+        ["plain llama.cpp rotates 32 dimensions, not 64"],
+    ),
     "unknown": (GPT_OSS, None, None, ["yarn, factor 32"]),
-    "factors": (PLAIN.with_overrides("test", frequency_factors=(2.0,) * 32), PLAIN, 32, ["frequency factors", "32 pairs wrong"]),
-}  # fmt: skip
+    "factors": (
+        PLAIN.with_overrides("test", frequency_factors=(2.0,) * 32),
+        PLAIN,
+        32,
+        ["frequency factors", "32 pairs wrong"],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", DRAWN)

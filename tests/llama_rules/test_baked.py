@@ -16,6 +16,8 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.transformers_reference import divergence, reference_logits
 
+from support import depth
+
 HARDEST = {**YARN["rope_scaling"], "attention_factor": 1.35, "beta_fast": 8.0, "beta_slow": 2.0}
 
 
@@ -23,7 +25,8 @@ HARDEST = {**YARN["rope_scaling"], "attention_factor": 1.35, "beta_fast": 8.0, "
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path], list[int]]:
     """(checkpoint, GGUF by form, tokens): yarn.md's hardest mix, baked and by arguments."""
     folder = tmp_path_factory.mktemp("baked")
-    checkpoint = write_checkpoint(folder / "ck", dtype="F32", config={**YARN, "rope_scaling": HARDEST})
+    config = {**YARN, "rope_scaling": HARDEST}
+    checkpoint = write_checkpoint(folder / "ck", dtype="F32", config=config, n_layers=depth.smol_layers())
     made = {
         "baked": convert(checkpoint, str(folder / "baked.gguf"), "F32")[0],
         "arguments": convert(checkpoint, str(folder / "arguments.gguf"), "F32", planner=PlannerOptions("never"))[0],

@@ -23,6 +23,8 @@ from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import plan_rope
 from yarn_edge.positions.scaling import RopeScaling
 
+from support.gguf_files import write_gguf
+
 A4 = 1.1386294361119891  # 0.1 ln 4 + 1
 
 
@@ -34,18 +36,9 @@ def scaled(method="yarn", **more) -> RopeScaling:
 
 def written(path: Path, keys: dict, arch: str = "llama", tensors: tuple[str, ...] = ()) -> GGUFFile:
     """A real GGUF with `keys` by Python type and the shape keys of a 64-dimensional head, read back."""
-    writer = gguf.GGUFWriter(path / "small.gguf", arch)
     shape = {f"{arch}.embedding_length": 128, f"{arch}.attention.head_count": 2, f"{arch}.context_length": 32768}
-    for key, value in (shape | keys).items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-        add[type(value)](key, value)
-    for name in tensors:
-        writer.add_tensor(name, np.ones(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return read_gguf(path / "small.gguf")
+    ones = {name: np.ones(32, np.float32) for name in tensors}
+    return read_gguf(write_gguf(path / "small.gguf", arch, shape | keys, ones))
 
 
 CARRIED = {

@@ -8,7 +8,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
@@ -25,7 +24,7 @@ from yarn_edge.runtime.machine import resident_bytes
 from yarn_edge.runtime.model import Model
 
 from support import tiny_gguf
-from support.gguf_bytes import split
+from support.gguf_files import BYTE_TOKENIZER, split, write_gguf
 from support.tiny_runs import Ended, in_children
 
 MIB = 2**20
@@ -84,12 +83,6 @@ def test_every_architecture_simulates_what_a_real_context_takes(tmp_path: Path) 
 
 def write_hybrid(path: Path) -> Path:
     """An LFM2 with two layers of short convolutions around one of attention."""
-    writer = gguf.GGUFWriter(str(path), "lfm2")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*tiny_gguf.byte_words(), "ab", "abc", "<s>", "</s>", "<u>", "<v>"])
-    writer.add_token_types([1] * 258 + [3] * 4)
-    writer.add_token_merges(["a b", "ab c"])
     numbers = {
         "context_length": 4096,
         "embedding_length": 2048,
@@ -97,13 +90,11 @@ def write_hybrid(path: Path) -> Path:
         "feed_forward_length": 32,
         "vocab_size": 262,
         "attention.head_count": 64,
+        "attention.head_count_kv": [0, 2, 0],
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 1e4,
         "shortconv.l_cache": 9,
     }
-    for name, value in numbers.items():
-        writer.add_uint32(f"lfm2.{name}", value)
-    writer.add_array("lfm2.attention.head_count_kv", [0, 2, 0])
-    writer.add_float32("lfm2.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_float32("lfm2.rope.freq_base", 1e4)
     shapes: dict[str, tuple[int, ...]] = {"token_embd": (262, 2048), "token_embd_norm": (2048,)}
     for layer in range(3):
         own: dict[str, tuple[int, ...]] = {"attn_norm": (2048,), "ffn_norm": (2048,), "ffn_gate": (32, 2048)}
@@ -114,13 +105,9 @@ def write_hybrid(path: Path) -> Path:
         else:
             own |= {"shortconv.conv": (2048, 9), "shortconv.in_proj": (6144, 2048), "shortconv.out_proj": (2048, 2048)}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    keys = {f"lfm2.{name}": value for name, value in numbers.items()}
+    zeros = {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return write_gguf(path, "lfm2", BYTE_TOKENIZER | keys, zeros)
 
 
 def test_recurrent_states_count(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.verify.command import verify
 
 from support import tiny
+from support.gguf_bytes import edit_key
 
 ABSENT = [name for name in BACKENDS if not devices_of(name)]
 PLACED = ("kernel", "live-graph", "logits")
@@ -81,7 +82,7 @@ def test_all_backends(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_metadata_failure_counts_though_nothing_ran(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "capped.gguf"
     path.write_bytes(model.read_bytes())
-    tiny.edit_key(path, "llama.context_length", 256)
+    edit_key(path, "llama.context_length", 256)
     for backend in ("cpu", *ABSENT):
         assert main(["verify", str(path), "--backend", backend]) == 1
 
@@ -177,7 +178,7 @@ def test_people_see_which_cache_it_was(model: Path, checkpoint: Path, capsys: py
 def test_a_quantized_cache_does_not_hide_wrong_positions(checkpoint: Path, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "wrong.gguf"
     path.write_bytes(model.read_bytes())
-    tiny.edit_key(path, "llama.rope.freq_base", 500.0)
+    edit_key(path, "llama.rope.freq_base", 500.0)
     checks = {c.name: c for c in verify(path, checkpoint, n_tokens=64, kv_type="q8_0")}
     assert {checks[name].status for name in ("metadata", "live-graph")} == {"fail"}
 

@@ -18,9 +18,37 @@ from support import tiny
 
 EXTREMES = (0, 1, 2, 3, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 4, 0.5, 1e308, -1e308, math.nan, math.inf, 10**400, 2**63, "", "yarn", "4", "x" * 10000,
-    [], [1], [[[]]], {}, {"factor": 4}, [1e308] * 64, {"a": {"b": {}}}, "\u0000\u001b[31m", "longrope", "llama3", "dynamic",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    4,
+    0.5,
+    1e308,
+    -1e308,
+    math.nan,
+    math.inf,
+    10**400,
+    2**63,
+    "",
+    "yarn",
+    "4",
+    "x" * 10000,
+    [],
+    [1],
+    [[[]]],
+    {},
+    {"factor": 4},
+    [1e308] * 64,
+    {"a": {"b": {}}},
+    "\u0000\u001b[31m",
+    "longrope",
+    "llama3",
+    "dynamic",
+)
 
 
 def mutate_bytes(rng: random.Random, data: bytes, head: int) -> bytes:

@@ -1,11 +1,9 @@
-"""GGUFs packed by hand for tests, byte by byte, and real ones split by gguf-py's own writer."""
+"""GGUFs packed by hand, byte by byte: what no writer makes. Well-formed ones are gguf_files'."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
-
-import gguf
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 PACK = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
@@ -35,18 +33,21 @@ def image(kvs=(), tensors=(), data=b"", version=3, n_kvs=None, n_tensors=None, m
     return head + bytes(-len(head) % alignment) + data if tensors else head
 
 
-def split(source: Path, target: Path, max_tensors: int, **options) -> list[Path]:
-    """`source` as shards TARGET-00001-of-0000N.gguf of at most `max_tensors` tensors."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "llama", split_max_tensors=max_tensors, **options)
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type)
-    for t in reader.tensors:
-        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
-    writer.write_header_to_file(path=target)
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(target.parent.glob(f"{target.stem}-*-of-*.gguf"))
+def edit_key(path: Path, key: str, value: float | str | bool) -> None:
+    """Overwrite one scalar (or a string of the same length) of a GGUF's metadata in place."""
+    data = path.read_bytes()
+    name = struct.pack("<Q", len(key)) + key.encode()
+    assert data.count(name) == 1, key
+    at = data.index(name) + len(name)
+    (kind,) = struct.unpack_from("<I", data, at)
+    at += 4
+    if kind == 8:
+        assert isinstance(value, str)
+        (length,) = struct.unpack_from("<Q", data, at)
+        assert length == len(value.encode())
+        packed, at = value.encode(), at + 8
+    else:
+        packed = struct.pack({4: "<I", 5: "<i", 6: "<f", 7: "<?", 12: "<d"}[kind], value)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(packed)

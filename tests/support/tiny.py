@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +108,3 @@ def write_weights(folder: Path, state: dict[str, torch.Tensor], form: str = "sin
     for file in sorted(set(homes.values())):
         save({n: state[n] for n in names if homes[n] == file}, folder / file)
     (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
-
-
-def edit_key(path: Path, key: str, value: float | str | bool) -> None:
-    """Overwrite one scalar (or a string of the same length) of a GGUF's metadata in place."""
-    data = path.read_bytes()
-    name = struct.pack("<Q", len(key)) + key.encode()
-    assert data.count(name) == 1, key
-    at = data.index(name) + len(name)
-    (kind,) = struct.unpack_from("<I", data, at)
-    at += 4
-    if kind == 8:
-        assert isinstance(value, str)
-        (length,) = struct.unpack_from("<Q", data, at)
-        assert length == len(value.encode())
-        packed, at = value.encode(), at + 8
-    else:
-        packed = struct.pack({4: "<I", 5: "<i", 6: "<f", 7: "<?", 12: "<d"}[kind], value)
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write(packed)

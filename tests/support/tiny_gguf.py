@@ -1,16 +1,18 @@
 """Tiny GGUFs with random weights, one row per architecture: what llama.cpp asks of a file before it builds a graph.
 
-Written with gguf-py from scratch, so that architectures which convert does not know can be run too.
+Not by way of convert, so that architectures which it does not know can be run too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
+import numpy.typing as npt
+
+from .gguf_files import BYTE_TOKENIZER, random_tensors, write_gguf
 
 EMBEDDING, HEADS, HEAD_DIM, N_LAYERS, EXPERTS = 64, 4, 16, 4, 4
 N_WORDS = 262
@@ -170,48 +172,14 @@ def tensor_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
     return {n if n.endswith(".bias") else f"{n}.weight": s for n, s in shapes.items()}
 
 
-def byte_words() -> list[str]:
-    """GPT-2's 256 byte characters in the order of the bytes."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in plain]
-    return [chr(b if b in plain else 256 + others.index(b)) for b in range(256)]
-
-
 def write(
     path: Path,
     architecture: str,
-    keys: dict[str, Any] | None = None,
-    tensors: dict[str, np.ndarray[Any, Any]] | None = None,
+    keys: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> Path:
     """A file of random weights. keys: more metadata, without the architecture's prefix; tensors: more of them."""
-    writer = gguf.GGUFWriter(str(path), architecture)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*byte_words(), "ab", "abc", "<s>", "</s>", "<u>", "<v>"])
-    writer.add_token_types([1] * 258 + [3] * 4)
-    writer.add_token_merges(["a b", "ab c"])
-    writer.add_bos_token_id(258)
-    writer.add_eos_token_id(259)
-    for name, value in (model_keys(architecture) | (keys or {})).items():
-        key = name if name.startswith("xielu.") else f"{architecture}.{name}"
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-        else:
-            writer.add_string(key, value)
-    random = np.random.default_rng(0)
-    for name, shape in tensor_shapes(architecture).items():
-        values = random.standard_normal(shape, dtype=np.float32) * 0.05 + (1 if "norm.w" in name else 0)
-        writer.add_tensor(name, values.astype(np.float32))
-    for name, values in (tensors or {}).items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    own = model_keys(architecture) | dict(keys or {})
+    prefixed = {key if key.startswith("xielu.") else f"{architecture}.{key}": value for key, value in own.items()}
+    weights = random_tensors(tensor_shapes(architecture))
+    return write_gguf(path, architecture, BYTE_TOKENIZER | prefixed, {**weights, **(tensors or {})})

@@ -28,17 +28,18 @@ from yarn_edge.verify.command import Check, check_kernel, check_logits, check_to
 from yarn_edge.verify.rope_nodes import record_ropes
 from yarn_edge.verify.transformers_reference import divergence, log_softmax
 
-from support import tiny
+from support import depth, tiny
 from support.build_note import without_build_note
+from support.gguf_bytes import edit_key
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
     return {c.name: c for c in checks}
 
 
-def test_float32_is_the_checkpoint(smol_f32: Path, smol_checkpoint: Path) -> None:
+def test_float32_is_the_checkpoint(whole_smol_f32: Path, whole_smol_checkpoint: Path) -> None:
     """The numbers of the product: mean KL <= 1e-8 nats and top-1 100 % over 768 tokens of English, factor 4."""
-    checks = by_name(verify(smol_f32, smol_checkpoint))
+    checks = by_name(verify(whole_smol_f32, whole_smol_checkpoint))
     assert {c.status for c in checks.values()} == {"pass"}, checks
     assert checks["logits"].value is not None
     assert 0 <= checks["logits"].value <= 1e-8
@@ -58,7 +59,8 @@ def test_float16_is_rounding_only(smol_quants: dict[str, Path], smol_checkpoint:
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 def test_the_other_families_with_real_attention(family: str, tmp_path: Path) -> None:
     scaling = {**YARN["rope_scaling"], "attention_factor": 1.2}
-    folder = write_checkpoint(tmp_path / "ck", family=family, dtype="F32", config={**YARN, "rope_scaling": scaling})
+    config = {**YARN, "rope_scaling": scaling}
+    folder = write_checkpoint(tmp_path / "ck", family=family, dtype="F32", config=config, n_layers=depth.smol_layers())
     path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
     checks = by_name(verify(path, folder, n_tokens=512))
     assert {c.status for c in checks.values()} == {"pass"}, checks
@@ -107,7 +109,7 @@ def test_the_unchanged_file_passes(rich_file: Path) -> None:
 def test_any_changed_parameter_fails_the_live_graph(key: str, rich_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "changed.gguf"
     shutil.copy(rich_file, path)
-    tiny.edit_key(path, key, CHANGES[key])
+    edit_key(path, key, CHANGES[key])
     refused = {"yarn_edge.rope.method": "without a scaling method", NATIVE + "dimension_count": "heads have|only where"}
     if key in refused:  # it contradicts itself, or llama.cpp would abort
         with pytest.raises(YarnEdgeError, match=refused[key]):
@@ -121,15 +123,15 @@ def test_any_changed_parameter_fails_the_live_graph(key: str, rich_file: Path, t
 def test_a_context_length_that_caps_the_model_fails(rich_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "capped.gguf"
     shutil.copy(rich_file, path)
-    tiny.edit_key(path, "llama.context_length", 256)
+    edit_key(path, "llama.context_length", 256)
     check = by_name(verify(path))["metadata"]
     assert (check.status, check.value) == ("fail", 1.0)
     assert "context_length is 256" in check.detail
 
 
-def test_the_tap_sees_every_layer_and_what_was_really_passed(smol_f32: Path) -> None:
+def test_the_tap_sees_every_layer_and_what_was_really_passed(whole_smol_f32: Path) -> None:
     arguments = RuntimeArguments(yarn_beta_fast=8.0)
-    with Model(smol_f32) as model:
+    with Model(whole_smol_f32) as model:
         tokens = model.tokenize("In the beginning", add_special=False, parse_special=False)
         nodes = record_ropes(model, tokens, [5], arguments)
     assert sorted({n.layer for n in nodes}) == list(range(30))
@@ -224,7 +226,7 @@ def test_a_checkpoint_of_another_shape_is_a_failed_check(rich_file: Path, smol_c
 def test_ctrl_c_in_the_live_graph_is_no_verdict(smol_f32: Path) -> None:
     """The signal comes while nodes are being recorded, inside a callback from C."""
     code = (
-        "import os, signal, sys\nfrom yarn_edge import tap\nfrom yarn_edge.cli import main\n"
+        "import os, signal, sys\nfrom yarn_edge.verify import rope_nodes as tap\nfrom yarn_edge.cli import main\n"
         "record = tap._Recorder._record\n"
         "def pressed(self, *rest):\n    os.kill(os.getpid(), signal.SIGINT)\n    return record(self, *rest)\n"
         f"tap._Recorder._record = pressed\nsys.exit(main(['verify', {str(smol_f32)!r}]))"

@@ -10,13 +10,16 @@ import pytest
 from yarn_edge.bench.evidence.dialect_oracles import nous
 from yarn_edge.bench.evidence.matrix import CASES, KL_LIMIT, MatrixCase, Workshop, workshop
 
+from support import depth
+
 # Sorted, so that each family is loaded once.
 ORDERED = sorted(CASES, key=lambda case: (case.family, bool(case.refused)))
 
 
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Workshop]:
-    with workshop(n_tokens=160) as made:  # a third of the table's: the sums of many cases are long
+    # Less than half of the table's tokens: the sums of many cases are long.
+    with workshop(n_tokens=160, n_layers=depth.smol_layers()) as made:
         yield made
 
 

@@ -365,8 +365,8 @@ def test_what_was_measured_is_kept_when_it_is_stopped(
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the child in /proc")
 def test_the_child_does_not_outlive_a_parent_that_is_killed(tiny: Path) -> None:
     code = f"""
-from yarn_edge.bench.speed_process import run_child
-from yarn_edge.bench.speed_rows import Configuration
+from yarn_edge.bench.speed.process import run_child
+from yarn_edge.bench.speed.rows import Configuration
 c = Configuration({str(tiny)!r}, "cpu", "f16", "auto", 64, 64, 1, 0, 64, 64, 1000000)
 run_child(c.request(), 600, lambda event: print(event, flush=True))
 """

@@ -33,6 +33,7 @@ from yarn_edge.text_file import read_text
 
 from support import tiny_gguf
 from support.build_note import without_build_note
+from support.gguf_files import byte_words
 
 CTX = 64
 MODULES = {
@@ -288,7 +289,7 @@ def test_sequences_side_by_side_do_not_see_each_other(tiny_model: Path) -> None:
 
 def test_chunks(tiny_model: Path) -> None:
     """One byte is one token here, 258 is <s>, 260 is <u>."""
-    text, table = "x" * 5 + "<u>" + "y" * 12, tiny_gguf.byte_words()
+    text, table = "x" * 5 + "<u>" + "y" * 12, byte_words()
     x, y, markup = table.index("x"), table.index("y"), [table.index(c) for c in "<u>"]
     plain = [x] * 5 + markup + [y] * 12
 

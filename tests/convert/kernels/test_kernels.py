@@ -77,9 +77,30 @@ def rows_of(case: str) -> Floats:
     return np.ascontiguousarray(made[case], np.float32)
 
 
-CASES = ("random", "narrow", "a single block", "outliers", "heavy tails", "zero", "zero in places", "constant", "constant, negative",
-         "nearly constant", "positive", "negative", "one value", "two values", "ties", "denormal", "deep denormal",
-         "scales around nothing", "tiny", "half's denormals", "sub-blocks of many sizes", "large")  # fmt: skip
+CASES = (
+    "random",
+    "narrow",
+    "a single block",
+    "outliers",
+    "heavy tails",
+    "zero",
+    "zero in places",
+    "constant",
+    "constant, negative",
+    "nearly constant",
+    "positive",
+    "negative",
+    "one value",
+    "two values",
+    "ties",
+    "denormal",
+    "deep denormal",
+    "scales around nothing",
+    "tiny",
+    "half's denormals",
+    "sub-blocks of many sizes",
+    "large",
+)
 
 
 @pytest.fixture(scope="module")
@@ -343,11 +364,11 @@ def test_what_cannot_be_used_is_told(
 
 RUN = """
 import hashlib, numpy as np
-from yarn_edge.convert.kernels import choose
-from yarn_edge.ggml_types import type_named
+from yarn_edge.convert.kernels.choose import choose_kernels
+from yarn_edge.runtime.ggml_types import type_named
 kind, rows = type_named("Q5_K"), np.random.default_rng(1).standard_normal((9, 256)).astype(np.float32)
 out = np.empty((9, kind.block_bytes), np.uint8)
-choose("fast", {kind: 1}).quantize_into(kind, rows, out)
+choose_kernels("fast", {kind: 1}).quantize_into(kind, rows, out)
 print(hashlib.sha256(out.tobytes()).hexdigest())
 """
 

@@ -229,9 +229,10 @@ def test_killed_while_writing(model: Model, tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-import yarn_edge.generation as generation, yarn_edge.state_cache as state_cache
-from yarn_edge.runtime import Context, Model
-from yarn_edge.sampling import Sampling
+from yarn_edge.engine import generation, state_cache
+from yarn_edge.engine.sampling import Sampling
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.model import Model
 generation.KEEP_TOKENS = 64
 def slow(*_args, **_named):
     print("writing", flush=True)

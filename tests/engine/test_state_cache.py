@@ -230,9 +230,9 @@ def test_killed_while_writing(model: Model, tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from yarn_edge.engine import generation, state_cache
-from yarn_edge.engine.sampling import Sampling
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
+from yarn_edge.engine.sampling import Sampling
 generation.KEEP_TOKENS = 64
 def slow(*_args, **_named):
     print("writing", flush=True)

@@ -1,4 +1,4 @@
-"""Checkpoint -> GGUF. Installed as `yarn_edge.convert`.
+"""From a checkpoint or a GGUF to quantized GGUFs. Installed as `yarn_edge.convert`.
 
-May import: everything in yarn_edge but bench.
+May import: all of yarn_edge but its command table and yarn_edge.bench.
 """

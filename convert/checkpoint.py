@@ -1,8 +1,8 @@
-"""The tensors and the config of a Hugging Face checkpoint folder, whatever its shards; weights are read when asked for.
+"""The tensors and the config of a Hugging Face checkpoint folder, in one file or in shards. Weights are read on request.
 
-safetensors (one file, or shards with an index) is read here directly: its header is a length and a JSON object, and
-bfloat16, which NumPy does not have, stays raw until it is needed. `pytorch_model*.bin` goes through torch, when it is
-installed, with weights_only. Format: github.com/huggingface/safetensors, README.
+safetensors (one file, or shards with an index) is parsed here: its header is a length and a JSON object, and bfloat16, which
+NumPy lacks, stays raw until it is needed. `pytorch_model*.bin` is loaded with torch, if it is installed, and weights_only.
+Format: github.com/huggingface/safetensors, README.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES: dict[str, tuple[str, bool]] = {"F32": ("<f4", False), "F16": ("<f2", Fal
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the checkpoint: F32, F16 or BF16. `read(offset, buffer)` fills a buffer from that byte of it."""
+    """One tensor of the checkpoint: F32, F16 or BF16. read(offset, buffer): fill a buffer from byte `offset` of the tensor."""
 
     name: str
     dtype: str
@@ -40,20 +40,20 @@ class Tensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row of the first dimension."""
+        """Size of one row of the first dimension."""
         return math.prod(self.shape[1:]) * np.dtype(DTYPES[self.dtype][0]).itemsize
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the tensor in the file."""
+        """Size of the tensor in the file."""
         return self.shape[0] * self.row_bytes if self.shape else self.row_bytes
 
     def bits(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
-        """Rows [start, stop) of the first dimension as they are; BF16 as uint16."""
+        """Rows [start, stop) of the first dimension, unconverted; BF16 as uint16."""
         n = len(range(*slice(start, stop).indices(self.shape[0])))
-        found = np.empty((n, *self.shape[1:]), DTYPES[self.dtype][0])
-        self.read(start * self.row_bytes, found.reshape(-1).view(np.uint8))
-        return found
+        rows = np.empty((n, *self.shape[1:]), DTYPES[self.dtype][0])
+        self.read(start * self.row_bytes, rows.reshape(-1).view(np.uint8))
+        return rows
 
     def float32(self) -> npt.NDArray[np.float32]:
         """The whole tensor as float32 (exact for every dtype)."""
@@ -69,7 +69,7 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json and weights. `tensors` by name, in the order of the `files`, which stay open."""
+    """A folder with config.json and weights. tensors: by name, in the order of `files`, which stay open."""
 
     path: Path
     config: ConfigFile
@@ -77,13 +77,13 @@ class Checkpoint:
     files: tuple[SourceFile, ...] = ()
 
     def check_unchanged(self) -> None:
-        """Raise YarnEdgeError if a file of the weights is no longer what it was when it was opened."""
+        """Raise YarnEdgeError if a weight file has changed since it was opened."""
         for file in self.files:
             file.check_unchanged()
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same bits (tied embeddings that were saved twice), some rows at a time."""
+    """Whether two tensors hold the same bits (tied embeddings that were saved twice). Compares some rows at a time."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     step = max(1, _COMPARED_BYTES // max(1, a.row_bytes))
@@ -92,7 +92,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Open a checkpoint folder and check that all of its tensors are really there. No weights are read."""
+    """Open a checkpoint folder and check that all of its tensors are there. No weights are read."""
     folder = Path(folder)
     config = read_config(folder)
     for index_name, pattern, read in FORMATS:
@@ -105,22 +105,22 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], dict[str, str] | None] | None:
-    """(files, weight map of the index if there is one), or None where nothing of this kind is there."""
+    """(files, weight map of the index if there is one), or None if the folder has no such files."""
     index = folder / index_name
     if index.exists():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise YarnEdgeError(f"{index}: weight_map is missing or not an object of names")
+            raise YarnEdgeError(f"{index}: weight_map is missing or does not map names to files")
         names = sorted(set(weight_map.values()))
         for name in names:
             if Path(name).name != name:
-                raise YarnEdgeError(f"{index}: weight_map names {one_line(name, 100)}, which is outside the folder")
+                raise YarnEdgeError(f"{index}: weight_map names {one_line(name, 100)}, outside the folder")
             if not (folder / name).exists():
-                raise YarnEdgeError(f"{folder / name}: missing shard, named by {index.name}")
+                raise YarnEdgeError(f"{folder / name}: the shard is missing, but {index.name} names it")
         whole = index_name.removesuffix(".index.json")
         if (folder / whole).exists() and whole not in names:
             raise YarnEdgeError(
-                f"{folder}: has {whole} and other files named by {index_name}: remove the set not meant"
+                f"{folder}: has {whole} and other files named by {index_name}: remove one of the two sets"
             )
         return [folder / name for name in names], weight_map
     files = sorted(folder.glob(pattern))
@@ -132,7 +132,7 @@ def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], di
 def _gather(
     sources: tuple[SourceFile, ...], weight_map: dict[str, str] | None, read: Callable[[SourceFile], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The tensors of all files; none twice, and where there is an index, each in the file that it names."""
+    """The tensors of all files: none may appear twice, and if there is an index, each must be in the file that it names."""
     tensors: dict[str, Tensor] = {}
     homes: dict[str, Path] = {}
     for source in sources:
@@ -146,7 +146,7 @@ def _gather(
     by_name = {source.path.name: source.path for source in sources}
     for name, home in weight_map.items():
         if name not in homes or homes[name].name != home:
-            raise YarnEdgeError(f"{by_name[home]}: tensor {one_line(name, 100)} is missing, though the index names it")
+            raise YarnEdgeError(f"{by_name[home]}: tensor {one_line(name, 100)} is missing, but the index names it")
     for name, file in homes.items():
         if name not in weight_map:
             raise YarnEdgeError(f"{file}: tensor {one_line(name, 100)} is not in the index")
@@ -154,7 +154,7 @@ def _gather(
 
 
 def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
-    """The tensors of one safetensors file: its header. Every offset is checked against the file's size."""
+    """The tensors of one safetensors file, from its header. Every offset is checked against the file's size."""
     path, size = source.path, source.size
 
     def bad(what: str) -> YarnEdgeError:
@@ -180,7 +180,7 @@ def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
         span = _offsets(entry)
         shape, dtype = (entry.get("shape"), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
         if span is None or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-            raise bad(f"tensor {name} has no proper dtype, shape and data_offsets")
+            raise bad(f"tensor {name} has no valid dtype, shape and data_offsets")
         if len(shape) > MAX_DIMS or any(n > size for n in shape):
             raise bad(f"tensor {name} has the shape {shape[:8]}")
         if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -214,7 +214,7 @@ def _offsets(entry: Any) -> tuple[int, int] | None:
 
 
 def read_torch(source: SourceFile) -> dict[str, Tensor]:
-    """The tensors of one pytorch_model*.bin, mapped where its format allows, through torch with weights_only."""
+    """The tensors of one pytorch_model*.bin, loaded by torch with weights_only and mapped if the format allows."""
     path = source.path
     try:
         import torch
@@ -223,7 +223,7 @@ def read_torch(source: SourceFile) -> dict[str, Tensor]:
             f"{path}: pytorch_model.bin needs torch: pip install 'yarn-edge[hf]', or save the model as safetensors"
         ) from error
     try:
-        mapped = zipfile.is_zipfile(path)  # torch before 1.6 wrote another format, which cannot be mapped
+        mapped = zipfile.is_zipfile(path)  # torch before 1.6 wrote a format that cannot be mapped
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         raise YarnEdgeError(
@@ -246,7 +246,7 @@ def read_torch(source: SourceFile) -> dict[str, Tensor]:
 
 
 def _copier(source: SourceFile, held: npt.NDArray[Any]) -> Callable[[int, Any], None]:
-    """A reader of a mapped tensor. Looking first that the file is whole leaves a shrinking one a moment, no more."""
+    """A reader of a mapped tensor. It checks the file first, so that a file shrinking is a danger only for a moment."""
     data = held.reshape(-1).view(np.uint8)
 
     def read(offset: int, buffer: Any) -> None:
@@ -256,7 +256,7 @@ def _copier(source: SourceFile, held: npt.NDArray[Any]) -> Callable[[int, Any], 
     return read
 
 
-# Index, files, reader: the first that a folder has is taken, in the order of transformers.
+# Index, files, reader. The first that a folder has is used, in the order of transformers.
 FORMATS: tuple[tuple[str, str, Callable[[SourceFile], dict[str, Tensor]]], ...] = (
     ("model.safetensors.index.json", "model*.safetensors", read_safetensors),
     ("pytorch_model.bin.index.json", "pytorch_model*.bin", read_torch),

@@ -53,7 +53,7 @@ from .vocab_proof import prove
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """Everything about a conversion that is known before a weight is read."""
+    """Everything about a conversion that is known before any weight is read."""
 
     checkpoint: Checkpoint
     architecture: Architecture
@@ -80,15 +80,15 @@ class ConversionPlan:
 def plan_conversion(
     folder: Path, overrides: ScalingOverrides = NO_OVERRIDES, planner: PlannerOptions = EXACT
 ) -> ConversionPlan:
-    """Read and check all but the weights' values. Raises YarnEdgeError for whatever cannot be carried over."""
+    """Read and check everything but the weights' values. Raises YarnEdgeError for anything that cannot be carried over."""
     checkpoint = open_checkpoint(folder)
     config = checkpoint.config
     row = architecture_of(config)
     scaling = read_scaling(config, overrides)
     if scaling.dim != head_dim(config):
         raise YarnEdgeError(
-            f"{scaling.source('dim')}: {scaling.dim} of {head_dim(config)} dimensions are rotated; llama.cpp runs {row.gguf} "
-            "only where all are"
+            f"{scaling.source('dim')}: {scaling.dim} of {head_dim(config)} dimensions are rotated, but llama.cpp runs {row.gguf} "
+            "only if all are"
         )
     rope_plan = plan_rope(scaling, row.gguf, planner)
     if rope_plan.told:
@@ -113,7 +113,7 @@ def plan_conversion(
 
 
 def _model_name(folder: Path) -> str:
-    """The folder's name; in the layout of the Hugging Face cache (models--ORG--NAME/snapshots/HASH) the model's."""
+    """The folder's name, or the model's in the layout of the Hugging Face cache (models--ORG--NAME/snapshots/HASH)."""
     folder = folder.absolute()
     cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
     return folder.parent.parent.name.split("--")[-1] if cached else folder.resolve().name
@@ -122,7 +122,7 @@ def _model_name(folder: Path) -> str:
 def _match_tensors(
     checkpoint: Checkpoint, row: Architecture, sizes: ModelSizes, scaling: RopeScaling
 ) -> list[TensorRow]:
-    """The rows to write; every tensor of the checkpoint is used, and has the shape that the config says."""
+    """The rows to write. Every tensor of the checkpoint must be used and have the shape that the config implies."""
     rows = tensor_rows(row, checkpoint.config, sizes)
     tensors = checkpoint.tensors
     for r in rows:
@@ -131,8 +131,8 @@ def _match_tensors(
         expected = tuple(sizes.dimension(name) for name in r.shape)
         if tensors[r.source].shape != expected:
             raise YarnEdgeError(
-                f"{checkpoint.path}: tensor {r.source} has the shape {list(tensors[r.source].shape)}, "
-                f"config.json makes it {list(expected)}"
+                f"{checkpoint.path}: tensor {r.source} has the shape {list(tensors[r.source].shape)}, but config.json implies "
+                f"{list(expected)}"
             )
     used = {r.source for r in rows}
     for name, tensor in tensors.items():
@@ -152,23 +152,23 @@ def _match_tensors(
 
 
 def _check_inv_freq(checkpoint: Checkpoint, tensor: Tensor, scaling: RopeScaling) -> None:
-    """A saved frequency buffer is not needed, but it must agree with the config, or one of the two is wrong."""
+    """A saved frequency buffer is not needed, but if it disagrees with the config, one of the two is wrong."""
     saved = tensor.float32().astype(np.float64)
     rounding = {"F32": 1e-5, "F16": 2e-3, "BF16": 1e-2}[tensor.dtype]
     floor = 1e-7 if tensor.dtype == "F16" else 0.0  # half precision has no smaller numbers
     plain = rope.rope_inv_freq(scaling.dim, scaling.rope_theta)
-    for wanted in (rope.inv_freq(scaling), plain):
-        if saved.shape == wanted.shape and bool(np.all(np.abs(saved - wanted) <= rounding * wanted + floor)):
+    for expected in (rope.inv_freq(scaling), plain):
+        if saved.shape == expected.shape and bool(np.all(np.abs(saved - expected) <= rounding * expected + floor)):
             return
     raise YarnEdgeError(
-        f"{checkpoint.path}: {tensor.name} holds other frequencies than config.json describes (rope_theta, rope scaling)"
+        f"{checkpoint.path}: {tensor.name} holds other frequencies than config.json describes (rope_theta, RoPE scaling)"
     )
 
 
 def checkpoint_source(plan: ConversionPlan) -> Source:
-    """The checkpoint as something to quantize: its tensors under their names in the GGUF, its keys packed.
+    """The checkpoint as a source to quantize: its tensors under their GGUF names, its keys packed.
 
-    llama.cpp's recipe starts from what upstream's converter would write: vectors in float32, matrices as they are.
+    llama.cpp's recipe starts from what its own converter would write: vectors in float32, matrices in their own type.
     """
     tensors = [_source_tensor(plan, row) for row in plan.rows]
     declared = {t.name: type_named("F32") if len(t.ne) == 1 else t.kind for t in tensors}
@@ -185,7 +185,7 @@ def checkpoint_source(plan: ConversionPlan) -> Source:
 def _source_tensor(plan: ConversionPlan, row: TensorRow) -> SourceTensor:
     tensor, sizes = plan.checkpoint.tensors[row.source], plan.sizes
     kind, ne = type_named(tensor.dtype), tuple(reversed(tensor.shape))
-    told = f"{plan.checkpoint.path}: tensor {row.source}"
+    label = f"{plan.checkpoint.path}: tensor {row.source}"
     item = DTYPES[tensor.dtype][0]
 
     def read(first_row: int, out: npt.NDArray[np.uint8]) -> None:
@@ -197,8 +197,8 @@ def _source_tensor(plan: ConversionPlan, row: TensorRow) -> SourceTensor:
         rows[:] = interleave(sizes, rows)
 
     if not row.interleaved:
-        return SourceTensor(row.target, ne, kind, read, told)
-    return SourceTensor(row.target, ne, kind, read_interleaved, told, 1 if len(ne) == 1 else sizes.head_dim)
+        return SourceTensor(row.target, ne, kind, read, label)
+    return SourceTensor(row.target, ne, kind, read_interleaved, label, 1 if len(ne) == 1 else sizes.head_dim)
 
 
 def _factors_tensor(factors: npt.NDArray[np.float32]) -> SourceTensor:
@@ -209,14 +209,17 @@ def _factors_tensor(factors: npt.NDArray[np.float32]) -> SourceTensor:
 
 
 def check_written(plan: ConversionPlan, path: Path) -> None:
-    """Read the written file back: its positions by llama.cpp's rules, its description, its token ids."""
+    """Read a written file back and check its positions by llama.cpp's rules, its description, and its token ids.
+
+    Raises YarnEdgeError for the first that differs from the checkpoint.
+    """
     with Model(path, vocab_only=True) as model:
         mismatch = check_tokens(model, plan.reference).mismatch
     runs = model.positions.runs
     if angle_error(runs, plan.rope.runs).any_difference or model.positions.canonical != plan.scaling:
-        raise YarnEdgeError(f"{path}: the written file would not run the checkpoint's positions")
+        raise YarnEdgeError(f"{path}: the written file would not run with the checkpoint's positions")
     kernel = check_kernel(runs, runs, plan.architecture.gguf)
     if kernel.status != "pass":
-        raise YarnEdgeError(f"{path}: ggml's rope kernel computes other positions here: {kernel.detail}")
+        raise YarnEdgeError(f"{path}: ggml's RoPE kernel computes other positions on this machine: {kernel.detail}")
     if mismatch is not None:
-        raise YarnEdgeError(f"{path}: the written file tokenizes otherwise than the checkpoint: {mismatch}")
+        raise YarnEdgeError(f"{path}: the written file tokenizes differently from the checkpoint: {mismatch}")

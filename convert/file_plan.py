@@ -1,7 +1,7 @@
-"""What will be written before anything is: for each file its recipe, its header, its size, and the time it should take.
+"""What will be written, decided before anything is: for each file its recipe, its header and its size.
 
-A `Source` is what can be read once and quantized: a checkpoint as convert sees it, or a GGUF. Recipes are llama.cpp's
-(`recipe`), keys are those that llama.cpp's quantizer adds.
+A `Source` can be read once and quantized: a checkpoint as convert sees it, or a GGUF. Recipes are llama.cpp's (`recipe`), and
+the added keys are those that llama.cpp's quantizer adds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import GGMLType
 
 from .imatrix.matrix import ImportanceMatrix
-from .importance import check_importance, listed
+from .importance import check_importance, name_list
 from .kernels.choose import Kernels, choose_kernels
 from .kernels.layout import LAYOUTS
 from .one_pass import Output, SourceTensor
@@ -26,15 +26,15 @@ from .quant_types import Quant
 from .recipe import QuantOptions, Recipe, header_file, read_recipe
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
-QUANTIZER = "yarn_edge.quantizer"  # which kernels made the K-quants (`kernels`)
+QUANTIZER = "yarn_edge.quantizer"  # the kernels that made the K-quants (`kernels`)
 _STRING_BYTES = 127  # llama.h: llama_model_kv_override.val_str, with its NUL
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something to quantize. `entries`: packed keys by name; `declared`: the types that llama.cpp is told to start from.
+    """Something to quantize. entries: packed keys by name. declared: the types that llama.cpp's recipe starts from.
 
-    check_unchanged: raises YarnEdgeError if it is not what it was any more.
+    check_unchanged: raises YarnEdgeError if the files have changed since they were opened.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the tensors, as they are read."""
+        """Bytes of all tensors in the source."""
         return sum(t.n_bytes for t in self.tensors)
 
     @property
@@ -57,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One file to make: where, by which recipe and kernels, and its header."""
+    """One file to make. quantizer: what is written as yarn_edge.quantizer; None if there are no K-quants."""
 
     path: Path
     quant: Quant
@@ -73,7 +73,7 @@ class FilePlan:
         return 8 * (self.layout.file_bytes - len(self.layout.header)) / self.n_weights
 
     def output(self, path: Path) -> Output:
-        """For the pipeline, under another name."""
+        """What the pipeline fills, under the name `path`."""
         return Output(path, self.layout.header, self.layout.file_bytes, self.recipe.types, self.layout.offsets)
 
 
@@ -84,12 +84,12 @@ def plan_files(
     matrix: ImportanceMatrix | None,
     allow_requantize: bool = False,
 ) -> list[FilePlan]:
-    """A plan for each path. matrix: what `options.imatrix` holds.
+    """A plan for each path. matrix: the contents of `options.imatrix`.
 
-    Raises YarnEdgeError for what llama.cpp refuses, and where importance or kernels are needed and missing.
+    Raises YarnEdgeError for anything that llama.cpp refuses, or if importance weights or kernels are needed and missing.
     """
     if not source.tensors:
-        raise YarnEdgeError(f"{source.path}: has no tensors, so there is nothing to quantize")
+        raise YarnEdgeError(f"{source.path}: has no tensors to quantize")
     widths = {t.name: t.width for t in source.tensors}
     recipes = []
     with header_file(*_for_recipe(source)) as header:
@@ -100,7 +100,7 @@ def plan_files(
             recipes.append(recipe)
     chosen = choose_kernels(options.kernels, work_by_type(source, recipes))
     plans = [_plan(source, *row, matrix, chosen) for row in zip(paths.items(), recipes, strict=True)]
-    _tell(plans)
+    _note_differences(plans)
     return plans
 
 
@@ -120,19 +120,19 @@ def _plan(
 
 
 def _quantizer(source: Source, recipe: Recipe, kernels: Kernels) -> str | None:
-    """Whose kernels make the K-quants of a file; None where none is made. Copied ones beside them are told."""
+    """The kernels that make the K-quants of a file, and whether others are copied; None if none is made."""
     if not any(kind.name in LAYOUTS for kind in work_by_type(source, [recipe])):
         return None
     return kernels.quantizer + (", others copied" if _copied(source, recipe) else "")
 
 
 def _copied(source: Source, recipe: Recipe) -> bool:
-    """Whether K-quants of the source stay as they are."""
+    """Whether K-quants of the source are copied."""
     return any(t.kind.name in LAYOUTS and recipe.types[t.name] == t.kind for t in source.tensors)
 
 
 def work_by_type(source: Source, recipes: Iterable[Recipe]) -> Counter[GGMLType]:
-    """Weights to make of each type: outputs share them, and what has its type already is copied."""
+    """Weights to quantize to each type. Outputs share them, and tensors that have their type already are copied."""
     work: Counter[GGMLType] = Counter()
     for tensor in source.tensors:
         for kind in {recipe.types[tensor.name] for recipe in recipes} - {tensor.kind}:
@@ -141,7 +141,7 @@ def work_by_type(source: Source, recipes: Iterable[Recipe]) -> Counter[GGMLType]
 
 
 def _for_recipe(source: Source) -> tuple[list[bytes], list[TensorSpec]]:
-    """Keys and tensors of the header that llama.cpp is asked about: the architecture's are all that it looks at."""
+    """Keys and tensors of the header for `read_recipe`: of the keys, llama.cpp looks only at the architecture's."""
     others = ("tokenizer.", "general.alignment", "quantize.", "yarn_edge.")
     keys = [e for key, e in source.entries.items() if key and key.isprintable() and not key.startswith(others)]
     return keys, [_spec(t, source.declared[t.name]) for t in source.tensors]
@@ -152,7 +152,7 @@ def _spec(tensor: SourceTensor, kind: GGMLType) -> TensorSpec:
 
 
 def _added_keys(quant: Quant, matrix: ImportanceMatrix | None) -> dict[str, bytes]:
-    """What llama.cpp's quantizer writes (llama-quant.cpp; tools/quantize/quantize.cpp for the importance matrix)."""
+    """The keys that llama.cpp's quantizer adds (llama-quant.cpp; tools/quantize/quantize.cpp for the importance matrix)."""
     added: dict[str, Any] = {"general.quantization_version": QUANTIZATION_VERSION, "general.file_type": quant.ftype}
     if matrix is not None:
         added["quantize.imatrix.file"] = _cut(str(matrix.path))
@@ -174,16 +174,18 @@ def _check_requantized(source: Source, recipe: Recipe, allowed: bool) -> None:
     if again and not allowed:
         kinds = ", ".join(sorted({t.kind.name for t in again}))
         raise YarnEdgeError(
-            f"{source.path}: {listed([t.name for t in again])} are quantized already ({kinds}); to {recipe.quant.name} from there "
-            "costs quality: take the 16-bit file, or pass --allow-requantize"
+            f"{source.path}: {name_list([t.name for t in again])} are quantized already ({kinds}), and quantizing them again to "
+            f"{recipe.quant.name} costs quality: use the 16-bit file, or pass --allow-requantize"
         )
 
 
-def _tell(plans: Iterable[FilePlan]) -> None:
-    """Notes on what is not as asked: rows that a type cannot hold, patterns that change nothing."""
+def _note_differences(plans: Iterable[FilePlan]) -> None:
+    """Notes on what differs from the request: rows that a type cannot hold, patterns that change nothing."""
     for plan in plans:
         replaced = Counter((f.width, f.wanted, f.used) for f in plan.recipe.fallbacks)
         for (width, wanted, used), n in replaced.items():
-            note(f"{plan.quant.name}: {n} tensors have rows of {width}, which {wanted} cannot hold: {used} instead")
+            note(
+                f"{plan.quant.name}: {n} tensors have rows of {width}, which {wanted} cannot hold: {used} is used instead"
+            )
         for pattern in plan.recipe.without_effect:
             note(f"warning: {plan.quant.name}: --tensor-type {pattern!r} changes no tensor's type")

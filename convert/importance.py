@@ -60,15 +60,15 @@ def check_importance(
     if matrix is not None and quantized and not weights:
         raise YarnEdgeError(f"{matrix.path}: has no entry for any tensor of {source}: it was made for another model")
     if matrix is not None and (without := [n for n in quantized if n not in weights]) and not lacking:
-        note(f"{recipe.quant.name}: the importance matrix has no entry for {listed(without)}: quantized without it")
+        note(f"{recipe.quant.name}: the importance matrix has no entry for {name_list(without)}: quantized without it")
     if lacking:
-        needs = f"{recipe.quant.name} needs an importance matrix for {listed(lacking)}"
+        needs = f"{recipe.quant.name} needs an importance matrix for {name_list(lacking)}"
         if matrix is None:
             raise YarnEdgeError(f"{needs}: make one with `yarn-edge imatrix` and pass it with --imatrix FILE")
         raise YarnEdgeError(f"{matrix.path}: {needs}, and has none for them")
 
 
-def listed(names: Sequence[str]) -> str:
+def name_list(names: Sequence[str]) -> str:
     """Names for a message: one or two in full, more as a number and the first two."""
     shown = one_line(", ".join(names[:2]), 120)
     return f"{len(names)} tensors ({shown}, …)" if len(names) > 2 else shown

@@ -1,8 +1,8 @@
 """The pipeline: every tensor is read once, slice by slice, and goes into every output in the type that its recipe says.
 
-A slice is some rows, a quarter of a million weights. Threads take slices in turn; each reads its own, turns it into
-float32, quantizes it by the chosen kernel and writes it where it belongs in each output, so that reading, computing and
-writing overlap and memory does not grow with the model. Outputs that want the same type share the work.
+A slice is some rows: a quarter of a million weights. Threads take slices in turn. Each thread reads its slice, converts it to
+float32, quantizes it with the chosen kernel and writes it to its place in each output. So reading, computing and writing
+overlap, and memory does not grow with the model. Outputs that want the same type share the work.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from .kernels.choose import Kernels
 
 SLICE_WEIGHTS = 1 << 18
 _CANNOT_RESERVE = frozenset((errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS))
-_HALF_LARGEST = 65504.0  # above it a scale, or a half-precision weight, may overflow
-_SAFE = {"NVFP4": 2000.0}  # its scales have no half-precision exponent: 2688 is the largest
+_HALF_LARGEST = 65504.0  # above it, a scale or a weight in half precision may overflow
+_SAFE = {"NVFP4": 2000.0}  # its scales have a smaller range than half precision: 2688 is its largest value
 _SPREAD = {"NVFP4": 2.0}
-_IQ_LARGEST = 1e9  # ggml's search sums squares in float32, and ends the process when they overflow
+_IQ_LARGEST = 1e9  # ggml's search sums squares in float32, and ends the process if they overflow
 Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """One tensor to read. `ne`: its shape as ggml counts it, row width first; `kind`: its type where it is read.
+    """One tensor to read. ne: its shape in ggml's order, row width first. kind: its type in the source.
 
-    read(first_row, out): fill `out`, (n_rows, bytes per row), with the rows from `first_row` on, counted over all
-    matrices. `grain`: rows that must be read together (a head). `told`: how messages call it.
+    read(first_row, out): fill `out`, (n_rows, bytes per row), with the rows from `first_row` on, counted over all matrices.
+    label: its name in messages. grain: how many rows must be read together (those of a head).
     """
 
     name: str
     ne: tuple[int, ...]
     kind: GGMLType
     read: Callable[[int, Bytes], None]
-    told: str
+    label: str
     grain: int = 1
 
     @property
@@ -56,7 +56,7 @@ class SourceTensor:
 
     @property
     def rows_per_matrix(self) -> int:
-        """Rows of one matrix; an expert tensor has several matrices."""
+        """Rows of one matrix. An expert tensor has several matrices."""
         return self.ne[1] if len(self.ne) > 1 else 1
 
     @property
@@ -66,13 +66,13 @@ class SourceTensor:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the tensor in the source."""
+        """Size of the tensor in the source."""
         return self.n_rows * self.kind.row_bytes(self.width)
 
 
 @dataclass(frozen=True)
 class Output:
-    """One file to fill: its types and absolute offsets by tensor name. `header` goes to its beginning."""
+    """One file to fill: its types and absolute offsets by tensor name. header: its first bytes."""
 
     path: Path
     header: bytes
@@ -96,10 +96,10 @@ def fill(
     advance: Callable[[float, str], None] = lambda _bytes, _name: None,
     kernels: Kernels = Kernels(),
 ) -> None:
-    """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,). kernels: default ggml's.
+    """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,). kernels: ggml's by default.
 
-    `advance` gets the bytes read and the name of the tensor. Raises YarnEdgeError for values that are no numbers or that
-    a type cannot hold, and for a source that ends early; OSError for a full disk. The caller removes outputs on errors.
+    `advance` gets the bytes read and the name of the tensor. Raises YarnEdgeError for values that are not finite or that a type
+    cannot hold, and for a source that ends early; OSError for a full disk. The caller removes the outputs on errors.
     """
     files = [_File(output) for output in outputs]
     try:
@@ -112,7 +112,7 @@ def fill(
 
 
 def _slices(tensors: Sequence[SourceTensor]) -> Iterator[_Slice]:
-    """Slices that begin at a multiple of the grain within one matrix."""
+    """Slices within one matrix that begin at multiples of the grain."""
     for tensor in tensors:
         whole = tensor.rows_per_matrix
         step = max(tensor.grain, SLICE_WEIGHTS // max(1, tensor.width) // tensor.grain * tensor.grain)
@@ -124,7 +124,7 @@ def _slices(tensors: Sequence[SourceTensor]) -> Iterator[_Slice]:
 def _in_threads(
     slices: Iterator[_Slice], worker: Callable[[], _Worker], threads: int, advance: Callable[[float, str], None]
 ) -> None:
-    """Let `threads` threads take slices until there are none, or one fails. Ctrl-C stops after the running slices."""
+    """Let `threads` threads take slices until none is left or one fails. Ctrl-C stops after the running slices."""
     lock, stop, errors = threading.Lock(), threading.Event(), list[BaseException]()
 
     def work() -> None:
@@ -147,9 +147,9 @@ def _in_threads(
         for thread in crew:
             try:
                 thread.start()
-            except RuntimeError as error:  # the system gives no more: go on with those that there are
+            except RuntimeError as error:  # the system allows no more threads: work with those that started
                 if thread is crew[0]:
-                    raise YarnEdgeError("the system gives no thread to work in") from error
+                    raise YarnEdgeError("the system cannot start a thread") from error
                 break
         for thread in crew:
             if thread.ident is not None:
@@ -164,7 +164,7 @@ def _in_threads(
 
 
 class _File:
-    """An output that any thread writes into by position."""
+    """An output that any thread writes to by position."""
 
     def __init__(self, output: Output) -> None:
         self.output = output
@@ -173,7 +173,7 @@ class _File:
         self._start_writing = disk_starter()
 
     def begin(self) -> None:
-        """Reserve the room, where the system can, so that a disk that is too small says so now; write the header."""
+        """Reserve the space if the system can, so that a full disk is reported now, and write the header."""
         size = self.output.file_bytes
         try:
             os.posix_fallocate(self._file.fileno(), 0, size)
@@ -203,7 +203,7 @@ class _File:
 
 
 class _Worker:
-    """One thread's memory, and what it does with a slice."""
+    """One thread's buffers, and what it does with a slice."""
 
     def __init__(
         self, files: Sequence[_File], importance: Mapping[str, npt.NDArray[np.float32]], kernels: Kernels
@@ -226,12 +226,12 @@ class _Worker:
             dequantize_into(tensor.kind, raw.reshape(-1), values.reshape(-1))
             largest = max(float(values.max()), -float(values.min()))
             if not math.isfinite(largest):
-                raise YarnEdgeError(f"{tensor.told} has values that are not finite numbers")
+                raise YarnEdgeError(f"{tensor.label} has values that are not finite numbers")
         for kind, files in wanted.items():
             data = raw if kind == tensor.kind or values is None else self._quantized(slice_, kind, values, largest)
             if values is None and not is_valid(kind, data):
                 raise YarnEdgeError(
-                    f"{tensor.told} has {kind.name} blocks whose scale is no finite number: it is damaged"
+                    f"{tensor.label} has {kind.name} blocks whose scale is not finite: the file is damaged"
                 )
             for file in files:
                 file.write(file.output.offsets[tensor.name] + slice_.first_row * kind.row_bytes(tensor.width), data)
@@ -244,7 +244,7 @@ class _Worker:
             matrix = slice_.first_row // tensor.rows_per_matrix
             weights = weights[matrix * tensor.width : (matrix + 1) * tensor.width]
         elif requires_weights(kind):
-            raise YarnEdgeError(f"{tensor.told}: {kind.name} cannot be made without an importance matrix")
+            raise YarnEdgeError(f"{tensor.label}: {kind.name} cannot be made without an importance matrix")
         if kind.name.startswith("IQ") and largest > _IQ_LARGEST:
             raise _cannot_hold(tensor, kind, largest)
         out: Bytes = self._made.take(slice_.n_rows, kind.row_bytes(tensor.width))
@@ -257,7 +257,7 @@ class _Worker:
 
 
 class _Room:
-    """Memory that is taken again and again, and grows to the largest that was asked for."""
+    """A buffer that is reused, and grows to the largest size requested."""
 
     def __init__(self, dtype: Any) -> None:
         self._held = np.empty(0, dtype)
@@ -265,18 +265,18 @@ class _Room:
     def take(self, n_rows: int, width: int) -> Any:
         if self._held.size < n_rows * width:
             self._held = np.empty(n_rows * width, self._held.dtype)
-        found: Any = self._held[: n_rows * width].reshape(n_rows, width)
-        return found
+        rows: Any = self._held[: n_rows * width].reshape(n_rows, width)
+        return rows
 
 
 def _cannot_hold(tensor: SourceTensor, kind: GGMLType, largest: float) -> YarnEdgeError:
     remedy = "use BF16" if kind.name == "F16" else "choose another type for it"
-    return YarnEdgeError(f"{tensor.told} has values up to {largest:g}, which {kind.name} cannot hold: {remedy}")
+    return YarnEdgeError(f"{tensor.label} has values up to {largest:g}, which {kind.name} cannot hold: {remedy}")
 
 
 def _holds(kind: GGMLType, out: Bytes, largest: float) -> bool:
-    """Whether what was made of large values is finite again, and large again (one-bit types spread a single one)."""
+    """Whether large values come back finite, and large (one-bit types spread a single large value)."""
     again = np.empty(out.nbytes // kind.block_bytes * kind.block, np.float32)
     dequantize_into(kind, out.reshape(-1), again)
-    found = float(np.abs(again).max())
-    return math.isfinite(found) and found * _SPREAD.get(kind.name, 1000.0) >= largest
+    restored = float(np.abs(again).max())
+    return math.isfinite(restored) and restored * _SPREAD.get(kind.name, 1000.0) >= largest

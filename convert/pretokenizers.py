@@ -1,7 +1,7 @@
-"""The pre-tokenizers that llama.cpp has built in, by the name that `tokenizer.ggml.pre` gives them.
+"""llama.cpp's built-in pre-tokenizers, by their names in `tokenizer.ggml.pre`.
 
-llama.cpp does not read a checkpoint's pre-tokenizer: it runs its own version of it, chosen by this name. A wrong name
-loads without complaint and cuts words differently. So a row only says where to look first; `vocab.prove` decides.
+llama.cpp does not read a checkpoint's pre-tokenizer: it runs its own version, chosen by this name. A wrong name loads without
+an error and splits words differently. So a row only says where to look first; `vocab_proof.prove` decides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from yarn_edge.checkpoint.tokenizer import steps
 
 @dataclass(frozen=True)
 class Pretokenizer:
-    """One name of llama.cpp. marks: what all stands in `signature` of such a checkpoint; without: what does not."""
+    """One name in llama.cpp. marks: texts that are all in the `signature` of such a checkpoint. without: texts that are not."""
 
     name: str
     marks: tuple[str, ...]
@@ -23,16 +23,16 @@ class Pretokenizer:
 
 
 # Parts of the regular expressions in the checkpoints' tokenizer.json.
-_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"  # letters with one other character in front
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"  # letters, with one other character before them
 _MARKED_WORD = r"[\p{L}\p{M}]+"  # letters and combining marks
-_CASED_WORD = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"  # capitals, then small letters
+_CASED_WORD = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"  # uppercase, then lowercase letters
 _THREE = r"\p{N}{1,3}"
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_GPT2 = "use_regex=True"  # ByteLevel with GPT-2's own expression
+_GPT2 = "use_regex=True"  # ByteLevel with GPT-2's expression
 _DIGIT = "individual_digits=True"
 _AT_ONCE = "ignore_merges=True"  # a word that is a token is not built by merges
 
-# Family named on each line. Names that llama.cpp treats alike stand behind the one that is written.
+# Each line ends with the families; after the semicolon, other names that llama.cpp treats the same.
 PRETOKENIZERS: tuple[Pretokenizer, ...] = (
     Pretokenizer("smollm", (_DIGIT, _GPT2), ("normalizer=NFC", "type=Punctuation")),  # SmolLM, SmolLM2
     Pretokenizer("starcoder", (_DIGIT, _GPT2), ("type=Punctuation",)),  # StarCoder2; codeshell, exaone, minerva-7b
@@ -74,7 +74,7 @@ PRETOKENIZERS: tuple[Pretokenizer, ...] = (
 
 
 def signature(settings: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """The parts of a tokenizer.json that decide how text is cut, one `key=value` a line, for the rows' marks."""
+    """The parts of a tokenizer.json that decide how text is split, one `key=value` per line, for the rows' marks."""
     lines = [f"normalizer={step.get('type')}" for step in steps(settings.get("normalizer"))]
     for step in steps(settings.get("pre_tokenizer")):
         for key, value in step.items():
@@ -84,7 +84,7 @@ def signature(settings: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 
 def pretokenizer_candidates(signature: str) -> list[Pretokenizer]:
-    """Every row, those whose marks fit first (those with the most marks at the front), then the rest in table order."""
+    """Every row: first those whose marks fit (most marks first), then the rest in table order."""
 
     def rank(row: Pretokenizer) -> int:
         fits = all(mark in signature for mark in row.marks) and not any(mark in signature for mark in row.without)

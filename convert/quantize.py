@@ -1,8 +1,4 @@
-"""`yarn-edge quantize`: a GGUF becomes quantized GGUFs, all of them from one reading. Also what `convert` ends in.
-
-The types are llama.cpp's own choice (`recipe`), the arithmetic is ggml's, also where it is done faster (`kernels`); the files
-are whole and checked before they get their names, or they are not there.
-"""
+"""`yarn-edge quantize`: a GGUF becomes quantized GGUFs, all of them from one reading, or nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 def gguf_source(file: GGUFFile) -> Source:
-    """A GGUF, split or not, as something to quantize. Its files stay open."""
+    """A GGUF, split or not, as a source to quantize. Its files stay open."""
     files = {
         path: SourceFile(path, size=file.file_bytes, mtime_ns=file.mtime_ns) if path == file.path else SourceFile(path)
         for path in file.shards
@@ -40,7 +36,7 @@ def gguf_source(file: GGUFFile) -> Source:
     for info in file.tensors.values():
         if info.type_name not in kinds:
             raise YarnEdgeError(
-                f"{info.path}: tensor {one_line(info.name, 100)} has the type {info.type_name}, unknown to ggml here"
+                f"{info.path}: tensor {one_line(info.name, 100)} has the type {info.type_name}, which ggml does not know"
             )
         tensors.append(_gguf_tensor(info, kinds[info.type_name], files[info.path]))
     header = files[file.path].read(file.header_end)
@@ -87,7 +83,7 @@ def quantize(
 def quantize_job(
     model: GGUFFile, output: OutputOptions, options: QuantOptions = QuantOptions(), *, allow_requantize: bool = False
 ) -> QuantizationJob:
-    """`quantize`, planned, of a model whose header was read and checked: nothing is written."""
+    """`quantize`, planned, for a model whose header was read and checked. Nothing is written."""
     paths = output.checked([*model.shards, *options.files])
     matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     source = gguf_source(model)
@@ -102,13 +98,13 @@ def _loadable(model: str | Path) -> GGUFFile:
 
 
 def _check(source: Source, path: Path) -> None:
-    """Read the header back: all tensors, and all keys but those that were to change."""
+    """Read the header back: it must have all tensors, and all keys but those that were to change."""
     written = read_gguf(path, vocabulary=False)
     if (
         list(written.tensors) != [t.name for t in source.tensors]
         or not source.entries.keys() - {QUANTIZER} <= written.metadata.keys()
     ):
-        raise YarnEdgeError(f"{path}: the written file does not hold what was written: is the disk sound?")
+        raise YarnEdgeError(f"{path}: the written file does not hold what was written: check the disk")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

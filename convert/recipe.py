@@ -1,7 +1,7 @@
-"""Which type each tensor gets: asked of llama.cpp, not copied from it (but for the short list of who needs importance).
+"""Which type each tensor gets. llama.cpp decides; only its short list of types that need importance is copied here.
 
-`llama_model_quantize` with `dry_run` reads only a file's header and logs its decision for every tensor. Such a file is
-made: the architecture's keys, tensors and length of the 16-bit GGUF, without data (a sparse file).
+`llama_model_quantize` with `dry_run` reads only a file's header and logs its decision for every tensor. It gets a sparse file
+with the architecture's keys, the tensor infos and the length of the 16-bit GGUF, but no data.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from yarn_edge.runtime.llama_api import captured_log, deferred_ctrl_c, failure_r
 
 from .quant_types import Quant
 
-# What is logged for each tensor, in two calls: "[  1/ 10] NAME - [NE], type = TYPE, " and "size = A MiB -> B MiB (TYPE)".
+# The log for each tensor, written in two calls: "[  1/ 10] NAME - [NE], type = TYPE, " and "size = A MiB -> B MiB (TYPE)".
 _TENSOR = re.compile(r"\[\s*\d+/\s*\d+\] (?P<name>.*?)\s+- \[[^\]]*\], type =\s+(?P<kind>\S+), $", re.DOTALL)
 _SIZE = re.compile(r"size = [^(]*(?:\((?P<kind>\w+)\))?\s*$")
 _FALLBACK = re.compile(
     r"warning: (?P<name>.*?)\s+- ncols\s+(?P<width>\d+) not divisible by\s+(?P<block>\d+) \(required for type\s+(?P<wanted>\w+)\)",
     re.DOTALL,
 )
-# llama-quant.cpp, tensor_requires_imatrix: of the tensor types, and of one type in one kind of file; not the embeddings.
+# llama-quant.cpp, tensor_requires_imatrix: these tensor types, and one type in one kind of file; never the embeddings.
 _REQUIRES = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 _REQUIRES_IN_FILE = frozenset({("Q2_K", "Q2_K_S")})
 _NEVER_REQUIRE = frozenset({"token_embd.weight", "per_layer_token_embd.weight", "output.weight"})
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 OUTPUT = "output.weight"
-_ONE_AT_A_TIME = threading.Lock()  # all that llama.cpp logs goes to everyone who listens
-_NO_TYPE = 43  # GGML_TYPE_COUNT: what llama_model_quantize_params has for "not given"
+_ONE_AT_A_TIME = threading.Lock()  # llama.cpp has one log for the whole process
+_NO_TYPE = 43  # GGML_TYPE_COUNT, which means "not given" in llama_model_quantize_params
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class QuantOptions:
 
 @dataclass(frozen=True)
 class Fallback:
-    """A tensor whose rows the wanted type cannot hold, so that llama.cpp takes another."""
+    """A tensor whose rows the wanted type cannot hold, so that llama.cpp uses another."""
 
     name: str
     width: int
@@ -76,7 +76,8 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One file: the type of every tensor by name, what was replaced and why, and who cannot do without importance."""
+    """The types of one file, by tensor name. fallbacks: types that were replaced. requires_importance: tensors that cannot be
+    quantized without importance weights. without_effect: patterns of `QuantOptions.tensor_types` that change no type."""
 
     quant: Quant
     types: Mapping[str, GGMLType]
@@ -87,7 +88,7 @@ class Recipe:
 
 @contextmanager
 def header_file(entries: Sequence[bytes], tensors: Sequence[TensorSpec]) -> Iterator[Path]:
-    """A GGUF of the right length that has only its header, for `read_recipe`; gone afterwards."""
+    """A temporary GGUF of the right length that has only its header, for `read_recipe`."""
     layout = lay_out(entries, tensors)
     with tempfile.TemporaryDirectory(prefix="yarn-edge-") as folder:
         path = Path(folder, "header.gguf")
@@ -101,15 +102,15 @@ def header_file(entries: Sequence[bytes], tensors: Sequence[TensorSpec]) -> Iter
 
 
 def read_recipe(path: Path, widths: Mapping[str, int], quant: Quant, options: QuantOptions) -> Recipe:
-    """Ask llama.cpp what it makes of the GGUF `path`. widths: of the rows of every tensor in it, by name.
+    """Ask llama.cpp which types the tensors of the GGUF `path` get. widths: row width by tensor name.
 
-    Raises YarnEdgeError with llama.cpp's reason when it refuses, or for a type that some rows cannot hold.
+    Raises YarnEdgeError with llama.cpp's reason if it refuses, or for a type that some rows cannot hold.
     """
     _check_widths(widths, options)
     types, log = _ask(path, quant, options)
     if types.keys() != widths.keys():
         raise YarnEdgeError(
-            f"{path}: llama.cpp plans {len(types)} tensors of {len(widths)}: install the pinned version"
+            f"{path}: llama.cpp lists {len(types)} of {len(widths)} tensors: install the pinned version"
         )
     for name, kind in types.items():
         if kind.name in QUANTIZABLE and not kind.holds(widths[name]):
@@ -130,7 +131,7 @@ def read_recipe(path: Path, widths: Mapping[str, int], quant: Quant, options: Qu
 
 
 def _without_effect(path: Path, quant: Quant, options: QuantOptions, types: Mapping[str, GGMLType]) -> tuple[str, ...]:
-    """The --tensor-type patterns without which the types would be the same: a slip, most likely."""
+    """The --tensor-type patterns without which the types would be the same: most likely a mistake."""
     idle = []
     for index, (pattern, _kind) in enumerate(options.tensor_types):
         others = options.tensor_types[:index] + options.tensor_types[index + 1 :]
@@ -140,7 +141,7 @@ def _without_effect(path: Path, quant: Quant, options: QuantOptions, types: Mapp
 
 
 def _check_widths(widths: Mapping[str, int], options: QuantOptions) -> None:
-    """llama.cpp takes --output-type and --embedding-type as they are, and ends the process where rows do not fit."""
+    """llama.cpp does not check --output-type and --embedding-type, and ends the process if rows do not fit."""
     given = (((OUTPUT,), options.output_type), (EMBEDDINGS, options.embedding_type))
     for names, kind in given:
         for name in names:
@@ -151,11 +152,11 @@ def _check_widths(widths: Mapping[str, int], options: QuantOptions) -> None:
 
 
 def _ask(path: Path, quant: Quant, options: QuantOptions) -> tuple[dict[str, GGMLType], list[str]]:
-    """(type of every tensor by name, the log) of a dry run."""
+    """A dry run: (type of every tensor by name, the log)."""
     api = llama()
     params = api.llama_model_quantize_default_params()
     params.ftype, params.dry_run, params.nthread, params.pure = quant.ftype, True, 1, options.pure
-    params.allow_requantize = True  # whether that may be is asked of the user, not here
+    params.allow_requantize = True  # the caller checks whether the user allows it
     params.output_tensor_type = _number(options.output_type)
     params.token_embedding_type = _number(options.embedding_type)
     patterns = (api.llama_model_tensor_override * (len(options.tensor_types) + 1))()
@@ -172,12 +173,12 @@ def _ask(path: Path, quant: Quant, options: QuantOptions) -> tuple[dict[str, GGM
         reason = failure_reason().removeprefix("failed to quantize: ") if failed else ""
     if failed:
         asked = "".join(f" --tensor-type {pattern}={kind.name}" for pattern, kind in options.tensor_types[:3])
-        raise YarnEdgeError(f"llama.cpp has no recipe for {quant.name}{one_line(asked, 200)} here: {reason}")
+        raise YarnEdgeError(f"llama.cpp has no recipe for {quant.name}{one_line(asked, 200)} for this model: {reason}")
     types: dict[str, GGMLType] = {}
     for line, size in pairwise(log):
-        tensor, told = _TENSOR.match(line), _SIZE.match(size)
-        if tensor and told:
-            types[tensor["name"]] = type_named(told["kind"] or tensor["kind"])
+        tensor, new = _TENSOR.match(line), _SIZE.match(size)
+        if tensor and new:
+            types[tensor["name"]] = type_named(new["kind"] or tensor["kind"])
     return types, log
 
 
@@ -186,7 +187,7 @@ def _number(kind: GGMLType | None) -> int:
 
 
 def _some_importance(api: Any) -> Any:
-    """An importance matrix of one number, which is all that a dry run looks at: whether there is one."""
+    """An importance matrix of one number: a dry run only looks whether there is one."""
     held = (api.llama_model_imatrix_data * 2)()
     held[0].name, held[0].size = b"-", 1
     held[0].data = (ctypes.c_float * 1)(1.0)

@@ -48,8 +48,8 @@ def output_options(args: argparse.Namespace) -> OutputOptions:
 
 def quant_options(args: argparse.Namespace) -> QuantOptions:
     """--imatrix, --kernels, and the flags that choose types."""
-    types = {"tensor_types": tuple(args.tensor_type), "output_type": args.output_type, "pure": args.pure}
-    return QuantOptions(args.imatrix, args.kernels, embedding_type=args.embedding_type, **types)
+    tensor_types = tuple(args.tensor_type)
+    return QuantOptions(args.imatrix, args.kernels, args.pure, tensor_types, args.output_type, args.embedding_type)
 
 
 def _type(text: str) -> GGMLType:

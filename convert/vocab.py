@@ -1,7 +1,6 @@
-"""A checkpoint's tokenizer as GGUF metadata, with the pre-tokenizer proved rather than guessed.
+"""A checkpoint's tokenizer as GGUF metadata: tokens, merges, special tokens and the chat template.
 
-`read_vocabulary` collects tokens, merges, special tokens and the chat template. `prove` loads them into llama.cpp under
-each name of `pretokenizers.PRETOKENIZERS` until the token ids equal those of the checkpoint's own tokenizer.
+Its pre-tokenizer is only a guess here; `vocab_proof.prove` finds the right one.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from .pretokenizers import pretokenizer_candidates, signature
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.h: enum llama_token_type
 _ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
-_NO_SCORE = -1e9  # of tokens that no merge makes
+_NO_SCORE = -1e9  # for tokens that no merge makes
 
 
 class _Parts(NamedTuple):
-    """What the two sources give in their own ways; the fields of Vocabulary."""
+    """The fields of Vocabulary that the two sources fill in different ways."""
 
     model: str
     pre: str
@@ -46,7 +45,7 @@ class _Parts(NamedTuple):
 class Vocabulary:
     """What a GGUF says about its tokenizer. model: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE).
 
-    special_ids: by "bos", "eos", "unk", "pad". notes: where llama.cpp is known to differ from the checkpoint.
+    special_ids: by "bos", "eos", "unk", "pad". notes: known differences between llama.cpp and the checkpoint.
     """
 
     model: str
@@ -63,7 +62,7 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
     def keys(self) -> dict[str, Any]:
-        """GGUF key -> value, in writing order; int is uint32, list[int] an int32 array, list[float] a float32 array."""
+        """GGUF key -> value, in writing order: int is uint32, list[int] an int32 array, list[float] a float32 array."""
         values: dict[str, Any] = {
             "model": self.model,
             "pre": self.pre,
@@ -83,11 +82,11 @@ class Vocabulary:
 def read_vocabulary(
     checkpoint: Path, vocab_size: int, reference: TokenizersReference | SentencePieceReference | None = None
 ) -> Vocabulary:
-    """The tokenizer in a checkpoint folder, padded with unused tokens to `vocab_size`, the rows of the embedding.
+    """The tokenizer in a checkpoint folder, padded with unused tokens to `vocab_size`, the number of embedding rows.
 
-    Reads tokenizer.json if there is one (tokenizer.model is then ignored, as in transformers), else tokenizer.model;
-    `reference`: what `reference_encoder` made of them, if it did already. `pre` is only a guess until `prove`. Raises
-    YarnEdgeError for what llama.cpp could not represent.
+    Reads tokenizer.json if there is one (tokenizer.model is then ignored, as in transformers), else tokenizer.model.
+    reference: the result of `reference_encoder`, if at hand. `pre` is a guess until `prove`. Raises YarnEdgeError for a tokenizer
+    that llama.cpp cannot represent.
     """
     reference = reference or reference_encoder(checkpoint)
     tokens = _tokens(reference, vocab_size)
@@ -109,8 +108,8 @@ def read_vocabulary(
             ids[name] = added[0]
     if "eos" not in ids:
         raise YarnEdgeError(
-            f"{checkpoint / 'tokenizer_config.json'}: eos_token is missing, and llama.cpp would end answers at an "
-            "arbitrary token; add it"
+            f"{checkpoint / 'tokenizer_config.json'}: eos_token is missing: add it, or llama.cpp ends answers at an "
+            "arbitrary token"
         )
     _check(reference.source, tokens, parts.model)
     return Vocabulary(
@@ -125,25 +124,24 @@ def read_vocabulary(
 
 
 def _tokens(reference: Reference, vocab_size: int) -> list[str]:
-    """Texts by id; the rest up to vocab_size is `[PAD7]` and so on."""
+    """Texts by id; ids without a token, up to vocab_size, become `[PAD7]` and so on."""
     source, vocabulary = reference.source, reference.vocabulary
     count = max(vocabulary.values()) + 1
     if count > vocab_size:
         raise YarnEdgeError(
-            f"{source}: has {count} tokens, the embedding has {vocab_size} rows; the tokenizer belongs to another model"
+            f"{source}: has {count} tokens, but the embedding has {vocab_size} rows: the tokenizer belongs to another model"
         )
     tokens: list[str | None] = [None] * vocab_size
     for text, index in vocabulary.items():
         if tokens[index] is not None:
             raise YarnEdgeError(
-                f"{source}: id {index} is both {one_line(repr(tokens[index]), 40)} and {one_line(repr(text), 40)}; "
+                f"{source}: id {index} is both {one_line(repr(tokens[index]), 40)} and {one_line(repr(text), 40)}: "
                 "each token needs its own id"
             )
         tokens[index] = text
     if None in tokens[:count]:
         raise YarnEdgeError(
-            f"{source}: no token has the id {tokens.index(None)}, though ids go on to {count - 1}; "
-            "ids must have no holes"
+            f"{source}: no token has the id {tokens.index(None)}, but ids go up to {count - 1}: ids must have no gaps"
         )
     return [f"[PAD{index}]" if text is None else text for index, text in enumerate(tokens)]
 
@@ -158,8 +156,8 @@ def _from_tokenizer_json(reference: TokenizersReference, tokens: list[str]) -> _
         for left, right in pairs:
             if " " in left or " " in right:
                 raise YarnEdgeError(
-                    f"{source}: model.merges joins {one_line(repr(left), 40)} and {one_line(repr(right), 40)}; "
-                    "GGUF separates pieces by a space and cannot hold one"
+                    f"{source}: model.merges joins {one_line(repr(left), 40)} and {one_line(repr(right), 40)}: "
+                    "GGUF separates the two pieces by a space, so neither can hold one"
                 )
         pre = pretokenizer_candidates(signature(settings, model))[0].name
         merges = [f"{left} {right}" for left, right in pairs]
@@ -173,9 +171,9 @@ def _from_tokenizer_json(reference: TokenizersReference, tokens: list[str]) -> _
             types[reference.vocabulary[text]] = BYTE
         prefixed = "".join(reference.tokenizer.encode("a", add_special_tokens=False).tokens).startswith(SPACE)
         return _Parts("llama", "default", scores, types, None, prefixed)
-    found = ", ".join(sorted(str(kind) for kind in kinds)) or "nothing"
+    names = ", ".join(sorted(str(kind) for kind in kinds)) or "nothing"
     raise YarnEdgeError(
-        f"{source}: pre_tokenizer and normalizer hold {one_line(found, 100)}; only byte-level BPE (ByteLevel) and "
+        f"{source}: pre_tokenizer and normalizer hold {one_line(names, 100)}: only byte-level BPE (ByteLevel) and "
         "SentencePiece BPE (Metaspace) can be converted"
     )
 
@@ -186,14 +184,14 @@ def _from_sentencepiece(reference: SentencePieceReference, tokens: list[str]) ->
     scores = [_NO_SCORE] * len(tokens)
     for index, piece in enumerate(pieces):
         types[index], scores[index] = piece.kind, piece.score
-        if piece.kind == USER_DEFINED:  # llama.cpp looks for them in the text as it is
+        if piece.kind == USER_DEFINED:  # llama.cpp searches for them in the original text
             tokens[index] = piece.text.replace(SPACE, " ")
     prefixed = "".join(reference.processor.encode("a", out_type=str)).startswith(SPACE)
     return _Parts("llama", "default", scores, types, None, prefixed)
 
 
 def _pair(source: Path, merge: object) -> tuple[str, str]:
-    """A merge in either spelling: "a b" or ["a", "b"]."""
+    """A merge, written as "a b" or as ["a", "b"]."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise YarnEdgeError(f"{source}: model.merges holds {one_line(repr(merge), 60)}, expected two pieces")
@@ -201,7 +199,7 @@ def _pair(source: Path, merge: object) -> tuple[str, str]:
 
 
 def _special_ids(checkpoint: Path, reference: Reference, n_tokens: int) -> dict[str, int]:
-    """Ids of the named tokens of tokenizer_config.json, else the ids in generation_config.json or config.json."""
+    """Ids of the tokens that tokenizer_config.json names, else the ids in generation_config.json or config.json."""
     ids = dict(reference.ids) if isinstance(reference, SentencePieceReference) else {}
     fallbacks = [read_json_if_there(checkpoint / name) for name in ("generation_config.json", "config.json")]
     fallbacks += [text for config in fallbacks if isinstance(text := config.get("text_config"), dict)]
@@ -217,7 +215,7 @@ def _special_ids(checkpoint: Path, reference: Reference, n_tokens: int) -> dict[
             if type(value) is int and value >= 0:
                 if value >= n_tokens:
                     raise YarnEdgeError(
-                        f"{checkpoint}: {name}_token_id is {value}, the vocabulary has {n_tokens} tokens; "
+                        f"{checkpoint}: {name}_token_id is {value}, but the vocabulary has {n_tokens} tokens: "
                         "correct config.json"
                     )
                 ids[name] = value
@@ -226,17 +224,17 @@ def _special_ids(checkpoint: Path, reference: Reference, n_tokens: int) -> dict[
 
 
 def _check(source: Path, tokens: list[str], model: str) -> None:
-    """What llama.cpp would answer with abort()."""
+    """Raise YarnEdgeError for a vocabulary on which llama.cpp would call abort()."""
     seen: set[str] = set()
     for index, text in enumerate(tokens):
         if text in seen or "\0" in text:
-            what = "holds a NUL byte" if "\0" in text else "stands there twice"
+            what = "holds a NUL byte" if "\0" in text else "appears twice"
             raise YarnEdgeError(
-                f"{source}: token {one_line(repr(text), 60)} (id {index}) {what}; "
+                f"{source}: token {one_line(repr(text), 60)} (id {index}) {what}: "
                 "llama.cpp cannot load such a vocabulary"
             )
         seen.add(text)
     if model == "llama" and (missing := [text for text in _BYTE_TOKENS if text not in seen]):
         raise YarnEdgeError(
-            f"{source}: has no token {missing[0]}; llama.cpp needs byte fallback (256 tokens <0x00> to <0xFF>)"
+            f"{source}: has no token {missing[0]}: llama.cpp needs byte fallback (256 tokens, <0x00> to <0xFF>)"
         )

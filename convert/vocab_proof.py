@@ -32,8 +32,8 @@ from .vocab import Vocabulary
 def prove(vocabulary: Vocabulary, checkpoint: Path, reference: Reference | None = None) -> Vocabulary:
     """The vocabulary with the `pre` under which llama.cpp gives the checkpoint's token ids, and notes on known gaps.
 
-    `reference`: what `reference_encoder` made of the checkpoint, if it did already. Raises YarnEdgeError with
-    the closest candidate and the first difference if there is none.
+    reference: the result of `reference_encoder`, if at hand. If no name fits, raises YarnEdgeError with the closest one and its
+    first difference.
     """
     try:
         return _prove(vocabulary, reference or reference_encoder(checkpoint))
@@ -57,7 +57,7 @@ def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
             with Model(path, vocab_only=True, overrides={"tokenizer.ggml.pre": name}) as model:
                 gaps = known_gaps(reference, name)
                 result = compare_tokens(model, encode, STRESS_TEXTS, gaps, closest[0] if closest else None)
-                if result.mismatch is None:  # the whole proof takes ten times as long
+                if result.mismatch is None:  # the full proof takes ten times as long
                     result = compare_tokens(model, encode, texts, gaps)
             if result.mismatch is None:
                 return replace(vocabulary, pre=name, notes=(*vocabulary.notes, *result.notes))
@@ -68,8 +68,8 @@ def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
     assert closest is not None
     _, name, result = closest
     raise YarnEdgeError(
-        f"{reference.source}: llama.cpp cannot tokenize like this checkpoint; closest of {len(names)} is "
-        f"tokenizer.ggml.pre={name}, which differs in {result.n_different} of {2 * result.n_texts} comparisons, first "
+        f"{reference.source}: llama.cpp cannot tokenize like this checkpoint; the closest of {len(names)} is "
+        f"tokenizer.ggml.pre={name}, which differs in {result.n_different} of {2 * result.n_texts} comparisons, first in "
         f"{one_line(str(result.mismatch), 300)}"
     )
 

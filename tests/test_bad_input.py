@@ -70,7 +70,7 @@ SHARD = "model-00002-of-00002.safetensors"
 Q = "model.layers.1.self_attn.q_proj.weight"
 # name -> (what to do to a good checkpoint, what the message must say)
 CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing shard": (lambda f: (f / SHARD).unlink(), "missing shard"),
+    "missing shard": (lambda f: (f / SHARD).unlink(), "the shard is missing"),
     "truncated shard": (lambda f: truncate(f / SHARD), "truncated: tensor"),
     "empty shard": (lambda f: (f / SHARD).write_bytes(b""), "not a valid safetensors file"),
     "shard of text": (lambda f: (f / SHARD).write_text("hello " * 100), "truncated: its header claims"),
@@ -118,7 +118,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "eps negative": (lambda f: edit_config(f, rms_norm_eps=-1e-5), "rms_norm_eps"),
     "layer types": (lambda f: edit_config(f, layer_types="sliding_attention"), "layer_types"),
     "two sets of weights": (
-        lambda f: shutil.copy(f / SHARD, f / "model.safetensors"), "remove the set not meant"),
+        lambda f: shutil.copy(f / SHARD, f / "model.safetensors"), "remove one of the two sets"),
     "heads that do not divide": (lambda f: edit_config(f, num_key_value_heads=3), "num_key_value_heads"),
     "other activation": (lambda f: edit_config(f, hidden_act="gelu"), "hidden_act"),
     "quantized checkpoint": (lambda f: edit_config(f, quantization_config={"bits": 4}), "quantization_config"),
@@ -168,7 +168,7 @@ def test_bad_outputs_and_flags(good: Path, tmp_path: Path, capsys: pytest.Captur
         (["convert", ck, "-o", str(tmp_path / "no" / "x.gguf")], "no such folder"),
         (["convert", ck, "-o", str(tmp_path)], "is a folder"),
         (["convert", ck, "-o", str(existing)], "exists already; --force"),
-        (["convert", ck, "-o", out, "--quant", "Q4_KM"], "'Q4_KM' is unknown; known: BF16"),
+        (["convert", ck, "-o", out, "--quant", "Q4_KM"], "'Q4_KM' is unknown; the file types are BF16"),
         (["convert", ck, "-o", out, "--quant", "F16,F32"], "must hold {quant}"),
         (["convert", ck, "-o", out, "--threads", "0"], "0 is not from 1 to 512"),
         (["convert", ck, "-o", out, "--threads", "many"], "'many' is not a whole number"),
@@ -194,7 +194,7 @@ def test_bad_outputs_and_flags(good: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "link.gguf").symlink_to(existing)
     table += [
         (["convert", ck, "-o", str(good / SHARD), "--force"], "is one of the files that are read"),
-        (["convert", ck, "-o", "/dev/null", "--force"], "no regular file"),
+        (["convert", ck, "-o", "/dev/null", "--force"], "is not a regular file"),
         (["convert", ck, "-o", str(tmp_path / "link.gguf")], "there.gguf: exists already"),
     ]
     for words, message in table:

@@ -1,7 +1,8 @@
-"""Writing files safely: to a partial file that becomes the real one only when it is whole.
+"""Writing files safely: to a partial file that becomes the real one only when it is complete.
 
-A reader of the output folder sees either no file or a complete one: everything goes to `NAME.PID.partial` beside the
-target, is flushed to the disk and renamed. Errors and Ctrl-C remove the partial file; kill -9 can leave one, never the name.
+A reader of the output folder sees either no file or a complete one: everything goes to `NAME.PID.partial` beside the target,
+is flushed to the disk and renamed. Errors and Ctrl-C remove the partial file. kill -9 can leave the partial file, but never
+one under the final name.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from yarn_edge.errors import YarnEdgeError, os_error
 
 
 def check_output(output: Path, force: bool, sources: Iterable[Path] = ()) -> Path:
-    """Refuse an output that cannot or must not be written, before any work. Returns the file that a link stands for."""
+    """Refuse an output that cannot or must not be written, before any work. Returns the file that a link points to."""
     try:
         output = output.resolve() if output.is_symlink() else output
     except (OSError, RuntimeError) as error:
-        raise YarnEdgeError(f"{output}: is a link that leads nowhere") from error
+        raise YarnEdgeError(f"{output}: is a link that cannot be followed") from error
     if output.is_dir():
-        raise YarnEdgeError(f"{output}: is a folder; give the name of a file")
+        raise YarnEdgeError(f"{output}: is a folder: give the name of a file")
     if output.exists() and not output.is_file():
-        raise YarnEdgeError(f"{output}: is no regular file; a GGUF is written beside its name first, then renamed")
+        raise YarnEdgeError(f"{output}: is not a regular file, and cannot be replaced by one")
     if not output.parent.is_dir():
         raise YarnEdgeError(f"{output.parent}: no such folder for the output")
     if output.exists() and any(source.exists() and output.samefile(source) for source in sources):
@@ -42,15 +43,17 @@ def _exists(output: Path) -> YarnEdgeError:
 
 
 def check_space(folder: Path, n_bytes: int, what: str) -> None:
-    """Refuse before work what the disk cannot hold."""
+    """Raise YarnEdgeError if the disk of `folder` has less than `n_bytes` free. what: what needs them, for the message."""
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
-        raise YarnEdgeError(f"{folder}: {what} needs {n_bytes / 1e9:.2f} GB on this disk, {free / 1e9:.2f} GB are free")
+        raise YarnEdgeError(
+            f"{folder}: {what} needs {n_bytes / 1e9:.2f} GB on this disk, which has {free / 1e9:.2f} GB free"
+        )
 
 
 @contextmanager
 def partial_file(output: Path, label: str = "") -> Iterator[Path]:
-    """A path beside `output` that is removed on leaving, unless it was renamed away."""
+    """A path beside `output`, removed on leaving unless it was renamed."""
     partial = output.with_name(f"{output.name}.{os.getpid()}{label}.partial")
     try:
         yield partial
@@ -61,9 +64,9 @@ def partial_file(output: Path, label: str = "") -> Iterator[Path]:
 
 
 def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> None:
-    """Make a finished partial file the output: with `flush` on the disk first, then under its name.
+    """Give a finished partial file its final name; with `flush` it is on the disk first.
 
-    Without `force` a file that has appeared under the name meanwhile is left alone: YarnEdgeError.
+    Without `force`, raises YarnEdgeError if a file has appeared under that name in the meantime, and leaves it alone.
     """
     if flush:
         with partial.open("rb") as file:
@@ -72,7 +75,7 @@ def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> Non
         partial.replace(output)
     else:
         try:
-            output.hardlink_to(partial)  # unlike a rename, it fails if the name is taken
+            output.hardlink_to(partial)  # unlike a rename, this fails if the name is taken
         except FileExistsError as error:
             raise _exists(output) from error
         except OSError:  # a file system without hard links
@@ -103,10 +106,10 @@ def write_file(output: Path, data: bytes | str, force: bool) -> None:
 
 def digest(path: Path, n_bytes: int | None = None) -> str:
     """BLAKE2b of a file, or of its first `n_bytes`."""
-    found = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     left = path.stat().st_size if n_bytes is None else n_bytes
     with path.open("rb") as file:
         while left > 0 and (data := file.read(min(left, 1 << 22))):
-            found.update(data)
+            hashed.update(data)
             left -= len(data)
-    return found.hexdigest()
+    return hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""The model families that `convert` knows, as rows of data.
+"""The model families that `convert` supports, as rows of data.
 
-May import: yarn_edge.checkpoint and below.
+May import: yarn_edge.checkpoint, yarn_edge.llama_rules and below.
 """

@@ -1,7 +1,7 @@
-"""The model families that convert knows: one row each, with its tensors, its hyper-parameters and what it must not ask for.
+"""The model families that convert supports: one row each, with its tensors, its hyper-parameters and what it cannot use.
 
-Names on the left are Hugging Face's, on the right llama.cpp's (gguf-py, tensor_mapping; llama-model.cpp). Everything a
-family does differently is data in its row: no code below looks at a family's name.
+Names on the left are Hugging Face's, on the right llama.cpp's (gguf-py, tensor_mapping; llama-model.cpp). All differences
+between families are data in their rows: no code below looks at a family's name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Raw = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The hyper-parameters that tensor shapes follow from."""
+    """The hyper-parameters that determine the shapes of the tensors."""
 
     n_layer: int
     hidden: int
@@ -34,14 +34,14 @@ class ModelSizes:
     vocab: int
 
     def dimension(self, name: str) -> int:
-        """A dimension by its name in a tensor row."""
+        """A dimension by its name in a `TensorRow`."""
         return {"q": self.n_head * self.head_dim, "kv": self.n_kv_head * self.head_dim}.get(name) or int(
             getattr(self, name)
         )
 
 
 def interleave(sizes: ModelSizes, raw: Raw) -> Raw:
-    """Half-split pairs -> interleaved pairs: of each head the rows d and d + D/2 become 2d and 2d + 1.
+    """Half-split pairs -> interleaved pairs: rows d and d + D/2 of each head become rows 2d and 2d + 1.
 
     raw: rows of whole heads, of any dtype.
     """
@@ -51,9 +51,9 @@ def interleave(sizes: ModelSizes, raw: Raw) -> Raw:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor (or one per layer, with {i}). `interleaved`: its rows go through `interleave`, head by head.
+    """One tensor, or one per layer with {i} in its names. interleaved: its rows go through `interleave`, head by head.
 
-    `when`: a config key that says whether it is there; "" is always.
+    when: a config key that must be true for the tensor to exist, or false with "!" before it; "" means always.
     """
 
     source: str
@@ -100,9 +100,9 @@ _BLOCK = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family. `constants`: config keys that must have this value when present, because llama.cpp has no other.
+    """One family. constants: the only values that llama.cpp supports for these config keys.
 
-    `width_is_heads`: llama.cpp demands head_dim * heads == hidden size for it.
+    width_is_heads: llama.cpp requires head_dim * heads == hidden size.
     """
 
     hf_name: str
@@ -115,7 +115,7 @@ class Architecture:
 
     @property
     def gguf(self) -> str:
-        """The GGUF architecture that the family becomes."""
+        """The family's architecture in a GGUF."""
         return GGUF_ARCHITECTURES[self.model_type]
 
 
@@ -159,7 +159,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 
 
 def architecture_of(config: ConfigFile) -> Architecture:
-    """The row for a checkpoint, by `architectures`, else by `model_type`; an error that names what is known."""
+    """The row for a checkpoint, by `architectures`, else by `model_type`. Raises YarnEdgeError for an unknown family."""
     names = config.values.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     model_type = config.values.get("model_type")
@@ -167,7 +167,7 @@ def architecture_of(config: ConfigFile) -> Architecture:
         if name == row.hf_name and model_type not in (None, row.model_type):
             raise config.error(
                 "model_type",
-                f"is {one_line(repr(model_type), 60)}, but architectures says {name}: transformers goes by the "
+                f"is {one_line(repr(model_type), 60)}, but architectures says {name}: transformers uses the "
                 "former; correct one of them",
             )
         if name == row.hf_name or (name is None and model_type == row.model_type):
@@ -175,17 +175,17 @@ def architecture_of(config: ConfigFile) -> Architecture:
     given = name if name is not None else model_type
     known = ", ".join(row.hf_name for row in ARCHITECTURES)
     raise config.error(
-        "architectures", f"is {one_line(repr(given), 80)}, which convert does not know; it knows {known}"
+        "architectures", f"is {one_line(repr(given), 80)}, which convert does not support; it supports {known}"
     )
 
 
 def value_of(row: Architecture, config: ConfigFile, key: str) -> Any:
-    """A config value, or the family's default where the key is absent."""
+    """A config value, or the family's default if the key is absent."""
     return config.values[key] if key in config.values else row.defaults.get(key)
 
 
 def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
-    """Hyper-parameters, checked against each other and against what llama.cpp can run."""
+    """The hyper-parameters. Raises YarnEdgeError if they contradict each other, or llama.cpp cannot run them."""
     for key, expected in row.constants.items():
         value = value_of(row, config, key)
         if value is not None and value != expected:
@@ -204,40 +204,42 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
         config.required_integer("vocab_size"),
     )
     if sizes.n_head % sizes.n_kv_head:
-        raise config.error("num_key_value_heads", f"{sizes.n_kv_head} does not divide num_attention_heads {n_head}")
+        raise config.error(
+            "num_key_value_heads", f"is {sizes.n_kv_head}, which does not divide num_attention_heads, {n_head}"
+        )
     if sizes.head_dim % 2:
-        raise config.error("head_dim", f"is {sizes.head_dim}: rotary heads need an even number")
+        raise config.error("head_dim", f"is {sizes.head_dim}: RoPE needs an even number")
     if row.width_is_heads and sizes.head_dim * sizes.n_head != sizes.hidden:
         raise config.error(
             "head_dim",
             f"is {sizes.head_dim} with {n_head} heads and hidden_size {sizes.hidden}: "
-            f"llama.cpp runs {row.gguf} only where heads * head_dim is the hidden size",
+            f"llama.cpp runs {row.gguf} only if heads * head_dim is the hidden size",
         )
     eps = value_of(row, config, "rms_norm_eps")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise config.error("rms_norm_eps", f"is {one_line(repr(eps), 60)}, need a number between 0 and 1")
+        raise config.error("rms_norm_eps", f"is {one_line(repr(eps), 60)}, not a number between 0 and 1")
     return sizes
 
 
 def check_sliding_window(row: Architecture, config: ConfigFile, scaling: RopeScaling) -> None:
-    """llama.cpp attends to the whole context for these families: a window that is shorter must not be dropped."""
+    """Refuse a sliding window that is shorter than the context: llama.cpp attends to the whole context in these families."""
     window = value_of(row, config, "sliding_window") if row.sliding_window else None
     if window is None:
         return
     context = scaling.extended_context
     if not isinstance(window, int) or window < context:
-        told = (
+        value = (
             "is absent, which transformers reads as 4096" if "sliding_window" not in config.values else f"is {window!r}"
         )
         raise config.error(
             "sliding_window",
-            f"{told}, shorter than the context of {context}: llama.cpp would attend to all of it. "
+            f"{value}, shorter than the context of {context}: llama.cpp would attend to all of it. "
             "If the model was trained with full attention, set sliding_window to null",
         )
 
 
 def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, context_length: int) -> dict[str, Any]:
-    """`{arch}.*` keys but those of rope, in llama.cpp's names."""
+    """The `{arch}.*` keys under llama.cpp's names, without those of RoPE."""
     prefix = f"{row.gguf}."
     return {
         prefix + "block_count": sizes.n_layer,
@@ -254,7 +256,7 @@ def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, c
 
 
 def tensor_rows(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> list[TensorRow]:
-    """Every tensor that this checkpoint must have, with {i} filled in, in writing order."""
+    """Every tensor that this checkpoint must have, in writing order, with {i} filled in."""
 
     def wanted(condition: str) -> bool:
         key = condition.removeprefix("!")
@@ -271,7 +273,7 @@ def tensor_rows(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> lis
 
 
 def unknown_tensor(name: str) -> YarnEdgeError:
-    """The refusal to drop a tensor in silence."""
+    """The error for a tensor that no row uses: it must not be dropped silently."""
     return YarnEdgeError(
-        f"tensor {one_line(name, 120)} has no place in the GGUF: converting without it would change the model"
+        f"tensor {one_line(name, 120)} has no place in the GGUF, and converting without it would change the model"
     )

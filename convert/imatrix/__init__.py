@@ -1,4 +1,4 @@
-"""Importance matrices: the command, the file format, resuming, and the activations that are measured.
+"""Importance matrices: the command, the file format, resuming, and measuring activations.
 
 May import: yarn_edge.runtime and below.
 """

@@ -1,8 +1,8 @@
-"""Sums of squares of what every weight matrix is multiplied with, collected while a model is evaluated.
+"""Sums of the squared inputs of every weight matrix, collected while a model is evaluated.
 
-Which multiplications count, and how experts and 3-D weights are told apart, is llama.cpp's (tools/imatrix/imatrix.cpp,
-collect_imatrix). What is different: weights that share an input (q, k, v; gate, up) share its sums, sums are made in
-blocks and added up in float64, and a graph is left where nothing that counts follows.
+Which multiplications count, and how experts and 3-D weights are separated, follows llama.cpp (tools/imatrix/imatrix.cpp,
+collect_imatrix). Three things differ: weights that share an input (q, k, v; gate, up) share its sums; sums are made in blocks
+and added up in float64; and a graph is abandoned after the last multiplication that counts.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.ggml import TYPE_F32, TYPE_I32, TensorStruct, function, read_tensor
 from yarn_edge.runtime.graph_tap import GraphTap, op_number
 
-MIN_ROWS = 16  # as llama-imatrix: fewer rows are no prompt
+MIN_ROWS = 16  # as in llama-imatrix: fewer rows are not a prompt
 OUTPUT_WEIGHT = b"output.weight"
 _LAST_NODE = b"result_norm"  # llama.cpp's name in nearly every graph; only the output matrix follows
-_BLOCK_ROWS = 64  # summed in float32: an error of 1e-7
+_BLOCK_ROWS = 64  # rows that are summed in float32, with an error of 1e-7
 _DTYPES = {TYPE_F32: np.float32, TYPE_I32: np.int32}
 
 
 @dataclass(frozen=True)
 class Squares:
-    """sums: (n_mat, width) of squares, a row for each matrix of a weight; counts: (n_mat,) rows by expert, or (1,)."""
+    """sums: (n_mat, width) sums of squares, one row for each matrix of a weight. counts: (n_mat,) rows by expert, or (1,)."""
 
     sums: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
 
 
 class ActivationTap(GraphTap):
-    """Measures what is evaluated in the context that has its `callback`. with_output: output.weight counts, too."""
+    """Measures what is evaluated in the context that has its `callback`. with_output: include output.weight."""
 
     def __init__(self, *, with_output: bool = False) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class ActivationTap(GraphTap):
     def measure(
         self, context: Context, sequences: Sequence[Sequence[int]], advance: Callable[[float], None] = lambda _n: None
     ) -> dict[str, Squares]:
-        """Evaluate equally long sequences, each from position 0 on: the squares of each weight by its name.
+        """Evaluate sequences of equal length, each from position 0 on. Returns the squares of each weight by name.
 
-        advance: called with the tokens of each graph that came to its end. Raises YarnEdgeError, naming the weight, for
-        inputs that are not finite.
+        advance: called with the tokens of each finished graph. Raises YarnEdgeError, naming the weight, for inputs that are not
+        finite.
         """
         left = [sum(map(len, sequences))]
 
@@ -67,12 +67,12 @@ class ActivationTap(GraphTap):
         with self.watching(context):
             context.clear()
             context.evaluate_side_by_side(sequences)
-        if left[0]:  # graphs without the node that tells
+        if left[0]:  # graphs without the node that marks their end
             advance(left[0])
         return self._squares
 
     def see(self, address: int, asking: bool) -> bool:
-        """See `GraphTap`. Wanted is the first multiplication with each input; for the others its sums are at hand."""
+        """See `GraphTap`. It asks for the first multiplication with each input, and reuses its sums for the others."""
         node = TensorStruct.from_address(address)
         if node.op not in (self._mul_mat, self._mul_mat_id):
             return node.name == _LAST_NODE and (asking or self._end(node))
@@ -82,7 +82,7 @@ class ActivationTap(GraphTap):
             return False
         key = self._key(node, weight)
         if asking:
-            if name in self._in_this_graph:  # the names begin again
+            if name in self._in_this_graph:  # the name comes again: a new graph
                 self._new_graph()
             if key != self._input:
                 return True
@@ -90,7 +90,7 @@ class ActivationTap(GraphTap):
             squares = _expert_squares(node) if node.op == self._mul_mat_id else _dense_squares(node)
             if not np.isfinite(squares.sums).all():
                 raise YarnEdgeError(
-                    f"{_told(name)}: its input has values that are infinite, no number, or too large to be squared"
+                    f"{_text(name)}: its input has values that are infinite, NaN, or too large to be squared"
                 )
             self._input, self._of_input = key, squares
         self._add(name, self._of_input)
@@ -105,48 +105,48 @@ class ActivationTap(GraphTap):
 
     @staticmethod
     def _key(node: Any, weight: Any) -> tuple[int, ...]:
-        """What the sums depend on: the input, which rows go to which expert, and how many matrices there are."""
+        """What the sums depend on: the input, which rows go to which expert, and the number of matrices."""
         inputs = (ctypes.cast(source, ctypes.c_void_p).value or 0 for source in node.src[1:3])
         return (*inputs, weight.ne[2], weight.ne[3])
 
     def _add(self, name: bytes, new: Squares) -> None:
         self._in_this_graph.add(name)
-        told = _told(name)
-        held = self._squares.get(told)
+        weight = _text(name)
+        held = self._squares.get(weight)
         if held is None:
-            self._squares[told] = new
+            self._squares[weight] = new
         elif held.sums.shape != new.sums.shape or held.counts.shape != new.counts.shape:
-            raise YarnEdgeError(f"{told}: is multiplied with inputs of two kinds")
+            raise YarnEdgeError(f"{weight}: is multiplied with inputs of different shapes")
         else:
-            self._squares[told] = Squares(held.sums + new.sums, held.counts + new.counts)
+            self._squares[weight] = Squares(held.sums + new.sums, held.counts + new.counts)
 
     def _end(self, node: Any) -> bool:
         self._new_graph()
         self._evaluated(node.ne[1] * node.ne[2] * node.ne[3])
-        return self.with_output  # else the output matrix need not be multiplied
+        return self.with_output  # without it, the multiplication with the output matrix can be skipped
 
     def _new_graph(self) -> None:
-        """Tensors of another graph may have the same addresses."""
+        """Forget the last input: tensors of another graph may have the same addresses."""
         self._in_this_graph.clear()
         self._input = ()
 
 
 def weight_name(name: bytes) -> bytes:
-    """A weight's name without what ggml's scheduler puts around it: CUDA0#blk.0.attn_k.weight#0."""
+    """A weight's name without what ggml's scheduler adds, as in CUDA0#blk.0.attn_k.weight#0."""
     parts = name.split(b"#", 2)
     return parts[1] if len(parts) > 1 else name
 
 
-def _told(name: bytes) -> str:
+def _text(name: bytes) -> str:
     return name.decode("utf-8", errors="surrogateescape")
 
 
 def _values(tensor: Any) -> npt.NDArray[Any]:
-    """A tensor's values, shape (ne3, ne2, ne1, ne0): those in main memory as they lie there, others copied."""
+    """A tensor's values, shape (ne3, ne2, ne1, ne0): a view of main memory, or a copy from a device."""
     fields = tensor.contents
     dtype = _DTYPES.get(fields.type)
     if dtype is None or fields.nb[0] != np.dtype(dtype).itemsize:
-        raise YarnEdgeError(f"the graph multiplies with {_told(fields.name)} of type {fields.type}")
+        raise YarnEdgeError(f"the graph multiplies with {_text(fields.name)} of type {fields.type}")
     if not function("ggml_backend_buffer_name")(fields.buffer).startswith(b"CPU"):
         return read_tensor(tensor, dtype)
     ne, nb = list(fields.ne), list(fields.nb)
@@ -166,7 +166,7 @@ def _column_squares(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def _dense_squares(node: Any) -> Squares:
-    """Of MUL_MAT: slice (i3, i2) of the input meets matrix (i3 % ne3, i2 % ne2) of the weight."""
+    """The squares of a MUL_MAT: slice (i3, i2) of the input meets matrix (i3 % ne3, i2 % ne2) of the weight."""
     weight, x = node.src[0].contents, _values(node.src[1])
     n2, n3 = weight.ne[2], weight.ne[3]
     sums = np.zeros((n3 * n2, x.shape[3]))
@@ -176,13 +176,15 @@ def _dense_squares(node: Any) -> Squares:
 
 
 def _expert_squares(node: Any) -> Squares:
-    """Of MUL_MAT_ID: row (token, slot) of the input goes to expert ids[token, slot]; one row may serve all slots."""
+    """The squares of a MUL_MAT_ID: row (token, slot) of the input goes to expert ids[token, slot]. One row may serve all slots."""
     n_expert = node.src[0].contents.ne[2]
     ids, x = _values(node.src[2])[0, 0], _values(node.src[1])
     if x.shape[0] != 1 or len(ids) != x.shape[1]:
-        raise YarnEdgeError(f"{_told(weight_name(node.src[0].contents.name))}: experts with an input of {x.shape}")
+        raise YarnEdgeError(
+            f"{_text(weight_name(node.src[0].contents.name))}: experts with an input of shape {x.shape}"
+        )
     if ids.size and not 0 <= ids.min() <= ids.max() < n_expert:
-        raise YarnEdgeError(f"there are {n_expert} experts, the graph asks for {one_line(str(ids.max()))}")
+        raise YarnEdgeError(f"there are {n_expert} experts, but the graph uses number {one_line(str(ids.max()))}")
     n_used = ids.shape[1]
     counts = np.bincount(ids.ravel(), minlength=n_expert)
     order = np.argsort(ids.ravel(), kind="stable")

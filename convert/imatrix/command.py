@@ -1,8 +1,8 @@
-"""`yarn-edge imatrix`: evaluate a text with a model and write down how much each input of its matrices is used.
+"""`yarn-edge imatrix`: evaluate a text with a model and record how much each input of its matrices is used.
 
-The text is cut into chunks of --ctx tokens, each evaluated from position 0 on with the scaling that the file declares: the
-positions are those that the quantized model will run. What counts is what llama-imatrix counts (tools/imatrix/imatrix.cpp,
-compute_imatrix), so that the files can be exchanged.
+The text is cut into chunks of --ctx tokens. Each is evaluated from position 0 on with the scaling that the file declares, so
+the positions are those of the quantized model. The numbers are those of llama-imatrix (tools/imatrix/imatrix.cpp,
+compute_imatrix), so the files are interchangeable.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ from yarn_edge.stdout import write_json, write_text
 from yarn_edge.text_file import read_text
 from yarn_edge.writer import check_output, check_space, partial_file, publish
 
-from .activations import OUTPUT_WEIGHT, ActivationTap
+from .activations import MIN_ROWS, OUTPUT_WEIGHT, ActivationTap
 from .matrix import Importance, ImportanceMatrix, write_imatrix
 from .progress import ImatrixRun, added, load_progress, progress_path, save_progress, text_identity
 
-BATCH, UBATCH = 2048, 512  # llama.cpp's defaults: tokens of one call, of one graph
-LEAST = 16  # fewer rows do not count (yarn_edge.convert.imatrix.activations)
+BATCH, UBATCH = 2048, 512  # llama.cpp's defaults: tokens of one call, and of one graph
 SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class ImatrixSettings:
-    """How to collect. chunks: at most so many; threads: None for all physical cores."""
+    """How to collect. ctx: tokens of a chunk. chunks: maximum number of them. threads: None for all physical cores."""
 
     ctx: int = 512
     chunks: int | None = None
@@ -50,7 +49,7 @@ class ImatrixSettings:
 
 @dataclass(frozen=True)
 class ImatrixOutcome:
-    """A finished matrix, and the tokens and seconds of evaluation in this process (others may have gone before)."""
+    """A finished matrix, and the tokens and seconds of evaluation in this process, without those of a resumed run."""
 
     matrix: ImportanceMatrix
     tokens: int
@@ -68,17 +67,17 @@ def collect(
 ) -> ImatrixOutcome:
     """Write the importance matrix of `model` over `text` to `output`.
 
-    resume: go on from an interrupted run with the same arguments, whose progress lies beside the output. force: overwrite
-    the output, and without resume the progress. Raises YarnEdgeError for a text or a model that give none; then no file has
-    the output's name.
+    resume: continue an interrupted run with the same arguments, whose progress is beside the output. force: overwrite the
+    output and, without resume, the progress. Raises YarnEdgeError for a text or a model that gives no matrix; then nothing is
+    written under the output's name.
     """
     words, path = read_text(Path(text)), check_output(Path(output), force, [Path(model), Path(text)])
     progress = progress_path(path)
     if progress.exists() and not (resume or force):
-        raise YarnEdgeError(f"{progress}: an unfinished run: --resume goes on from it, --force begins anew")
+        raise YarnEdgeError(f"{progress}: is an unfinished run: --resume continues it, --force starts over")
     with Model(model) as loaded:
         if loaded.gguf.metadata.get(f"{loaded.gguf.architecture}.attention.causal") is False:
-            raise YarnEdgeError(f"{model}: is no language model: its tokens see those after them")
+            raise YarnEdgeError(f"{model}: is not a causal language model: its tokens see those after them")
         chunks = chunks_of(loaded, words, settings, Path(text))
         run = ImatrixRun(
             model_identity(loaded.gguf),
@@ -89,8 +88,8 @@ def collect(
             settings.process_output,
             settings.parse_special,
         )
-        begun = ImportanceMatrix(None, {}, (str(text),), 0, settings.ctx)
-        collection = _Collection(run, progress, load_progress(run, progress) if resume else begun)
+        empty = ImportanceMatrix(None, {}, (str(text),), 0, settings.ctx)
+        collection = _Collection(run, progress, load_progress(run, progress) if resume else empty)
         check_space(path.parent, 2 * matrix_bytes(loaded.gguf), "an importance matrix and its progress")
         tokens, seconds = collection.go_on(loaded, chunks, settings)
     try:
@@ -98,7 +97,7 @@ def collect(
             write_imatrix(collection.matrix, partial)
             publish(partial, path, force)
     except BaseException:
-        with contextlib.suppress(YarnEdgeError):  # the first failure is the one to tell
+        with contextlib.suppress(YarnEdgeError):  # report only the first failure
             collection.save()
         raise
     progress.unlink(missing_ok=True)
@@ -106,20 +105,20 @@ def collect(
 
 
 def matrix_bytes(file: GGUFFile) -> int:
-    """About what the importance matrix of a model takes on the disk."""
+    """The approximate size of a model's importance matrix on the disk."""
     weights = (t for t in file.tensors.values() if t.name.startswith("blk.") and len(t.shape) > 1)
     return sum(4 * t.n_elements // t.shape[1] for t in weights)
 
 
 def chunks_of(model: Model, words: str, settings: ImatrixSettings, source: Path) -> list[list[int]]:
-    """Token ids, `settings.ctx` for each chunk; what is left at the end is dropped. BOS takes the place of the first one."""
+    """Token ids, `settings.ctx` for each chunk; an incomplete last chunk is dropped. BOS replaces the first token of each."""
     ctx = settings.ctx
     if ctx > model.n_ctx_train:
-        raise YarnEdgeError(f"{model.path}: its context is {model.n_ctx_train} tokens, --ctx {ctx} is beyond it")
+        raise YarnEdgeError(f"{model.path}: its context is {model.n_ctx_train} tokens, --ctx {ctx} exceeds it")
     tokens = model.tokenize(words, add_special=True, parse_special=settings.parse_special)
     n_chunks = min(len(tokens) // ctx, settings.chunks or len(tokens))
     if not n_chunks:
-        raise YarnEdgeError(f"{source}: has {len(tokens)} tokens, less than one chunk of {ctx}: take a smaller --ctx")
+        raise YarnEdgeError(f"{source}: has {len(tokens)} tokens, fewer than one chunk of {ctx}: use a smaller --ctx")
     chunks = [tokens[at : at + ctx] for at in range(0, n_chunks * ctx, ctx)]
     if model.add_bos:
         for chunk in chunks:
@@ -128,14 +127,14 @@ def chunks_of(model: Model, words: str, settings: ImatrixSettings, source: Path)
 
 
 class _Collection:
-    """One run, from where it stands; `matrix` always holds whole chunks."""
+    """One run and its progress. `matrix` always holds whole chunks."""
 
     def __init__(self, run: ImatrixRun, progress: Path, matrix: ImportanceMatrix) -> None:
         self.run, self.progress, self.matrix = run, progress, matrix
         self.saved = matrix.chunk_count
 
     def go_on(self, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings) -> tuple[int, float]:
-        """Evaluate what is left, saving now and then; stopped by a signal, save and leave. Returns tokens and seconds."""
+        """Evaluate the remaining chunks, saving at intervals and when a signal stops the run. Returns tokens and seconds."""
         left = chunks[self.matrix.chunk_count :]
         tokens = len(left) * settings.ctx
         with bar("Importance matrix", tokens, "tokens") as advance:
@@ -147,8 +146,8 @@ class _Collection:
                 if not isinstance(reason, Exception):
                     self.save()
                     if self.matrix.chunk_count:
-                        told = f"{self.matrix.chunk_count} of {len(chunks)} chunks; --resume goes on from there"
-                        note(f"{self.progress}: {told}")
+                        done = f"{self.matrix.chunk_count} of {len(chunks)} chunks"
+                        note(f"{self.progress}: {done}; --resume continues from there")
                 raise
         return tokens, time.perf_counter() - start
 
@@ -159,7 +158,7 @@ class _Collection:
         has_output = settings.process_output and OUTPUT_WEIGHT.decode() in model.gguf.tensors
         if settings.process_output and not has_output:
             note(
-                "this model has no output.weight: its token embeddings take that place, and have no entry in llama.cpp either"
+                "this model has no output.weight: it uses its token embeddings instead, which have no entry in llama.cpp either"
             )
         tap = ActivationTap(with_output=has_output)
         with Context(
@@ -178,7 +177,7 @@ class _Collection:
                     self.save()
                     saved = time.monotonic()
         if not self.matrix.entries:
-            raise YarnEdgeError(f"{model.path}: no weight matrix was multiplied with {LEAST} tokens or more")
+            raise YarnEdgeError(f"{model.path}: no weight matrix was multiplied with {MIN_ROWS} or more tokens")
 
     def _take_in(self, part: Sequence[Sequence[int]], tap: ActivationTap, context: Context, advance: Advance) -> None:
         done = self.matrix.chunk_count + len(part)
@@ -187,52 +186,37 @@ class _Collection:
         self.matrix = replace(self.matrix, entries=added(self.matrix.entries, new), chunk_count=done)
 
     def save(self) -> None:
-        """Write the progress, if there is any since the last time."""
+        """Write the progress, if there is any since the last save."""
         if self.matrix.chunk_count > self.saved:
             save_progress(self.run, self.matrix, self.progress)
             self.saved = self.matrix.chunk_count
 
 
 def unseen_experts(matrix: ImportanceMatrix) -> dict[str, list[int]]:
-    """Experts that no token was sent to, by weight."""
-    found = {name: [int(i) for i in (e.counts == 0).nonzero()[0]] for name, e in sorted(matrix.entries.items())}
-    return {name: experts for name, experts in found.items() if experts}
+    """Experts that received no token, by weight."""
+    unseen = {name: [int(i) for i in (e.counts == 0).nonzero()[0]] for name, e in sorted(matrix.entries.items())}
+    return {name: experts for name, experts in unseen.items() if experts}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge imatrix`."""
-    parser.add_argument("model", metavar="MODEL.gguf", help="the model that will be quantized, in 16 or 32 bits")
-    parser.add_argument(
-        "--text", required=True, metavar="FILE", help="what to calibrate with: UTF-8, like what the model is for"
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the importance matrix (GGUF)")
-    parser.add_argument(
-        "--ctx",
-        type=count(LEAST, MAX_CONTEXT),
-        default=512,
-        metavar="N",
-        help="tokens of a chunk, at most the model's context (default: 512)",
-    )
-    parser.add_argument(
-        "--chunks", type=count(1, MAX_CONTEXT), metavar="N", help="at most so many (default: the whole text)"
-    )
-    parser.add_argument(
-        "--batch",
-        type=count(LEAST, MAX_CONTEXT),
-        default=BATCH,
-        metavar="N",
-        help=f"tokens evaluated side by side (default: {BATCH}; fewer need less memory)",
-    )
-    parser.add_argument("--process-output", action="store_true", help="output.weight counts, too")
-    parser.add_argument("--parse-special", action="store_true", help="<|markup|> in the text is tokens")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from FILE.progress, which an interrupted run has left"
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="overwrite an existing output; without --resume, begin an unfinished run anew",
-    )
+    size = count(MIN_ROWS, MAX_CONTEXT)
+    parser.add_argument("model", metavar="MODEL.gguf", help="the model to be quantized, in 16 or 32 bits")
+    text = "calibration text, UTF-8, similar to what the model will be used for"
+    parser.add_argument("--text", required=True, metavar="FILE", help=text)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="importance matrix to write (GGUF)")
+    text = "tokens in a chunk, at most the model's context (default: 512)"
+    parser.add_argument("--ctx", type=size, default=512, metavar="N", help=text)
+    text = "maximum number of chunks (default: the whole text)"
+    parser.add_argument("--chunks", type=count(1, MAX_CONTEXT), metavar="N", help=text)
+    text = f"tokens evaluated side by side (default: {BATCH}; fewer need less memory)"
+    parser.add_argument("--batch", type=size, default=BATCH, metavar="N", help=text)
+    parser.add_argument("--process-output", action="store_true", help="include output.weight")
+    parser.add_argument("--parse-special", action="store_true", help="read <|markup|> in the text as special tokens")
+    text = "continue an interrupted run, whose progress is in FILE.progress"
+    parser.add_argument("--resume", action="store_true", help=text)
+    text = "overwrite an existing output; without --resume, also discard an unfinished run"
+    parser.add_argument("--force", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_threads_flag(parser)
 
@@ -242,7 +226,7 @@ def run(args: argparse.Namespace) -> int:
     settings = ImatrixSettings(args.ctx, args.chunks, args.batch, args.process_output, args.parse_special, args.threads)
     outcome = collect(args.model, args.text, args.output, settings, resume=args.resume, force=args.force)
     matrix, unseen = outcome.matrix, unseen_experts(outcome.matrix)
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "model": str(args.model),
         "output": str(args.output),
         "chunks": matrix.chunk_count,
@@ -254,7 +238,7 @@ def run(args: argparse.Namespace) -> int:
         "experts_without_data": unseen,
     }
     if args.json:
-        write_json(told)
+        write_json(report)
     else:
         write_text(
             f"{args.output}: {len(matrix.entries)} matrices, {matrix.chunk_count} chunks of {matrix.chunk_size}\n"
@@ -262,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
     if unseen:
         total = sum(map(len, unseen.values()))
         note(
-            f"{total} experts saw no token ({next(iter(unseen))} and {len(unseen) - 1} more matrices): more text reaches them"
+            f"{total} experts saw no token ({next(iter(unseen))} and {len(unseen) - 1} more matrices): use more text to reach them"
         )
-    note(f"{outcome.tokens} tokens in {outcome.seconds:.1f} s, {told['tok_per_s']:.0f} tok/s")
+    note(f"{outcome.tokens} tokens in {outcome.seconds:.1f} s, {report['tok_per_s']:.0f} tok/s")
     return 0

@@ -1,8 +1,8 @@
-"""The importance matrix: how much each input of a weight matrix is used, as llama.cpp's programs write and read it.
+"""The importance matrix: how much each input of a weight matrix is used, in the formats of llama.cpp's programs.
 
-For every matrix the squares of its inputs are summed over the tokens of a text; a quantizer weighs the rounding error of a
-column by their mean. Read: GGUF, and the .dat of before 2025; written: GGUF. Sources: llama.cpp's tools/imatrix/imatrix.cpp
-(save_imatrix), common/imatrix-loader.cpp, tools/quantize/quantize.cpp (load_imatrix).
+For every matrix, the squares of its inputs are summed over the tokens of a text. A quantizer weights the rounding error of a
+column by their mean. GGUF is read and written, the .dat format from before 2025 only read. Sources in llama.cpp:
+tools/imatrix/imatrix.cpp (save_imatrix), common/imatrix-loader.cpp, tools/quantize/quantize.cpp (load_imatrix).
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from yarn_edge.gguf.read import MAGIC, read_gguf
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
 OWN_KEYS = "yarn_edge.imatrix."
-_LEGACY_ENTRY_BYTES = 4 + 4 + 4 + 4  # length of the name, calls, number of values, one value
+_LEGACY_ENTRY_BYTES = 4 + 4 + 4 + 4  # length of the name, calls, number of values, and one value
 
 
 @dataclass(frozen=True)
 class Importance:
     """The inputs of one weight tensor.
 
-    sums: (n_expert, width) sums of squares; a dense matrix is one expert, whose width holds all the matrices of a 3-D
-    tensor one after the other. counts: (n_expert,) tokens that were summed.
+    sums: (n_expert, width) sums of squares. A dense matrix is one expert; for a 3-D tensor, its width holds all matrices one
+    after another. counts: (n_expert,) tokens that were summed.
     """
 
     sums: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
 
     def weights(self) -> npt.NDArray[np.float32]:
-        """Mean squares, flat (n_expert * width,); 1 for experts without a token: what llama-quantize hands to its kernels."""
+        """Mean squares, flat (n_expert * width,), 1 for experts without a token: what llama-quantize passes to its kernels."""
         counts = self.counts.astype(np.float32)[:, None]
         means = self.sums.astype(np.float32) / np.where(counts > 0, counts, np.float32(1))
         return np.where(counts > 0, means, np.float32(1)).ravel()
 
     def __add__(self, other: Importance) -> Importance:
-        """Of both texts together. Raises ValueError for another shape."""
+        """The importance over both texts together. Raises ValueError for different shapes."""
         if self.sums.shape != other.sums.shape:
             raise ValueError(f"inputs of shape {self.sums.shape} and {other.sums.shape} do not add up")
         return Importance(self.sums + other.sums, self.counts + other.counts)
@@ -55,8 +55,8 @@ class Importance:
 class ImportanceMatrix:
     """An importance matrix: `entries` by the name of the weight, from `chunk_count` chunks of `chunk_size` tokens.
 
-    datasets: names of the texts. is_legacy: read from a .dat, which knows no chunk size (0). run: how it is being made, in
-    a file of an unfinished run (`yarn_edge.convert.imatrix.progress`), else empty.
+    datasets: names of the texts. chunk_size: 0 if read from a .dat, which does not record it. run: in the file of an unfinished
+    run, what identifies that run (`yarn_edge.convert.imatrix.progress`); else empty.
     """
 
     path: Path | None
@@ -64,12 +64,11 @@ class ImportanceMatrix:
     datasets: tuple[str, ...] = ()
     chunk_count: int = 0
     chunk_size: int = 0
-    is_legacy: bool = False
     run: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
 def write_imatrix(matrix: ImportanceMatrix, path: Path) -> None:
-    """Write a GGUF, byte for byte as llama-imatrix writes these numbers (more keys only for an unfinished run)."""
+    """Write a GGUF, byte for byte as llama-imatrix writes these numbers (with more keys only for an unfinished run)."""
     entries = [
         pack_key("general.type", "imatrix"),
         pack_strings(DATASETS, matrix.datasets),
@@ -79,11 +78,11 @@ def write_imatrix(matrix: ImportanceMatrix, path: Path) -> None:
     ]
     arrays = {}
     for name, importance in sorted(matrix.entries.items()):
-        dense = len(importance.counts) == 1  # ggml leaves out trailing dimensions of 1
+        dense = len(importance.counts) == 1  # ggml omits trailing dimensions of 1
         with np.errstate(over="ignore"):
             sums = importance.sums.astype(np.float32)
         if not np.isfinite(sums).all():
-            raise YarnEdgeError(f"{path}: {name} has sums of squares that no float32 holds")
+            raise YarnEdgeError(f"{path}: {name} has sums of squares that float32 cannot hold")
         counts = importance.counts.astype(np.float32)
         arrays[name + SUMS_SUFFIX] = sums[0] if dense else sums
         arrays[name + COUNTS_SUFFIX] = counts if dense else counts[:, None]
@@ -91,17 +90,19 @@ def write_imatrix(matrix: ImportanceMatrix, path: Path) -> None:
 
 
 def read_imatrix(path: str | Path) -> ImportanceMatrix:
-    """Read a GGUF or a .dat and check all of it. Raises YarnEdgeError with the first thing that is wrong."""
+    """Read a GGUF or a .dat and check all of it. Raises YarnEdgeError for the first thing that is wrong."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise YarnEdgeError(f"{path}: is no regular file, expected an importance matrix")
+            raise YarnEdgeError(f"{path}: is not a regular file, expected an importance matrix")
         with path.open("rb") as file:
             is_gguf = file.read(len(MAGIC)) == MAGIC
             if not is_gguf:
                 file.seek(0, 2)
                 if file.tell() < 4 + _LEGACY_ENTRY_BYTES:
-                    raise YarnEdgeError(f"{path}: no importance matrix: {file.tell()} bytes are less than one entry")
+                    raise YarnEdgeError(
+                        f"{path}: not an importance matrix: its {file.tell()} bytes are too few for one entry"
+                    )
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                     return _Legacy(path, data).read()
     except OSError as error:
@@ -118,16 +119,16 @@ def _from_gguf(file: GGUFFile) -> ImportanceMatrix:
     kind = file.metadata.get("general.type", "imatrix")
     if not halves or kind != "imatrix":
         raise YarnEdgeError(
-            f"{file.path}: no importance matrix: general.type is {one_line(repr(kind), 60)}, "
+            f"{file.path}: not an importance matrix: general.type is {one_line(repr(kind), 60)}, "
             f"{len(halves)} of {len(file.tensors)} tensors are sums of squares"
         )
     for key in (DATASETS, CHUNK_COUNT, CHUNK_SIZE):
         if key not in file.metadata:
-            raise YarnEdgeError(f"{file.path}: {key} is missing, without which llama-quantize refuses the file")
+            raise YarnEdgeError(f"{file.path}: {key} is missing, and llama-quantize refuses a file without it")
     datasets = file.metadata[DATASETS]
     if not isinstance(datasets, list):
         raise YarnEdgeError(f"{file.path}: {DATASETS} is {one_line(repr(datasets), 60)}, not a list of names")
-    entries = {name: _entry(file.path, name, found) for name, found in halves.items()}
+    entries = {name: _entry(file.path, name, pair) for name, pair in halves.items()}
     run = {key.removeprefix(OWN_KEYS): value for key, value in file.metadata.items() if key.startswith(OWN_KEYS)}
     return ImportanceMatrix(
         file.path, entries, tuple(datasets), _whole(file, CHUNK_COUNT), _whole(file, CHUNK_SIZE), run=run
@@ -137,7 +138,7 @@ def _from_gguf(file: GGUFFile) -> ImportanceMatrix:
 def _whole(file: GGUFFile, key: str) -> int:
     value = file.metadata[key]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise YarnEdgeError(f"{file.path}: {key} is {one_line(repr(value), 60)}, not a number of 32 bits")
+        raise YarnEdgeError(f"{file.path}: {key} is {one_line(repr(value), 60)}, not a 32-bit number")
     return value
 
 
@@ -163,35 +164,35 @@ def _values(path: Path, tensor: TensorInfo) -> npt.NDArray[np.float32]:
         file.seek(tensor.offset)
         values = np.fromfile(file, "<f4", tensor.n_elements)
     if len(values) != tensor.n_elements:
-        raise YarnEdgeError(f"{path}: was cut while it was read")
+        raise YarnEdgeError(f"{path}: was truncated while it was read")
     return values
 
 
 def _checked(path: Path, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     if not np.isfinite(values).all() or values.min() < 0:
-        raise YarnEdgeError(f"{path}: {name} has values that are negative, infinite or no number")
+        raise YarnEdgeError(f"{path}: {name} has values that are negative, infinite or NaN")
     return values.astype(np.float64)
 
 
 class _Legacy:
-    """The format of before GGUF: little-endian int32 and float32 one after the other, nothing aligned, no magic.
+    """The format before GGUF: little-endian int32 and float32 in sequence, not aligned, without a magic number.
 
-    n_entries, then for each: length and bytes of its name, n_calls, n_values, values (mean squares * n_calls); at the end,
-    where not left out: chunks, length and bytes of the text's name.
+    n_entries, then for each entry: length and bytes of its name, n_calls, n_values, values (mean squares * n_calls). At the
+    end, unless omitted: chunks, length and bytes of the text's name.
     """
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at = path, data, 0
 
     def fail(self, what: str) -> YarnEdgeError:
-        return YarnEdgeError(f"{self.path}: no importance matrix, neither GGUF nor .dat: {what}")
+        return YarnEdgeError(f"{self.path}: not an importance matrix, neither GGUF nor .dat: {what}")
 
     @property
     def left(self) -> int:
         return len(self.data) - self.at
 
     def int32(self, what: str, low: int, high: int) -> int:
-        """A number that must be from `low` to `high`, which the file's size justifies."""
+        """A number that must be from `low` to `high`, limits that follow from the file's size."""
         if self.left < 4:
             raise self.fail(f"it ends before the {what}")
         (value,) = struct.unpack_from("<i", self.data, self.at)
@@ -209,14 +210,14 @@ class _Legacy:
         entries: dict[str, Importance] = {}
         for _ in range(self.int32("number of entries", 1, self.left // _LEGACY_ENTRY_BYTES)):
             name = self.text(self.int32("length of a name", 1, self.left - 4))
-            told = one_line(name, 100)
+            shown = one_line(name, 100)
             if name in entries:
-                raise self.fail(f"{told} stands there twice")
-            calls = self.int32(f"number of calls of {told}", -(2**31), 2**31 - 1)
-            n_values = self.int32(f"number of values of {told}", 1, (self.left - 4) // 4)
-            sums = _checked(self.path, told, np.frombuffer(self.data[self.at : self.at + 4 * n_values], "<f4"))
+                raise self.fail(f"{shown} appears twice")
+            calls = self.int32(f"number of calls of {shown}", -(2**31), 2**31 - 1)
+            n_values = self.int32(f"number of values of {shown}", 1, (self.left - 4) // 4)
+            sums = _checked(self.path, shown, np.frombuffer(self.data[self.at : self.at + 4 * n_values], "<f4"))
             self.at += 4 * n_values
-            # Without calls llama-quantize takes the values as they are.
+            # Without calls, llama-quantize uses the values unchanged.
             entries[name] = Importance(sums[None], np.array([max(calls, 0) or 1], np.int64))
         chunks = 0
         datasets: tuple[str, ...] = ()
@@ -226,5 +227,5 @@ class _Legacy:
             length = self.int32("length of the text's name", 0, self.left - 4)
             datasets = (self.text(length),) if length else ()
         if self.left:
-            raise self.fail(f"{self.left} bytes too many")
-        return ImportanceMatrix(self.path, entries, datasets, chunks, 0, is_legacy=True)
+            raise self.fail(f"{self.left} bytes are left at the end")
+        return ImportanceMatrix(self.path, entries, datasets, chunks, 0)

@@ -1,7 +1,7 @@
-"""An importance matrix that is not finished: what is done of it, in a file beside the output, and going on from there.
+"""The progress of an unfinished importance matrix, in a file beside the output, from which a run can resume.
 
-The file is an importance matrix itself (of the chunks so far) with keys of ours that tell of what run it is. It goes on only with
-the same model, text and flags, and sums are held as float32: the outcome is that of one run, to 1e-6.
+The file is itself an importance matrix (of the chunks so far), with our keys that identify the run. A run resumes only with
+the same model, text and flags. Sums are stored as float32, so the result equals that of an uninterrupted run to 1e-6.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .matrix import Importance, ImportanceMatrix, read_imatrix, write_imatrix
 
 @dataclass(frozen=True)
 class ImatrixRun:
-    """What makes two runs the same. `model`, `text`: SHA-256; batch: in tokens; n_chunks: of the whole run."""
+    """What identifies a run. model, text: SHA-256. batch: in tokens. n_chunks: of the whole run."""
 
     model: str
     text: str
@@ -30,11 +30,11 @@ class ImatrixRun:
     parse_special: bool
 
     def keys(self) -> dict[str, str | int | bool]:
-        """As they stand in the file, under yarn_edge.imatrix."""
+        """The keys in the file, under yarn_edge.imatrix."""
         return dict(vars(self))
 
 
-_TOLD = {
+_DESCRIPTIONS = {
     "model": "another model",
     "text": "another text",
     "ctx": "--ctx {}",
@@ -46,36 +46,40 @@ _TOLD = {
 
 
 def text_identity(words: str) -> str:
-    """SHA-256 of the text; with the model's vocabulary it decides on the tokens."""
+    """SHA-256 of the text; with the model's vocabulary, it determines the tokens."""
     return hashlib.sha256(words.encode()).hexdigest()
 
 
 def progress_path(output: Path) -> Path:
-    """Where the progress towards `output` stands."""
+    """The file that holds the progress towards `output`."""
     return output.with_name(output.name + ".progress")
 
 
 def save_progress(run: ImatrixRun, matrix: ImportanceMatrix, path: Path) -> None:
-    """Write what is done of `matrix`; the file before is replaced when the new one is whole and on the disk."""
+    """Write the finished part of `matrix`. The old file is replaced only once the new one is complete and on the disk."""
     with partial_file(path) as partial:
         write_imatrix(replace(matrix, run=run.keys()), partial)
         publish(partial, path, force=True)
 
 
 def load_progress(run: ImatrixRun, path: Path) -> ImportanceMatrix:
-    """What is done of this run. Raises YarnEdgeError if the file tells of another, or is none."""
+    """The finished part of this run. Raises YarnEdgeError if the file belongs to another run, or there is none."""
     if not path.exists():
-        raise YarnEdgeError(f"{path}: does not exist: there is no unfinished run to go on from")
+        raise YarnEdgeError(f"{path}: does not exist: there is no unfinished run to resume")
     matrix = read_imatrix(path)
     wanted = run.keys()
     if set(matrix.run) != set(wanted):
-        raise YarnEdgeError(f"{path}: is no unfinished run of this version of yarn-edge")
-    other = [_TOLD[name].format(_word(matrix.run[name])) for name, value in wanted.items() if matrix.run[name] != value]
-    if other:
-        raise YarnEdgeError(f"{path}: was begun with {', '.join(other)}; --force instead of --resume begins anew")
+        raise YarnEdgeError(f"{path}: is not an unfinished run of this version of yarn-edge")
+    differences = [
+        _DESCRIPTIONS[name].format(_word(matrix.run[name]))
+        for name, value in wanted.items()
+        if matrix.run[name] != value
+    ]
+    if differences:
+        raise YarnEdgeError(f"{path}: was begun with {', '.join(differences)}; --force instead of --resume starts over")
     if not 0 < matrix.chunk_count <= run.n_chunks or matrix.chunk_size != run.ctx:
         raise YarnEdgeError(
-            f"{path}: has {matrix.chunk_count} chunks done of {run.n_chunks}; --force instead of --resume begins anew"
+            f"{path}: has {matrix.chunk_count} of {run.n_chunks} chunks; --force instead of --resume starts over"
         )
     return replace(matrix, run={})
 
@@ -85,7 +89,7 @@ def _word(value: str | int | bool) -> str:
 
 
 def added(entries: Mapping[str, Importance], new: Mapping[str, Importance]) -> dict[str, Importance]:
-    """Both together. Raises YarnEdgeError where a weight has another shape in the two."""
+    """The sum of both. Raises YarnEdgeError if a weight has different shapes in the two."""
     together = dict(entries)
     for name, importance in new.items():
         try:

@@ -1,4 +1,4 @@
-"""K-quants: which kernel makes which type, and kernels of our own, compiled by Numba.
+"""K-quants: which kernel makes which type, and our own kernels, compiled by Numba.
 
-May import: NumPy, yarn_edge.runtime's ggml; Numba where it is installed.
+May import: NumPy, yarn_edge.runtime.ggml_types and below, and Numba if it is installed.
 """

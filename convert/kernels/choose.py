@@ -1,8 +1,8 @@
-"""Which kernel makes which tensor type: ours for the K-quants (Numba, `yarn-edge[fast]`), ggml's for the rest or for all.
+"""Which kernel makes which tensor type: ours make the K-quants (Numba, `yarn-edge[fast]`), ggml's the rest or everything.
 
-Both make the same blocks to the bit where ggml was compiled without fused multiply-adds (x86), and else the same but for
-rounding. Ours are compiled on the first use and kept on the disk. Without Numba ggml's make everything, as they do where
-there is little to make; that ours cannot be used although Numba is there is told.
+Both make bit-identical blocks if ggml was compiled without fused multiply-adds (x86); otherwise they differ only by rounding.
+Ours are compiled on first use and cached on the disk. ggml's make everything if Numba is missing or there is little to
+quantize. If Numba is installed but cannot be used, a note says so.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .layout import LAYOUTS, WEIGHTS
 from .plan import kernel_plan_of
 
 FAST, GGML = "fast", "ggml"
-VERSION = 1  # of what ours make; counted up when a block may come out differently
-# Weights; ggml's kernels make so many in two seconds on two cores, ours are loaded in one and compiled in ten.
+VERSION = 1  # of our kernels' results: increased whenever a block may come out differently
+# Weights. ggml's kernels take two seconds for them on two cores; ours load in one second, and compile in ten.
 WORTH_IT = 1 << 26
 COMPILE_S = 10
 _SOURCES = ("lanes.py", "plan.py", "layout.py", "search.py", "kquant.py")
-_CHECK_BLOCKS, _CHECK_LIMIT = 24, 1.001  # of ggml's error; more would be another search, or a compiler that errs
-_NOTICE_S = 3.0  # loading takes one, on a busy machine two
+_CHECK_BLOCKS, _CHECK_LIMIT = 24, 1.001  # times ggml's error; more means a different search, or a compiler bug
+_NOTICE_S = 3.0  # loading takes one second, on a busy machine two
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -43,7 +43,7 @@ Kernel = Callable[[Floats, Floats, int, Bytes, Any], int]
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernels that were chosen. fast: what makes the types of `LAYOUTS`, or None: ggml's make everything."""
+    """The chosen kernels. fast: makes the types of `LAYOUTS`; None if ggml's kernels make everything."""
 
     fast: Kernel | None = None
 
@@ -55,7 +55,7 @@ class Kernels:
         return f"ggml of llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 
     def quantize_into(self, kind: GGMLType, rows: Floats, out: Bytes, weights: Floats | None = None) -> None:
-        """As `ggml_types.quantize_into`: rows (n, width) into `out`, weights (width,) or None; errors as there."""
+        """Quantize rows (n, width) into `out`; weights: (width,) or None. Like `ggml_types.quantize_into`, with its errors."""
         if self.fast is None or kind.name not in LAYOUTS:
             quantize_into(kind, rows, out, weights)
             return
@@ -65,21 +65,21 @@ class Kernels:
         self.fast(rows.reshape(-1), importance, rows.shape[1] // WEIGHTS, out.reshape(-1), plan)
 
     def quantize_rows(self, kind: GGMLType, rows: Floats, weights: Floats | None = None) -> Bytes:
-        """`quantize_into` with memory of its own: shape (n, bytes per row)."""
+        """The rows quantized into new memory, shape (n, bytes per row)."""
         out = np.empty((len(rows), kind.row_bytes(rows.shape[1])), np.uint8)
         self.quantize_into(kind, rows, out, weights)
         return out
 
 
 def choose_kernels(wanted: str | None, work: Mapping[GGMLType, int]) -> Kernels:
-    """Kernels for so many weights of each type. wanted: FAST, GGML, or None: what is done sooner.
+    """Kernels for this work: numbers of weights by type. wanted: FAST, GGML, or None for whichever is faster.
 
-    Compiles ours where they are chosen and were not compiled before (a note says so). Raises YarnEdgeError if they are
-    wanted and cannot be used; otherwise that is a note, and silence where Numba is not installed.
+    Compiles ours if they are chosen and not cached; a note says so. Raises YarnEdgeError if FAST is wanted but cannot be used.
+    Otherwise ggml's are used then, with a note unless Numba is not installed.
     """
     n_weights = sum(n for kind, n in work.items() if kind.name in LAYOUTS)
     if wanted not in (None, FAST, GGML):
-        raise YarnEdgeError(f"kernels {wanted!r} are unknown; there are {GGML} and {FAST}")
+        raise YarnEdgeError(f"kernels {wanted!r} are unknown; the kernels are {GGML} and {FAST}")
     if wanted == GGML or n_weights < (1 if wanted == FAST else WORTH_IT):
         return Kernels()
     if importlib.util.find_spec("numba") is None:
@@ -88,18 +88,20 @@ def choose_kernels(wanted: str | None, work: Mapping[GGMLType, int]) -> Kernels:
         return Kernels()
     try:
         return Kernels(_checked_kernel())
-    except Exception as error:  # whatever an installation of Numba, a processor or a disk does wrong
+    except Exception as error:  # a broken installation of Numba, an unsupported processor, a disk error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if wanted == FAST:
             raise YarnEdgeError(f"--kernels fast: Numba cannot be used here ({reason})") from error
-        note(f"note: Numba cannot be used here ({reason}): ggml's kernels quantize instead, several times slower")
+        note(
+            f"note: Numba cannot be used here ({reason}): ggml's kernels quantize instead, which is several times slower"
+        )
         return Kernels()
 
 
 @cache
 def _checked_kernel() -> Kernel:
-    """Ours, compiled, and held against ggml's on a few blocks of each type."""
-    notice = threading.Timer(_NOTICE_S, note, (f"compiling the kernels, once: about {COMPILE_S} s",))
+    """Our kernel, compiled and compared with ggml's on a few blocks of each type."""
+    notice = threading.Timer(_NOTICE_S, note, (f"compiling the kernels, which is needed once: about {COMPILE_S} s",))
     notice.daemon = True
     notice.start()
     try:
@@ -113,19 +115,19 @@ def _checked_kernel() -> Kernel:
 
 
 def _compiled_kernel() -> Kernel:
-    """From the disk, or compiled and kept there; compiled for this process alone where nothing can be kept."""
+    """Our kernel from the cache on the disk, or compiled and cached; compiled for this process only if caching fails."""
     from .kquant import build
 
     try:
         return build(_version_of_sources(), True)
-    except Exception as error:  # no folder that can be written, a full disk, a damaged file
+    except Exception as error:  # no writable folder, a full disk, a damaged file
         made = build(_version_of_sources(), False)
-        note(f"note: the compiled kernels cannot be kept ({error}): NUMBA_CACHE_DIR names a folder where they can")
+        note(f"note: the compiled kernels cannot be cached ({error}): set NUMBA_CACHE_DIR to a writable folder")
         return made
 
 
 def _version_of_sources() -> int:
-    """Changes with the code of the kernels: Numba looks only at the file of the outermost function."""
+    """A number that changes with the code of the kernels: Numba checks only the file of the outermost function."""
     digest = hashlib.sha256()
     for name in _SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())
@@ -133,7 +135,7 @@ def _version_of_sources() -> int:
 
 
 def _check(kernels: Kernels, kind: GGMLType, weights: Floats | None) -> None:
-    """Raises ValueError if ours make a larger error than ggml's."""
+    """Raise ValueError if our kernels make a larger error than ggml's."""
     rows = np.random.default_rng(0).standard_normal((_CHECK_BLOCKS, WEIGHTS)).astype(np.float32)
     errors = []
     for side in (kernels, Kernels()):
@@ -142,4 +144,4 @@ def _check(kernels: Kernels, kind: GGMLType, weights: Floats | None) -> None:
         dequantize_into(kind, made.reshape(-1), again.reshape(-1))
         errors.append(float((np.square(again - rows) * (1 if weights is None else weights)).sum()))
     if not errors[0] <= errors[1] * _CHECK_LIMIT:
-        raise ValueError(f"{kind.name} comes out wrong: error {errors[0]:g}, ggml's {errors[1]:g}")
+        raise ValueError(f"{kind.name} comes out wrong: its error is {errors[0]:g}, ggml's {errors[1]:g}")

@@ -1,7 +1,7 @@
-"""Rows of float32 as Q2_K, Q3_K, Q4_K, Q5_K or Q6_K, sixteen blocks at a time: one compiled kernel for all of them.
+"""One compiled kernel that quantizes rows of float32 to Q2_K, Q3_K, Q4_K, Q5_K or Q6_K, sixteen blocks at a time.
 
-Blocks lie side by side for the search (`kquant_search`), one after the other for the final levels and the bytes. What
-differs between the types is data (`kquant`, `kquant_layout`).
+Blocks are side by side for the search (`search`), and one after another for the final levels and the bytes. The differences
+between the types are data (`plan`, `layout`).
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from .search import (
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Lanes = Any
-Place = Any  # where in the room something begins
-_ALIGNMENT = 64  # bytes; vectors that cross a cache line cost twice
+Place = Any  # an index into the room
+_ALIGNMENT = 64  # bytes; vectors that cross a cache line take twice as long
 _HALF_SCALE = np.float32(2.0**112)  # between the exponents of half and single precision
 _ZERO, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 
 
-# Where in the room of one call, in numbers: the weights of sixteen blocks, what their errors count, their importance, levels
-# that may be kept, room for a sub-block's levels; by sub-block scales and minima, the inverses and bases that their levels
-# were made with, whether all is nothing, sums of what errors count, the integers of scales and minima (minima behind the
-# scales), what these make; the bits of the block's factors.
+# The room of one call holds these values of sixteen blocks, as indices: the weights, their error weights, their importance,
+# levels that may be kept, scratch space for a sub-block's levels. Then, by sub-block: scales, minima, the inverse scales and
+# bases of their levels, whether all weights are treated as zero, sums of error weights, the scales and minima as stored. At the
+# end: the bits of the block's half-precision factors, and the integers of the scales, then of the minima.
 _X, _W, _IMPORTANCE, _KEPT, _AUX = (np.intp(k * WEIGHTS * LANES) for k in range(5))
 _SCALES, _MINIMA, _INVERSES, _BASES, _NOTHING, _SUMS, _FACTORS, _OFFSETS, _HALVES, _RAW = (
     np.intp(_AUX + (2 + k) * GROUP // 2 * LANES) for k in range(10)
@@ -52,19 +52,19 @@ _ROOM = np.intp(_RAW + GROUP * LANES)
 
 @compiled
 def _half_bits(value: Lanes) -> Lanes:
-    """Half precision, ties to even: its bits as ints."""
+    """The bits of half precision as ints; ties round to even."""
     magnitude = bits(absolute(value))
     odd = (magnitude >> ints(np.int32(13))) & ints(np.int32(1))
     normal = ((magnitude + ints(np.int32(0xFFF)) + odd) >> ints(np.int32(13))) - ints(np.int32(112 << 10))
     small = bits(absolute(value) + floats(np.float32(0.5))) - bits(floats(np.float32(0.5)))
-    found = pick(magnitude < ints(np.int32(0x38800000)), small, normal)
-    found = pick(magnitude >= ints(np.int32(0x47800000)), ints(np.int32(0x7C00)), found)
-    return found | ((bits(value) >> ints(np.int32(16))) & ints(np.int32(0x8000)))
+    half = pick(magnitude < ints(np.int32(0x38800000)), small, normal)
+    half = pick(magnitude >= ints(np.int32(0x47800000)), ints(np.int32(0x7C00)), half)
+    return half | ((bits(value) >> ints(np.int32(16))) & ints(np.int32(0x8000)))
 
 
 @compiled
 def _from_half(half: Lanes) -> Lanes:
-    """The floats of half precision's bits."""
+    """The floats that bits of half precision stand for."""
     sign = (half & ints(np.int32(0x8000))) << ints(np.int32(16))
     magnitude = bits((half & ints(np.int32(0x7FFF))) << ints(np.int32(13))) * floats(_HALF_SCALE)
     infinite = (half & ints(np.int32(0x7C00))) == ints(np.int32(0x7C00))
@@ -73,7 +73,7 @@ def _from_half(half: Lanes) -> Lanes:
 
 @compiled
 def _side_by_side(rows: Floats, first: int, blocks: int, starts: Any, room: Floats, x: Place) -> None:
-    """Blocks `first` … first + 15 modulo `blocks`, weight by weight into lanes at x."""
+    """Write blocks first to first + 15, modulo `blocks`, to x: weight by weight, one block in each lane."""
     for lane in range(LANES):
         starts[lane] = (first + lane) % blocks * WEIGHTS
     for i in range(0, WEIGHTS, LANES):
@@ -84,7 +84,7 @@ def _side_by_side(rows: Floats, first: int, blocks: int, starts: Any, room: Floa
 
 @compiled
 def _search(plan: KernelPlan, room: Floats) -> None:
-    """Scales and minima of all sub-blocks."""
+    """Find the scales and minima of all sub-blocks."""
     zero, n = floats(_ZERO), plan.n
     spread = zero
     if plan.fit:
@@ -99,8 +99,8 @@ def _search(plan: KernelPlan, room: Floats) -> None:
         if plan.descend:
             scale = descended_scale(room, x, w, _KEPT + at, n, plan.top)
         elif plan.signed:
-            scale, inverse, nowhere = signed_scale(room, x, w, n, plan.top, plan.numerators)
-            nothing = pick(nowhere, floats(_ONE), zero)
+            scale, inverse, is_nothing = signed_scale(room, x, w, n, plan.top, plan.numerators)
+            nothing = pick(is_nothing, floats(_ONE), zero)
         else:
             scale, minimum, inverse, base = scale_and_minimum(
                 room, x, w, _AUX, n, plan.top, plan.numerators, plan.plain
@@ -114,7 +114,7 @@ def _search(plan: KernelPlan, room: Floats) -> None:
 
 @compiled
 def _by_the_largest(room: Floats, x: Place, levels: Place, n: int, top: np.float32) -> Lanes:
-    """Levels 0 … top of the n values at x, the largest at top; the bits of the factor."""
+    """Write levels 0 to top of the n values at x, the largest at top. Returns the bits of the factor."""
     largest, high = floats(_ZERO), ints(np.int32(top))
     for i in range(n):
         value = load(room, x + i * LANES)
@@ -128,7 +128,10 @@ def _by_the_largest(room: Floats, x: Place, levels: Place, n: int, top: np.float
 
 @compiled
 def _by_the_extreme(plan: KernelPlan, room: Floats, n: int) -> tuple[Lanes, Lanes]:
-    """Signed levels of n scales, the one of largest magnitude at the least; the bits of the factor; where all is nothing."""
+    """Write signed levels of n scales, the one with the largest magnitude at the least level.
+
+    Returns the bits of the factor, and where all scales are treated as zero.
+    """
     extreme, magnitude = largest_of(room, _SCALES, n)
     dead = magnitude < floats(plan.nothing)
     inverse = floats(-plan.scale_top) / extreme
@@ -141,7 +144,7 @@ def _by_the_extreme(plan: KernelPlan, room: Floats, n: int) -> tuple[Lanes, Lane
 
 @compiled
 def _fitted(plan: KernelPlan, room: Floats, n: int) -> Lanes:
-    """Signed levels of n scales, fitted to them; the bits of the factor."""
+    """Write signed levels fitted to n scales. Returns the bits of the factor."""
     factor, inverse, nothing = signed_scale(room, _SCALES, _SUMS, n, plan.scale_top, plan.scale_numerators)
     for i in range(0, n * LANES, LANES):
         level = level_of(inverse * load(room, _SCALES + i), -plan.scale_top, plan.scale_top - _ONE)
@@ -151,7 +154,7 @@ def _fitted(plan: KernelPlan, room: Floats, n: int) -> Lanes:
 
 @compiled
 def _scale(plan: KernelPlan, room: Floats) -> None:
-    """The block's factors, the integers of its scales and minima, and what they make together."""
+    """Write the block's factors, the integers of its scales and minima, and the products of both."""
     n, none, top, tries = WEIGHTS // plan.n, ints(np.int32(0)), plan.scale_top, plan.scale_numerators
     minima = _RAW + n * LANES
     half, half_minimum, dead = none, none, none != none
@@ -182,20 +185,20 @@ def _scale(plan: KernelPlan, room: Floats) -> None:
 
 @compiled
 def _keep(plan: KernelPlan, room: Floats, j: int, dead: Lanes) -> None:
-    """The levels that the search found best for a sub-block whose scale became zero, so that none fits better."""
+    """Write the best levels of the search for a sub-block whose stored scale became zero, so that no level fits better."""
     zero, low, high, up = floats(_ZERO), _ZERO, plan.top, _ZERO
     if plan.signed:
         low, high, up = -plan.top, plan.top - _ONE, plan.top
     inverse, base = load(room, _INVERSES + j * LANES), load(room, _BASES + j * LANES)
     zeroed = dead | (load(room, _NOTHING + j * LANES) != zero)
     for i in range(j * plan.n * LANES, (j + 1) * plan.n * LANES, LANES):
-        found = level_of(inverse * (load(room, _X + i) - base), low, high) + floats(up)
-        store(room, _KEPT + i, pick(zeroed, zero, found))
+        level = level_of(inverse * (load(room, _X + i) - base), low, high) + floats(up)
+        store(room, _KEPT + i, pick(zeroed, zero, level))
 
 
 @compiled
 def _final_levels(plan: KernelPlan, room: Floats, rows: Floats, at: int, lane: int, levels: Bytes) -> None:
-    """The levels nearest to (weight + offset) / factor, or those kept where the factor is zero."""
+    """Write the levels nearest to (weight + offset) / factor, or the kept ones if the factor is zero."""
     low, high, up = np.int32(0), np.int32(plan.top), np.int32(0)
     if plan.signed:
         low, high, up = np.int32(-plan.top), np.int32(plan.top - _ONE), np.int32(plan.top)
@@ -212,7 +215,7 @@ def _final_levels(plan: KernelPlan, room: Floats, rows: Floats, at: int, lane: i
 
 @compiled
 def _pack(plan: KernelPlan, room: Floats, lane: int, levels: Bytes, out: Bytes, at: int) -> None:
-    """One block's bytes, from `at` on."""
+    """Write one block's bytes, from `at` on."""
     for p in range(plan.planes.shape[0]):
         start, bit, width, group, step = plan.planes[p]
         shift, mask = ints(np.int32(bit)), ints(np.int32((1 << width) - 1))
@@ -235,11 +238,11 @@ def _pack(plan: KernelPlan, room: Floats, lane: int, levels: Bytes, out: Bytes, 
 
 
 def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, KernelPlan], int]:
-    """The kernel, compiled, or with `keep` from Numba's cache on the disk, of which `version` becomes a part of the key.
+    """The compiled kernel. keep: use Numba's cache on the disk, with `version` as a part of the key.
 
-    kernel(x, importance, blocks_of_row, out, plan): whole rows, flat, as blocks of the plan's type into `out`; importance
-    of a row's columns, or empty. Nothing is checked: the sizes are the caller's (`kernels`). Returns `version`. Raises
-    whatever Numba does when it cannot compile, or cannot keep.
+    kernel(x, importance, blocks_of_row, out, plan): quantize whole rows, flat, into blocks of the plan's type in `out`;
+    importance: of a row's columns, or empty. It returns `version` and checks nothing: the sizes are up to the caller (`choose`).
+    Raises whatever Numba raises if it cannot compile or cache.
     """
 
     def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: KernelPlan) -> int:

@@ -1,8 +1,8 @@
-"""Sixteen numbers side by side as one value inside compiled code, so that a search runs for sixteen blocks at once.
+"""Sixteen numbers side by side as one value in compiled code, so that a search runs for sixteen blocks at once.
 
-Loops over arrays become SIMD code where the compiler happens to see how; a value of this type is a vector of LLVM's on
-every processor (one register of AVX-512, two of AVX2, four of SSE or NEON), and its arithmetic is IEEE single precision,
-operation by operation, so that results are the same everywhere. Needs Numba; imported only where kernels are built.
+A loop over an array becomes SIMD code only if the compiler sees how. A value of this type is an LLVM vector on every processor
+(one register of AVX-512, two of AVX2, four of SSE or NEON). Its arithmetic is IEEE single precision, operation by operation,
+so results are the same everywhere. Needs Numba; imported only to build kernels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class LanesType(types.Type):
-    """Numba's type of sixteen numbers; `item` is LLVM's type of one."""
+    """Numba's type for sixteen numbers. item: LLVM's type of one of them."""
 
     def __init__(self, name: str, item: Any) -> None:
         super().__init__(name=f"lanes of {name}")
@@ -41,18 +41,18 @@ class _Model(models.PrimitiveModel):  # type: ignore[misc]
 
 
 def compiled(function: _Function) -> _Function:
-    """A part of a kernel, compiled with it; Python does not call it."""
+    """Mark a part of a kernel, which is compiled with it; Python cannot call it."""
     options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     made: _Function = numba.njit(**options)(function)
     return made
 
 
 def _operation(typed: Callable[..., Any]) -> Any:
-    """What compiled code calls: `typed` returns a signature and what emits LLVM's instructions."""
+    """A function for compiled code. typed: returns its signature, and a function that emits LLVM's instructions."""
     return intrinsic(typed)
 
 
-# operator -> the builder's method for floats, ints and masks; None where there is none.
+# operator -> the builder's methods for floats, ints and masks; None if there is none.
 _ARITHMETIC: dict[Any, tuple[str | None, str | None, str | None]] = {
     operator.add: ("fadd", "add", None),
     operator.sub: ("fsub", "sub", None),
@@ -113,22 +113,22 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any, v
 
 @_operation
 def load(_typing: Any, array: Any, _at: Any) -> Any:
-    """(array, at): array[at : at + 16] of a contiguous array: float32 as floats, uint8 as ints. No bounds are checked."""
+    """(array, at): array[at : at + 16] of a contiguous array, float32 as floats, uint8 as ints. Bounds are not checked."""
     narrow = array.dtype == types.uint8
     kind = INTS if narrow else FLOATS
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         vector = ir.VectorType(_I8, LANES) if narrow else kind.vector
         place = _pointer(context, builder, sig.args[0], args[0], args[1], vector)
-        found = builder.load(place, align=1 if narrow else 4)
-        return builder.zext(found, kind.vector) if narrow else found
+        loaded = builder.load(place, align=1 if narrow else 4)
+        return builder.zext(loaded, kind.vector) if narrow else loaded
 
     return kind(array, types.intp), lower
 
 
 @_operation
 def store(_typing: Any, array: Any, _at: Any, value: Any) -> Any:
-    """(array, at, value): array[at : at + 16] = value: floats into float32, the low bytes of ints into uint8. No bounds are checked."""
+    """(array, at, value): array[at : at + 16] = value, floats to float32, the low bytes of ints to uint8. Bounds are not checked."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         held, align = args[2], 4
@@ -149,7 +149,7 @@ def _spread(builder: Any, item: Any, kind: LanesType) -> Any:
 
 @_operation
 def floats(_typing: Any, item: Any) -> Any:
-    """Sixteen times one number, or sixteen ints as floats."""
+    """One number in all lanes, or sixteen ints as floats."""
     if item is INTS:
         return FLOATS(INTS), lambda _c, builder, _s, args: builder.sitofp(args[0], FLOATS.vector)
     return FLOATS(types.float32), lambda _c, builder, _s, args: _spread(builder, args[0], FLOATS)
@@ -157,20 +157,20 @@ def floats(_typing: Any, item: Any) -> Any:
 
 @_operation
 def ints(_typing: Any, _item: Any) -> Any:
-    """Sixteen times one int."""
+    """One int in all lanes."""
     return INTS(types.int32), lambda _c, builder, _s, args: _spread(builder, args[0], INTS)
 
 
 @_operation
 def bits(_typing: Any, value: Any) -> Any:
-    """The bits of floats as ints, and of ints as floats."""
+    """The bits of floats as ints, or of ints as floats."""
     other = INTS if value is FLOATS else FLOATS
     return other(value), lambda _c, builder, _s, args: builder.bitcast(args[0], other.vector)
 
 
 @_operation
 def pick(_typing: Any, mask: Any, yes: Any, no: Any) -> Any:
-    """Lane by lane, `yes` where the mask is set, else `no`."""
+    """Lane by lane: `yes` if the mask is set, else `no`."""
     return yes(mask, yes, no), lambda _c, builder, _s, args: builder.select(*args)
 
 
@@ -202,9 +202,9 @@ absolute, root = _unary("fabs"), _unary("sqrt")
 
 @_operation
 def turn(_typing: Any, rows: Any, starts: Any, room: Any, _x: Any) -> Any:
-    """(rows, starts, room, x): room[x + 16 * i + lane] = rows[starts[lane] + i], sixteen numbers of each of sixteen rows.
+    """(rows, starts, room, x): room[x + 16 * i + lane] = rows[starts[lane] + i], for sixteen numbers of each of sixteen rows.
 
-    Four rounds of interleaving the first half of the vectors with the second.
+    Each of four rounds interleaves the first half of the vectors with the second.
     """
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:

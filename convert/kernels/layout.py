@@ -1,7 +1,7 @@
-"""The K-quants' format, written once: how levels, scales and minima of 256 weights lie in a block's bytes.
+"""The K-quants' format as data: how levels, scales and minima of 256 weights are packed into a block's bytes.
 
-A weight is scale * level - minimum (Q2_K, Q4_K, Q5_K) or scale * (level - offset) (Q3_K, Q6_K), its sub-block's scale and minimum
-are small integers times the block's `d` and `dmin` (half precision). Source: block_q2_K … block_q6_K in ggml-common.h,
+A weight is scale * level - minimum (Q2_K, Q4_K, Q5_K) or scale * (level - offset) (Q3_K, Q6_K). Its sub-block's scale and
+minimum are small integers times the block's `d` and `dmin` (half precision). Source: block_q2_K … block_q6_K in ggml-common.h,
 dequantize_row_q2_K … dequantize_row_q6_K and get_scale_min_k4 in ggml-quants.c.
 """
 
@@ -9,24 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WEIGHTS = 256  # of a block (QK_K)
-GROUP = 32  # levels that lie in as many bytes next to each other
+WEIGHTS = 256  # weights of a block (QK_K)
+GROUP = 32  # levels that are stored in 32 consecutive bytes
 
-# A plane: bytes from `at` on, each made of levels of several groups of 32: `width` bits of the level, from bit `bit` on, of
-# the group `first` in the lowest bits, of the group `first + step` in the next ones, and so on until the byte is full.
+# A plane: 32 bytes from `at` on, each holding parts of the levels of several groups of 32. A part is `width` bits of a level,
+# starting at bit `bit`. Group `first` fills the lowest bits, group `first + step` the next ones, until the byte is full.
 # (at, bit, width, first, step)
 Plane = tuple[int, int, int, int, int]
-# Some bits of a scale or minimum: ((value >> shift) & mask) << left is or-ed into byte `at`; minima follow the scales.
+# Some bits of a scale or minimum: ((value >> shift) & mask) << left is or-ed into byte `at`. Minima are counted after scales.
 # (at, value, shift, mask, left)
 Field = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class KQuantLayout:
-    """Where what lies in a block of `block_bytes`. d_at, dmin_at: of the half-precision factors (-1: has none).
+    """The parts of a block of `block_bytes`. d_at, dmin_at: where its half-precision factors are (-1: there is none).
 
-    sub_block: weights that share a scale. levels: a weight's levels are 0 … levels - 1, those of the signed types shifted
-    by half of them. scale_levels: the same of a scale; signed scales of 6 bits (Q3_K) are shifted too, those of 8 are not.
+    sub_block: weights that share a scale. levels: a weight's level is 0 to levels - 1; signed types are shifted by half of
+    that. scale_levels: the same for scales; signed scales of 6 bits (Q3_K) are shifted too, those of 8 bits are not.
     """
 
     block_bytes: int
@@ -41,7 +41,7 @@ class KQuantLayout:
 
 
 def _six_bit_pairs(at: int) -> tuple[Field, ...]:
-    """Eight scales and eight minima of 6 bits in 12 bytes: the upper bits of the last four fill up the first eight."""
+    """Eight scales and eight minima of 6 bits in 12 bytes: the upper bits of the last four of each fill the first 8 bytes."""
     low = [field for j in range(4) for field in ((at + j, j, 0, 63, 0), (at + 4 + j, 8 + j, 0, 63, 0))]
     high = [
         field
@@ -57,7 +57,7 @@ def _six_bit_pairs(at: int) -> tuple[Field, ...]:
 
 
 def _six_bit_scales(at: int) -> tuple[Field, ...]:
-    """Sixteen scales of 6 bits in 12 bytes: low nibbles in eight, the upper two bits in four."""
+    """Sixteen scales of 6 bits in 12 bytes: the low nibbles in 8 bytes, the upper two bits in 4."""
     low = [(at + j % 8, j, 0, 15, 4 * (j // 8)) for j in range(16)]
     return (*low, *((at + 8 + j % 4, j, 4, 3, 2 * (j // 4)) for j in range(16)))
 

@@ -1,4 +1,4 @@
-"""How each K-quant is searched for, as data, and what compiled code takes of it (`kquant_kernel`).
+"""How the scales of each K-quant are searched, as data, and the form of it that compiled code takes (`kquant`).
 
 Source: quantize_row_q2_K_ref … quantize_row_q6_K_ref (without importance) and quantize_row_q2_K_impl … (with) in ggml-quants.c.
 """
@@ -15,10 +15,10 @@ import numpy.typing as npt
 from .layout import LAYOUTS
 
 Floats = npt.NDArray[np.float32]
-# What the error of a weight x counts: |x|; the sub-block's root mean square + |x|; x squared; importance times the root of x
-# squared and the block's mean square; importance.
+# How the error of a weight x is weighted: |x|; the sub-block's root mean square + |x|; x squared; importance times the root of
+# the sum of x squared and the block's mean square; importance.
 ABSOLUTE, AVERAGE_AND_ABSOLUTE, SQUARE, IMPORTANCE_AND_SPREAD, IMPORTANCE = range(5)
-NOTHING = np.float32(1e-15)  # GROUP_MAX_EPS: values and scales below it are taken for zero
+NOTHING = np.float32(1e-15)  # GROUP_MAX_EPS: values and scales below it are treated as zero
 _SMALLEST = np.float32(1e-45)
 
 
@@ -26,10 +26,10 @@ _SMALLEST = np.float32(1e-45)
 class Search:
     """How a type's scales are found.
 
-    weigh: what a weight's error counts. steps: (first, step, count) of what is added to the largest level to make the
-    inverse scales to try. plain: absolute errors instead of squares. spread: factor of the block's mean square in its
-    weights. fit: the sub-blocks' scales are fitted to the block's in turn, instead of all following the largest.
-    descend: levels are moved one by one.
+    weigh: how errors are weighted. steps: (first, step, count) of the numbers that are added to the largest level to get the
+    inverse scales to try. plain: absolute errors instead of squares. spread: factor of the block's mean square in the error
+    weights. fit: the block's factor is fitted to the scales of all sub-blocks, instead of to the largest alone. descend:
+    levels are moved one by one.
     """
 
     weigh: int
@@ -41,7 +41,7 @@ class Search:
 
 
 _FINE = (-0.9, 0.05, 37)
-# Type -> its search without importance weights, and with them.
+# Type -> its search without importance weights, and the one with them.
 SEARCHES: dict[str, tuple[Search, Search]] = {
     "Q2_K": (Search(ABSOLUTE, (-0.5, 0.1, 16), plain=True), Search(IMPORTANCE_AND_SPREAD, _FINE, spread=1, fit=True)),
     "Q3_K": (Search(SQUARE, descend=True), Search(IMPORTANCE_AND_SPREAD, spread=2, fit=True)),
@@ -52,12 +52,11 @@ SEARCHES: dict[str, tuple[Search, Search]] = {
 
 
 class KernelPlan(NamedTuple):
-    """A layout and a search as compiled code takes them.
+    """A layout and a search in the form that compiled code takes.
 
-    n: weights of a sub-block. top, scale_top: the largest level, of signed ones the magnitude of the least. scale_up: what
-    is added to a scale's level where it is stored. nothing: below it a block has no scales. zeroed: such a block's levels
-    are zero too. numerators: over the extent of a sub-block's values they are the inverse scales to try; those for scales
-    behind.
+    n: weights of a sub-block. top, scale_top: the largest level, for signed types the magnitude of the least. scale_up: added
+    to a scale's level when it is stored. nothing: a block whose largest scale is below it has no scales. numerators: divided
+    by the range of a sub-block's values, they are the inverse scales to try; scale_numerators: the same for scales.
     """
 
     block_bytes: int
@@ -82,7 +81,7 @@ class KernelPlan(NamedTuple):
 
 @cache
 def kernel_plan_of(name: str, important: bool) -> KernelPlan:
-    """The plan of a type, with importance weights or without."""
+    """The plan for a type, with importance weights or without."""
     layout, search = LAYOUTS[name], SEARCHES[name][important]
     top = layout.levels // 2 if layout.signed else layout.levels - 1
     scale_top = layout.scale_levels // 2 if layout.signed else layout.scale_levels - 1
@@ -122,5 +121,5 @@ def _signed_numerators(top: int) -> Floats:
 
 
 def _around(n: int) -> Floats:
-    """-n … n without zero."""
+    """-n to n without zero."""
     return np.array([i for i in range(-n, n + 1) if i], np.float32)

@@ -1,9 +1,9 @@
-"""The searches of the K-quants for sixteen blocks at once: which scale and minimum make the weighted error of a sub-block least.
+"""The searches of the K-quants, for sixteen blocks at once: which scale and minimum give a sub-block the least weighted error.
 
 The candidates, the weights and the order of all sums are those of ggml's make_qkx2_quants, make_qkx3_quants, make_qx_quants,
-make_q3_quants and make_qp_quants (ggml-quants.c); so are the results, to the bit where ggml was compiled without fused
-multiply-adds (its x86 builds). All values lie in one flat float32 array, `room`, 16 lanes next to each other: value i of
-what begins at x is room[x + 16 * i : x + 16 * i + 16].
+make_q3_quants and make_qp_quants (ggml-quants.c). The results are bit-identical if ggml was compiled without fused
+multiply-adds (its x86 builds). All values are in one flat float32 array, `room`, with 16 lanes side by side: value i of the
+values at x is room[x + 16 * i : x + 16 * i + 16].
 """
 
 from __future__ import annotations
@@ -15,58 +15,58 @@ import numpy as np
 from .lanes import LANES, absolute, any_lane, bits, compiled, floats, ints, load, pick, root, store
 from .plan import ABSOLUTE, AVERAGE_AND_ABSOLUTE, IMPORTANCE_AND_SPREAD, NOTHING, SQUARE
 
-_ROUND = np.float32(12582912.0)  # 1.5 * 2**23: what is added to it is rounded to an integer, ties to even
+_ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a number to an integer, ties to even
 _MANTISSA, _ROUND_BITS = np.int32(0x7FFFFF), np.int32(0x400000)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _INFINITY = np.float32(np.inf)
 _PASSES = 5
-Lanes = Any  # sixteen floats, ints or truths; mypy does not see into compiled code
+Lanes = Any  # sixteen floats, ints or booleans; mypy cannot see into compiled code
 Floats = Any  # a flat float32 array
-Place = Any  # where in it something begins
+Place = Any  # an index into it
 
 
 @compiled
 def nearest(value: Lanes) -> Lanes:
-    """The nearest ints; for values beyond 2**22 the same nonsense as ggml's nearest_int."""
+    """The nearest ints; for values beyond 2**22 the same wrong results as ggml's nearest_int."""
     return (bits(value + floats(_ROUND)) & ints(_MANTISSA)) - ints(_ROUND_BITS)
 
 
 @compiled
 def between(value: Lanes, low: Lanes, high: Lanes) -> Lanes:
-    """Clamped; the order of comparisons makes `low` of what is no number."""
+    """The value, clamped. The order of the comparisons turns NaN into `low`."""
     value = pick(value > low, value, low)
     return pick(value < high, value, high)
 
 
 @compiled
 def level_of(value: Lanes, low: np.float32, high: np.float32) -> Lanes:
-    """The nearest level as floats, for values well within 2**22."""
+    """The nearest level, as floats, for values well within 2**22."""
     rounded = between(value + floats(_ROUND), floats(_ROUND + low), floats(_ROUND + high))
     return rounded - floats(_ROUND)
 
 
 @compiled
 def sum_of_squares(room: Floats, x: Place, n: int) -> Lanes:
-    """Of the n values at x."""
-    found = floats(_ZERO)
+    """The sum of the squares of the n values at x."""
+    squares = floats(_ZERO)
     for i in range(n):
         value = load(room, x + i * LANES)
-        found = found + value * value
-    return found
+        squares = squares + value * value
+    return squares
 
 
 @compiled
 def total(room: Floats, x: Place, n: int) -> Lanes:
     """The sum of the n values at x."""
-    found = floats(_ZERO)
+    values = floats(_ZERO)
     for i in range(n):
-        found = found + load(room, x + i * LANES)
-    return found
+        values = values + load(room, x + i * LANES)
+    return values
 
 
 @compiled
 def weigh(kind: int, room: Floats, x: Place, importance: Place, w: Place, n: int, spread: Lanes) -> None:
-    """What the error of each of the n weights at x counts, to w. spread: of the block, for IMPORTANCE_AND_SPREAD."""
+    """Write the error weights of the n values at x to w. spread: the block's, for IMPORTANCE_AND_SPREAD."""
     average = floats(_ZERO)
     if kind == AVERAGE_AND_ABSOLUTE:
         average = root(sum_of_squares(room, x, n) / floats(np.float32(n)))
@@ -87,7 +87,7 @@ def weigh(kind: int, room: Floats, x: Place, importance: Place, w: Place, n: int
 
 @compiled
 def _error(room: Floats, x: Place, w: Place, levels: Place, n: int, scale: Lanes, least: Lanes, plain: bool) -> Lanes:
-    """Weighted error of scale * level + least, its absolute value (plain) or square."""
+    """The weighted sum of the errors of scale * level + least, absolute (plain) or squared."""
     error = floats(_ZERO)
     for i in range(0, n * LANES, LANES):
         off = scale * load(room, levels + i) + least - load(room, x + i)
@@ -103,10 +103,10 @@ def _error(room: Floats, x: Place, w: Place, levels: Place, n: int, scale: Lanes
 def scale_and_minimum(
     room: Floats, x: Place, w: Place, levels: Place, n: int, top: np.float32, numerators: Floats, plain: bool
 ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-    """Levels 0 … top: (scale, minimum, and the inverse and base that the best levels were made with).
+    """For levels 0 to top: (scale, minimum, inverse scale and base of the best levels).
 
-    numerators: each over the range of the values is an inverse scale to try. levels: where there is room for n values.
-    After ggml's make_qkx2_quants and make_qkx3_quants.
+    numerators: each, divided by the range of the values, is an inverse scale to try. levels: scratch space for n values. Follows
+    ggml's make_qkx2_quants and make_qkx3_quants.
     """
     least = load(room, x)
     largest = least
@@ -123,7 +123,7 @@ def scale_and_minimum(
     flat, flat_least = largest <= least, least
     inverse = floats(top) / (largest - least)
     scale = one / inverse
-    inverse = pick(inverse < floats(_INFINITY), inverse, zero)  # a range too small to be inverted: levels are zero
+    inverse = pick(inverse < floats(_INFINITY), inverse, zero)  # the range is too small to invert: levels are zero
     best_inverse, base = inverse, least
     for i in range(0, n * LANES, LANES):
         store(room, levels + i, level_of(inverse * (load(room, x + i) - least), _ZERO, top))
@@ -156,7 +156,7 @@ def scale_and_minimum(
 
 @compiled
 def largest_of(room: Floats, x: Place, n: int) -> tuple[Lanes, Lanes]:
-    """(the value of the largest magnitude, the first of several; that magnitude)."""
+    """(the value with the largest magnitude, the first if there are several; that magnitude)."""
     extreme, magnitude = floats(_ZERO), floats(_ZERO)
     for i in range(n):
         value = load(room, x + i * LANES)
@@ -167,7 +167,7 @@ def largest_of(room: Floats, x: Place, n: int) -> tuple[Lanes, Lanes]:
 
 @compiled
 def _products(room: Floats, x: Place, w: Place, n: int, inverse: Lanes, top: np.float32) -> tuple[Lanes, Lanes]:
-    """Weighted sums of value * level and level * level, levels -top … top - 1."""
+    """Weighted sums of value * level and of level * level, for levels -top to top - 1."""
     sum_xl, sum_ll = floats(_ZERO), floats(_ZERO)
     for i in range(0, n * LANES, LANES):
         value, weight = load(room, x + i), load(room, w + i)
@@ -181,9 +181,10 @@ def _products(room: Floats, x: Place, w: Place, n: int, inverse: Lanes, top: np.
 def signed_scale(
     room: Floats, x: Place, w: Place, n: int, top: np.float32, numerators: Floats
 ) -> tuple[Lanes, Lanes, Lanes]:
-    """Levels -top … top - 1: (scale, the inverse that the best levels were made with, where all is nothing).
+    """For levels -top to top - 1: (scale, inverse scale of the best levels, where all values are treated as zero).
 
-    numerators: each over the value of largest magnitude is an inverse scale to try. After ggml's make_qx_quants.
+    numerators: each, divided by the value with the largest magnitude, is an inverse scale to try. Follows ggml's
+    make_qx_quants.
     """
     zero = floats(_ZERO)
     extreme, magnitude = largest_of(room, x, n)
@@ -207,9 +208,9 @@ def signed_scale(
 def _descend(
     room: Floats, x: Place, w: Place, levels: Place, n: int, low: np.int32, high: np.int32, sums: tuple[Lanes, Lanes]
 ) -> Lanes:
-    """Move one level after the other to where the error is least, given all others; the scale that fits the levels.
+    """Move each level in turn to where the error is least, given all others. Returns the scale that fits the levels.
 
-    sums: `_products` of the levels so far. After the second halves of make_q3_quants and make_qp_quants.
+    sums: `_products` for the current levels. Follows the second halves of make_q3_quants and make_qp_quants.
     """
     zero = floats(_ZERO)
     sum_xl, sum_ll = sums
@@ -234,7 +235,7 @@ def _descend(
 
 @compiled
 def descended_scale(room: Floats, x: Place, w: Place, levels: Place, n: int, top: np.float32) -> Lanes:
-    """Levels 0 … 2 * top - 1 (top is zero) to `levels`; the scale. After ggml's make_q3_quants."""
+    """Write levels 0 to 2 * top - 1 (top stands for zero) to `levels`. Returns the scale. Follows ggml's make_q3_quants."""
     zero = floats(_ZERO)
     extreme, magnitude = largest_of(room, x, n)
     nothing = magnitude < floats(NOTHING)
@@ -252,7 +253,7 @@ def descended_scale(room: Floats, x: Place, w: Place, levels: Place, n: int, top
 def positive_scale(
     room: Floats, x: Place, w: Place, levels: Place, n: int, top: np.float32, numerators: Floats
 ) -> Lanes:
-    """Levels 0 … top of values that are not negative, to `levels`; the scale. After ggml's make_qp_quants."""
+    """Write levels 0 to top of non-negative values to `levels`. Returns the scale. Follows ggml's make_qp_quants."""
     zero, one = floats(_ZERO), floats(_ONE)
     largest = zero
     for i in range(0, n * LANES, LANES):

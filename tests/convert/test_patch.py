@@ -18,7 +18,7 @@ from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.patch import patch
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import PlannerOptions, ScalingOverrides
-from yarn_edge.gguf.edit import edit_gguf
+from yarn_edge.gguf.edit_shards import edit_gguf_files
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.declared import declared
 from yarn_edge.llama_rules.file_positions import FilePositions
@@ -52,7 +52,7 @@ def foreign(path: Path, source: Path, **keys: Any) -> Path:
     """A file as somebody else's converter would leave it: no description of ours, with these rope scaling keys."""
     file = read_gguf(source)
     gone = [k for k in file.metadata if k.startswith(("yarn_edge.", "llama.rope.scaling."))]
-    edit_gguf(file, path, set_keys={S + name: value for name, value in keys.items()}, remove_keys=gone)
+    edit_gguf_files(file, [path], set_keys={S + name: value for name, value in keys.items()}, remove_keys=gone)
     return path
 
 

@@ -59,7 +59,7 @@ def importance(wide_bf16: Path) -> Path:
         if len(t.shape) > 1 and name.startswith("blk.")
     }
     path = wide_bf16.with_name("importance.gguf")
-    write_imatrix(ImportanceMatrix(path, entries, ("calibration.txt",), 4, 512, False), path)
+    write_imatrix(ImportanceMatrix(path, entries, ("calibration.txt",), 4, 512), path)
     return path
 
 
@@ -217,7 +217,7 @@ def test_the_real_model(
     theirs = upstream(smol_f32, tmp_path / "theirs.gguf", "Q4_K_M")
     ours = convert(smol_checkpoint, str(tmp_path / "ours.gguf"), "Q4_K_M")[0]
     assert_same_file(ours, theirs)
-    assert "166 tensors have rows of 576, which Q4_K cannot hold: Q5_0 instead" in capsys.readouterr().err
+    assert "166 tensors have rows of 576, which Q4_K cannot hold: Q5_0 is used instead" in capsys.readouterr().err
 
 
 def one_layer(**more: int) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def test_experts_have_importance_of_their_own(tmp_path: Path, monkeypatch: pytes
         for name, n, width in (("ffn_up_exps", 4, 256), ("ffn_down_exps", 4, 512), ("attn_v", 1, 256))
     }
     matrix = tmp_path / "importance.gguf"
-    write_imatrix(ImportanceMatrix(matrix, entries, (), 1, 512, False), matrix)
+    write_imatrix(ImportanceMatrix(matrix, entries, (), 1, 512), matrix)
     theirs = upstream(source, tmp_path / "theirs.gguf", "IQ3_XXS", matrix)
     assert_same_file(
         quantize(source, str(tmp_path / "ours.gguf"), "IQ3_XXS", options=QuantOptions(imatrix=matrix))[0], theirs
@@ -317,7 +317,7 @@ def test_a_matrix_that_lacks_a_tensor(wide_bf16: Path, importance: Path, tmp_pat
     matrix = read_imatrix(importance)
     kept = {name: entry for name, entry in matrix.entries.items() if name != "blk.4.attn_q.weight"}
     path = tmp_path / "fewer.gguf"
-    write_imatrix(ImportanceMatrix(path, kept, (), 4, 512, False), path)
+    write_imatrix(ImportanceMatrix(path, kept, (), 4, 512), path)
     with pytest.raises(YarnEdgeError, match=r"IQ2_XS needs .* blk\.4\.attn_q\.weight, and has none"):
         quantize(wide_bf16, str(tmp_path / "o.gguf"), "IQ2_XS", options=QuantOptions(imatrix=path))
     theirs = upstream(wide_bf16, tmp_path / "t.gguf", "Q4_K_M", path)
@@ -329,7 +329,7 @@ def test_a_matrix_that_lacks_a_tensor(wide_bf16: Path, importance: Path, tmp_pat
 def test_a_matrix_of_another_model(wide_bf16: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     entries = {"blk.0.attn_q.weight": Importance(np.ones((1, 768)), np.array([4]))}
-    write_imatrix(ImportanceMatrix(path, entries, (), 1, 512, False), path)
+    write_imatrix(ImportanceMatrix(path, entries, (), 1, 512), path)
     with pytest.raises(YarnEdgeError, match=r"768 values for blk\.0\.attn_q\.weight, whose shape is \[256, 256\]"):
         quantize(wide_bf16, str(tmp_path / "o.gguf"), "Q4_K_M", options=QuantOptions(imatrix=path))
 
@@ -337,11 +337,11 @@ def test_a_matrix_of_another_model(wide_bf16: Path, tmp_path: Path) -> None:
 BAD_FLAGS = [
     (["--tensor-type", "attn_q"], "is not REGEX=TYPE"),
     (["--tensor-type", "=q8_0"], "is not REGEX=TYPE"),
-    (["--tensor-type", "attn_q=q9"], "is no tensor type that can be made"),
-    (["--output-type", "i32"], "is no tensor type"),
-    (["--output-type", "q8_k"], "is no tensor type"),
+    (["--tensor-type", "attn_q=q9"], "is not a tensor type to quantize to"),
+    (["--output-type", "i32"], "is not a tensor type"),
+    (["--output-type", "q8_k"], "is not a tensor type"),
     (["--tensor-type", "a" * 300 + "=q8_0"], "300 characters"),
-    (["--tensor-type", "attn_[=q8_0"], "no recipe for Q4_K_M --tensor-type attn_[=Q8_0 here"),
+    (["--tensor-type", "attn_[=q8_0"], "no recipe for Q4_K_M --tensor-type attn_[=Q8_0 for this model"),
     (["--quant", "Q9"], "--quant 'Q9' is unknown"),
     (["--quant", "NVFP4"], "is unknown"),
     (["--quant", "Q4_K_M,Q8_0"], "must hold {quant}"),

@@ -129,7 +129,7 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], list[str]]] = {
     "merge of three": ("tokenizer.json", model_of(merges=["a b c"]), ["tokenizer.json"]),
     "merge of unknown pieces": ("tokenizer.json", model_of(merges=["a ☃"]), ["tokenizers library refuses"]),
     "id twice": ("tokenizer.json", lambda t: t["model"]["vocab"].update({"new": 9}), ["model.vocab", "id 9", "'new'"]),
-    "hole": ("tokenizer.json", grow("new", gap=1), ["no token has the id", "holes"]),
+    "hole": ("tokenizer.json", grow("new", gap=1), ["no token has the id", "gaps"]),
     "hole among added": (
         "tokenizer.json",
         lambda t: t["added_tokens"].append(t["added_tokens"][0] | {"id": 1300, "content": "<new>"}),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf import fast_copy as kernel_copy
-from yarn_edge.gguf.edit import PADDING_KEY, edit_gguf, pack_key
+from yarn_edge.gguf.edit import PADDING_KEY, pack_key
 from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
@@ -55,7 +55,7 @@ def shards(model) -> list[Path]:
 
 
 def edited(source: Path, output: Path, **edit) -> list[str]:
-    return edit_gguf(read_gguf(source), output, **{"set_keys": {}, **edit})
+    return edit_gguf_files(read_gguf(source), [output], **{"set_keys": {}, **edit})
 
 
 def all_or_none(source: Path, output: Path, force: bool = False, **edit) -> list[Path]:
@@ -486,14 +486,14 @@ def test_a_source_that_changes_is_told(model, tmp_path):
     for meanwhile in (touch, grow):
         file = read_gguf(source)
         with pytest.raises(YarnEdgeError, match=changed):
-            edit_gguf(file, tmp_path / "out.gguf", set_keys={}, advance=meanwhile)
+            edit_gguf_files(file, [tmp_path / "out.gguf"], set_keys={}, advance=meanwhile)
     with pytest.raises(YarnEdgeError, match=changed):
-        edit_gguf(file, tmp_path / "out.gguf", set_keys={})  # since the header was read
-    with pytest.raises(YarnEdgeError, match=r"in.gguf: (was changed|ended while it was copied)"):
-        edit_gguf(read_gguf(source), tmp_path / "out.gguf", set_keys={}, advance=cut)
+        edit_gguf_files(file, [tmp_path / "out.gguf"], set_keys={})  # since the header was read
+    with pytest.raises(YarnEdgeError, match=r"in.gguf: (was changed|was truncated while it was copied)"):
+        edit_gguf_files(read_gguf(source), [tmp_path / "out.gguf"], set_keys={}, advance=cut)
     source.unlink()
     with pytest.raises(YarnEdgeError, match="No such file"):
-        edit_gguf(file, tmp_path / "out.gguf", set_keys={})
+        edit_gguf_files(file, [tmp_path / "out.gguf"], set_keys={})
 
 
 @pytest.mark.parametrize(
@@ -662,8 +662,8 @@ def test_the_source_is_never_the_output(model, shards):
     for source in (model, shards[0]):
         with pytest.raises(YarnEdgeError):
             output_files(read_gguf(source), source, True)
-    with pytest.raises(ValueError, match="edit_gguf_files"):
-        edit_gguf(read_gguf(shards[0]), model.with_name("no.gguf"), set_keys={})
+    with pytest.raises(ValueError, match="has 3 shards, not 1"):
+        edit_gguf_files(read_gguf(shards[0]), [model.with_name("no.gguf")], set_keys={})
 
 
 def test_a_shard_that_changed_since_is_told(shards, tmp_path):

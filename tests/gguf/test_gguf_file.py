@@ -166,7 +166,7 @@ def test_a_small_vector_reads(read):
     assert "half is F16 of shape [16]" in refusal(file.float32_tensor, "half", 99)
     with file.path.open("r+b") as cut:
         cut.truncate(file.tensors["v"].offset + 8)
-    assert "was cut while it was read" in refusal(file.float32_tensor, "v", 3)
+    assert "was truncated while it was read" in refusal(file.float32_tensor, "v", 3)
     file.path.unlink()
     assert "No such file" in refusal(file.float32_tensor, "v", 3)
 
@@ -182,17 +182,17 @@ def test_cut_at_every_byte(read):
 A = kv("general.architecture", STRING, "llama")
 HUGE = 1 << 63
 HOSTILE = {
-    "empty": (b"", "0 bytes are less than a header"),
+    "empty": (b"", "its 0 bytes are too few for a header"),
     "text": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it starts with b'vers'"),
-    "version 1": (image([A], version=1), "version 1; supported are 2 and 3"),
-    "version 4": (image([A], version=4), "version 4; supported are 2 and 3"),
+    "version 1": (image([A], version=1), "version 1; supported versions are 2 and 3"),
+    "version 4": (image([A], version=4), "version 4; supported versions are 2 and 3"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
     "key count lies": (image([A], n_kvs=HUGE), f"claims {HUGE} keys"),
     "key count by one": (image([A], n_kvs=2), "key at byte 69 needs 8 bytes, the file has 0 left"),
     "tensor count lies": (image([A], n_tensors=HUGE), f"claims {HUGE} tensors"),
     "tensor count by one": (image([A, kv("b", STRING, "c" * 40)], n_tensors=1), "tensor name at byte"),
     "key length lies": (image([struct.pack("<Q", 2**64 - 1) + bytes(20)]), "key of 18446744073709551615 bytes"),
-    "key of 64 KiB": (image([kv("k" * 65536, U8, 1)]), "at most 65535"),
+    "key of 64 KiB": (image([kv("k" * 65536, U8, 1)]), "the limit is 65535"),
     "string length lies": (image([text("k") + struct.pack("<IQ", STRING, HUGE) + b"abc"]), f"needs {HUGE} bytes"),
     "string in an array lies": (
         image([kv("k", ARRAY, array(STRING, 1, struct.pack("<Q", HUGE)))]),
@@ -204,9 +204,9 @@ HOSTILE = {
     "array of arrays": (image([kv("k", ARRAY, array(ARRAY, 1, array(U8, 1, b"a")))]), "unknown or nested type 9"),
     "array of type 13": (image([kv("k", ARRAY, array(13, 1, bytes(9)))]), "unknown or nested type 13"),
     "value of type 13": (image([text("k") + struct.pack("<IQ", 13, 0)]), "unknown value type 13"),
-    "key twice": (image([A, A]), "key general.architecture stands there twice"),
-    "key with escapes": (image([kv("a\n\x1b[2J", U8, 1)] * 2), "key a  [2J stands there twice"),
-    "tensor twice": (image([A], [tensor(), tensor("a", offset=128)], bytes(256)), "tensor a stands there twice"),
+    "key twice": (image([A, A]), "key general.architecture appears twice"),
+    "key with escapes": (image([kv("a\n\x1b[2J", U8, 1)] * 2), "key a  [2J appears twice"),
+    "tensor twice": (image([A], [tensor(), tensor("a", offset=128)], bytes(256)), "tensor a appears twice"),
     "tensor beyond the end": (image([A], [tensor(offset=1 << 40)], bytes(128)), "truncated: tensor a ends at byte"),
     "tensor one byte too long": (image([A], [tensor()], bytes(127)), "truncated: tensor a"),
     "tensor misaligned": (image([A], [tensor(offset=16)], bytes(256)), "offset 16 is not aligned to 32"),

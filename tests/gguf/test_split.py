@@ -146,7 +146,7 @@ def test_a_shard_of_a_model_with_other_shards(whole, shards, tmp_path):
     others = split(whole, tmp_path / "other.gguf", 6)
     assert len(others) == 4
     shutil.copy(others[1], shards[1])
-    assert refusal(shards[0]) == f"{shards[1]}: split.count is 4, the first shard says 3: it is of another model"
+    assert refusal(shards[0]) == f"{shards[1]}: split.count is 4, the first shard says 3: it belongs to another model"
 
 
 A = kv("general.architecture", STRING, "llama")
@@ -155,7 +155,7 @@ FIRST = image([A, NO(0), COUNT, TOTAL], [tensor()], bytes(128))
 SECOND = image([NO(1), COUNT, TOTAL], [tensor("b")], bytes(128))
 # (first shard, second shard, which one is named, what is said)
 BAD = {
-    "tensor twice": (FIRST, image([NO(1)], [tensor()], bytes(128)), 2, "tensor a stands there twice, also in m-00001-of-00002.gguf"),
+    "tensor twice": (FIRST, image([NO(1)], [tensor()], bytes(128)), 2, "tensor a appears twice, also in m-00001-of-00002.gguf"),
     "too few tensors": (FIRST, image([NO(1)]), 1, "split.tensors.count is 2, the 2 shards have 1 tensors"),
     "too many tensors": (FIRST, image([NO(1)], [tensor("b"), tensor("c", offset=128)], bytes(256)), 1, "is 2, the 2 shards have 3 tensors"),
     "no total": (image([A, NO(0), COUNT], [tensor()], bytes(128)), SECOND, 1, "split.tensors.count is missing"),
@@ -169,7 +169,7 @@ BAD = {
     "count of a byte": (image([A, kv("split.count", U8, 2)]), SECOND, 1, "need a number of type uint16"),
     "count 65535": (image([A, NO(0), kv("split.count", U16, 65535), TOTAL]), SECOND, 1, "it must be called m-00001-of-65535.gguf"),
     "second no GGUF": (FIRST, b"GGML" + bytes(40), 2, "not a GGUF"),
-    "second empty": (FIRST, b"", 2, "0 bytes are less than a header"),
+    "second empty": (FIRST, b"", 2, "its 0 bytes are too few for a header"),
 }  # fmt: skip
 
 

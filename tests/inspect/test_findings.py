@@ -16,7 +16,7 @@ from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.patch import patch
 from yarn_edge.flags import PlannerOptions, ScalingOverrides
-from yarn_edge.gguf.edit import edit_gguf
+from yarn_edge.gguf.edit_shards import edit_gguf_files
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.inspect import findings
 from yarn_edge.inspect.command import inspect_gguf
@@ -52,7 +52,7 @@ def write(folder: Path, architecture: str, keys: dict[str, Any], tensors: dict[s
     foreign = {k: v for k, v in keys.items() if k.startswith("general.")}
     if not foreign:
         return path
-    edit_gguf(read_gguf(path), folder / "named.gguf", set_keys=foreign)
+    edit_gguf_files(read_gguf(path), [folder / "named.gguf"], set_keys=foreign)
     return folder / "named.gguf"
 
 
@@ -324,7 +324,7 @@ def test_other_positions_in_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt-oss"])
 def test_changed_keys(architecture: str, tmp_path: Path) -> None:
     path = own(tmp_path, architecture, YARN | {S + "attn_factor": 1.2})
-    edit_gguf(read_gguf(path), tmp_path / "changed.gguf", set_keys={f"{architecture}.{S}attn_factor": 1.0})
+    edit_gguf_files(read_gguf(path), [tmp_path / "changed.gguf"], set_keys={f"{architecture}.{S}attn_factor": 1.0})
     told = found(tmp_path / "changed.gguf")
     assert set(told) == {CHANGED, OTHER}
     assert "attention_factor: keys 1.138" in told[CHANGED][0]["evidence"]

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf.edit import edit_gguf
+from yarn_edge.gguf.edit_shards import edit_gguf_files
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, FROM_MODEL
 from yarn_edge.llama_rules.honoured import HONOURED
@@ -139,7 +139,7 @@ def write(plain: Path, plan: RopePlan, scaling: RopeScaling) -> Path:
     architecture = plain.stem
     keys = {**plan.keys, f"{architecture}.context_length": scaling.extended_context}
     tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
-    edit_gguf(read_gguf(plain), output, set_keys=keys, set_tensors=tensors, flush=False)
+    edit_gguf_files(read_gguf(plain), [output], set_keys=keys, set_tensors=tensors, flush=False)
     return output
 
 

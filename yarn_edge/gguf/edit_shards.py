@@ -1,8 +1,8 @@
-"""Editing a model that may be split over several GGUFs: the names of the new files, and all of them or none.
+"""Editing a model that may be split over several GGUFs: what the new files are called, and that all of them appear or none.
 
-The header is edited in the first shard, where llama.cpp reads it; the others are copied whole, unless a tensor in them is
-set, or split.tensors.count changes. New shards are written under their own names into a folder beside the output, so that
-they can be loaded and checked before anyone sees them.
+The header is edited in the first shard, where llama.cpp reads it. The other shards are copied whole, unless one of their
+tensors is set or split.tensors.count changes. New shards are written under their final names into a folder beside the output,
+so that they can be loaded and checked before anyone sees them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from yarn_edge.writer import check_output, partial_file, publish
 def output_files(source: GGUFFile, output: Path, force: bool) -> list[Path]:
     """The files to write, one for each shard of `source`, checked with `writer.check_output`.
 
-    Of a split source `output` is NAME-00001-of-0000N.gguf, or NAME.gguf for the same. Raises YarnEdgeError otherwise.
+    For a split source, `output` is NAME-00001-of-0000N.gguf, or NAME.gguf for short. Raises YarnEdgeError for other names.
     """
     count = len(source.shards)
     if count < 2:
@@ -43,25 +43,25 @@ def output_files(source: GGUFFile, output: Path, force: bool) -> list[Path]:
     outputs = [output.with_name(shard_name(stem, i, count)) for i in range(count)]
     for path in outputs:
         if check_output(path, force, source.shards).name != path.name:
-            raise YarnEdgeError(f"{path}: is a link to another name; shards are found by theirs: remove it")
+            raise YarnEdgeError(f"{path}: is a link to another name, but shards are found by their names: remove it")
     return outputs
 
 
 def shards_bytes(source: GGUFFile) -> int:
-    """Bytes of all the shards: about what the new files need, and what `advance` is told of."""
+    """Bytes of all shards: about what the new files need, and the total that `advance` counts up to."""
     return sum(path.stat().st_size for path in source.shards)
 
 
 @contextmanager
 def partial_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
-    """Paths to write, removed on leaving unless they were published. Of several the names are those of `outputs`."""
+    """Paths to write, removed on leaving unless they were published. Several files keep the names of `outputs`, in a folder."""
     if len(outputs) == 1:
         with partial_file(outputs[0]) as partial:
             yield [partial]
         return
     folder = outputs[0].with_name(f"{outputs[0].name}.{os.getpid()}.partial")
     try:
-        folder.mkdir(exist_ok=True)  # of a killed run that had this number
+        folder.mkdir(exist_ok=True)  # a killed run with this process id may have left one
         yield [folder / path.name for path in outputs]
     except OSError as error:
         raise os_error(error, outputs[0]) from error
@@ -79,8 +79,17 @@ def edit_gguf_files(
     advance: Callable[[float], None] = lambda _bytes: None,
     flush: bool = True,
 ) -> list[str]:
-    """`gguf_edit.edit_gguf` for a model of any number of shards, into `partials` in their order. A new tensor goes into
-    the first shard. Returns the same sentences; raises the same errors."""
+    """Write `source`, a model of one or more files, to new files with its header edited; with `flush` they are on the disk.
+
+    partials: a path for each shard. set_keys: values by key; int becomes uint32, float float32 (float64 under yarn_edge.),
+    bool, str, lists by their first item. set_tensors: float32 vectors; one that exists must be F32 of that length, a new one
+    becomes the last tensor of the first shard. Bytes after the last tensor stay, unless a tensor is added. Returns one sentence
+    for each change, such as "llama.rope.scaling.attn_factor: absent -> 1.1857". Raises YarnEdgeError if the source changed
+    since it was read, or is laid out so that llama.cpp cannot load it; OSError on a full disk. The caller removes the files on
+    errors, and publishes them.
+    """
+    if len(partials) != len(source.shards):
+        raise ValueError(f"{source.path}: has {len(source.shards)} shards, not {len(partials)}")
     tensors = dict(set_tensors or {})
     check_edit(source, Edit(set_keys, remove_keys, tensors, {}))
     added = sum(name not in source.tensors for name in tensors)
@@ -102,7 +111,7 @@ def edit_gguf_files(
 
 
 def _tensor_count(shard: GGUFFile, total: int) -> dict[str, bytes]:
-    """split.tensors.count as it must be, where it stands: an int32, as llama.cpp demands."""
+    """The new split.tensors.count, if the shard has one: an int32, as llama.cpp requires."""
     if TENSORS_COUNT not in shard.entries:
         return {}
     key = TENSORS_COUNT.encode()
@@ -110,7 +119,7 @@ def _tensor_count(shard: GGUFFile, total: int) -> dict[str, bytes]:
 
 
 def _copy(shard: GGUFFile, partial: Path, advance: Callable[[float], None], flush: bool) -> None:
-    """The whole file."""
+    """Copy the whole file."""
     with open_source(shard) as file, partial.open("wb", buffering=0) as target:
         copy_range(file.raw, target, 0, 0, shard.file_bytes, advance, flush)
         file.check_unchanged()
@@ -119,15 +128,15 @@ def _copy(shard: GGUFFile, partial: Path, advance: Callable[[float], None], flus
 
 
 def publish_files(partials: Sequence[Path], outputs: Sequence[Path], force: bool, flush: bool = True) -> None:
-    """Give finished files their names: all, or none if one cannot have its own.
+    """Give finished files their names: all of them, or none if one cannot have its own.
 
-    The first shard, by which a model is loaded, is the last to appear, and with `force` the first to be set aside: nobody loads
-    shards of two models, and on an error the old ones come back.
+    A model is loaded by its first shard, which is therefore the last to appear and, with `force`, the first to be set aside:
+    nobody loads shards of two models. On an error the old files come back.
     """
     done: list[Path] = []
     kept: dict[Path, Path] = {}
     try:
-        for partial in partials if flush else ():  # before any name changes, for it can take long
+        for partial in partials if flush else ():  # before any name changes, because it can take long
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         for output in outputs if len(outputs) > 1 and force else ():

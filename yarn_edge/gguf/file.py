@@ -1,4 +1,4 @@
-"""A parsed GGUF header as values: its keys, its tensors, and where each of them lies in the file."""
+"""A parsed GGUF header as values: its keys, its tensors, and where each of them is in the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yarn_edge.errors import YarnEdgeError, one_line, os_error
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor's header. `shape` is in GGUF order: the contiguous dimension first. `offset` is from the start of `path`."""
+    """One tensor's info. shape: in GGUF order, the contiguous dimension first. offset: in bytes from the start of `path`."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """Where one key stands: its GGUF value type, and the bytes [start, end) of the file that hold key, type and value."""
+    """Where one key is: its GGUF value type, and the bytes [start, end) of the file that hold key, type and value."""
 
     kind: int
     start: int
@@ -42,10 +42,10 @@ class KeyEntry:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """A parsed header: `metadata` by key (arrays of numbers as NumPy arrays, of strings as lists), `tensors` by name.
+    """A parsed header: `metadata` by key (number arrays as NumPy arrays, string arrays as lists), `tensors` by name.
 
-    Of a split model all `shards` are in order and `tensors` has those of all; everything else is of the first, `path`.
-    `header_end`: where the tensor infos end. `mtime_ns`: when the file was last changed, before it was read.
+    For a split model, `shards` lists all files in order and `tensors` has the tensors of all; the rest describes the first
+    file, `path`. header_end: the byte after the tensor infos. mtime_ns: when the file was last changed before it was read.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class GGUFFile:
         return self.text("general.architecture")
 
     def text(self, key: str) -> str:
-        """A string that must be there."""
+        """A required string."""
         value = self.metadata.get(key)
         if not isinstance(value, str):
             raise YarnEdgeError(f"{self.path}: {key} is {'missing' if value is None else 'not a string'}")
@@ -83,7 +83,7 @@ class GGUFFile:
         return value
 
     def required_int(self, name: str) -> int:
-        """`{architecture}.{name}` as a whole number above 0."""
+        """`{architecture}.{name}`, a required integer above 0."""
         value = self.number(name)
         if value is None or value != int(value) or value <= 0:
             raise YarnEdgeError(
@@ -93,7 +93,7 @@ class GGUFFile:
         return int(value)
 
     def float32_tensor(self, name: str, limit: int) -> npt.NDArray[np.float32]:
-        """The values of a small vector. Raises YarnEdgeError if it is missing, no F32 vector, or longer than `limit`."""
+        """The values of a small vector. Raises YarnEdgeError if it is missing, not an F32 vector, or longer than `limit`."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise YarnEdgeError(f"{self.path}: tensor {one_line(name, 100)} is missing")
@@ -109,7 +109,7 @@ class GGUFFile:
         except OSError as error:
             raise os_error(error, tensor.path) from error
         if len(data) != tensor.n_bytes:
-            raise YarnEdgeError(f"{tensor.path}: was cut while it was read")
+            raise YarnEdgeError(f"{tensor.path}: was truncated while it was read")
         return np.frombuffer(data, "<f4").astype(np.float32)
 
     @property
@@ -120,7 +120,7 @@ class GGUFFile:
 
 @contextmanager
 def told_of(file: GGUFFile) -> Iterator[None]:
-    """Errors inside name the file, where they do not yet."""
+    """Errors raised inside name the file, unless they do already."""
     try:
         yield
     except YarnEdgeError as error:
@@ -130,6 +130,6 @@ def told_of(file: GGUFFile) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SkippedStrings:
-    """An array of strings that was checked and not kept (`read_gguf` without vocabulary)."""
+    """An array of strings that was checked but not kept (`read_gguf` without vocabulary)."""
 
     count: int

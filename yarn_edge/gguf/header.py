@@ -1,7 +1,7 @@
-"""The header of a GGUF as bytes: keys, tensor infos, and where each tensor's data lies.
+"""The header of a GGUF as bytes: keys, tensor infos, and where each tensor's data begins.
 
-Format: ggml/docs/gguf.md. llama.cpp demands more than the format does: data one after the other in the order of the infos,
-each padded to the alignment (ggml/src/gguf.cpp). Here that is so by construction.
+Format: ggml/docs/gguf.md. llama.cpp requires more than the format: tensor data must follow the order of the infos, each padded
+to the alignment (ggml/src/gguf.cpp). `lay_out` does that by construction.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KIND_NAMES = (
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor to write: `ne` is its shape as ggml counts it (row width first), `kind` enum ggml_type."""
+    """One tensor to write. ne: its shape in ggml's order, row width first. kind: its type in enum ggml_type."""
 
     name: str
     ne: tuple[int, ...]
@@ -40,7 +40,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class HeaderLayout:
-    """A header, padded to where the data begins; absolute offsets by tensor name; the size of the whole file in bytes."""
+    """header: padded to where the data begins. offsets: absolute, by tensor name. file_bytes: the size of the whole file."""
 
     header: bytes
     offsets: Mapping[str, int]
@@ -50,7 +50,7 @@ class HeaderLayout:
 def lay_out(
     entries: Sequence[bytes], tensors: Sequence[TensorSpec], alignment: int = DEFAULT_ALIGNMENT
 ) -> HeaderLayout:
-    """Put packed keys (`pack_key`) and tensors one after the other."""
+    """The layout of a file with these packed keys (`pack_key`) and these tensors."""
     infos, relative, at = [], {}, 0
     for tensor in tensors:
         infos.append(tensor_info(tensor.name, tensor.ne, tensor.kind, at))
@@ -62,7 +62,7 @@ def lay_out(
 
 
 def pack_header(version: int, n_tensors: int, entries: Sequence[bytes], infos: bytes) -> bytes:
-    """Magic, version, counts, keys, tensor infos; not padded."""
+    """Magic, version, counts, keys, tensor infos; without padding."""
     return b"".join((MAGIC, struct.pack("<IQQ", version, n_tensors, len(entries)), *entries, infos))
 
 
@@ -72,28 +72,31 @@ def aligned(n: int, alignment: int) -> int:
 
 
 def tensor_info(name: str, ne: Sequence[int], kind: int, offset: int) -> bytes:
-    """One packed tensor info; `offset` counts from where the data begins. Raises ValueError for too long a name."""
+    """One packed tensor info; `offset` counts from where the data begins. Raises ValueError for a name that is too long."""
     if len(name.encode("utf-8", errors="surrogateescape")) > MAX_NAME_BYTES:
         raise ValueError(f"tensor {name}: its name is longer than {MAX_NAME_BYTES} bytes")
     return pack_string(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, kind, offset)
 
 
 def pack_string(text: str) -> bytes:
-    """Length and UTF-8; bytes that were none when they were read (surrogates) become what they were."""
+    """Length and UTF-8. Surrogates, which stand for bytes that were not UTF-8 when read, become those bytes again."""
     data = text.encode("utf-8", errors="surrogateescape")
     return struct.pack("<Q", len(data)) + data
 
 
 def pack_key(key: str, value: Any) -> bytes:
-    """A key's entry: its name, type and value. Raises ValueError for what no type holds.
+    """A key's entry: its name, type and value. Raises ValueError for a value that no type holds.
 
-    int -> uint32, float -> float32 (float64 under yarn_edge.), bool, str; lists by their first item, int -> int32.
+    int becomes uint32, float float32 (float64 under yarn_edge.), bool and str their own types; a list gets the type of its
+    first item, int being int32.
     """
     own = key.startswith("yarn_edge.")
     if isinstance(value, (list, tuple)):
         kind = _scalar_kind(key, value[0], own, I32) if value else None
         if kind is None or any(_scalar_kind(key, item, own, I32) != kind for item in value):
-            raise ValueError(f"{key}: {_briefly(value)} has no GGUF type: need items of one type")
+            raise ValueError(
+                f"{key}: {_briefly(value)} has no GGUF type: a list must not be empty, and its items must be of one type"
+            )
         packed = pack_string(key) + struct.pack("<IIQ", ARRAY, kind, len(value))
         return packed + b"".join(_packed(key, item, kind) for item in value)
     kind = _scalar_kind(key, value, own, U32)
@@ -101,7 +104,7 @@ def pack_key(key: str, value: Any) -> bytes:
 
 
 def pack_strings(key: str, values: Iterable[str]) -> bytes:
-    """The entry of an array of strings, which unlike `pack_key`'s may be empty."""
+    """The entry of an array of strings, which may be empty, unlike `pack_key`'s."""
     packed = [pack_string(value) for value in values]
     return pack_string(key) + struct.pack("<IIQ", ARRAY, STRING, len(packed)) + b"".join(packed)
 
@@ -124,7 +127,7 @@ def _packed(key: str, value: Any, kind: int) -> bytes:
     try:
         return struct.pack(_FORMATS[kind], value)
     except (OverflowError, struct.error) as error:
-        raise ValueError(f"{key}: {value!r} does not fit into {KIND_NAMES[kind]}") from error
+        raise ValueError(f"{key}: {value!r} does not fit in {KIND_NAMES[kind]}") from error
 
 
 def _briefly(value: Any) -> str:
@@ -133,7 +136,7 @@ def _briefly(value: Any) -> str:
 
 
 def write_arrays(path: Path, entries: Sequence[bytes], arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """A small GGUF of float32 tensors (NumPy's order of dimensions), flushed to the disk: vocabularies, imatrices."""
+    """Write a small GGUF of float32 tensors (dimensions in NumPy's order) and flush it: vocabularies, importance matrices."""
     specs = [TensorSpec(name, tuple(reversed(a.shape)), F32_TENSOR, a.nbytes) for name, a in arrays.items()]
     layout = lay_out(entries, specs)
     with path.open("wb") as file:

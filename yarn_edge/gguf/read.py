@@ -1,8 +1,8 @@
 """Reading a GGUF that may be truncated or hostile: every count, length and offset is checked against the file's size.
 
-Nothing is allocated that the file's bytes do not justify, tensors are described but not read, and what llama.cpp would
-answer with abort() (which would take Python along) is refused first by `yarn_edge.llama_rules.loadable`. Format: ggml's docs/gguf.md,
-versions 2 and 3. A model split over several files is read by the name of the first (`yarn_edge.gguf.split`).
+Memory is allocated only for bytes that the file has. Tensors are described but not read. Files on which llama.cpp would call
+abort(), ending Python too, are refused by `yarn_edge.llama_rules.loadable`. Format: ggml's docs/gguf.md, versions 2 and 3. A
+model split over several files is read by the name of the first (`yarn_edge.gguf.split`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
 
 
 class _Cursor:
-    """Sequential reads that refuse to pass the end of the file."""
+    """Sequential reads that raise at the end of the file."""
 
     def __init__(self, data: mmap.mmap, path: Path, mtime_ns: int, keep_strings: bool) -> None:
         self.data, self.path, self.at, self.end, self.mtime_ns = data, path, 0, len(data), mtime_ns
@@ -63,15 +63,15 @@ class _Cursor:
     def string(self, what: str, limit: int | None = None) -> str:
         length = self.u64(what)
         if limit is not None and length > limit:
-            raise self.fail(f"{what} of {length} bytes at byte {self.at}, at most {limit}")
+            raise self.fail(f"{what} of {length} bytes at byte {self.at}, the limit is {limit}")
         start = self.need(length, what)
         return self.data[start : start + length].decode("utf-8", errors="surrogateescape")
 
     def strings(self, count: int, what: str) -> list[str] | SkippedStrings:
-        """`count` strings; the loops are written out because vocabularies have 10^5 of them."""
-        data, at, end, found = self.data, self.at, self.end, []
-        if not self.keep_strings and (behind := self._behind_strings(count)) is not None:
-            self.at = behind
+        """`count` strings. The loops are written out because vocabularies have 10^5 of them."""
+        data, at, end, strings = self.data, self.at, self.end, []
+        if not self.keep_strings and (after := self._after_strings(count)) is not None:
+            self.at = after
             return SkippedStrings(count)
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
@@ -82,13 +82,13 @@ class _Cursor:
             if length > end - at:
                 raise self.fail(f"{what} has a string of {length} bytes at byte {at}, the file has {end - at} left")
             if self.keep_strings:
-                found.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
+                strings.append(data[at : at + length].decode("utf-8", errors="surrogateescape"))
             at += length
         self.at = at
-        return found if self.keep_strings else SkippedStrings(count)
+        return strings if self.keep_strings else SkippedStrings(count)
 
-    def _behind_strings(self, count: int) -> int | None:
-        """Where the first byte behind `count` strings is; None where they pass the end."""
+    def _after_strings(self, count: int) -> int | None:
+        """The first byte after `count` strings; None if they pass the end of the file."""
         data, at = self.data, self.at
         unpack = struct.Struct("<Q").unpack_from
         try:
@@ -118,16 +118,16 @@ class _Cursor:
 
 
 def read_gguf(path: str | Path, *, vocabulary: bool = True) -> GGUFFile:
-    """Parse and check the header of a GGUF; of a split one, given its first shard, those of all shards.
+    """Parse and check the header of a GGUF; for a split one, given its first shard, the headers of all shards.
 
-    vocabulary: False leaves out the values of string arrays, most of the time that a header takes.
-    Raises YarnEdgeError with the first thing that is wrong.
+    vocabulary: False skips the values of string arrays, which take most of the time. Raises YarnEdgeError for the first thing
+    that is wrong.
     """
     return join_shards(read_shard(path, vocabulary=vocabulary), read_shard)
 
 
 def read_shard(path: str | Path, *, vocabulary: bool = True) -> GGUFFile:
-    """Parse and check the header of this one file, whether or not it is a part of a split model."""
+    """Parse and check the header of this one file, even if it is a part of a split model."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -137,7 +137,7 @@ def read_shard(path: str | Path, *, vocabulary: bool = True) -> GGUFFile:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
             if state.st_size < HEADER_BYTES:
-                raise YarnEdgeError(f"{path}: not a GGUF: {state.st_size} bytes are less than a header")
+                raise YarnEdgeError(f"{path}: not a GGUF: its {state.st_size} bytes are too few for a header")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(_Cursor(data, path, state.st_mtime_ns, vocabulary))
     except (OSError, ValueError) as error:
@@ -151,7 +151,7 @@ def _parse(cursor: _Cursor) -> GGUFFile:
     version = cursor.u32("version")
     if version not in (2, 3):
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
-        remedy = "it is big-endian, which is not supported" if swapped else "supported are 2 and 3"
+        remedy = "it is big-endian, which is not supported" if swapped else "supported versions are 2 and 3"
         raise cursor.fail(f"version {version}; {remedy}")
     n_tensors, n_keys = cursor.u64("tensor count"), cursor.u64("key count")
     left = cursor.end - cursor.at
@@ -165,7 +165,7 @@ def _parse(cursor: _Cursor) -> GGUFFile:
         start = cursor.at
         key = cursor.string("key", MAX_KEY_BYTES)
         if key in metadata:
-            raise cursor.fail(f"key {key} stands there twice")
+            raise cursor.fail(f"key {key} appears twice")
         kind = cursor.u32(f"type of {key}")
         metadata[key] = cursor.value(key, kind)
         entries[key] = KeyEntry(kind, start, cursor.at)
@@ -205,11 +205,11 @@ def _tensor_headers(cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[in
 def _place(
     cursor: _Cursor, headers: list[tuple[str, tuple[int, ...], int, int]], data_offset: int, alignment: int
 ) -> dict[str, TensorInfo]:
-    """Sizes and absolute offsets, checked: known type, whole blocks, aligned, inside the file, not overlapping."""
+    """Sizes and absolute offsets. Checked: known type, whole blocks, aligned, inside the file, no overlap."""
     tensors: dict[str, TensorInfo] = {}
     for name, shape, kind, offset in headers:
         if name in tensors:
-            raise cursor.fail(f"tensor {name} stands there twice")
+            raise cursor.fail(f"tensor {name} appears twice")
         if kind not in TENSOR_TYPES:
             raise cursor.fail(f"tensor {name} has the unknown type {kind}")
         type_name, block, block_bytes = TENSOR_TYPES[kind]

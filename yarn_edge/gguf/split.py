@@ -1,7 +1,7 @@
 """Models split over several GGUFs: how the shards are named, and joining their headers into one.
 
-What is refused here is what llama.cpp refuses (or aborts on): other types of the split.* keys, other names, a shard that
-is missing, of another model or in another place, a wrong total of tensors. Source: llama-model-loader.cpp, llama_split_path.
+This refuses what llama.cpp refuses (or aborts on): other types of the split.* keys, other names, a shard that is missing, out
+of order or of another model, and a wrong total of tensors. Source: llama-model-loader.cpp, llama_split_path.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.D
 
 
 def shard_name(stem: str, index: int, count: int) -> str:
-    """The file name of the shard `index`, counted from 0, of `count`: STEM-00001-of-00003.gguf."""
+    """The file name of shard `index` (from 0) of `count`, such as STEM-00001-of-00003.gguf."""
     return f"{stem}-{index + 1:05d}-of-{count:05d}.gguf"
 
 
 def parse_shard_name(name: str) -> tuple[str, int, int] | None:
-    """(stem, index from 0, count) of a shard's file name, None for any other name."""
+    """(stem, index from 0, count) of a shard's file name; None for any other name."""
     match = _NAME.fullmatch(name)
     return (match["stem"], int(match["no"]) - 1, int(match["count"])) if match else None
 
 
 def split_number(file: GGUFFile, key: str) -> int | None:
-    """The value of a split.* key, None if it is absent. Raises YarnEdgeError for a type that llama.cpp refuses."""
+    """The value of a split.* key; None if it is absent. Raises YarnEdgeError for a type that llama.cpp refuses."""
     entry = file.entries.get(key)
     if entry is None:
         return None
@@ -46,7 +46,7 @@ def split_number(file: GGUFFile, key: str) -> int | None:
 
 
 def join_shards(first: GGUFFile, read: Callable[[Path], GGUFFile]) -> GGUFFile:
-    """`first` with the tensors of all shards; as it is, if it is not split. `read` parses one file."""
+    """`first` with the tensors of all shards, or unchanged if it is not split. read: parses one file."""
     count = split_number(first, COUNT) or 0
     if count < 2:
         return first
@@ -61,7 +61,7 @@ def join_shards(first: GGUFFile, read: Callable[[Path], GGUFFile]) -> GGUFFile:
         for name, tensor in shard.tensors.items():
             if name in tensors:
                 raise YarnEdgeError(
-                    f"{path}: tensor {one_line(name, 100)} stands there twice, also in {tensors[name].path.name}"
+                    f"{path}: tensor {one_line(name, 100)} appears twice, also in {tensors[name].path.name}"
                 )
             tensors[name] = tensor
     total = split_number(first, TENSORS_COUNT)
@@ -69,13 +69,13 @@ def join_shards(first: GGUFFile, read: Callable[[Path], GGUFFile]) -> GGUFFile:
         claimed = f"is {total}" if total is not None else "is missing"
         raise YarnEdgeError(
             f"{first.path}: {TENSORS_COUNT} {claimed}, the {count} shards have {len(tensors)} tensors: "
-            "one of them is of another model or incomplete"
+            "one of them belongs to another model or is incomplete"
         )
     return replace(first, shards=paths, tensors=tensors)
 
 
 def _stem_of_first(first: GGUFFile, count: int) -> str:
-    """The part of the name that all shards have. Raises YarnEdgeError for a later shard or another form of name."""
+    """The part of the name that all shards share. Raises YarnEdgeError for a later shard, or for another form of name."""
     index = split_number(first, NO)
     parsed = parse_shard_name(first.path.name)
     stem = parsed[0] if parsed else first.path.stem
@@ -95,7 +95,9 @@ def _stem_of_first(first: GGUFFile, count: int) -> str:
 def _check_shard(shard: GGUFFile, index: int, count: int) -> None:
     number, claimed = split_number(shard, NO), split_number(shard, COUNT)
     if number != index:
-        told = "is missing" if number is None else f"is {number}"
-        raise YarnEdgeError(f"{shard.path}: {NO} {told}, the name says {index}: it is a shard of something else")
+        value = "is missing" if number is None else f"is {number}"
+        raise YarnEdgeError(f"{shard.path}: {NO} {value}, the name says {index}: it is a shard of something else")
     if claimed not in (None, count):
-        raise YarnEdgeError(f"{shard.path}: {COUNT} is {claimed}, the first shard says {count}: it is of another model")
+        raise YarnEdgeError(
+            f"{shard.path}: {COUNT} is {claimed}, the first shard says {count}: it belongs to another model"
+        )

@@ -1,6 +1,6 @@
 """The types of tensors in a GGUF: enum ggml_type -> (name, weights of a block, bytes of a block), from ggml.h and ggml-common.h.
 
-Not taken from the gguf package, whose import takes a tenth of a second; a test holds them against it, and against the library.
+Not taken from the gguf package, whose import takes 0.1 s; a test compares them with it and with the library.
 """
 
 from __future__ import annotations

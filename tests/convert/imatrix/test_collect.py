@@ -303,7 +303,7 @@ def test_chunks(tiny_model: Path) -> None:
     with_bos = [258, *plain]
     assert cut(bos=True) == [with_bos[:8], [258, *with_bos[9:16]]]
     assert cut(parse_special=True)[0] == [x] * 5 + [260, y, y]
-    with pytest.raises(YarnEdgeError, match=r"t\.txt: has 20 tokens, less than one chunk of 21"):
+    with pytest.raises(YarnEdgeError, match=r"t\.txt: has 20 tokens, fewer than one chunk of 21"):
         cut(ctx=21)
 
 
@@ -409,15 +409,18 @@ def test_bad_input_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.
         "a folder": (["--text", str(tmp_path)], "Is a directory"),
         "empty": (["--text", str(tmp_path / "empty")], "empty: holds no text"),
         "not UTF-8": (["--text", str(tmp_path / "latin")], "latin: is not UTF-8: byte 3 is 0xe9"),
-        "short": (["--text", str(tmp_path / "short")], "has 63 tokens, less than one chunk of 64"),
-        "beyond the context": (["--ctx", "1025"], "its context is 1024 tokens, --ctx 1025 is beyond it"),
+        "short": (["--text", str(tmp_path / "short")], "has 63 tokens, fewer than one chunk of 64"),
+        "beyond the context": (["--ctx", "1025"], "its context is 1024 tokens, --ctx 1025 exceeds it"),
         "too small": (["--ctx", "15"], "15 is not from 16"),
         "taken": (["-o", str(tmp_path / "there.gguf")], "exists already; --force overwrites it"),
         "no folder": (["-o", str(tmp_path / "no" / "m.gguf")], "no such folder"),
         "the text itself": (["-o", str(tmp_path / "t.txt"), "--force"], "is one of the files that are read"),
-        "unfinished": (["-o", str(tmp_path / "unfinished.gguf")], "an unfinished run: --resume goes on from it"),
+        "unfinished": (["-o", str(tmp_path / "unfinished.gguf")], "is an unfinished run: --resume continues it"),
         "nothing to resume": (["--resume"], "m.gguf.progress: does not exist: there is no unfinished run"),
-        "resumed from a stranger's": (["-o", str(tmp_path / "unfinished.gguf"), "--resume"], "no importance matrix"),
+        "resumed from a stranger's": (
+            ["-o", str(tmp_path / "unfinished.gguf"), "--resume"],
+            "not an importance matrix",
+        ),
     }
     before = sorted(tmp_path.iterdir())
     for case, (flags, told) in given.items():
@@ -433,7 +436,7 @@ def test_bad_input_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.
 
 def test_a_model_whose_tokens_see_what_follows_is_refused(folder: Path, tmp_path: Path) -> None:
     model = tiny_gguf.write(tmp_path / "m.gguf", "llama", {"attention.causal": False})
-    with pytest.raises(YarnEdgeError, match="is no language model"):
+    with pytest.raises(YarnEdgeError, match="is not a causal language model"):
         collect(model, folder / "t.txt", tmp_path / "o.gguf", ImatrixSettings(ctx=CTX))
 
 
@@ -464,7 +467,7 @@ def test_a_resumed_run_is_one_run(
     assert interrupted(tiny_model, tmp_path, monkeypatch, 0) == 130
     assert not progress.exists()
     assert interrupted(tiny_model, tmp_path, monkeypatch, 3) == 130
-    assert f"{progress}: 6 of 20 chunks; --resume goes on from there" in capsys.readouterr().err
+    assert f"{progress}: 6 of 20 chunks; --resume continues from there" in capsys.readouterr().err
     assert read_imatrix(progress).chunk_count == 6
     assert interrupted(tiny_model, tmp_path, monkeypatch, 2, "--resume") == 130
     assert read_imatrix(progress).chunk_count == 10
@@ -498,7 +501,7 @@ def test_another_run_does_not_go_on_from_it(
     capsys.readouterr()
     for case, (command, told) in cases.items():
         assert main([*command, "--resume"]) == 2, case
-        wanted = f"m.gguf.progress: was begun with {told}; --force instead of --resume begins anew\n"
+        wanted = f"m.gguf.progress: was begun with {told}; --force instead of --resume starts over\n"
         assert capsys.readouterr().err.endswith(wanted), case
     text.write_text(text.read_text().replace("k", "K"))
     assert main([*words(tiny_model, tmp_path), "--resume"]) == 2
@@ -533,7 +536,7 @@ def test_ended_at_any_moment_it_goes_on(tiny_model: Path, tmp_path: Path) -> Non
             told = process.stderr.read()
         codes = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
         assert process.returncode == codes[number], told
-        assert ("--resume goes on from there" in told) == (number != signal.SIGKILL)
+        assert ("--resume continues from there" in told) == (number != signal.SIGKILL)
         assert not (tmp_path / "m.gguf").exists()
         assert done < read_imatrix(progress).chunk_count < 100
         done = read_imatrix(progress).chunk_count

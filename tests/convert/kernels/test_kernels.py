@@ -253,7 +253,7 @@ def test_files_of_both_kernels(quant: str, importance: bool, wide_bf16: Path, tm
             if len(t.shape) > 1 and name.startswith("blk.")
         }
         matrix = tmp_path / "matrix.gguf"
-        write_imatrix(ImportanceMatrix(matrix, entries, (), 4, 512, False), matrix)
+        write_imatrix(ImportanceMatrix(matrix, entries, (), 4, 512), matrix)
     made = {}
     for kernels, threads in ((FAST, 1), (FAST, 5), (GGML, 2)):
         out = str(tmp_path / f"{kernels}-{threads}.gguf")
@@ -329,7 +329,7 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 def test_unknown_kernels() -> None:
-    with pytest.raises(YarnEdgeError, match="kernels 'cuda' are unknown; there are ggml and fast"):
+    with pytest.raises(YarnEdgeError, match="kernels 'cuda' are unknown; the kernels are ggml and fast"):
         choose_kernels("cuda", {})
 
 
@@ -409,13 +409,13 @@ def test_no_folder_to_keep_them_in(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
     monkeypatch.setattr(module, "build", build)
     assert selection._compiled_kernel() is zeros
-    assert "cannot be kept ([Errno 28] No space left on device): NUMBA_CACHE_DIR" in capsys.readouterr().err
+    assert "cannot be cached ([Errno 28] No space left on device): set NUMBA_CACHE_DIR" in capsys.readouterr().err
 
 
 def test_the_key_of_what_is_kept_depends_on_all_of_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numba would go on with machine code of a helper that was changed."""
     folder = Path(selection.__file__).parent
-    seen, ahead = set(), ["kquant_kernel.py"]
+    seen, ahead = set(), ["kquant.py"]
     while ahead:
         name = ahead.pop()
         seen.add(name)

@@ -89,7 +89,7 @@ def test_a_missing_block_is_refused_where_transformers_fills_in_a_scaling():
         for more in ({}, {"rope_scaling": None}, {"rope_scaling": {}}, {"rope_parameters": None, "rope_theta": 1e4}):
             with pytest.raises(YarnEdgeError) as caught:
                 read_positions(ConfigFile("config.json", config | more))
-            assert f"rope_scaling is missing, where transformers 5 fills in its own scaling for {name}" in str(
+            assert f"rope_scaling is missing: transformers 5 then fills in its own scaling for {name}" in str(
                 caught.value
             )
             assert families.DEFAULT_BLOCKS[name] in str(caught.value)

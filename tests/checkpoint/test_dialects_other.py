@@ -252,7 +252,7 @@ def test_a_model_that_uses_one_layer_type_has_one_scaling():
     config = LLAMA | {"model_type": "laguna", "layer_types": ["full_attention"], "rope_parameters": NESTED}
     positions = read_positions(ConfigFile("config.json", config))
     assert list(positions.parts) == ["full_attention"]
-    assert "sliding_attention is for a layer type that no layer has" in positions.notes[-1]
+    assert "sliding_attention is for a layer type that the model does not have" in positions.notes[-1]
 
 
 def test_layers_that_differ_are_named():
@@ -279,7 +279,7 @@ def test_flags_are_for_the_one_scaled_layer_type():
         read_positions(config)
     parts = read_positions(config, ScalingOverrides(original_context=16384)).parts
     assert (parts["full_attention"].extended_context, parts["sliding_attention"].rope_theta) == (131072, 1e4)
-    with pytest.raises(YarnEdgeError, match="flags cannot tell which"):
+    with pytest.raises(YarnEdgeError, match="flags cannot say which one they mean"):
         read_positions(ConfigFile("config.json", {**config.values, "rope_scaling": None}), ScalingOverrides(factor=2.0))
 
 

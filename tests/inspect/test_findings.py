@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from yarn_edge.convert.patch import patch
 from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.edit_shards import edit_gguf_files
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.inspect import findings
 from yarn_edge.inspect.command import inspect_gguf
+from yarn_edge.inspect.findings import DOCTORS
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.verify.command import verify
@@ -82,19 +81,6 @@ DEAD, EXT, ORIGIN, CAPPED = "dead key", "factor in ext_factor", "missing origina
 OPEN, ROUNDED = "open attention factor", "trained without rounding"
 YARN_MISTRAL, APPLY_SCALE = "Yarn-Mistral with Llama's parameters", "Mistral before apply_scale"
 NEVER, CHANGED, OTHER = "YaRN where there was none", "keys were changed", "other positions"
-DOCTORS: dict[str, Callable[..., Iterator[findings.Finding]]] = {
-    DEAD: findings._dead_keys,
-    EXT: findings._ext_factor_is_the_factor,
-    ORIGIN: findings._missing_origin,
-    CAPPED: findings._capped_context,
-    YARN_MISTRAL: findings._mistral_with_the_llama_formula,
-    APPLY_SCALE: findings._mistral_before_apply_scale,
-    NEVER: findings._never_had_yarn,
-    CHANGED: findings._description_disagrees,
-    OTHER: findings._other_positions,
-    OPEN: findings._open_attention_factor,
-    ROUNDED: findings._trained_without_rounding,
-}
 N = {"N": "256"}
 ONLY_GROK, ONLY_BOTH = "llama.cpp reads it for grok only", "llama.cpp reads it for mistral3, grok only"
 # architecture, keys, finding, evidence, letters of the remedy, fields that the healed file wants
@@ -156,7 +142,7 @@ SICK: dict[str, tuple[str, dict[str, Any], str, list[str], dict[str, str], dict[
 
 def test_every_doctor_has_a_patient() -> None:
     tried = {row[2] for row in SICK.values()} | {NEVER, CHANGED, OTHER, ROUNDED}
-    assert set(findings.DOCTORS) == {DOCTORS[name] for name in tried}
+    assert set(DOCTORS) == tried
 
 
 @pytest.mark.parametrize("case", SICK)

@@ -163,9 +163,9 @@ def test_every_layer_runs_what_we_say(
 LONG = ("long factors, yarn", "long factors, long context", "long factors, short context")
 # What a refusal has to say -> the files of which it may be said although they run: what cannot be judged
 REASONS: dict[str, tuple[str, ...]] = {
-    "LongRoPE, whose frequencies depend on the context": LONG,
-    "has rope_freqs.weight, which architecture .* does not load, or not use": ("factors",),
-    "llama.cpp runs .* only where it is": ("sliding dims, layer 0 does not",),  # it would do with a pattern like this
+    "LongRoPE, whose frequencies depend on the requested context": LONG,
+    "has rope_freqs.weight, which architecture .* does not load or does not use": ("factors",),
+    "llama.cpp runs .* only if it (is|equals)": ("sliding dims, layer 0 does not",),  # it would do with a pattern like this
     "llama.cpp then rotates nothing at all": (),
 }
 

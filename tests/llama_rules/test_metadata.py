@@ -204,7 +204,7 @@ def test_longrope_files_are_not_judged(tmp_path, name):
     file = written(tmp_path, {}, tensors=(name,))
     positions = FilePositions(file)
     for reading in (lambda: declared(file), positions.effective):
-        with pytest.raises(YarnEdgeError, match="LongRoPE, whose frequencies depend on the context"):
+        with pytest.raises(YarnEdgeError, match="LongRoPE, whose frequencies depend on the requested context"):
             reading()
     assert positions.explicit_arguments == FROM_MODEL
 

@@ -134,7 +134,7 @@ def test_deepseek_carries_its_softmax_factor() -> None:
     assert plan.form == "native"
     assert plan.keys["deepseek2.rope.scaling.yarn_log_multiplier"] == pytest.approx(0.1)
     assert plan.runs.softmax_factor == pytest.approx(m * m)
-    with pytest.raises(YarnEdgeError, match="attention logits are multiplied"):
+    with pytest.raises(YarnEdgeError, match="attention logits get an additional factor"):
         plan_rope(scaling, "llama")
 
 

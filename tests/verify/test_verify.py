@@ -110,7 +110,7 @@ def test_any_changed_parameter_fails_the_live_graph(key: str, rich_file: Path, t
     path = tmp_path / "changed.gguf"
     shutil.copy(rich_file, path)
     edit_key(path, key, CHANGES[key])
-    refused = {"yarn_edge.rope.method": "without a scaling method", NATIVE + "dimension_count": "heads have|only where"}
+    refused = {"yarn_edge.rope.method": "without a scaling method", NATIVE + "dimension_count": "heads have|only if"}
     if key in refused:  # it contradicts itself, or llama.cpp would abort
         with pytest.raises(YarnEdgeError, match=refused[key]):
             verify(path)

@@ -1,7 +1,7 @@
-"""One `rope_scaling` / `rope_parameters` object of a config: its type, its numbers, and what all methods take from it.
+"""One `rope_scaling` or `rope_parameters` object of a config: its type, its numbers, and what every method reads from it.
 
-Unknown keys, wrong types and contradictions are errors that name file, key, value and remedy; what the numbers mean to each
-method is in `yarn_edge.checkpoint.methods`.
+Unknown keys, wrong types and contradictions are errors that name the file, the key, the value and the remedy.
+`yarn_edge.checkpoint.methods` knows what the numbers mean to each method.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ORIGINAL = "original_max_position_embeddings"
 
 
 def as_float(value: Any) -> Any:
-    """A number of JSON as a float; an integer too large for one as infinity, which RopeScaling refuses."""
+    """A JSON number as a float, other values unchanged. An integer too large for a float is infinity: RopeScaling refuses it."""
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     try:
@@ -31,22 +31,25 @@ def as_float(value: Any) -> Any:
 
 
 def the_one(spots: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """(where, value) of the first place that has one, None where none has; the other places must say the same."""
+    """(place, value) of the first place that has a value, None if none has. The other places must agree with it."""
     given = [(where, as_float(value)) for where, value in spots.items() if value is not None]
     for where, value in given:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise YarnEdgeError(f"{where} is {shown(value)}, not a finite number")
     if any(value != given[0][1] for _where, value in given):
         raise YarnEdgeError(
-            " and ".join(f"{where} is {shown(spots[where])}" for where, _v in given) + ": which one is meant?"
+            " and ".join(f"{where} is {shown(spots[where])}" for where, _v in given) + ": which one is right?"
         )
     return given[0] if given else None
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block and all that its reading depends on. `label`: the layer type that it is for; `theta`: (place, base) that stands
-    for a missing rope_theta, where it is not the config's own or the family's."""
+    """A block and everything that its reading depends on.
+
+    label: the layer type that the block is for, "" for all. theta: (place, base) for a missing rope_theta, if it is neither the
+    config's own nor the family's. flags: RopeScaling fields given by flags.
+    """
 
     config: ConfigFile
     dialect: Dialect
@@ -58,28 +61,33 @@ class Block:
 
     @property
     def name(self) -> str:
+        """The block's key in the config, with its layer type."""
         return self.dialect.block + (f".{self.label}" if self.label else "")
 
     def where(self, key: str) -> str:
+        """`key` of this block, for provenance."""
         return self.config.where(f"{self.name}.{key}")
 
     def error(self, key: str, what: str) -> YarnEdgeError:
+        """An error that names the file and `key` of this block."""
         return self.config.error(f"{self.name}.{key}", what)
 
     def number(self, key: str) -> float | None:
+        """A number; None if the key is absent or null."""
         value = as_float(self.values.get(key))
         if value is None or (isinstance(value, float) and not isinstance(value, bool)):
             return value
         raise self.error(key, f"is {shown(value)}, not a number")
 
     def needed(self, key: str) -> float:
+        """A number; an error if the key is absent."""
         value = self.number(key)
         if value is None:
             raise self.error(key, "is missing: add it")
         return value
 
     def rope_type(self) -> RopeType:
-        """The row of the block's type, its keys checked against the row."""
+        """The row of the block's type. Checks the block's keys against that row."""
         kinds = {k: self.values[k] for k in ("rope_type", "type") if self.values.get(k) is not None}
         for key, kind in kinds.items():
             if not isinstance(kind, str) or kind not in ROPE_TYPES:
@@ -87,11 +95,11 @@ class Block:
         names = {self.family.aliases.get(kind, kind) for kind in kinds.values()}
         if len(names) > 1:
             raise self.error(
-                "rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is meant?"
+                "rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is right?"
             )
         present = sorted(k for k, v in self.values.items() if v is not None and k not in PLAIN_KEYS)
         if not kinds and present:
-            raise self.error("rope_type", f"is missing, but {present[0][:60]} is there")
+            raise self.error("rope_type", f"is missing, but the block has {present[0][:60]}")
         key, name = next(iter(kinds)) if kinds else "rope_type", next(iter(names)) if names else "default"
         row = ROPE_TYPES[name]
         if row.method is None:
@@ -104,14 +112,14 @@ class Block:
                     raise self.error(extra, f"is {shown(self.values[extra])}: {self.dialect.refused[extra]}")
             elif row.method == "none":
                 raise self.error(
-                    key, f"is {name!r}, but {extra} is there too: remove it, or name the type it belongs to"
+                    key, f"is {name!r}, but the block has {extra} too: remove it, or name the type it belongs to"
                 )
             else:
                 raise self.error(extra, f"is {shown(self.values[extra])} and has no meaning with rope type {name!r}")
         return row
 
     def plain(self) -> RopeScaling:
-        """Plain RoPE of this config: base, rotated dimensions, context."""
+        """Plain RoPE with this config's base, rotated dimensions and context."""
         key = self.family.theta_key
         top = {} if self.theta else {self.config.where(key): self.config.values.get(key)}
         default = self.theta or (
@@ -119,7 +127,7 @@ class Block:
             self.family.rope_theta,
         )
         where, theta = the_one({self.where("rope_theta"): self.values.get("rope_theta"), **top}) or default
-        if key != "rope_theta":  # not read by such a family's code, but it must not say otherwise
+        if key != "rope_theta":  # the code of such a family does not read it, but it must not disagree
             the_one({where: theta, self.config.where("rope_theta"): self.config.values.get("rope_theta")})
         dim, dim_source = rotated_dim(
             self.config, (self.where("partial_rotary_factor"), self.values.get("partial_rotary_factor"))
@@ -140,7 +148,7 @@ class Block:
         )
 
     def origin(self, row: RopeType) -> tuple[str, int] | None:
-        """(where, L) of the original context, None where the config does not say."""
+        """(place, L) of the original context, None if the config does not have it."""
         top = self.config.integer(ORIGINAL)
         spots = {self.where(ORIGINAL): self.values.get(ORIGINAL), self.config.where(ORIGINAL): top}
         if self.family.original_context is not None and top is None:
@@ -152,26 +160,26 @@ class Block:
                 isinstance(value, int) or (isinstance(value, float) and value % 1 == 0)
             )
             if value is not None and not (whole and value > 0):
-                raise YarnEdgeError(f"{where} is {shown(value)}, need a whole number above 0")
+                raise YarnEdgeError(f"{where} is {shown(value)}, expected a whole number above 0")
             if value is not None and value > MAX_CONTEXT:
                 raise YarnEdgeError(f"{where} is {shown(value)}, must be from 1 to {MAX_CONTEXT}")
-        found = the_one(spots)
-        if found:
-            return found[0], int(found[1])
+        given = the_one(spots)
+        if given:
+            return given[0], int(given[1])
         by_code = self.dialect.requires_original and row.method in RAMPED_METHODS
         if (by_code or row.requires_original) and "original_context" not in self.flags:
-            who = f"the {self.dialect.name} code" if by_code else "its rope type"
-            raise self.error(ORIGINAL, f"is missing; {who} needs it: add it, or pass --yarn-orig-ctx")
+            reader = f"the {self.dialect.name} code" if by_code else "its rope type"
+            raise self.error(ORIGINAL, f"is missing; {reader} needs it: add it, or pass --yarn-orig-ctx")
         return None
 
     def reach(self, row: RopeType, longest: int) -> dict[str, tuple[Any, str]]:
-        """original_context and factor with where they came from, checked against max_position_embeddings."""
+        """original_context and factor with their sources, checked against `longest`, which is max_position_embeddings."""
         given = self.origin(row)
         if given is None and row.method == "linear" and "original_context" not in self.flags:
             raise self.error(
                 ORIGINAL,
-                f"is missing, and max_position_embeddings {longest} may be the context before the scaling or after "
-                "it: add it, or pass --yarn-orig-ctx",
+                f"is missing, and max_position_embeddings {longest} may be the context before or after the scaling: "
+                "add it, or pass --yarn-orig-ctx",
             )
         source, origin = given or (self.config.where("max_position_embeddings, as transformers does"), longest)
         factor, factor_source = self.number("factor"), self.where("factor")
@@ -182,7 +190,7 @@ class Block:
             factor_source = self.config.where(f"max_position_embeddings / {ORIGINAL} (factor is null)")
         if not self.flags.keys() & {"factor", "original_context"}:
             assert factor is not None
-            # Its checks come first.
+            # The checks of RopeScaling come first.
             RopeScaling(
                 "linear", 10000.0, 2, origin, factor, provenance={"original_context": source, "factor": factor_source}
             )

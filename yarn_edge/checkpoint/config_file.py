@@ -1,4 +1,4 @@
-"""config.json of a checkpoint and what lies beside it, read with errors that name the file and the key."""
+"""config.json of a checkpoint and the files beside it, read with errors that name the file and the key."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxstring, _REPR.maxlong = 3
 
 
 def shown(value: Any) -> str:
-    """A value of a config for a message: short, on one line, whatever its size."""
+    """A config value for a message: short and on one line, however large it is."""
     try:
         return one_line(_REPR.repr(value), 80)
-    except ValueError:  # Python writes no integer of more than 4300 digits
+    except ValueError:  # Python refuses to print integers of more than 4300 digits
         return f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """config.json and what lies beside it, as far as positions need it.
+    """config.json and the files beside it, as far as positions need them.
 
-    `prefix` goes before every key in messages: "text_config." for a section. `params` is Mistral's own params.json where
-    both files are there; where it is the only one, it stands in the place of config.json.
+    siblings: the names of Python files in the folder. prefix: goes before every key in messages, such as "text_config." for a
+    section. params: Mistral's own params.json if the folder has both files; if it is the only one, it takes the place of
+    config.json.
     """
 
     name: str
@@ -43,7 +44,7 @@ class ConfigFile:
 
     @property
     def short(self) -> str:
-        """The file's name without its folder: for provenance, which travels with the GGUF."""
+        """The file's name without its folder, for provenance: that travels with the GGUF."""
         return Path(self.name).name
 
     def where(self, key: str) -> str:
@@ -55,7 +56,7 @@ class ConfigFile:
         return YarnEdgeError(f"{self.name}: {self.prefix}{key} {what}")
 
     def section(self, key: str) -> ConfigFile | None:
-        """The object under `key` as a config of its own, None where the key is absent or null."""
+        """The object under `key` as a config of its own; None if the key is absent or null."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -64,18 +65,18 @@ class ConfigFile:
         return replace(self, values=value, prefix=f"{self.prefix}{key}.")
 
     def integer(self, key: str) -> int | None:
-        """A whole number from 1 to MAX_INTEGER, or None where the key is absent or null."""
+        """A whole number from 1 to MAX_INTEGER; None if the key is absent or null."""
         value = self.values.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.error(key, f"is {shown(value)}, need a whole number above 0")
+            raise self.error(key, f"is {shown(value)}, expected a whole number above 0")
         if value > MAX_INTEGER:
             raise self.error(key, f"is {shown(value)}, must be from 1 to {MAX_INTEGER}")
         return value
 
     def required_integer(self, key: str) -> int:
-        """A whole number above 0 that must be there."""
+        """A whole number from 1 to MAX_INTEGER; an error if the key is absent."""
         value = self.integer(key)
         if value is None:
             raise self.error(key, "is missing")
@@ -83,18 +84,18 @@ class ConfigFile:
 
 
 def refuse_pointer(path: Path, start: bytes) -> None:
-    """Refuse what Git LFS left in place of a file, by how it starts."""
+    """Refuse a Git LFS pointer left in place of a file. start: the file's first bytes."""
     if start.startswith(POINTER):
-        raise YarnEdgeError(f"{path}: is a pointer of Git LFS, not the file itself: run git lfs pull in its folder")
+        raise YarnEdgeError(f"{path}: is a Git LFS pointer, not the file itself: run git lfs pull in its folder")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a YarnEdgeError that says what is wrong with it."""
+    """The JSON object in a file. Raises YarnEdgeError that says what is wrong with the file."""
     try:
         if path.exists() and not path.is_file():
             raise YarnEdgeError(f"{path}: is not a regular file")
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise YarnEdgeError(f"{path}: {path.stat().st_size} bytes are too many for this file")
+            raise YarnEdgeError(f"{path}: {path.stat().st_size} bytes is too large for this file")
         data = path.read_bytes()
         refuse_pointer(path, data)
         value = json.loads(data.decode("utf-8-sig"))
@@ -108,12 +109,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_mistral_params(values: Mapping[str, Any]) -> bool:
-    """Whether a params.json is Mistral's: Meta's files of that name have neither a yarn block nor head_dim."""
+    """Whether a params.json is Mistral's. Meta's files of that name have neither a yarn block nor head_dim."""
     return "yarn" in values or ("dim" in values and "head_dim" in values)
 
 
 def read_config(folder: Path) -> ConfigFile:
-    """config.json of a checkpoint folder, or Mistral's params.json where that is the only one."""
+    """config.json of a checkpoint folder, or Mistral's params.json if that is the only one."""
     if not folder.is_dir():
         what = "is a file, expected a checkpoint folder" if folder.exists() else "no such checkpoint folder"
         raise YarnEdgeError(f"{folder}: {what}")

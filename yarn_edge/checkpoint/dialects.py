@@ -1,7 +1,7 @@
-"""The dialects in which checkpoints describe their positions, as rows of data, and how each is recognised.
+"""The dialects in which checkpoints describe their positions, as rows of data, and how each is recognized.
 
-Where the block stands (`rope_parameters` in transformers v5, `rope_scaling` before and in the Nous code), which rope types
-there are with the keys that each reads, and what `attn_factor` means to whose code.
+A row says where the block is (`rope_parameters` in transformers v5, `rope_scaling` before that and in the Nous code) and what
+`attn_factor` means. `ROPE_TYPES` has the rope types with the keys that each reads.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _YARN = _REACH | {
 
 @dataclass(frozen=True)
 class RopeType:
-    """One value of `rope_type`: the method it means, None with the reason why it cannot be represented.
+    """One value of `rope_type`. method: what it means; None, with a reason, if it cannot be represented.
 
-    `keys`: what it reads besides PLAIN_KEYS. `log_multiplier`: A = log_multiplier ln s + 1 whatever the dialect says.
+    keys: those it reads besides PLAIN_KEYS. log_multiplier: A = log_multiplier ln s + 1, regardless of the dialect.
     """
 
     method: Method | None
@@ -49,9 +49,9 @@ ROPE_TYPES: dict[str, RopeType] = {
     "none": RopeType("none"),
     "linear": RopeType("linear", _REACH),
     "yarn": RopeType("yarn", _YARN),
-    # DeepSeek's form, as some runtimes call it: mscale and mscale_all_dim make the difference, not the name.
+    # Some runtimes' name for DeepSeek's form. mscale and mscale_all_dim make the difference, not the name.
     "deepseek_yarn": RopeType("yarn", _YARN),
-    # vLLM's telechat3_scaling_rope.py: 0.07 ln s + 1, and no mscale.
+    # vLLM's telechat3_scaling_rope.py: 0.07 ln s + 1 and no mscale.
     "telechat3-yarn": RopeType(
         "yarn", _YARN - {"mscale", "mscale_all_dim"}, log_multiplier=0.07, requires_original=True
     ),
@@ -68,10 +68,11 @@ KNOWN_KEYS = frozenset().union(PLAIN_KEYS, *(t.keys for t in ROPE_TYPES.values()
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one family of code reads the block.
+    """How one code base reads the block.
 
-    `refused`: keys that this code does not read, or reads otherwise, with what to say of them. `both_mscales`: mscale and
-    mscale_all_dim come together or not at all, because the code and transformers differ on one alone.
+    attn_factor_multiplies: the Nous code's attn_factor multiplies 0.1 ln s + 1; transformers ignores that key. refused: keys
+    that this code does not read, or reads differently, with the message for each. both_mscales: mscale and mscale_all_dim must
+    come together or not at all, because the code and transformers differ if there is only one.
     """
 
     name: str
@@ -79,7 +80,6 @@ class Dialect:
     log_multiplier: float = 0.1
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    # The Nous code's attn_factor multiplies 0.1 ln s + 1; transformers does not know the key and would ignore it.
     attn_factor_multiplies: bool = False
     requires_original: bool = False
     both_mscales: bool = False
@@ -87,14 +87,14 @@ class Dialect:
 
 
 _NOT_TRANSFORMERS = {
-    "attn_factor": "transformers ignores it, the Nous code multiplies by it, so its meaning here is open; use "
+    "attn_factor": "transformers ignores it and the Nous code multiplies by it, so its meaning here is open; use "
     "attention_factor, or pass --yarn-attention-factor",
-    "extrapolation_factor": "it is read by the Nous code only; transformers ignores it: remove it, or pass --yarn-ext-factor",
+    "extrapolation_factor": "only the Nous code reads it; transformers ignores it: remove it, or pass --yarn-ext-factor",
 }
 
 
 def _nous(name: str, log_multiplier: float, beta_fast: float, beta_slow: float) -> Dialect:
-    reason = f"it is not read by the {name} code, which this checkpoint names"
+    reason = f"the {name} code, which this checkpoint names, does not read it"
     return Dialect(
         name,
         "rope_scaling",
@@ -110,26 +110,26 @@ def _nous(name: str, log_multiplier: float, beta_fast: float, beta_slow: float) 
 TRANSFORMERS_V5 = Dialect("transformers v5", "rope_parameters", refused=_NOT_TRANSFORMERS)
 TRANSFORMERS_V4 = Dialect("transformers v4", "rope_scaling", refused=_NOT_TRANSFORMERS)
 NOUS_LLAMA = _nous("Nous Llama", 0.1, 32.0, 1.0)
-# modeling_mistral_yarn.py: _yarn_get_mscale has 0.07, and the rotary classes' defaults are beta_fast=128, beta_slow=2.
+# modeling_mistral_yarn.py: _yarn_get_mscale has 0.07, and the rotary classes default to beta_fast=128, beta_slow=2.
 NOUS_MISTRAL = _nous("Nous Mistral", 0.07, 128.0, 2.0)
-# modeling_deepseek.py: m(mscale) / m(mscale_all_dim) with defaults 1 and 0, where transformers ignores one alone.
+# modeling_deepseek.py: m(mscale) / m(mscale_all_dim) with defaults 1 and 0. transformers ignores a single one of them.
 DEEPSEEK_CODE = Dialect("DeepSeek", "rope_scaling", both_mscales=True, refused=_NOT_TRANSFORMERS)
 MISTRAL_PARAMS = Dialect("Mistral params.json", "yarn")
-# The module that auto_map names (or that lies beside config.json) -> the dialect.
+# The module that auto_map names (or that is in the checkpoint's folder), and its dialect.
 REMOTE_CODE: dict[str, Dialect] = {
     "modeling_llama_yarn": NOUS_LLAMA,
     "modeling_llama_together_yarn": NOUS_LLAMA,
     "modeling_mistral_yarn": NOUS_MISTRAL,
     "modeling_deepseek": DEEPSEEK_CODE,
 }
-# Code of a checkpoint's own whose positions are those of transformers' class; only auto_map tells, not a file's name.
+# A checkpoint's own code whose positions equal those of transformers' class. Only auto_map counts, not a file's name.
 NATIVE_CODE = frozenset(
     {"modeling_phi3", "modeling_flash_llama", "modeling_internlm2", "modeling_laguna", "modeling_telechat3"}
 )
 
 
 def same(a: object, b: object) -> bool:
-    """Equality of JSON values, False where they are nested too deep to compare."""
+    """Whether two JSON values are equal; False if they are nested too deeply to compare."""
     try:
         return bool(a == b)
     except RecursionError:
@@ -137,21 +137,19 @@ def same(a: object, b: object) -> bool:
 
 
 def text_section(config: ConfigFile) -> ConfigFile:
-    """What positions are read from: the `text_config` of a multi-modal model, else the config itself."""
+    """The part of the config that describes positions: `text_config` of a multimodal model, else the config itself."""
     text = config.section("text_config")
     if text is None:
         return config
     for key in ("rope_parameters", "rope_scaling", "rope_theta"):
         outer, inner = config.values.get(key), text.values.get(key)
         if outer is not None and not same(outer, inner):
-            raise config.error(
-                key, f"is {shown(outer)} and {text.prefix}{key} is {shown(inner)}: remove the one that is not meant"
-            )
+            raise config.error(key, f"is {shown(outer)} and {text.prefix}{key} is {shown(inner)}: remove the wrong one")
     return text
 
 
 def recognise(config: ConfigFile) -> Dialect:
-    """Which dialect this config speaks."""
+    """The dialect of this config."""
     if config.short == "params.json":
         return MISTRAL_PARAMS
     text = text_section(config)
@@ -160,7 +158,7 @@ def recognise(config: ConfigFile) -> Dialect:
     if v5 is not None and v4 is not None and not same(v5, v4):
         raise text.error(
             "rope_parameters",
-            f"and rope_scaling are both there and differ ({shown(v5)}, {shown(v4)}): remove the one that is not meant",
+            f"and rope_scaling are both present and differ ({shown(v5)}, {shown(v4)}): remove the wrong one",
         )
     dialect = _remote_code(config)
     if dialect is not None:
@@ -169,7 +167,7 @@ def recognise(config: ConfigFile) -> Dialect:
                 return TRANSFORMERS_V5
             raise text.error(
                 "rope_parameters",
-                f"is not read by the {dialect.name} code, which this checkpoint names: call the block rope_scaling",
+                f"is not read by the {dialect.name} code, which this checkpoint names: rename the block to rope_scaling",
             )
         return dialect
     if v5 is not None:
@@ -178,7 +176,7 @@ def recognise(config: ConfigFile) -> Dialect:
 
 
 def _remote_code(config: ConfigFile) -> Dialect | None:
-    """The dialect of the code that the checkpoint brings along, None where transformers' own is the same or it brings none."""
+    """The dialect of the checkpoint's own code; None if it has none, or if transformers' class computes the same."""
     auto_map = config.values.get("auto_map")
     named = auto_map if isinstance(auto_map, dict) else {}
     texts = {key: value[:200] if isinstance(value, str) else shown(value) for key, value in named.items()}
@@ -190,7 +188,7 @@ def _remote_code(config: ConfigFile) -> Dialect | None:
     if own is not None and own not in NATIVE_CODE:
         raise config.error(
             "auto_map",
-            f"names the checkpoint's own code {one_line(own, 80)}, whose positions are not known: if transformers' class "
+            f"names the checkpoint's own code {one_line(own, 80)}, whose positions are unknown: if transformers' class "
             "computes the same, remove auto_map",
         )
     return None

@@ -1,7 +1,7 @@
-"""What a model family does to positions where its config is silent, as rows of data by `model_type`.
+"""A model family's defaults for what its config does not say about positions, as rows of data by `model_type`.
 
 Source: the configuration classes of transformers 5.23 (`default_theta`, `head_dim`, `partial_rotary_factor`,
-`convert_rope_params_to_dict`, `yarn_apply_mscale`); the tests hold the tables against those classes.
+`convert_rope_params_to_dict`, `yarn_apply_mscale`). The tests compare the tables with those classes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class Layers:
-    """Positions by layer type. `flat`: a block that names no layer type is for the full-attention layers, the sliding ones
-    are plain with base `local_theta` (or the config's `local_theta_key`); otherwise the block must name the layer types.
+    """Positions by layer type.
 
-    `shared_theta`: whether rope_theta of the config was once meant for the sliding layers too (transformers 4 said so for
-    OLMo 3, transformers 5 says no).
+    flat: a block without layer types is for the full-attention layers, and the sliding ones have plain RoPE with base
+    `local_theta` (or the config's `local_theta_key`). Without `flat` the block must name the layer types. shared_theta: the
+    config's rope_theta was once used for the sliding layers too (for OLMo 3, by transformers 4 but not by transformers 5).
     """
 
     flat: bool = False
@@ -32,11 +32,12 @@ class Layers:
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type`. `softmax`: attention logits are multiplied by m(mscale_all_dim) squared (DeepSeek).
+    """One `model_type`.
 
-    `original_context`: what stands for a missing original_max_position_embeddings at the top of the config, whatever the
-    block says. `aliases`: rope types that this family calls otherwise. `theta_key`: what the config calls the base outside of
-    a block. `default_block`: what transformers takes where the config has no block at all, None for plain RoPE.
+    partial: the share of a head's dimensions that is rotated. softmax: attention logits are multiplied by m(mscale_all_dim)
+    squared (DeepSeek). original_context: the default if the top level of the config has no original_max_position_embeddings,
+    whatever the block says. aliases: this family's names for rope types. theta_key: the config's key for the base outside a
+    block. default_block: what transformers uses if the config has no block at all, None for plain RoPE.
     """
 
     model_type: str
@@ -96,14 +97,14 @@ LAYERS: dict[str, Layers] = {
     ),
     Layers(),
 )
-# transformers' Phi3Config: `su` and `yarn` are its old names for LongRoPE, and the original context is an attribute.
+# transformers' Phi3Config: `su` and `yarn` are old names for LongRoPE, and the original context is an attribute.
 _PHI3: Mapping[str, object] = {"aliases": {"yarn": "longrope"}, "original_context": 4096}
-# Multiplies queries by 1 + beta ln(1 + floor(position / original context)); its block repeats max_position_embeddings.
+# Queries are multiplied by 1 + beta ln(1 + floor(position / original context)). The block repeats max_position_embeddings.
 _LLAMA4_SCALING: Mapping[str, object] = {"extra_keys": frozenset({"llama_4_scaling_beta", "max_position_embeddings"})}
 _OTHERS: dict[str, Mapping[str, object]] = {"phi3": _PHI3, "phi4_multimodal": _PHI3, "ministral3": _LLAMA4_SCALING}
 _OTHERS |= {name: {"head_dim_key": "qk_rope_head_dim", "softmax": True} for name in LATENT}
 _OTHERS |= {name: {"theta_key": "rotary_emb_base"} for name in ("gpt_neox", "gpt_neox_japanese")}
-# Families whose configuration class has a scaling of its own for configs without a block: that block, as JSON.
+# Families whose configuration class scales even without a block in the config: transformers' block, as JSON.
 _OPENAI = (
     '{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false, '
     '"original_max_position_embeddings": 4096, "rope_theta": 150000.0}'
@@ -138,7 +139,7 @@ DEFAULT_BLOCKS: dict[str, str] = {
 
 
 def family_of(config: ConfigFile) -> Family:
-    """The row of a config's model_type; the plainest row where there is none."""
+    """The row of a config's model_type; a row of defaults for an unknown one."""
     model_type = config.values.get("model_type")
     name = model_type if isinstance(model_type, str) else ""
     others: dict[str, object] = {
@@ -153,12 +154,14 @@ def family_of(config: ConfigFile) -> Family:
 
 
 def head_dim(config: ConfigFile) -> int:
-    """Dimensions of one attention head that positions may use: see head_dim_and_source."""
+    """The dimensions of one attention head that positions may use, see `head_dim_and_source`."""
     return head_dim_and_source(config)[0]
 
 
 def head_dim_and_source(config: ConfigFile) -> tuple[int, str]:
-    """`head_dim` (latent attention: `qk_rope_head_dim`), else transformers' default for the family, else hidden / heads."""
+    """(head dimension, its source): `head_dim` (latent attention: `qk_rope_head_dim`), else the family's default in
+    transformers, else hidden_size / num_attention_heads.
+    """
     family = family_of(config)
     if family.head_dim_key != "head_dim":
         return config.required_integer(family.head_dim_key), config.where(family.head_dim_key)
@@ -166,7 +169,7 @@ def head_dim_and_source(config: ConfigFile) -> tuple[int, str]:
         raise config.error(
             "qk_rope_head_dim",
             f"is {shown(config.values['qk_rope_head_dim'])}, but the latent attention of model_type "
-            f"{shown(config.values.get('model_type'))} is not known; known: {', '.join(LATENT)}",
+            f"{shown(config.values.get('model_type'))} is unknown; known: {', '.join(LATENT)}",
         )
     given = config.integer("head_dim")
     if given is not None:
@@ -180,32 +183,32 @@ def head_dim_and_source(config: ConfigFile) -> tuple[int, str]:
 
 
 def rotated_dim(config: ConfigFile, in_block: tuple[str, object]) -> tuple[int, str]:
-    """(D, where it came from): the head's dimensions times the partial rotary factor, rounded down as transformers does.
+    """(D, its source): the head dimension times the partial rotary factor, rounded down as transformers does.
 
-    `in_block`: (place, value) of the block's own partial_rotary_factor, None where it has none.
+    in_block: (place, value) of the block's own partial_rotary_factor; the value is None if the block has none.
     """
     head, source = head_dim_and_source(config)
     family = family_of(config)
     spots = [in_block] + [(config.where(k), config.values.get(k)) for k in ("partial_rotary_factor", "rotary_pct")]
-    found: list[tuple[str, int]] = []
+    given: list[tuple[str, int]] = []
     for place, value in spots:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise YarnEdgeError(f"{place} is {shown(value)}, need a number above 0, up to 1")
-        found.append((f"{source} * {place} {value:g}", int(head * value)))
+            raise YarnEdgeError(f"{place} is {shown(value)}, expected a number above 0, up to 1")
+        given.append((f"{source} * {place} {value:g}", int(head * value)))
     rotary_dim = config.integer("rotary_dim")
     if rotary_dim is not None:
-        found.append((config.where("rotary_dim"), rotary_dim))
-    if len({dim for _place, dim in found}) > 1:
-        told = " and ".join(f"{place} makes it {shown(dim)}" for place, dim in found)
-        raise YarnEdgeError(f"{config.name}: rotated dimensions: {told}: which one is meant?")
-    if found:
-        place, dim = found[0]
+        given.append((config.where("rotary_dim"), rotary_dim))
+    if len({dim for _place, dim in given}) > 1:
+        sides = " and ".join(f"{place} makes it {shown(dim)}" for place, dim in given)
+        raise YarnEdgeError(f"{config.name}: rotated dimensions: {sides}: which one is right?")
+    if given:
+        place, dim = given[0]
     else:
         dim, place = int(head * family.partial), source
         if family.partial != 1:
             place += f" * transformers' partial_rotary_factor for {family.model_type} {family.partial:g}"
     if not 0 < dim <= head:
-        raise YarnEdgeError(f"{place} makes {shown(dim)} rotated dimensions of a head of {shown(head)}")
+        raise YarnEdgeError(f"{place} makes {shown(dim)} rotated dimensions in a head of {shown(head)}")
     return dim, source if dim == head else place

@@ -1,6 +1,6 @@
-"""Which block is for which layers, and what besides rope acts on positions.
+"""Which block belongs to which layers, and what acts on positions besides rope.
 
-transformers v5 nests the block by layer type; some families mean the full-attention layers by a flat block.
+transformers v5 nests the block by layer type. In some families a flat block is for the full-attention layers only.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from yarn_edge.errors import YarnEdgeError
 
 MAX_LAYERS = 10_000
 MAX_LABELS = 16
-# Layer types that rotate; linear attention, convolutions and state spaces have no positions.
+# Layer types with rotation. Linear attention, convolutions and state spaces have no positions.
 _ROTATED = frozenset({FULL, SLIDING, "chunked_attention"})
-# A key of the config or of a block -> what it does to positions or to attention.
+# A key of the config or of a block, and what it does to positions or attention.
 NOTES: dict[str, str] = {
     "llama_4_scaling_beta": "queries are multiplied by 1 + beta ln(1 + floor(position / original context))",
     "attn_temperature_tuning": "queries of layers without rope grow with the position",
     "no_rope_layers": "some layers have no positions",
     "no_rope_layer_interval": "some layers have no positions",
-    "sliding_window": "layers with a window attend only so many tokens back",
+    "sliding_window": "layers with a window attend only this many tokens back",
     "attn_logit_softcapping": "attention logits are capped",
-    "query_pre_attn_scalar": "attention logits are divided by its square root and not by that of the head's dimensions",
+    "query_pre_attn_scalar": "attention logits are divided by its square root instead of that of the head dimension",
 }
 
 
@@ -41,25 +41,25 @@ def notes_of(config: ConfigFile, blocks: Mapping[str, Block | None]) -> list[str
 
 
 def used_layer_types(config: ConfigFile) -> frozenset[str]:
-    """The layer types that the config's layer_types names, empty where it has no such list."""
+    """The layer types that the config's layer_types names; empty without such a list."""
     named = config.values.get("layer_types")
     if named is None:
         return frozenset()
     if not isinstance(named, list) or len(named) > MAX_LAYERS or not all(isinstance(n, str) for n in named):
-        raise config.error("layer_types", f"is {shown(named)}, need a list of up to {MAX_LAYERS} names")
+        raise config.error("layer_types", f"is {shown(named)}, expected a list of up to {MAX_LAYERS} names")
     return frozenset(named)
 
 
 def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[str, Block | None]:
-    """The blocks by layer type, one named "" for a model with one; None where a layer type has no positions."""
+    """The blocks by layer type, or one named "" for all layers. The block is None if a layer type has no positions."""
     section = config.section(dialect.block)
     if family.default_block is not None and (
         section is None or (not section.values and dialect is not TRANSFORMERS_V5)
     ):
         raise config.error(
             dialect.block,
-            f"is missing, where transformers 5 fills in its own scaling for {family.model_type} and "
-            "transformers 4 may not: add rope_parameters, as the model was trained; transformers' own is "
+            f"is missing: transformers 5 then fills in its own scaling for {family.model_type}, and transformers 4 may not. "
+            "Add rope_parameters with the scaling that the model was trained with; transformers' own is "
             f'{family.default_block}, plain RoPE is {{"rope_type": "default"}}',
         )
     values = section.values if section else {}
@@ -70,13 +70,15 @@ def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[s
         if layers is None:
             return {"": whole}
         if not layers.flat or (values and dialect is TRANSFORMERS_V5):
-            told = "has one block for all layers" if values else "is missing"
-            raise config.error(dialect.block, f"{told}, but {family.model_type} reads one for each layer type: nest it")
+            state = "has one block for all layers" if values else "is missing"
+            raise config.error(
+                dialect.block, f"{state}, but {family.model_type} reads one for each layer type: nest it"
+            )
         return {FULL: whole, SLIDING: Block(config, dialect, family, {}, theta=_local_theta(config, dialect, family))}
     labels = [key for key, value in values.items() if value is None or isinstance(value, dict)]
     known = used_layer_types(config) | ({FULL, SLIDING} if layers else set())
     if len(labels) > MAX_LABELS:
-        raise config.error(dialect.block, f"has {len(labels)} objects, more layer types than {MAX_LABELS}")
+        raise config.error(dialect.block, f"has {len(labels)} objects, more than {MAX_LABELS} layer types")
     for key, value in values.items():
         if key not in labels:
             raise whole.error(key[:60], f"is unknown here (value {shown(value)}) beside layer types")
@@ -86,29 +88,29 @@ def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[s
             f"differs by layer type ({', '.join(labels)[:200]}), but layer_types names "
             f"{', '.join(sorted(known))[:200] or 'none'}: add layer_types, or state one block",
         )
-    found: dict[str, Block | None] = {}
+    blocks: dict[str, Block | None] = {}
     for label in labels:
         inner = values[label]
         theta = _local_theta(config, dialect, family) if label == SLIDING and layers and layers.flat else None
-        found[label] = None if inner is None else Block(config, dialect, family, inner, label, theta)
-    for label in sorted((used_layer_types(config) & _ROTATED) - found.keys()):
+        blocks[label] = None if inner is None else Block(config, dialect, family, inner, label, theta)
+    for label in sorted((used_layer_types(config) & _ROTATED) - blocks.keys()):
         raise config.error(dialect.block, f"has no block for {label}, which layer_types names: add it")
-    return found
+    return blocks
 
 
 def _local_theta(config: ConfigFile, dialect: Dialect, family: Family) -> tuple[str, float]:
-    """(where, base) of the sliding layers where their block says none."""
+    """(source, base) of the sliding layers if their block has none."""
     layers = family.layers
     assert layers is not None
     if layers.local_theta_key:
-        found = the_one({config.where(layers.local_theta_key): config.values.get(layers.local_theta_key)})
-        if found:
-            return found
+        given = the_one({config.where(layers.local_theta_key): config.values.get(layers.local_theta_key)})
+        if given:
+            return given
     top = config.values.get("rope_theta")
     if layers.shared_theta and top is not None and top != layers.local_theta:
         raise YarnEdgeError(
-            f"{config.where('rope_theta')} is {shown(top)}, which transformers 4 takes for the sliding layers too and "
-            f"transformers 5 does not ({layers.local_theta:g}): state rope_parameters by layer type"
+            f"{config.where('rope_theta')} is {shown(top)}, which transformers 4 uses for the sliding layers too, and "
+            f"transformers 5 does not (it uses {layers.local_theta:g}): state rope_parameters by layer type"
         )
     return (
         f"transformers' default for {family.model_type}, sliding layers ({dialect.block} is for the others)",

@@ -1,7 +1,7 @@
 """What a block's numbers mean to each method: one function per method, from a `Block` to its `RopeScaling`.
 
-Each returns the scalings by part: one part "" but for LongRoPE, whose two tables are chosen by the allocated context. Every
-field remembers where it came from.
+Each function returns the scalings by part: the single part "", except for LongRoPE, whose two tables are chosen by the
+allocated context. Every field records its source.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import MAX_CONTEXT, Method, RopeScaling, yarn_attention_factor
 
 Parts = dict[str, RopeScaling]
-Sourced = tuple[Any, str]  # a value and where it came from
-# key in the block -> the RopeScaling field that it sets as it stands
+Sourced = tuple[Any, str]  # a value and its source
+# a block's key -> the RopeScaling field with the same value
 _YARN_NUMBERS = {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "extrapolation_factor": "ext_factor"}
 
 
 def _complete(block: Block, base: RopeScaling, method: Method, fields: dict[str, Sourced]) -> RopeScaling:
-    """`base` with `fields`, the switches of the block and the flags on top."""
+    """`base` with `fields`, the block's switches, and the flags on top."""
     fields.setdefault("softmax_factor", (1.0, "none: only latent attention has one"))
     for key in ("truncate", "finetuned"):
         value = block.values.get(key)
@@ -53,7 +53,7 @@ def _linear(block: Block, base: RopeScaling, row: RopeType) -> Parts:
 
 
 def _ramp(block: Block) -> dict[str, Sourced]:
-    """ext_factor, the betas and truncate of a block."""
+    """A block's ext_factor, betas and truncate."""
     default = f"the default of {block.dialect.name}"
     fields: dict[str, Sourced] = {
         "ext_factor": (1.0, default),
@@ -66,14 +66,14 @@ def _ramp(block: Block) -> dict[str, Sourced]:
             fields[name] = block.number(key), block.where(key)
     truncate = block.values.get("truncate", True)
     if (block.label or block.family.layers) and truncate in (None, False):
-        nests = "" if block.label else f"{block.family.model_type} gets its block nested by layer type, and "
+        nests = "" if block.label else f"it nests the block of {block.family.model_type} by layer type, and "
         raise block.error(
             "truncate",
-            f"is {shown(truncate)}, which transformers reads beside the layer types and not inside one ({nests}"
-            "it is lost): its meaning here is open: remove it",
+            f"is {shown(truncate)}. transformers reads it beside the layer types and not inside one ({nests}"
+            "there it is lost), so its meaning here is open: remove it",
         )
     if truncate is None:
-        fields["truncate"] = False, f"{block.where('truncate')} (null, which transformers takes as false)"
+        fields["truncate"] = False, f"{block.where('truncate')} (null, which transformers reads as false)"
     return fields
 
 
@@ -90,7 +90,7 @@ def _yarn(block: Block, base: RopeScaling, row: RopeType) -> Parts:
 
 
 def _attention(block: Block, row: RopeType, factor: float) -> Sourced:
-    """(A, where it came from)."""
+    """A and its source."""
     explicit, multiplier = block.number("attention_factor"), block.number("attn_factor")
     mscale, all_dim = block.number("mscale"), block.number("mscale_all_dim")
     log_multiplier = block.dialect.log_multiplier if row.log_multiplier is None else row.log_multiplier
@@ -99,8 +99,8 @@ def _attention(block: Block, row: RopeType, factor: float) -> Sourced:
     if block.dialect is NOUS_LLAMA and block.config.values.get("model_type") == "mistral":
         raise block.error(
             "finetuned",
-            "names the Nous code, whose Mistral form uses 0.07 ln s + 1 and not 0.1, and betas of 128 and 2, but no "
-            "modeling file tells which it was: pass --yarn-attention-factor, --yarn-beta-fast and --yarn-beta-slow",
+            "is a key of the Nous code, whose Mistral form uses 0.07 ln s + 1 instead of 0.1 ln s + 1, and betas of 128 and 2. "
+            "No modeling file says which form this is: pass --yarn-attention-factor, --yarn-beta-fast and --yarn-beta-slow",
         )
     if multiplier is not None:
         return default * multiplier, f"{block.where('attn_factor')} * ({formula})"
@@ -108,7 +108,7 @@ def _attention(block: Block, row: RopeType, factor: float) -> Sourced:
         if "factor" in block.flags:
             raise block.error(
                 "attention_factor",
-                f"is {explicit!r} and was made for another factor than --yarn-factor: pass --yarn-attention-factor too",
+                f"is {explicit!r} and was made for a factor other than --yarn-factor: pass --yarn-attention-factor too",
             )
         return explicit, block.where("attention_factor")
     if block.dialect.both_mscales and bool(mscale) != bool(all_dim):
@@ -116,7 +116,7 @@ def _attention(block: Block, row: RopeType, factor: float) -> Sourced:
         raise block.error(
             key,
             f"is {mscale or all_dim} and {other} is {shown(block.values.get(other))}: the {block.dialect.name} code and "
-            f"transformers differ on one alone; give both, or pass --yarn-attention-factor",
+            f"transformers differ if there is only one; set both, or pass --yarn-attention-factor",
         )
     if mscale and all_dim:
         ratio = yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
@@ -125,12 +125,12 @@ def _attention(block: Block, row: RopeType, factor: float) -> Sourced:
 
 
 def _dynamic_ntk(block: Block, base: RopeScaling, row: RopeType) -> Parts:
-    """transformers' `_compute_dynamic_ntk_parameters` and the Nous code alike: L is max_position_embeddings."""
+    """L is max_position_embeddings, as in transformers' `_compute_dynamic_ntk_parameters` and in the Nous code."""
     given = block.origin(row)
     if given and given[1] != base.original_context:
         raise YarnEdgeError(
-            f"{given[0]} is {given[1]}, but dynamic NTK takes its angles from the current length over "
-            f"{base.source('original_context')} {base.original_context}: which one is meant?"
+            f"{given[0]} is {given[1]}, but dynamic NTK computes its angles from the current length over "
+            f"{base.source('original_context')} {base.original_context}: which one is right?"
         )
     fields: dict[str, Sourced] = {
         "factor": (block.needed("factor"), block.where("factor")),
@@ -140,25 +140,25 @@ def _dynamic_ntk(block: Block, base: RopeScaling, row: RopeType) -> Parts:
 
 
 def _dynamic_yarn(block: Block, base: RopeScaling, row: RopeType) -> Parts:
-    """The Nous code: plain up to L, then s = length / L. The block's factor is read by nothing, so it says nothing here."""
+    """The Nous code: plain up to L, then s = length / L. Nothing reads the block's factor, so it is ignored here."""
     if not block.dialect.attn_factor_multiplies:
         raise block.error(
-            "type", "is 'dynamic-yarn', which only the Nous code has, and no modeling file names that code"
+            "type", "is 'dynamic-yarn', which only the Nous code has, but no modeling file names that code"
         )
     given = block.origin(row)
     assert given is not None
     if given[1] != base.original_context or block.values.get("finetuned") is True:
         raise YarnEdgeError(
             f"{given[0]} is {given[1]}, {base.source('original_context')} {base.original_context} and finetuned "
-            f"{block.values.get('finetuned')!r}: the Nous codes disagree on dynamic YaRN after fine-tuning; "
-            "state type yarn and the factor"
+            f"{block.values.get('finetuned')!r}: the versions of the Nous code disagree on dynamic YaRN after fine-tuning; "
+            "use type yarn and its factor"
         )
     if block.number("attn_factor") is not None:
         raise block.error(
-            "attn_factor", "with dynamic YaRN is not supported: remove it, or state type yarn and the factor"
+            "attn_factor", "with dynamic YaRN is not supported: remove it, or use type yarn and its factor"
         )
     fields = _ramp(block) | {
-        "factor": (1.0, "none: the current length decides"),
+        "factor": (1.0, "none: it depends on the current length"),
         "attention_factor": (
             1.0,
             f"at the original context; {block.dialect.log_multiplier} ln(length / original) + 1 beyond",
@@ -168,7 +168,7 @@ def _dynamic_yarn(block: Block, base: RopeScaling, row: RopeType) -> Parts:
 
 
 def _llama3(block: Block, base: RopeScaling, row: RopeType) -> Parts:
-    """Llama 3.1's rule as a table of factors; the context is max_position_embeddings, whatever factor says."""
+    """Llama 3.1's rule as a table of factors. The context is max_position_embeddings, whatever the factor is."""
     where, origin = block.origin(row) or (base.source("original_context"), base.original_context)
     factor, low, high = (block.needed(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     for key, value, least in (
@@ -177,9 +177,11 @@ def _llama3(block: Block, base: RopeScaling, row: RopeType) -> Parts:
         ("high_freq_factor", high, 1e-6),
     ):
         if not least <= value <= 1e6:
-            raise block.error(key, f"is {value!r}, need a number from {least:g} to 1e+06")
+            raise block.error(key, f"is {value!r}, expected a number from {least:g} to 1e+06")
     if high <= low:
-        raise block.error("high_freq_factor", f"is {high:g} and low_freq_factor is {low:g}: it must be the larger one")
+        raise block.error(
+            "high_freq_factor", f"is {high:g} and low_freq_factor is {low:g}: high_freq_factor must be larger"
+        )
     _within(base, where, origin)
     factors = rope.llama3_factors(base.dim, base.rope_theta, origin, factor, low, high)
     fields: dict[str, Sourced] = {
@@ -200,13 +202,13 @@ def _within(base: RopeScaling, where: str, origin: int) -> None:
 
 
 def _longrope(block: Block, base: RopeScaling, row: RopeType) -> Parts:
-    """A table for contexts up to the original one, a table for longer ones, one A for both (transformers' longrope)."""
+    """A table for contexts up to the original one, another for longer ones, and one A for both (transformers' longrope)."""
     where, origin = block.origin(row) or (base.source("original_context"), base.original_context)
     _within(base, where, origin)
     given = block.number("factor")
     factor = base.original_context / origin if given is None else given
     if not 1 <= factor <= MAX_CONTEXT:
-        raise block.error("factor", f"is {shown(given)}, need a number from 1 to {MAX_CONTEXT}")
+        raise block.error("factor", f"is {shown(given)}, expected a number from 1 to {MAX_CONTEXT}")
     attention = block.number("attention_factor"), block.where("attention_factor")
     if attention[0] is None:
         if origin < 2:
@@ -226,10 +228,10 @@ def _table(block: Block, key: str, n_pairs: int) -> tuple[float, ...]:
     if not isinstance(values, list):
         raise block.error(key, "is missing: add it" if values is None else f"is {shown(values)}, not a list of numbers")
     if len(values) != n_pairs:
-        raise block.error(key, f"has {len(values)} numbers, need {n_pairs}, one for each rotated pair")
+        raise block.error(key, f"has {len(values)} numbers, expected {n_pairs}, one for each rotated pair")
     for index, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= 1e6:
-            raise block.error(f"{key}[{index}]", f"is {shown(value)}, need a number from 1e-06 to 1e+06")
+            raise block.error(f"{key}[{index}]", f"is {shown(value)}, expected a number from 1e-06 to 1e+06")
     return tuple(map(float, values))
 
 
@@ -245,12 +247,12 @@ METHODS: dict[Method, Callable[[Block, RopeScaling, RopeType], Parts]] = {
 
 
 def read_block(block: Block) -> Parts:
-    """The scalings that a block asks for, by part. Raises YarnEdgeError for whatever is unknown, missing or contradictory."""
+    """The scalings of a block, by part. Raises YarnEdgeError for anything unknown, missing or contradictory."""
     row = block.rope_type()
     base = block.plain()
     assert row.method is not None
     if row.method not in ("none", "yarn") and block.flags.keys() - (
         {"original_context"} if row.method == "linear" else set()
     ):
-        raise block.config.error(block.name, f"asks for {row.method} scaling: the --yarn-… flags are for YaRN")
+        raise block.config.error(block.name, f"has {row.method} scaling: the --yarn-… flags are for YaRN")
     return METHODS[row.method](block, base, row)

@@ -1,8 +1,8 @@
-"""A checkpoint's config -> how its positions are scaled, by the rules of its dialect and its family.
+"""How a checkpoint's config scales positions, by the rules of its dialect and its family.
 
-`read_positions` tells all: the scalings by layer type or allocated context, and what else acts on positions. `read_scaling`
-is for models with one scaling. Nothing is guessed and nothing is dropped: what is unknown, missing or contradictory is an
-error that names file, key, value and remedy.
+`read_positions` returns everything: the scalings by layer type or allocated context, and what else acts on positions.
+`read_scaling` is for models with one scaling. Nothing is guessed or dropped: an unknown, missing or contradictory value is
+an error that names the file, the key, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from yarn_edge.positions.scaling import MAX_CONTEXT, RAMPED_METHODS, RopeScaling
 
 @dataclass(frozen=True)
 class Positions:
-    """All that a config says of positions.
+    """Everything that a config says about positions.
 
-    `dialect` is a name for people. `parts`: one scaling named "" for a model with one; else by layer type
-    ("full_attention"), or, LongRoPE, by allocated context ("up to 4096 tokens"). `notes`: what besides rope acts on positions.
+    dialect: its name, for people. parts: one scaling named "" for a model with one; else by layer type ("full_attention") or,
+    for LongRoPE, by allocated context ("up to 4096 tokens"). notes: what acts on positions besides rope.
     """
 
     dialect: str
@@ -39,7 +39,7 @@ class Positions:
 def read_positions(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDES) -> Positions:
     """Every scaling of a config, with `overrides` on top.
 
-    Raises YarnEdgeError for anything unknown, missing, contradictory or not representable.
+    Raises YarnEdgeError for anything unknown, missing, contradictory or impossible to represent.
     """
     dialect = recognise(config)
     if dialect is MISTRAL_PARAMS:
@@ -58,7 +58,7 @@ def read_positions(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDE
 
 
 def read_scaling(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
-    """The one scaling of a config: see read_positions. Raises YarnEdgeError naming the parts where they differ."""
+    """The one scaling of a config, see `read_positions`. Raises YarnEdgeError with the names of the parts if they differ."""
     parts = read_positions(config, overrides).parts
     first, *others = parts.values()
     if any(first.differences(other) or first.extended_context != other.extended_context for other in others):
@@ -81,19 +81,20 @@ def _read_blocks(
     flagged = scaled[0] if len(scaled) == 1 else next(iter(blocks))
     if flags and len(blocks) > 1 and len(scaled) != 1:
         raise text.error(
-            dialect.block, f"differs by layer type ({', '.join(blocks)}): the --yarn-… flags cannot tell which"
+            dialect.block,
+            f"differs by layer type ({', '.join(blocks)}): the --yarn-… flags cannot say which one they mean",
         )
     for label, block in blocks.items():
         if block is None:
             notes.append(f"{text.where(dialect.block)}.{label} is null: those layers have no positions")
             continue
-        found = read_block(replace(block, flags=flags) if label == flagged else block)
-        if label and len(found) > 1:
+        scalings = read_block(replace(block, flags=flags) if label == flagged else block)
+        if label and len(scalings) > 1:
             raise block.error("rope_type", f"is LongRoPE for {label} alone: that is not supported")
         if label and used and label not in used:
-            notes.append(f"{text.where(dialect.block)}.{label} is for a layer type that no layer has")
+            notes.append(f"{text.where(dialect.block)}.{label} is for a layer type that the model does not have")
             continue
-        parts |= {label or part: scaling for part, scaling in found.items()}
+        parts |= {label or part: scaling for part, scaling in scalings.items()}
     if not parts:
         raise text.error("layer_types", f"names no layer type of {dialect.block} ({', '.join(blocks)[:200]})")
     if flags and [s.method for s in parts.values()] == ["none"]:
@@ -103,18 +104,18 @@ def _read_blocks(
 
 
 def _check_ramp(config: ConfigFile, scaling: RopeScaling) -> None:
-    """Refuse a ramp that ends before it starts: transformers' then runs backwards, ours and ggml's is a step."""
+    """Refuse a ramp that ends before it starts: transformers then runs it backwards, we and ggml make it a step."""
     if scaling.method not in RAMPED_METHODS or scaling.ramp != "index":
         return
     low, high = correction_range(scaling)
     if low > high:
-        told = ", ".join(
+        causes = ", ".join(
             f"{name} {getattr(scaling, name):g} ({scaling.source(name)})"
             for name in ("rope_theta", "original_context", "beta_fast", "beta_slow")
         )
         raise YarnEdgeError(
             f"{config.name}: the ramp of {scaling.method} would start at correction dimension {low:g} and end at {high:g}: "
-            f"backwards in transformers, a step in llama.cpp. It comes from {told}: correct what is wrong"
+            f"backwards in transformers, a step in llama.cpp. It comes from {causes}: correct the wrong value"
         )
 
 
@@ -137,10 +138,10 @@ def _overridden(config: ConfigFile, base: RopeScaling, overrides: ScalingOverrid
 def _frozen(
     config: ConfigFile, dialect: Dialect, parts: Mapping[str, RopeScaling], length: int
 ) -> dict[str, RopeScaling]:
-    """The static scalings that dynamic ones are at `length` tokens, and of LongRoPE's tables the one for that context."""
+    """The static form of dynamic scalings at `length` tokens; of LongRoPE's tables, the one for that context."""
     source = f"--freeze-at {length}"
     if isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= MAX_CONTEXT:
-        raise YarnEdgeError(f"--freeze-at is {shown(length)}, need a whole number from 1 to {MAX_CONTEXT}")
+        raise YarnEdgeError(f"--freeze-at is {shown(length)}, expected a whole number from 1 to {MAX_CONTEXT}")
     if all(s.method == "longrope" for s in parts.values()):
         short, long = parts.items()
         name, scaling = short if length <= int(short[0].split()[2]) else long
@@ -165,13 +166,13 @@ def _freeze(scaling: RopeScaling, dialect: Dialect, length: int, source: str) ->
     if scaling.method == "dynamic-yarn":
         attention = yarn_attention_factor(factor, dialect.log_multiplier)
         return scaling.with_overrides(source, method="yarn", factor=factor, attention_factor=attention)
-    # NTK's factor is no ratio of contexts (transformers: f l/L - (f - 1)), and its angles do not depend on an original
-    # context: so that one is stated whose product with the factor stays within `length`, where people may go.
+    # NTK's factor is not a ratio of contexts (transformers: f l/L - (f - 1)), and its angles do not depend on an original
+    # context. The one stated here keeps its product with the factor within `length`, the context that users may fill.
     return scaling.with_overrides(source, method="ntk", factor=factor, original_context=max(1, int(length / factor)))
 
 
 def _check_params(config: ConfigFile, params: ConfigFile, parts: Mapping[str, RopeScaling]) -> None:
-    """Mistral's params.json beside config.json must say the same."""
+    """Mistral's params.json, if it lies beside config.json, must agree with it."""
     longest = next(iter(parts.values())).original_context
     other = read_params(params, longest)[0][""]
     for scaling in parts.values():

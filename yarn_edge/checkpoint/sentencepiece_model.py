@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer.model (SentencePiece), as the reference that a GGUF has to equal.
+"""A checkpoint's tokenizer.model (SentencePiece) as the reference for a GGUF's tokens.
 
-It is run by the `sentencepiece` library; added tokens are cut out of the text first, as transformers does. The kinds of
-its pieces are not in that library's API, so the few fields that matter are read from the protobuf message itself.
+The `sentencepiece` library runs it; added tokens are cut out of the text first, as in transformers. That library's API
+does not show the kinds of pieces, so the few fields that matter are read from the protobuf message itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 @dataclass(frozen=True)
 class VocabularyPiece:
-    """One entry of a SentencePiece model; `kind` counts as in GGUF: 1 normal, 2 unknown, 3 control, … 6 byte."""
+    """One entry of a SentencePiece model. kind: numbered as in GGUF: 1 normal, 2 unknown, 3 control, … 6 byte."""
 
     text: str
     score: float
@@ -37,9 +37,9 @@ class VocabularyPiece:
 
 
 class SentencePieceReference(Reference):
-    """`tokenizer.model`, with BOS and EOS where add_bos_token and add_eos_token of tokenizer_config.json are true.
+    """`tokenizer.model`, with BOS and EOS if add_bos_token and add_eos_token of tokenizer_config.json are true.
 
-    pieces: of the model itself. ids: of "bos", "eos", "unk", "pad", as far as model or config name them.
+    pieces: those of the model itself. ids: of "bos", "eos", "unk" and "pad", as far as the model or the config names them.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -62,9 +62,7 @@ class SentencePieceReference(Reference):
             ) from error
         self.vocabulary = {piece.text: index for index, piece in enumerate(self.pieces)}
         if len(self.vocabulary) != len(self.pieces):
-            raise YarnEdgeError(
-                f"{self.source}: the same piece stands there twice; add the checkpoint's tokenizer.json"
-            )
+            raise YarnEdgeError(f"{self.source}: the same piece appears twice; add the checkpoint's tokenizer.json")
         self.markup = {i: Markup(p.text, p.kind != 4, False) for i, p in enumerate(self.pieces) if p.kind in (2, 3, 4)}
         self._read_added(checkpoint)
         self._id_of = {m.content: index for index, m in self.markup.items()}
@@ -81,7 +79,7 @@ class SentencePieceReference(Reference):
         for name, index in read_json_if_there(file).items():
             if type(index) is not int or index < 0:
                 raise YarnEdgeError(
-                    f"{file}: {one_line(repr(name), 60)} is {one_line(repr(index), 60)}, expected an id"
+                    f"{file}: {one_line(repr(name), 60)} is {one_line(repr(index), 60)}, expected a token id"
                 )
             self._add(index, Markup(name, name in special, False))
         for key, token in (self.config.get("added_tokens_decoder") or {}).items():
@@ -143,24 +141,24 @@ class SentencePieceReference(Reference):
 def _pieces(source: Path, data: bytes) -> Iterator[VocabularyPiece]:
     """The pieces of a serialized ModelProto (sentencepiece_model.proto: pieces = 1, trainer_spec = 2)."""
     kind = 1  # trainer_spec.model_type: 1 unigram (the default), 2 BPE
-    found = []
+    pieces = []
     for number, value in _fields(data):
         if number == 1:
             piece = dict(_fields(value))
             score = struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0
-            found.append(VocabularyPiece(bytes(piece.get(1, b"")).decode("utf-8"), score, piece.get(3, 1)))
+            pieces.append(VocabularyPiece(bytes(piece.get(1, b"")).decode("utf-8"), score, piece.get(3, 1)))
         elif number == 2:
             kind = dict(_fields(value)).get(3, 1)
-    if not found:
+    if not pieces:
         raise ValueError("no pieces")
     if kind != 2:
         name = {1: "Unigram", 3: "word", 4: "character"}.get(kind, str(kind))
         raise YarnEdgeError(f"{source}: trainer_spec.model_type is {name}; only BPE is supported")
-    yield from found
+    yield from pieces
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a protobuf message: int for varints, bytes else (protobuf.dev/encoding)."""
+    """(number, value) of each field of a protobuf message: int for varints, else bytes (protobuf.dev/encoding)."""
     at = 0
 
     def varint() -> int:
@@ -183,6 +181,6 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
             raise ValueError("not a protobuf message")
         size = varint() if tag & 7 == 2 else {1: 8, 5: 4}[tag & 7]
         if size > len(data) - at:
-            raise ValueError("a field passes the end")
+            raise ValueError("a field extends past the end")
         yield tag >> 3, data[at : at + size]
         at += size

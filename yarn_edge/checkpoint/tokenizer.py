@@ -1,7 +1,7 @@
-"""A checkpoint's own tokenizer.json, as the reference that a GGUF has to equal.
+"""A checkpoint's own tokenizer.json as the reference for a GGUF's tokens.
 
-It is run by the `tokenizers` library, with the extra special tokens of tokenizer_config.json added the way
-transformers 5 adds them, but without transformers. For checkpoints with only a tokenizer.model: `sentencepiece_model`.
+The `tokenizers` library runs it, with the extra special tokens of tokenizer_config.json added as transformers 5 adds
+them, but without transformers. `sentencepiece_model` is for checkpoints that have only a tokenizer.model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 @dataclass(frozen=True)
 class Markup:
-    """A token that is cut out of the text before anything else. strips: it swallows white space, or wants word ends."""
+    """A token that is cut out of the text before anything else. strips: it swallows white space, or needs word ends."""
 
     content: str
     special: bool
@@ -29,22 +29,22 @@ class Markup:
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, {} if there is no such file. Raises YarnEdgeError for anything else."""
+    """The JSON object in `path`, {} if the file does not exist. Raises YarnEdgeError for anything else."""
     return read_json(path) if path.exists() else {}
 
 
 def token_text(value: object) -> str | None:
-    """The text of a token written as "x" or as {"content": "x", …}; None for null and for what is no token."""
+    """The text of a token written as "x" or as {"content": "x", …}; None for null and anything else."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None
 
 
 class Reference:
-    """Calling it with (text, add_special) gives the checkpoint's token ids.
+    """A checkpoint's tokenizer: calling it with (text, add_special) returns token ids.
 
-    source: the file it was read from. settings: tokenizer.json without its model ({} for a SentencePiece model).
-    markup: added tokens by id. vocabulary: id by text, added tokens included. notes: decisions worth telling.
+    source: the file that it was read from. settings: tokenizer.json without its model ({} for a SentencePiece model).
+    markup: added tokens by id. vocabulary: ids by text, with the added tokens. notes: decisions that users should know.
     """
 
     source: Path
@@ -59,16 +59,16 @@ class Reference:
 
     @property
     def prepends_space_once(self) -> bool:
-        """True if only the start of the whole text gets a space, not what follows a special token."""
+        """Whether only the start of the whole text gets a space, and text after a special token does not."""
         raise NotImplementedError
 
     @property
     def spares_second_space(self) -> bool:
-        """True if a text that begins with a space gets no other one in front."""
+        """Whether a text that begins with a space gets no second one."""
         return False
 
     def added_around(self) -> tuple[list[int], list[int]]:
-        """The ids that are put before and after a text; llama.cpp can add one BOS and one EOS, so more is an error."""
+        """The ids added before and after a text. llama.cpp can add one BOS and one EOS, so more of them are an error."""
         for text in ("a", "Hello", " the", "1"):
             plain, full = self(text, False), self(text, True)
             starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
@@ -78,14 +78,14 @@ class Reference:
             if len(prefix) > 1 or len(suffix) > 1:
                 raise YarnEdgeError(
                     f"{self.source}: post_processor puts {prefix} before and {suffix} after a text; "
-                    "llama.cpp can add one token on each side"
+                    "llama.cpp can only add one token on each side"
                 )
             return prefix, suffix
-        raise YarnEdgeError(f"{self.source}: gives no tokens for plain letters; the vocabulary is broken")
+        raise YarnEdgeError(f"{self.source}: returns no tokens for plain letters; the vocabulary is broken")
 
 
 class TokenizersReference(Reference):
-    """`tokenizer.json`. As in transformers 5, add_bos_token and add_eos_token of tokenizer_config.json do not count."""
+    """`tokenizer.json`. As in transformers 5, add_bos_token and add_eos_token of tokenizer_config.json are ignored."""
 
     def __init__(self, checkpoint: Path) -> None:
         from tokenizers import Tokenizer
@@ -105,7 +105,7 @@ class TokenizersReference(Reference):
             self._add_tokens()
         except (YarnEdgeError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the library raises nothing narrower, and its panics are no Exception
+        except BaseException as error:  # the library raises nothing narrower, and its panics are not Exceptions
             raise self._refused(error) from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -116,21 +116,21 @@ class TokenizersReference(Reference):
         }
 
     def _refused(self, error: BaseException) -> YarnEdgeError:
-        told = one_line(str(error) or type(error).__name__, 200)
-        return YarnEdgeError(f"{self.source}: the tokenizers library refuses it: {told}; download the file again")
+        reason = one_line(str(error) or type(error).__name__, 200)
+        return YarnEdgeError(f"{self.source}: the tokenizers library refuses it: {reason}; download the file again")
 
     def _check_ids(self) -> None:
-        """The library silently renumbers added tokens whose ids leave a hole; the embedding is not renumbered."""
+        """The library silently renumbers added tokens whose ids leave a gap, but nothing renumbers the embeddings."""
         for token in self.settings.get("added_tokens") or []:
-            found = self.tokenizer.token_to_id(token["content"])
-            if found != token["id"]:
+            index = self.tokenizer.token_to_id(token["content"])
+            if index != token["id"]:
                 raise YarnEdgeError(
                     f"{self.source}: added_tokens gives {one_line(repr(token['content']), 60)} the id {token['id']}, "
-                    f"the tokenizers library {found}; ids must follow the vocabulary without holes"
+                    f"the tokenizers library {index}; ids must follow the vocabulary without gaps"
                 )
 
     def _add_tokens(self) -> None:
-        """What transformers adds after loading: added_tokens_decoder in the order of its ids, then the named tokens."""
+        """Add what transformers adds after loading: added_tokens_decoder in the order of its ids, then the named tokens."""
         from tokenizers import AddedToken
 
         flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -160,7 +160,7 @@ class TokenizersReference(Reference):
 
 
 def tokenizer_config(checkpoint: Path) -> dict[str, Any]:
-    """tokenizer_config.json; special_tokens_map.json counts if it has no added_tokens_decoder (transformers 5)."""
+    """tokenizer_config.json, with special_tokens_map.json on top if it has no added_tokens_decoder (transformers 5)."""
     config = read_json_if_there(checkpoint / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config |= read_json_if_there(checkpoint / "special_tokens_map.json")
@@ -174,7 +174,9 @@ def tokenizer_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else tokenizer_config.json's (of named templates "default"), else chat_template.json."""
+    """The text of chat_template.jinja, else tokenizer_config.json's template (or the one named "default"), else that of
+    chat_template.json; None if there is none.
+    """
     file = checkpoint / "chat_template.jinja"
     if file.exists():
         try:
@@ -193,7 +195,7 @@ def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
                 template.encode()
             except UnicodeEncodeError as error:
                 raise YarnEdgeError(
-                    f"{checkpoint}: chat_template has half a character (a lone surrogate) at {error.start}: correct it"
+                    f"{checkpoint}: chat_template has half a character (a lone surrogate) at position {error.start}: correct it"
                 ) from error
             return template
         if template is not None:
@@ -204,7 +206,7 @@ def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def special_texts(config: Mapping[str, Any]) -> list[str]:
-    """Texts that tokenizer_config.json declares special: the named tokens, further `*_token` keys, and the lists."""
+    """The texts that tokenizer_config.json declares special: the named tokens, further `*_token` keys, and the lists."""
     further = [key for key in config if key.endswith("_token") and key not in NAMED and isinstance(config[key], str)]
     values: list[object] = [config.get(key) for key in (*NAMED, *further)]
     for key in _LISTS:
@@ -215,7 +217,7 @@ def special_texts(config: Mapping[str, Any]) -> list[str]:
 
 
 def steps(component: object) -> Iterator[dict[str, Any]]:
-    """The steps of a pre_tokenizer or normalizer of tokenizer.json, with every Sequence flattened."""
+    """The steps of a pre_tokenizer or normalizer in tokenizer.json, with every Sequence flattened."""
     if not isinstance(component, dict):
         return
     if component.get("type") == "Sequence":
@@ -226,7 +228,7 @@ def steps(component: object) -> Iterator[dict[str, Any]]:
 
 
 def _check_bpe(source: Path, model: Mapping[str, Any]) -> None:
-    """Refuse what the tokenizers library answers with a message that names neither key nor value."""
+    """Refuse what the tokenizers library rejects with a message that names neither key nor value."""
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not vocab or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise YarnEdgeError(f"{source}: model.vocab is not a table of ids by token; download the file again")

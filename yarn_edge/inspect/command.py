@@ -19,8 +19,8 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import ScalingOverrides, add_freeze_flag
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.inspect.findings import examine
-from yarn_edge.inspect.patient import Finding, Patient
+from yarn_edge.inspect.findings import Finding, examine
+from yarn_edge.inspect.patient import Patient
 from yarn_edge.inspect.plot import plot_scaling
 from yarn_edge.llama_rules.description import CANONICAL, is_described
 from yarn_edge.llama_rules.file_positions import FilePositions

@@ -1,4 +1,4 @@
-"""A GGUF under examination: its header and positions as far as they can be read, and the commands that would mend it."""
+"""A GGUF under examination: its header, the readings of its positions, and the commands that would fix it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.declared import open_attention_factor
 from yarn_edge.llama_rules.description import is_described
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, AngleError, angle_error
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.planner import plan_rope
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
@@ -18,23 +19,11 @@ PATCH = "yarn-edge patch MODEL.gguf -o FIXED.gguf"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One illness: its name, what it is, the evidence in the file, and what to do."""
-
-    name: str
-    what: str
-    evidence: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.what}. Evidence: {self.evidence}. Remedy: {self.remedy}"
-
-
-@dataclass(frozen=True)
 class Patient:
-    """A file and its readings; None where a reading was refused. refusals: why.
+    """A file and its readings; a refused reading is None. refusals: the reasons.
 
-    arguments: what a plain `llama_cpp.Llama` needs, None where nothing helps or a reading was refused.
+    arguments: what a plain `llama_cpp.Llama` needs to run the file as wanted; None if no arguments help, or if a reading was
+    refused.
     """
 
     file: GGUFFile
@@ -46,7 +35,7 @@ class Patient:
 
     @classmethod
     def of(cls, positions: FilePositions) -> Patient:
-        """The readings of a file."""
+        """The file of `positions`, with every reading that succeeds."""
         refusals: list[str] = []
 
         def read(reading: Callable[[], RopeScaling]) -> RopeScaling | None:
@@ -62,15 +51,22 @@ class Patient:
         return cls(positions.file, declared, effective, wanted, arguments, tuple(dict.fromkeys(refusals)))
 
     def key(self, name: str) -> str:
+        """The full name of `{arch}.rope.scaling.{name}`."""
         return f"{self.file.architecture}.rope.scaling.{name}"
 
     def raw(self, name: str) -> Any:
-        """A key's value as it stands, None where absent."""
+        """The unchecked value of a scaling key, None if it is absent."""
         return self.file.metadata.get(self.key(name))
 
     def number(self, name: str) -> float | None:
+        """The value of a scaling key if it is a number, else None."""
         value = self.raw(name)
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    @property
+    def is_yarn(self) -> bool:
+        """Whether the scaling type is "yarn"."""
+        return bool(self.raw("type") == "yarn")
 
     @property
     def is_ours(self) -> bool:
@@ -79,45 +75,61 @@ class Patient:
 
     @property
     def unclear_factor(self) -> float | None:
-        """A yarn_attn_factor whose meaning is open: written for A itself, and for what multiplies it."""
+        """A yarn_attn_factor with an open meaning: converters write both A itself and a multiplier of A there."""
         return open_attention_factor(self.file)
 
+    @property
+    def error(self) -> AngleError | None:
+        """How far what runs is from what is wanted; None if they agree or either is unknown."""
+        if self.effective is None or self.wanted is None:
+            return None
+        error = angle_error(self.effective, self.wanted)
+        return error if error.any_difference else None
+
+    @property
+    def own_factors(self) -> tuple[float, ...]:
+        """The values by which the file's own tensor divides the frequencies, () without one; (0.0,) if they are unknown.
+
+        They are all 1 after a patch that turned a baked file into plain YaRN.
+        """
+        if FREQUENCY_FACTORS not in self.file.tensors:
+            return ()
+        reading = self.effective or self.declared
+        return (0.0,) if reading is None or reading.frequency_factors is None else reading.frequency_factors
+
     def patch(self, *flags: str) -> str:
-        """The patch command with `flags`, and with one for what the file leaves open besides."""
-        told = list(flags)
+        """The patch command with `flags`, plus a flag for each value that the file leaves open."""
+        needed = list(flags)
         if self.is_yarn and not self.is_ours and self.raw("original_context_length") is None:
-            told.append("--yarn-orig-ctx N")
+            needed.append("--yarn-orig-ctx N")
         if self.unclear_factor is not None and not any("--yarn-attention-factor" in flag for flag in flags):
-            told.append("--yarn-attention-factor A")
-        return f"{PATCH} {' '.join(told or ['--repair'])}"
+            needed.append("--yarn-attention-factor A")
+        return f"{PATCH} {' '.join(needed or ['--repair'])}"
 
     @property
     def repair(self) -> str:
-        """What makes the file run what it says; where no file can, the arguments."""
+        """How to make the file run what it describes; the runtime arguments if no file can."""
         if self.unclear_factor is not None:
             own, factor = self.unclear_factor, yarn_attention_factor(self.number("factor") or 1.0)
             return (
-                f"{self.patch()}, where A is {own:.10g} if the checkpoint's config has it as attention_factor (A itself), "
-                f"{own * factor:.10g} if it is attn_factor of the Nous code (a multiplier)"
+                f"{self.patch()}, where A is {own:.10g} if the checkpoint's config has this value as attention_factor (A itself), "
+                f"{own * factor:.10g} if it is the Nous code's attn_factor (a multiplier)"
             )
         if self.wanted is None:
-            return f"{self.patch()}, which says what can be carried"
+            return f"{self.patch()}, which reports what a file can carry"
         try:
             form = plan_rope(self.wanted, self.file.architecture).form
         except YarnEdgeError:
             return (
-                f"no GGUF of architecture {self.file.architecture} carries this, nor do arguments: run it elsewhere, or live "
-                "with these numbers"
+                f"no GGUF of architecture {self.file.architecture} carries this, and no runtime arguments help: run the model "
+                "elsewhere, or accept these errors"
             )
         if form != "arguments":
             return f"{self.patch()} (exact in every llama.cpp program)"
         if not self.arguments:
             return f"{self.patch()}; the file then needs runtime arguments, which yarn-edge passes by itself"
-        told = ", ".join(f"{k}={v!r}" for k, v in self.arguments.items())
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return (
-            f"yarn-edge passes it by itself; elsewhere llama_cpp.Llama(path, {told}): no GGUF of this architecture can"
+            f"yarn-edge passes it by itself; elsewhere use llama_cpp.Llama(path, {arguments}): no GGUF of this architecture "
+            "carries it"
         )
-
-    @property
-    def is_yarn(self) -> bool:
-        return bool(self.raw("type") == "yarn")

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a file: which keys each architecture honors, the positions that result, how to carry others.
+"""What llama.cpp does with a file: which keys each architecture honors, the resulting positions, and how to carry others.
 
-May import: positions and gguf. The rules are simulated here; llama.cpp itself is not called.
+May import positions and gguf. The rules are simulated here, without calling llama.cpp.
 """

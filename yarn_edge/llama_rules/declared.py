@@ -25,20 +25,20 @@ from yarn_edge.llama_rules.effective import (
 from yarn_edge.llama_rules.honoured import HONOURED, Honoured
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
-NOT_IN_THE_FILE = "llama.cpp's default for"  # begins the source of a value that no key tells
+NOT_IN_THE_FILE = "llama.cpp's default for"  # the source of a value without a key begins with this
 
 
 def declared(file: GGUFFile) -> RopeScaling:
-    """What the keys of `{arch}.rope.*` say, read literally, whether or not the runtime honours each of them.
+    """What the keys of `{arch}.rope.*` say, read literally, whether or not the runtime honors each of them.
 
-    Factors multiply: A = (0.1 ln s + 1 for yarn, else 1) * rope.scaling.attn_factor * rope.scaling.yarn_attn_factor; where the
-    architecture has yarn_log_multiplier, that takes part by llama.cpp's rule. A yarn_attn_factor that is 0.1 ln s + 1 itself
-    is A spelled out (OLMo 3), not a multiplier.
+    Factors multiply: A = (0.1 ln s + 1 for yarn, else 1) * rope.scaling.attn_factor * rope.scaling.yarn_attn_factor. If the
+    architecture has yarn_log_multiplier, llama.cpp's rule for it applies too. A yarn_attn_factor equal to 0.1 ln s + 1 is A
+    spelled out (OLMo 3), not a multiplier.
     """
     arch = file.architecture
     factors = file_frequency_factors(file)
     kind = scaling_type(file)
-    factor = file_factor(file) or 1.0  # llama.cpp takes 0 as 1
+    factor = file_factor(file) or 1.0  # llama.cpp reads 0 as 1
     if kind not in ROPE_SCALING_TYPES:
         raise YarnEdgeError(f"{file.path}: {arch}.rope.scaling.type {kind!r} cannot be judged yet")
     method = "none" if kind == "linear" and factor == 1 else kind
@@ -48,7 +48,7 @@ def declared(file: GGUFFile) -> RopeScaling:
         multiplier = float(number_or(file.number("rope.scaling.yarn_attn_factor"), 1.0))
         if row.yarn_attn_factor or not math.isclose(multiplier, yarn_attention_factor(factor), rel_tol=SAME_RELATIVE):
             attention *= multiplier
-    present = {
+    keys = {
         "method": "rope.scaling.type",
         "rope_theta": "rope.freq_base",
         "dim": "rope.dimension_count",
@@ -62,7 +62,7 @@ def declared(file: GGUFFile) -> RopeScaling:
     }
     provenance = {
         field: f"{arch}.{key}" if f"{arch}.{key}" in file.metadata else f"{NOT_IN_THE_FILE} {arch}.{key}"
-        for field, key in present.items()
+        for field, key in keys.items()
     }
     with told_of(file):
         return RopeScaling(
@@ -85,14 +85,14 @@ def declared(file: GGUFFile) -> RopeScaling:
 
 
 def open_attention_factor(file: GGUFFile) -> float | None:
-    """A yarn_attn_factor of somebody else's file whose meaning is open, None where there is none.
+    """The yarn_attn_factor of another converter's file if its meaning is open, else None.
 
-    llama.cpp's converter writes transformers' attention_factor there (A itself, 1 for Laguna) and the Nous attn_factor (which
-    multiplies 0.1 ln s + 1), and llama.cpp reads neither.
+    llama.cpp's converter writes both transformers' attention_factor (A itself, 1 for Laguna) and the Nous attn_factor (which
+    multiplies 0.1 ln s + 1) into this key, and llama.cpp reads neither.
     """
     value = file.number("rope.scaling.yarn_attn_factor")
     row = HONOURED.get(file.architecture)
     if value is None or scaling_type(file) != "yarn" or is_described(file):
         return None
-    spelled = math.isclose(value, yarn_attention_factor(file_factor(file) or 1.0), rel_tol=SAME_RELATIVE)
-    return None if spelled or (row is not None and row.yarn_attn_factor) else value
+    spelled_out = math.isclose(value, yarn_attention_factor(file_factor(file) or 1.0), rel_tol=SAME_RELATIVE)
+    return None if spelled_out or (row is not None and row.yarn_attn_factor) else value

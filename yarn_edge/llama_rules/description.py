@@ -1,6 +1,6 @@
-"""A file's own description of its positions: the keys `yarn_edge.rope.*`, written by convert and patch and read back here.
+"""A file's own description of its positions: the keys `yarn_edge.rope.*`, which convert and patch write.
 
-It holds every field of a RopeScaling, also those that no key of llama.cpp carries, and where each value came from.
+It has every field of a RopeScaling, even those that no key of llama.cpp can carry, and the source of each value.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ def is_described(file: GGUFFile) -> bool:
 
 
 def _stored_provenance(file: GGUFFile) -> dict[str, str]:
-    """Where the values came from when the file was written, as far as it still tells."""
+    """The sources of the values when the file was written; {} if they are missing or damaged."""
     stored = file.metadata.get(CANONICAL + "provenance")
     try:
-        found = json.loads(stored) if isinstance(stored, str) and len(stored) < 1 << 16 else {}
+        sources = json.loads(stored) if isinstance(stored, str) and len(stored) < 1 << 16 else {}
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(sources, dict):
         return {}
     return {
-        k: one_line(v, 200) for k, v in found.items() if k in RopeScaling.__dataclass_fields__ and isinstance(v, str)
+        k: one_line(v, 200) for k, v in sources.items() if k in RopeScaling.__dataclass_fields__ and isinstance(v, str)
     }
 
 
 def canonical(file: GGUFFile) -> RopeScaling | None:
-    """The description under `yarn_edge.rope.*`, or None where the file carries none."""
+    """The description under `yarn_edge.rope.*`, None if the file has none."""
     meta = file.metadata
     version = meta.get(CANONICAL + "version")
     if version is None:
@@ -60,7 +60,7 @@ def canonical(file: GGUFFile) -> RopeScaling | None:
 
 
 def canonical_keys(scaling: RopeScaling, form: str) -> dict[str, Any]:
-    """`yarn_edge.rope.*`: every field, the form in which the planner carries it, and the provenance as JSON."""
+    """The keys `yarn_edge.rope.*`: every field, the planner's form, and the provenance as JSON."""
     fields = scaling.as_dict()
     provenance = fields.pop("provenance")
     keys: dict[str, Any] = {CANONICAL + "version": CANONICAL_VERSION, CANONICAL + "form": form}

@@ -1,7 +1,7 @@
-"""What llama.cpp really computes: its rules for the rope keys of a file and the arguments of a caller, simulated.
+"""What llama.cpp really computes: a simulation of its rules for a file's rope keys and a caller's arguments.
 
-The rules are those of llama.cpp as vendored by llama-cpp-python 0.3.36, src/llama-context.cpp and src/llama-model.cpp;
-the live-graph check of `verify` holds them against the running library.
+The rules are those of llama.cpp as vendored by llama-cpp-python 0.3.36 (src/llama-context.cpp, src/llama-model.cpp). The
+live-graph check of `verify` compares them with the running library.
 """
 
 from __future__ import annotations
@@ -18,19 +18,15 @@ from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import MAX_DIM, SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 DEFAULT_FREQ_BASE = 10000.0
-
-
 FREQUENCY_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
-
-
 # llama.h: enum llama_rope_scaling_type
 ROPE_SCALING_TYPES = {"none": 0, "linear": 1, "yarn": 2}  # -1: from the model
 
 
 @dataclass(frozen=True)
 class RuntimeArguments:
-    """The scaling fields of `llama_context_params`; the defaults say "from the model" for each of them."""
+    """The scaling fields of `llama_context_params`. The default of each means "from the model"."""
 
     rope_scaling_type: int = -1
     rope_freq_base: float = 0.0
@@ -43,24 +39,22 @@ class RuntimeArguments:
 
 
 FROM_MODEL = RuntimeArguments()
-
-
-# llama_cpp.Llama's own defaults: being >= 0 they win over the file (llama_cpp/llama.py, Llama.__init__).
+# llama_cpp.Llama's own defaults. They are >= 0, so they override the file (llama_cpp/llama.py, Llama.__init__).
 LLAMA_CLASS_DEFAULTS = RuntimeArguments(yarn_attn_factor=1.0, yarn_beta_fast=32.0, yarn_beta_slow=1.0)
 
 
 def rotated_dims(file: GGUFFile) -> int:
-    """Rotated dimensions of one head, in layers with full attention."""
+    """The rotated dimensions of one head in layers with full attention."""
     rotated = file.number("rope.dimension_count", file.number("attention.key_length"))
     if rotated is None:
         rotated = file.required_int("embedding_length") // file.required_int("attention.head_count")
-    if slides(file, 0):  # the graph asks for those of layer 0, whatever the layer (llama_hparams::n_rot)
+    if slides(file, 0):  # the graph asks for layer 0's, whatever the layer (llama_hparams::n_rot)
         rotated = number_or(file.number("rope.dimension_count_swa"), rotated)
     return int(rotated)
 
 
 def has_sliding(file: GGUFFile) -> bool:
-    """Whether llama.cpp tells layers with a sliding window from the others in this file."""
+    """Whether llama.cpp treats layers with a sliding window differently in this file."""
     row = HONOURED.get(file.architecture)
     if row is None or row.sliding is None:
         return False
@@ -82,34 +76,34 @@ def slides(file: GGUFFile, layer: int) -> bool:
 
 
 def flag(file: GGUFFile, name: str) -> bool | None:
-    """A boolean key of the architecture, None where it is absent."""
+    """A boolean key of the architecture, None if it is absent."""
     value = file.metadata.get(f"{file.architecture}.{name}")
     return value if isinstance(value, bool) else None
 
 
 def file_frequency_factors(file: GGUFFile) -> tuple[float, ...] | None:
-    """The values of `rope_freqs.weight`, by which llama.cpp divides each pair's frequency; None where there is none.
+    """The values of `rope_freqs.weight`, by which llama.cpp divides each pair's frequency; None if the file has none.
 
-    Raises YarnEdgeError where the architecture does not use it (llama.cpp refuses the file, or goes on without), and for
-    LongRoPE's two tables, of which the runtime takes one by the size of the context.
+    Raises YarnEdgeError if the architecture does not use that tensor (llama.cpp refuses the file, or ignores the tensor), and
+    for LongRoPE's two tables, of which the runtime chooses one by the size of the context.
     """
     for name in (LONG_FACTORS, SHORT_FACTORS):
         if name in file.tensors:
             raise YarnEdgeError(
-                f"{file.path}: has {name}: LongRoPE, whose frequencies depend on the context that is asked for; "
-                "that cannot be judged"
+                f"{file.path}: has {name}: LongRoPE, whose frequencies depend on the requested context, so they cannot be judged"
             )
     if FREQUENCY_FACTORS not in file.tensors:
         return None
     if not honoured(file.architecture).frequency_factors:
         raise YarnEdgeError(
-            f"{file.path}: has {FREQUENCY_FACTORS}, which architecture {file.architecture} does not load, or not use: it cannot be judged"
+            f"{file.path}: has {FREQUENCY_FACTORS}, which architecture {file.architecture} does not load or does not use: it cannot be "
+            "judged"
         )
     return tuple(float(v) for v in file.float32_tensor(FREQUENCY_FACTORS, MAX_DIM // 2))
 
 
 def scaling_type(file: GGUFFile) -> str:
-    """`rope.scaling.type`, with llama.cpp's default "linear"."""
+    """`rope.scaling.type`; llama.cpp's default is "linear"."""
     kind = file.metadata.get(f"{file.architecture}.rope.scaling.type", "linear")
     if not isinstance(kind, str):
         raise YarnEdgeError(
@@ -119,25 +113,25 @@ def scaling_type(file: GGUFFile) -> str:
 
 
 def file_factor(file: GGUFFile) -> float:
-    """The factor of the file, 0 where there is none. `rope.scale_linear` is the key's old name, still read."""
+    """The file's factor, 0 if it has none. `rope.scale_linear` is the key's old name, which is still read."""
     old = file.number("rope.scale_linear", 0.0)
     return float(file.number("rope.scaling.factor", old) or 0.0)
 
 
 def number_or(value: float | None, default: float) -> float:
-    """`value`, or `default` where it is None."""
+    """`value`, or `default` if it is None."""
     return default if value is None else value
 
 
 def file_origin(file: GGUFFile) -> int:
-    """The original context; where the key is missing or 0, llama.cpp takes the context length."""
+    """The original context. If the key is missing or 0, llama.cpp uses the context length."""
     return int(file.number("rope.scaling.original_context_length", 0) or 0) or file.required_int("context_length")
 
 
 def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None) -> RopeScaling:
-    """What llama.cpp computes for a file when a context is made with `arguments`.
+    """What llama.cpp computes for a file in a context made with `arguments`.
 
-    factors: the values of `rope_freqs.weight`, given because the file may be yet to be written.
+    factors: the values of `rope_freqs.weight`. They are an argument because the file may not be written yet.
     """
     row = honoured(file.architecture)
     factor_in_file, file_type = file_factor(file), scaling_type(file)
@@ -171,7 +165,7 @@ def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, 
 
 
 def mscale_ratio(log: LogMultiplier, all_dim: float, factor: float) -> float:
-    """m(mscale) / m(mscale_all_dim), the A of an architecture that reads yarn_log_multiplier, for all_dim other than 0."""
+    """m(mscale) / m(mscale_all_dim): A in an architecture that reads yarn_log_multiplier, if all_dim is not 0."""
     mscale = all_dim if log.same_mscale else 1.0
     return yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
 
@@ -179,7 +173,7 @@ def mscale_ratio(log: LogMultiplier, all_dim: float, factor: float) -> float:
 def magnitudes(
     file: GGUFFile, row: Honoured, arguments: RuntimeArguments, factor: float, ext: float
 ) -> tuple[float, float]:
-    """(A, what multiplies the softmax scale besides). With ext_factor, yarn_attn_factor is overwritten, whatever was passed."""
+    """(A, an additional multiplier of the softmax scale). With an ext_factor, llama.cpp overwrites any yarn_attn_factor."""
     log = row.log_multiplier
     all_dim = float(number_or(file.number("rope.scaling.yarn_log_multiplier"), 0.0)) / log.unit if log else 0.0
     if ext == 0:
@@ -191,12 +185,13 @@ def magnitudes(
     attention *= ratio_in_file(file)
     if log is None or not log.in_softmax:
         return attention, 1.0
-    undone = attention if ext else attention * yarn_attention_factor(factor)  # the graph undoes ggml's own 0.1 ln s + 1
+    # The graph undoes ggml's own 0.1 ln s + 1.
+    undone = attention if ext else attention * yarn_attention_factor(factor)
     return attention, (undone * yarn_attention_factor(factor, 0.1 * all_dim)) ** 2
 
 
 def file_base(file: GGUFFile) -> float:
-    """The base of the file, with `rope.scaling.alpha` where the architecture reads it."""
+    """The file's base, changed by `rope.scaling.alpha` if the architecture reads that."""
     row = honoured(file.architecture)
     if row.finetuned_switch and flag(file, "rope.scaling.finetuned") is False:
         raise YarnEdgeError(
@@ -215,19 +210,19 @@ def file_base(file: GGUFFile) -> float:
 
 
 def ratio_in_file(file: GGUFFile) -> float:
-    """`rope.scaling.attn_factor`, which every architecture multiplies A with."""
+    """`rope.scaling.attn_factor`, by which every architecture multiplies A."""
     return float(number_or(file.number("rope.scaling.attn_factor"), 1.0))
 
 
 def spelled_out(scaling: RopeScaling, ratio: float) -> RuntimeArguments:
-    """Arguments that ask for `scaling` (none, linear or yarn) value by value, for a file with this attn_factor."""
+    """Arguments that request `scaling` (none, linear or yarn) value by value. ratio: the file's attn_factor."""
     yarn = scaling.method == "yarn"
     return RuntimeArguments(
         rope_scaling_type=ROPE_SCALING_TYPES[scaling.method],
         rope_freq_base=scaling.rope_theta,
         rope_freq_scale=1.0 / scaling.factor,
         yarn_ext_factor=scaling.ext_factor if yarn else 0.0,
-        # Overwritten where ext_factor is not 0; multiplied with the file's own factor otherwise.
+        # llama.cpp overwrites it if ext_factor is not 0, and multiplies it by the file's own factor otherwise.
         yarn_attn_factor=yarn_attention_factor(scaling.factor)
         if yarn and scaling.ext_factor
         else scaling.attention_factor / ratio,
@@ -238,7 +233,7 @@ def spelled_out(scaling: RopeScaling, ratio: float) -> RuntimeArguments:
 
 
 def _from(argument: float, file: GGUFFile, key: str, read: bool, default: float) -> float:
-    """llama.cpp's precedence: the argument if >= 0, the key where the architecture reads it, the default."""
+    """llama.cpp's precedence: the argument if it is >= 0, the key if the architecture reads it, the default."""
     if argument >= 0:
         return argument
     return float(number_or(file.number(key), default)) if read else default
@@ -246,7 +241,10 @@ def _from(argument: float, file: GGUFFile, key: str, read: bool, default: float)
 
 @dataclass(frozen=True)
 class AngleError:
-    """By how much one scaling misses another: the worst pair's relative frequency error, and that of A or of the softmax."""
+    """How far one scaling is from another, as relative errors.
+
+    frequency: of the worst pair, whose index is `pair`. attention: of A or of the softmax factor, whichever is larger.
+    """
 
     frequency: float
     pair: int
@@ -254,11 +252,12 @@ class AngleError:
 
     @property
     def any_difference(self) -> bool:
-        return not (self.frequency <= SAME_RELATIVE and self.attention <= SAME_RELATIVE)  # NaN is a difference
+        """Whether an error exceeds what float32 storage explains."""
+        return not (self.frequency <= SAME_RELATIVE and self.attention <= SAME_RELATIVE)  # so that NaN is a difference
 
 
 def angle_error(actual: RopeScaling, goal: RopeScaling) -> AngleError:
-    """Compare two static scalings by what they compute; infinite where the rotated dimensions differ."""
+    """Compare what two static scalings compute. The errors are infinite if the rotated dimensions differ."""
     if actual.dim != goal.dim:
         return AngleError(math.inf, 0, math.inf)
     target = rope.inv_freq(goal)

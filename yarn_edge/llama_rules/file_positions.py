@@ -1,7 +1,7 @@
-"""The positions of one GGUF as one value, made from its header once and handed on.
+"""The positions of a GGUF as one value, made from a header that is read once and then handed on.
 
-Three descriptions of one file are told apart: *declared* (the keys of `{arch}.rope.*`, read literally), *wanted* (the file's own
-description `yarn_edge.rope.*`; declared where there is none), *effective* (what llama.cpp computes, by its rules).
+There are three descriptions of a file: *declared* (the keys of `{arch}.rope.*`, read literally), *wanted* (the file's own
+description in `yarn_edge.rope.*`, or declared if it has none), and *effective* (what llama.cpp computes, by its rules).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from yarn_edge.positions.scaling import RopeScaling
 
 @dataclass(frozen=True, eq=False)
 class FilePositions:
-    """What a GGUF says of its positions and what runs of it. Everything is worked out when it is first asked for.
+    """What a GGUF says about its positions, and what runs. Each value is computed when it is first used.
 
-    Each of it raises YarnEdgeError where the file cannot be judged: an unknown architecture or scaling type, values that make
-    no sense, tables whose choice depends on the context.
+    Every property raises YarnEdgeError if the file cannot be judged: an unknown architecture or scaling type, values that make
+    no sense, or tables whose choice depends on the context.
     """
 
     file: GGUFFile
@@ -49,16 +49,16 @@ class FilePositions:
 
     @cached_property
     def canonical(self) -> RopeScaling | None:
-        """The file's own description, `yarn_edge.rope.*`; None where it carries none."""
+        """The file's own description in `yarn_edge.rope.*`, None if it has none."""
         return canonical(self.file)
 
     @property
     def wanted(self) -> RopeScaling:
-        """What the file's positions are meant to be: its own description, else what it declares."""
+        """What the file's positions are meant to be: its own description if it has one, else what it declares."""
         return self.declared if self.canonical is None else self.canonical
 
     def effective(self, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
-        """What llama.cpp computes for this file when a context is made with `arguments`, by its own rules."""
+        """What llama.cpp computes for this file in a context made with `arguments`, by its own rules."""
         return simulate(self.file, arguments, self._frequency_factors)
 
     @cached_property
@@ -66,15 +66,15 @@ class FilePositions:
         return file_frequency_factors(self.file)
 
     def error(self, arguments: RuntimeArguments = FROM_MODEL) -> AngleError:
-        """By how much what runs with `arguments` misses what is wanted."""
+        """How far the positions that run with `arguments` are from the wanted ones."""
         return angle_error(self.effective(arguments), self.wanted)
 
     @cached_property
     def explicit_arguments(self) -> RuntimeArguments:
-        """Every scaling value spelled out, so that no default of anyone can change it: what makes the file run as wanted.
+        """Arguments that make the file run as wanted, with every scaling value spelled out so that no default can change it.
 
-        Where the file alone does, its own values; else those that come nearest to the description. For architectures
-        outside the table and LongRoPE's two tables "from the model", without a claim.
+        These are the file's own values if it runs as wanted by itself, else the values that come closest to what is wanted.
+        Architectures outside the table and files with LongRoPE's tables get "from the model", which claims nothing.
         """
         file = self.file
         if file.architecture not in HONOURED or LONG_FACTORS in file.tensors or SHORT_FACTORS in file.tensors:
@@ -82,22 +82,22 @@ class FilePositions:
         sides = (self.effective(), self.wanted, self.declared)
         ways = [spelled_out(side, ratio_in_file(file)) for side in sides if side.method in ROPE_SCALING_TYPES]
 
-        def missed(arguments: RuntimeArguments) -> float:
+        def distance(arguments: RuntimeArguments) -> float:
             error = self.error(arguments)
             return error.frequency + error.attention if error.any_difference else 0.0
 
-        return min(ways, key=missed)  # the first of equals: the file alone, where that is enough
+        return min(ways, key=distance)  # among equals the first: the file's own values
 
     @property
     def runs(self) -> RopeScaling:
-        """What llama.cpp computes where yarn-edge loads the file: with the explicit arguments."""
+        """What llama.cpp computes when yarn-edge loads the file, with the explicit arguments."""
         return self.effective(self.explicit_arguments)
 
     @cached_property
     def llama_class_arguments(self) -> dict[str, Any] | None:
-        """Keyword arguments with which a plain `llama_cpp.Llama(path, **kwargs)` applies what the file wants.
+        """Keyword arguments with which a plain `llama_cpp.Llama(path, **kwargs)` runs what the file wants.
 
-        {} where its defaults do; None where no arguments can.
+        {} if its defaults are enough, None if no arguments can do it.
         """
         if not self.error(LLAMA_CLASS_DEFAULTS).any_difference:
             return {}
@@ -107,5 +107,5 @@ class FilePositions:
         return {name: value for name, value in asdict(self.explicit_arguments).items() if value != plain[name]}
 
     def with_metadata(self, overrides: Mapping[str, Any]) -> FilePositions:
-        """The positions of the file as the runtime sees it with `overrides` of its metadata."""
+        """The positions of the file as the runtime sees it with `overrides` for its metadata."""
         return FilePositions(replace(self.file, metadata={**self.file.metadata, **overrides})) if overrides else self

@@ -1,7 +1,7 @@
-"""What the pinned llama.cpp honours of a file's rope keys, one row per architecture.
+"""Which of a file's rope keys the pinned llama.cpp honors, one row per architecture.
 
-Read in src/models/*.cpp and src/llama-context.cpp of llama-cpp-python 0.3.36 and held against the running library by
-tests/llama_rules/test_honoured.py, so that a version which honours more or less is noticed. docs/architectures.md is this table.
+Source: src/models/*.cpp and src/llama-context.cpp of llama-cpp-python 0.3.36. tests/llama_rules/test_honoured.py compares the rows
+with the running library, and so notices a version that honors more or less. docs/architectures.md is this table.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from yarn_edge.positions.rope import Pairing
 class LogMultiplier:
     """How `rope.scaling.yarn_log_multiplier` is used, with m(x) = 0.1 x ln(factor) + 1 and 1 for factors up to 1.
 
-    mscale_all_dim = key / unit. Where it is not 0 and ext_factor is not 0, the attention factor is
-    m(mscale) / m(mscale_all_dim), with mscale = mscale_all_dim where `same_mscale`, else 1.
+    mscale_all_dim = key / unit. If neither it nor ext_factor is 0, the attention factor is m(mscale) / m(mscale_all_dim), with
+    mscale = mscale_all_dim if `same_mscale`, else 1.
     """
 
     unit: float
@@ -28,51 +28,50 @@ class LogMultiplier:
 
 @dataclass(frozen=True)
 class Sliding:
-    """What layers with a sliding window are rotated by, where the file has `attention.sliding_window`.
+    """How layers with a sliding window are rotated, if the file has `attention.sliding_window`.
 
-    Of `period` layers the last has full attention, or the first where `dense_first`; a list of booleans in
-    `attention.sliding_window_pattern` overrides that, and a number there is another period (0: every layer slides).
+    Of every `period` layers, the last one has full attention, or the first one if `dense_first`. A list of booleans in
+    `attention.sliding_window_pattern` overrides that; a number there is another period (0: every layer has a window).
     """
 
     period: int
     dense_first: bool = False
     # "model": as in full attention. "file": rope.freq_base_swa, else rope.freq_base. "10000": rope.freq_base_swa, else that.
     base: Literal["model", "file", "10000"] = "model"
-    # "model": as in full attention. "file": 1 / rope.scaling.factor, whatever the type or the caller say. "one": unscaled.
+    # "model": as in full attention. "file": 1 / rope.scaling.factor, whatever the type and the caller say. "one": unscaled.
     scale: Literal["model", "file", "one"] = "model"
-    yarn: bool = True  # ext_factor and attention factor of full attention; False: 0 and 1
-    # rope.dimension_count_swa is theirs alone. Where False, it is that of every layer if layer 0 has a sliding window.
+    yarn: bool = True  # True: ext_factor and attention factor of full attention; False: 0 and 1
+    # True: rope.dimension_count_swa is for these layers only. False: it is for all layers if layer 0 has a sliding window.
     own_dims: bool = False
-    always: bool = False  # the layers are told apart even where attention.sliding_window is 0 or absent
+    always: bool = False  # these layers are treated differently even if attention.sliding_window is 0 or absent
 
 
-# Layers that are not rotated at all: none, every fourth, those with full attention where others have a sliding window.
+# Layers that are not rotated at all: none, every fourth, or those with full attention if others have a sliding window.
 Unrotated = Literal["", "every 4th", "full attention"]
 LongFactors = Literal["", "longrope", "always"]
 
 
 @dataclass(frozen=True)
 class Honoured:
-    """What llama.cpp reads for an architecture beyond type, factor, origin, attn_factor and freq_base.
+    """What llama.cpp reads for an architecture in addition to type, factor, origin, attn_factor and freq_base.
 
-    pairing holds for text: with `rope.dimension_sections` some rotate in three axes, which is not described here.
+    pairing: for text. With `rope.dimension_sections` some architectures rotate in three axes, which this does not describe.
     """
 
     pairing: Pairing
     frequency_factors: bool = False  # rope_freqs.weight divides the frequencies
-    long_factors: LongFactors = ""  # rope_factors_long/short.weight: for that type only, or for every type
+    long_factors: LongFactors = ""  # rope_factors_long/short.weight: for type longrope only, or for every type
     betas: bool = False
     ext_factor: bool = False
     yarn_attn_factor: bool = False
     log_multiplier: LogMultiplier | None = None
-    beta_fast: float = 32.0  # where neither file nor caller says
-    partial_rotation: bool = (
-        False  # rope.dimension_count may be less than the head; elsewhere llama.cpp ends or refuses
-    )
+    beta_fast: float = 32.0  # the default if neither the file nor the caller has a value
+    # rope.dimension_count may be less than the head dimension. If False, llama.cpp refuses such a file or ends the process.
+    partial_rotation: bool = False
     sliding: Sliding | None = None
     unrotated: Unrotated = ""
     ntk_alpha: bool = False  # rope.scaling.alpha: freq_base *= alpha^(d/(d-2)) with d = attention.key_length
-    finetuned_switch: bool = False  # rope.scaling.finetuned = false: no rotation at all
+    finetuned_switch: bool = False  # rope.scaling.finetuned = false turns off all rotation
 
 
 _PLAIN_NORM, _PLAIN_NEOX = Honoured("interleaved"), Honoured("half")
@@ -80,7 +79,7 @@ _PARTIAL_NORM = Honoured("interleaved", partial_rotation=True)
 _PARTIAL_NEOX = Honoured("half", partial_rotation=True)
 _LIKE_LLAMA = Honoured("interleaved", frequency_factors=True, long_factors="longrope")
 
-# One row per GGUF architecture whose positions we can vouch for.
+# One row per GGUF architecture whose positions are known.
 HONOURED: dict[str, Honoured] = {
     "llama": _LIKE_LLAMA,
     "mistral3": Honoured(
@@ -149,14 +148,14 @@ HONOURED: dict[str, Honoured] = {
     "xverse": _PLAIN_NORM,
     "nanbeige": Honoured("interleaved", frequency_factors=True, partial_rotation=True),
     "jais2": _PLAIN_NEOX,
-    "pangu-embedded": _PLAIN_NEOX,  # loads tables of factors, and does not use them
+    "pangu-embedded": _PLAIN_NEOX,  # loads tables of factors but does not use them
 }
 
 
-# model_type of a checkpoint -> the GGUF architecture that convert makes of it.
+# A checkpoint's model_type, and the GGUF architecture that convert makes of it.
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
-# The same for checkpoints that convert does not read: what llama.cpp's own converter makes of them (conversion/*.py).
+# The same with checkpoints that only llama.cpp's own converter reads (conversion/*.py).
 CHECKPOINT_ARCHITECTURES = {
     **GGUF_ARCHITECTURES,
     "mixtral": "llama",
@@ -222,10 +221,10 @@ CHECKPOINT_ARCHITECTURES = {
 
 
 def honoured(architecture: str) -> Honoured:
-    """The row of an architecture; an error that names those we know otherwise."""
+    """The row of an architecture. Raises YarnEdgeError with the known names for an unknown one."""
     if architecture not in HONOURED:
         raise YarnEdgeError(
-            f"what the runtime applies for architecture {architecture!r} is not known yet; known: {_shortened(HONOURED)}"
+            f"what llama.cpp applies for architecture {architecture!r} is not known yet; known: {_shortened(HONOURED)}"
         )
     return HONOURED[architecture]
 

@@ -1,6 +1,6 @@
-"""Which layers of a GGUF are rotated how: full attention, a sliding window with rules of its own, not at all.
+"""How each layer of a GGUF is rotated: as full attention, as a sliding window with its own rules, or not at all.
 
-Most architectures rotate every layer alike. For the others the rules stand in `yarn_edge.llama_rules.honoured` and are applied here.
+Most architectures rotate every layer alike. `yarn_edge.llama_rules.honoured` has the rules of the others; they are applied here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _kind(row: Honoured, file: GGUFFile, layer: int) -> Kind:
 
 
 def sliding_scaling(file: GGUFFile, full: RopeScaling) -> RopeScaling | None:
-    """What layers with a sliding window get where the others get `full`; None where there are none."""
+    """The scaling of layers with a sliding window if the others have `full`; None if there are no such layers."""
     rule = honoured(file.architecture).sliding
     if rule is None or not has_sliding(file):
         return None
@@ -46,6 +46,6 @@ def sliding_scaling(file: GGUFFile, full: RopeScaling) -> RopeScaling | None:
         return replace(
             full, method=method, rope_theta=base, factor=factor, dim=dim, attention_factor=attention, ext_factor=1.0
         )
-    # The graph's factor is A without ggml's 0.1 ln s + 1 of full attention; ggml puts that of these layers on it.
+    # The graph passes A without full attention's 0.1 ln s + 1; ggml multiplies by that of these layers.
     attention = full.attention_factor / yarn_attention_factor(full.factor) * yarn_attention_factor(factor)
     return replace(full, rope_theta=base, factor=factor, dim=dim, attention_factor=attention)

@@ -1,8 +1,8 @@
-"""Refusing, before llama.cpp sees it, a GGUF that it would answer with abort(): what its loader and graph assert.
+"""Refuses a GGUF for which llama.cpp would call abort(), before llama.cpp sees the file.
 
-An assertion in llama.cpp ends the process, Python and all. These are the values that it asserts instead of reporting
-(llama-model.cpp, llama-vocab.cpp, the graphs of the families we convert), as of llama-cpp-python 0.3.36. A hostile file can
-still find others; for those `verify` and `chat` end with a signal, not with a wrong result.
+A failed assertion in llama.cpp ends the whole Python process. These checks cover the values that llama.cpp asserts instead of
+reporting (llama-model.cpp, llama-vocab.cpp, the graphs of the families we convert), as of llama-cpp-python 0.3.36. A hostile
+file can still trigger others; then `verify` and `chat` end with a signal, not with a wrong result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def check_loadable(file: GGUFFile) -> None:
-    """Raise YarnEdgeError, naming file and key, for what would end the process."""
+    """Raise YarnEdgeError, with the file and the key, for values that would end the process."""
     _check_scaling_type(file)
     _check_vocabulary(file)
     if file.tensors:
@@ -47,11 +47,11 @@ def _check_scaling_type(file: GGUFFile) -> None:
 def _check_vocabulary(file: GGUFFile) -> None:
     model = file.metadata.get("tokenizer.ggml.model")
     if model in ("none", "no_vocab"):
-        raise _bad(file, "tokenizer.ggml.model", model, "there is no vocabulary to tokenize with")
+        raise _bad(file, "tokenizer.ggml.model", model, "the file has no vocabulary to tokenize with")
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         return
-    # llama.cpp reads them up to a NUL, and renames empty ones, so that several may stand there.
+    # llama.cpp reads them up to a NUL and renames empty ones, so several may be empty.
     named = {t.split("\0", 1)[0] or f"[EMPTY_{i}]" for i, t in enumerate(tokens)}
     if len(named) != len(tokens):
         raise YarnEdgeError(f"{file.path}: tokenizer.ggml.tokens has the same token twice")
@@ -84,25 +84,25 @@ def _check_numbers(file: GGUFFile) -> None:
     for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
         eps = file.number(name)
         if eps is not None and not 0 < eps < 1:
-            raise _bad(file, f"{arch}.{name}", eps, "need a number between 0 and 1")
+            raise _bad(file, f"{arch}.{name}", eps, "expected a number between 0 and 1")
     extra = file.number("nextn_predict_layers", 0) or 0
     if not 0 <= extra <= file.required_int("block_count"):
         raise _bad(file, f"{arch}.nextn_predict_layers", extra, "more than block_count")
-    if isinstance(file.metadata.get(f"{arch}.expert_used_count"), np.ndarray):  # one number a layer
+    if isinstance(file.metadata.get(f"{arch}.expert_used_count"), np.ndarray):  # one number per layer
         return
     experts, used = (file.number(f"{name}", 0) or 0 for name in ("expert_count", "expert_used_count"))
     if not 0 <= used <= experts <= MAX_EXPERTS or (experts > 0) != (used > 0):
-        raise _bad(file, f"{arch}.expert_used_count", used, f"there are {experts:g} experts")
+        raise _bad(file, f"{arch}.expert_used_count", used, f"the model has {experts:g} experts")
 
 
 def _check_heads(file: GGUFFile) -> None:
     arch = file.architecture
     if any(isinstance(file.metadata.get(f"{arch}.attention.{n}"), np.ndarray) for n in ("head_count", "head_count_kv")):
-        return  # some architectures have one number a layer
+        return  # some architectures have one number per layer
     heads = file.required_int("attention.head_count")
     kv_heads = file.number("attention.head_count_kv", heads) or 0
     if kv_heads <= 0 or heads % kv_heads:
-        raise YarnEdgeError(f"{file.path}: {heads} attention heads do not share {kv_heads} key-value heads")
+        raise YarnEdgeError(f"{file.path}: {heads} attention heads cannot share {kv_heads} key-value heads")
     default = file.required_int("embedding_length") // heads
     key_width, value_width = (file.number(f"attention.{n}_length", default) or 0 for n in ("key", "value"))
     rotated = file.number("rope.dimension_count", key_width) or 0
@@ -116,7 +116,7 @@ def _check_heads(file: GGUFFile) -> None:
             file,
             f"{arch}.rope.dimension_count",
             rotated,
-            f"llama.cpp runs {arch} only where it is the key and the value length, which are {key_width:g} and {value_width:g}",
+            f"llama.cpp runs {arch} only if it equals the key and the value length, which are {key_width:g} and {value_width:g}",
         )
     latent = file.number("attention.key_length_mla")
     if latent is not None and rotated >= latent:
@@ -124,17 +124,17 @@ def _check_heads(file: GGUFFile) -> None:
     sliding = file.number("rope.dimension_count_swa", rotated)
     if row.sliding is not None and not row.partial_rotation and sliding != rotated:
         raise _bad(
-            file, f"{arch}.rope.dimension_count_swa", sliding, f"llama.cpp runs {arch} only where it is {rotated:g}"
+            file, f"{arch}.rope.dimension_count_swa", sliding, f"llama.cpp runs {arch} only if it is {rotated:g}"
         )
     _check_windows(file)
 
 
 def _check_windows(file: GGUFFile) -> None:
-    """llama.cpp makes a second cache for layers with a sliding window, and asserts that there is one."""
+    """llama.cpp makes a second cache for layers with a sliding window, and asserts that there is such a layer."""
     pattern = file.metadata.get(f"{file.architecture}.attention.sliding_window_pattern")
     if not has_sliding(file):
         return
     if isinstance(pattern, np.ndarray) and not pattern[: file.required_int("block_count")].any():
         raise _bad(
-            file, f"{file.architecture}.attention.sliding_window_pattern", "all false", "no layer has the window"
+            file, f"{file.architecture}.attention.sliding_window_pattern", "all false", "no layer has a sliding window"
         )

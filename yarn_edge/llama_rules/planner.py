@@ -1,9 +1,9 @@
-"""How a GGUF of one architecture can be made to run a scaling: the forms, tried in order, each simulated before it is taken.
+"""How a GGUF of one architecture can carry a scaling. The forms are tried in order, and each is simulated before it is chosen.
 
 native       the keys of `{arch}.rope.*` alone
 baked        exact frequencies in `rope_freqs.weight`, A in `rope.scaling.attn_factor`: every llama.cpp program runs them
-arguments    the keys, and runtime arguments that yarn-edge passes by itself; other programs would not
-approximate  nothing of this fits, and the caller insisted on the nearest
+arguments    the keys, plus runtime arguments that yarn-edge passes by itself and other programs do not
+approximate  no form is exact, and the caller allowed the nearest one
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ Form = Literal["native", "baked", "arguments", "approximate"]
 class RopePlan:
     """What to write: `keys` (int: uint32, float: float32, bool, str) and, for the baked form, `factors` (D/2,) float32.
 
-    `runs` is what llama.cpp will compute, `error` by how much that misses what was wanted, `arguments` what a loader must
-    pass for it.
+    arguments: what a loader must pass. runs: what llama.cpp will then compute. error: how far that is from what is wanted.
     """
 
     form: Form
@@ -53,25 +52,26 @@ class RopePlan:
     arguments: RuntimeArguments
     runs: RopeScaling
     error: AngleError
-    in_llama_class: bool = True  # exact in llama_cpp.Llama with its own defaults, too
+    in_llama_class: bool = True  # also exact in llama_cpp.Llama with its own defaults
 
     @property
     def told(self) -> str:
-        """What the form means for a person; empty for plain keys."""
+        """What the form means for the user; empty for plain keys."""
         return {
             "native": ""
             if self.in_llama_class
-            else "warning: llama_cpp.Llama's own defaults would override the betas in the file: pass what yarn-edge inspect shows",
+            else "warning: llama_cpp.Llama's own defaults override the betas in the file: pass the arguments that yarn-edge inspect "
+            "shows",
             "baked": "positions are baked into rope_freqs.weight: every llama.cpp program runs them",
             "arguments": "warning: these positions need runtime arguments, which yarn-edge passes by itself; other programs run "
-            "others (yarn-edge inspect shows the arguments)",
+            "other positions (yarn-edge inspect shows the arguments)",
             "approximate": f"warning: APPROXIMATE positions: frequencies up to {self.error.frequency:.2%} off (pair "
-            f"{self.error.pair}), attention factor {self.error.attention:.2%} off; verify will say so",
+            f"{self.error.pair}), attention factor {self.error.attention:.2%} off; verify will report that",
         }[self.form]
 
 
 def in_keys(scaling: RopeScaling) -> RopeScaling | None:
-    """The same angles in llama.cpp's own words (none, linear or yarn); None where it has none for the method."""
+    """The same angles by a method that llama.cpp has (none, linear or yarn); None if it has none for them."""
     if scaling.method == "ntk":
         base = rope.ntk_theta(scaling.dim, scaling.rope_theta, scaling.factor)
         return replace(scaling, method="none", rope_theta=base, factor=1.0, original_context=scaling.extended_context)
@@ -83,7 +83,7 @@ def in_keys(scaling: RopeScaling) -> RopeScaling | None:
 
 
 def native_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
-    """`{arch}.rope.*` for none, linear or yarn, in order; whether llama.cpp honours each of them is another question."""
+    """The keys `{arch}.rope.*` for none, linear or yarn, in order, whether or not llama.cpp honors each of them."""
     prefix = f"{architecture}.rope."
     keys: dict[str, Any] = {
         prefix + "dimension_count": scaling.dim,
@@ -93,12 +93,12 @@ def native_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
     if scaling.method != "none":
         keys[prefix + "scaling.factor"] = float(scaling.factor)
         keys[prefix + "scaling.original_context_length"] = scaling.original_context
-        switch = honoured(architecture).finetuned_switch  # false would turn every rotation off
+        switch = honoured(architecture).finetuned_switch  # false would turn off all rotation
         if scaling.finetuned is not None and (scaling.finetuned or not switch):
             keys[prefix + "scaling.finetuned"] = scaling.finetuned
     if scaling.method == "yarn":
         keys[prefix + "scaling.yarn_ext_factor"] = float(scaling.ext_factor)
-        # Not the model's own ratio: a runtime that one day honours both keys must not apply it twice.
+        # Not the model's own ratio, so that a future runtime that honors both keys does not apply it twice.
         keys[prefix + "scaling.yarn_attn_factor"] = 1.0
         keys[prefix + "scaling.yarn_beta_fast"] = float(scaling.beta_fast)
         keys[prefix + "scaling.yarn_beta_slow"] = float(scaling.beta_slow)
@@ -125,20 +125,20 @@ def baked_frequency_factors(scaling: RopeScaling) -> npt.NDArray[np.float32]:
 def plan_rope(scaling: RopeScaling, architecture: str, options: PlannerOptions = EXACT) -> RopePlan:
     """The first form that runs `scaling` exactly on `architecture`.
 
-    Raises YarnEdgeError with the size of the error where none does, unless `options.allow_approximate`; and for what has no
-    fixed angles at all.
+    If no form is exact, `options.allow_approximate` gets the nearest one. Raises YarnEdgeError with the size of the error
+    otherwise, and for dynamic scaling, which has no fixed angles.
     """
     row = honoured(architecture)
     if not scaling.is_static:
         raise YarnEdgeError(
             f"{scaling.source('method')}: {scaling.method}: its angles depend on the current length, llama.cpp's do not: "
-            "pass --freeze-at N to take those of N tokens"
+            "pass --freeze-at N to use the angles of N tokens"
         )
     in_softmax = row.log_multiplier is not None and row.log_multiplier.in_softmax
     if abs(scaling.softmax_factor - 1) > SAME_RELATIVE and not in_softmax:
         raise YarnEdgeError(
-            f"{scaling.source('softmax_factor')}: attention logits are multiplied by {scaling.softmax_factor:.4f} besides: "
-            f"that cannot be written for architecture {architecture}"
+            f"{scaling.source('softmax_factor')}: attention logits get an additional factor of {scaling.softmax_factor:.4f}, "
+            f"which no key of architecture {architecture} can carry"
         )
     if options.bake == "always" and not row.frequency_factors:
         raise YarnEdgeError(f"--bake-rope always: architecture {architecture} does not load rope_freqs.weight")
@@ -147,26 +147,26 @@ def plan_rope(scaling: RopeScaling, architecture: str, options: PlannerOptions =
         "never": (_native, _with_arguments),
         "auto": (_native, _baked, _with_arguments) if row.frequency_factors else (_native, _with_arguments),
     }[options.bake]
-    found = [plan for form in forms if (plan := form(scaling, architecture)) is not None]
-    exact = [plan for plan in found if not plan.error.any_difference]
+    plans = [plan for form in forms if (plan := form(scaling, architecture)) is not None]
+    exact = [plan for plan in plans if not plan.error.any_difference]
     if exact:
         return next((plan for plan in exact if plan.in_llama_class and plan.form != "arguments"), exact[0])
-    nearest = min(found, key=lambda plan: plan.error.frequency + plan.error.attention, default=None)
+    nearest = min(plans, key=lambda plan: plan.error.frequency + plan.error.attention, default=None)
     if options.allow_approximate and nearest is not None:
         return replace(nearest, form="approximate")
     raise _refusal(scaling, architecture, nearest)
 
 
 def plan_parts(parts: Mapping[str, RopeScaling], architecture: str, options: PlannerOptions = EXACT) -> RopePlan:
-    """`plan_rope` for a model whose layers with a sliding window have positions of their own (parts by layer type).
+    """`plan_rope` for a model whose layers with a sliding window have their own positions. parts: by layer type.
 
-    The plan is that of full attention; what llama.cpp then gives the other layers is compared with what they shall have.
+    The plan is that of full attention. Raises YarnEdgeError if llama.cpp would not give the other layers what they need.
     """
     if len(parts) == 1:
         return plan_rope(next(iter(parts.values())), architecture, options)
     full, sliding = parts.get("full_attention"), parts.get("sliding_attention")
     if full is None or sliding is None or len(parts) > 2:
-        raise YarnEdgeError(f"positions differ by {', '.join(parts)}: that has no form in a GGUF")
+        raise YarnEdgeError(f"positions differ by {', '.join(parts)}: no GGUF can carry that")
     plan = plan_rope(full, architecture, options)
     keys = dict(plan.keys)
     rule = honoured(architecture).sliding
@@ -176,20 +176,20 @@ def plan_parts(parts: Mapping[str, RopeScaling], architecture: str, options: Pla
     runs = sliding_scaling(file, plan.runs)
     error = None if runs is None else angle_error(runs, sliding)
     if error is None or error.any_difference:
-        told = (
+        outcome = (
             "the same positions"
             if error is None
             else f"frequencies up to {error.frequency:.2%} off (pair {error.pair})"
         )
         raise YarnEdgeError(
-            f"{sliding.source('rope_theta')}: architecture {architecture} would give layers with a sliding window {told}, and "
-            "has no keys for their own"
+            f"{sliding.source('rope_theta')}: architecture {architecture} would give layers with a sliding window {outcome}, and "
+            "has no keys for their own positions"
         )
     return replace(plan, keys=keys)
 
 
 def plain_llama_cpp(scaling: RopeScaling, architecture: str) -> RopeScaling | None:
-    """What llama.cpp runs of the keys alone, as every other converter writes them; None where keys cannot say the method."""
+    """What llama.cpp runs with the keys alone, as other converters write them; None if no keys exist for the method."""
     plan = _native(scaling, architecture) if scaling.is_static else None
     return None if plan is None else plan.runs
 
@@ -206,7 +206,7 @@ def _baked(scaling: RopeScaling, architecture: str) -> RopePlan:
         scaling, method="none", factor=1.0, original_context=scaling.extended_context, frequency_factors=None
     )
     keys = native_keys(plain, architecture)
-    if scaling.factor > 1:  # not for the angles: mistral3 takes the start of its attention temperature from it
+    if scaling.factor > 1:  # not for the angles: it is where mistral3's attention temperature begins
         keys[f"{architecture}.rope.scaling.original_context_length"] = scaling.original_context
     return _simulated("baked", scaling, architecture, keys, baked_frequency_factors(scaling), FROM_MODEL)
 
@@ -228,7 +228,7 @@ def _simulated(
     factors: npt.NDArray[np.float32] | None,
     arguments: RuntimeArguments,
 ) -> RopePlan:
-    """llama.cpp's rules on the keys about to be written."""
+    """The plan for these keys, with llama.cpp's rules applied to them."""
     file = _file_to_write(scaling, architecture, keys)
     table = None if factors is None else tuple(float(f) for f in factors)
     runs = simulate(file, arguments, table)
@@ -250,15 +250,15 @@ def _file_to_write(scaling: RopeScaling, architecture: str, keys: Mapping[str, A
 def _refusal(scaling: RopeScaling, architecture: str, nearest: RopePlan | None) -> YarnEdgeError:
     if nearest is None:
         return YarnEdgeError(
-            f"{scaling.source('method')}: {scaling.method} has no form that llama.cpp runs on architecture {architecture}"
+            f"{scaling.source('method')}: {scaling.method} has no form that llama.cpp runs for architecture {architecture}"
         )
     runs, error = nearest.runs, nearest.error
     culprits = {
         n: (a, b) for n, (a, b) in scaling.differences(runs).items() if n not in ("method", "frequency_factors")
     }
-    told = [f"{scaling.source(n)} is {a!r}, llama.cpp would use {b!r}" for n, (a, b) in sorted(culprits.items())]
+    causes = [f"{scaling.source(n)} is {a!r}, llama.cpp would use {b!r}" for n, (a, b) in sorted(culprits.items())]
     return YarnEdgeError(
-        f"{'; '.join(told) or scaling.source('method')}: architecture {architecture} cannot carry this. The file "
+        f"{'; '.join(causes) or scaling.source('method')}: architecture {architecture} cannot carry this. The file "
         f"would run with frequencies up to {error.frequency:.2%} off (pair {error.pair}) and an attention factor "
-        f"{error.attention:.2%} off; --allow-approximate-rope writes it all the same"
+        f"{error.attention:.2%} off; --allow-approximate-rope writes it anyway"
     )

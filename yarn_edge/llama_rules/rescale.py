@@ -1,6 +1,6 @@
-"""Another scaling for a GGUF: what a file and flags mean together, and how to run it without writing a file.
+"""Another scaling for a GGUF: what a file and flags mean together, and how to run that without writing a file.
 
-In memory it goes in by arguments of the runtime and an override of its metadata. Nothing approximate is run, nothing is guessed.
+Runtime arguments and a metadata override apply the scaling in memory. It is exact or refused; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attenti
 
 
 def from_file(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
-    """What the file describes, with its known slips put right, and `overrides` on top.
+    """What the file describes, with known mistakes corrected and `overrides` on top.
 
-    Raises YarnEdgeError where the file leaves open what it means: nothing is guessed.
+    Raises YarnEdgeError if the file leaves open what it means.
     """
     fields, file = overrides.fields, positions.file
     base = positions.canonical
@@ -45,20 +45,20 @@ def from_file(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRID
         return base
     if base.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in base.frequency_factors):
         raise YarnEdgeError(
-            f"{file.path}: has frequency factors of its own ({FREQUENCY_FACTORS}: Llama 3, or baked by others): YaRN on top of "
+            f"{file.path}: has its own frequency factors ({FREQUENCY_FACTORS}: Llama 3, or baked by others): YaRN on top of "
             "them would scale twice"
         )
     if abs(base.softmax_factor - 1) > SAME_RELATIVE and fields.keys() & {"factor", "attention_factor"}:
         raise YarnEdgeError(
             f"{file.path}: its softmax factor {base.softmax_factor:.6g} belongs to its factor: use --from CHECKPOINT"
         )
-    if base.method != "yarn" and "factor" in fields:  # the sources of its values are none of the YaRN that it becomes
+    if base.method != "yarn" and "factor" in fields:  # the old values' sources do not apply to the new YaRN
         base = replace(base, provenance={})
     return apply_overrides(base, overrides, str(file.path))
 
 
 def _without_slips(file: GGUFFile, overrides: ScalingOverrides) -> GGUFFile:
-    """The file's header with mistakes undone whose meaning is clear; errors for those whose meaning is open."""
+    """The header with its clear mistakes corrected. Raises YarnEdgeError for mistakes whose meaning is open."""
     fields = overrides.fields
     prefix = f"{file.architecture}.rope.scaling."
     meta = dict(file.metadata)
@@ -70,8 +70,8 @@ def _without_slips(file: GGUFFile, overrides: ScalingOverrides) -> GGUFFile:
         and "factor" not in fields
     ):
         raise YarnEdgeError(
-            f"{file.path}: has linear scaling and no {prefix}original_context_length, so its context_length may be meant before "
-            "the scaling or after it: pass --yarn-orig-ctx"
+            f"{file.path}: has linear scaling and no {prefix}original_context_length, so its context_length may be the one before "
+            "or after the scaling: pass --yarn-orig-ctx"
         )
     if meta.get(prefix + "type") != "yarn":
         return file
@@ -86,11 +86,11 @@ def _without_slips(file: GGUFFile, overrides: ScalingOverrides) -> GGUFFile:
         meta[prefix + "yarn_ext_factor"] = 1.0
     if factor <= 1 and "factor" not in fields:
         raise YarnEdgeError(
-            f"{file.path}: says YaRN and has no {prefix}factor: pass --yarn-factor, or --from CHECKPOINT"
+            f"{file.path}: declares YaRN without {prefix}factor: pass --yarn-factor, or --from CHECKPOINT"
         )
     if no_origin:
         raise YarnEdgeError(
-            f"{file.path}: {prefix}original_context_length is missing, and nothing else in the file tells it: "
+            f"{file.path}: {prefix}original_context_length is missing, and nothing else in the file has it: "
             "pass --yarn-orig-ctx, or --from CHECKPOINT"
         )
     multiplier = open_attention_factor(file)
@@ -107,9 +107,9 @@ def _without_slips(file: GGUFFile, overrides: ScalingOverrides) -> GGUFFile:
 
 
 def base_scaling(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
-    """The file's own scaling with `overrides` on top; a file without one is taken at its context_length as the original.
+    """The file's own scaling with `overrides` on top. A file without scaling has its context_length as the original context.
 
-    Raises YarnEdgeError where there is nothing to sweep around: frequency tables, a softmax factor of its own.
+    Raises YarnEdgeError for scalings that cannot be varied: frequency tables, or a softmax factor.
     """
     given = overrides.fields
     if given and not given.keys() >= {"factor", "original_context"}:
@@ -117,22 +117,22 @@ def base_scaling(positions: FilePositions, overrides: ScalingOverrides = NO_OVER
         if own.method != "yarn":
             around = {"factor": max(1.0, own.factor), "original_context": own.original_context}
             overrides = ScalingOverrides(**{**around, **given})
-    found = from_file(positions, overrides)
-    if found.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in found.frequency_factors):
+    base = from_file(positions, overrides)
+    if base.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in base.frequency_factors):
         raise YarnEdgeError(
-            f"{positions.file.path}: its frequencies come from a table (Llama 3, LongRoPE): no other can be put in its place"
+            f"{positions.file.path}: its frequencies come from a table (Llama 3, LongRoPE), which cannot be replaced"
         )
-    if abs(found.softmax_factor - 1) > SAME_RELATIVE:
+    if abs(base.softmax_factor - 1) > SAME_RELATIVE:
         raise YarnEdgeError(
-            f"{positions.file.path}: its softmax factor {found.softmax_factor:.6g} belongs to its own factor: it cannot be swept"
+            f"{positions.file.path}: its softmax factor {base.softmax_factor:.6g} belongs to its own factor, so it cannot be swept"
         )
-    return found
+    return base
 
 
 def with_factor(base: RopeScaling, factor: float, method: str = "yarn", own_attention: bool = True) -> RopeScaling:
-    """Another method or factor around the same base and original context.
+    """`base` with another method or factor; rope_theta and the original context stay.
 
-    A is the method's own default; of YaRN times what the base's A is of the default for its own factor.
+    own_attention: A is YaRN's default for `factor`, times the ratio of the base's own A to its default; else A is 1.
     """
     if factor <= 1 or method == "none":
         return replace(base, method="none", factor=1.0, attention_factor=1.0)
@@ -142,34 +142,33 @@ def with_factor(base: RopeScaling, factor: float, method: str = "yarn", own_atte
 
 
 def in_memory(positions: FilePositions, goal: RopeScaling, label: str) -> tuple[RuntimeArguments, dict[str, float]]:
-    """The runtime's arguments, and the overrides of metadata, that run `goal` from this file. label: for errors.
+    """(runtime arguments, metadata overrides) that run `goal` from this file. label: for errors.
 
-    A goes in by overriding `rope.scaling.attn_factor`: the argument yarn_attn_factor has no effect beside an ext_factor.
-    Raises YarnEdgeError where the runtime cannot compute it from this file by arguments (frequencies baked into the file,
-    tables, dynamic scaling).
+    An override of `rope.scaling.attn_factor` sets A, because the argument yarn_attn_factor has no effect with an ext_factor.
+    Raises YarnEdgeError if no arguments can run `goal` from this file (frequencies baked into the file, tables, dynamic scaling).
     """
-    words = in_keys(goal)
-    if words is None:
+    native = in_keys(goal)
+    if native is None:
         raise YarnEdgeError(f"{label}: the runtime has no arguments for {goal.method} scaling")
     file = positions.file
-    keys = native_keys(words, file.architecture)
+    keys = native_keys(native, file.architecture)
     name = f"{file.architecture}.rope.scaling.attn_factor"
-    # What is left to attn_factor, whatever else of A the architecture makes of the file's keys.
-    own = positions.with_metadata({name: 1.0}).effective(spelled_out(words, 1.0)).attention_factor
-    ratio = words.attention_factor / own
+    # attn_factor supplies whatever part of A the architecture does not get from the file's other keys.
+    own = positions.with_metadata({name: 1.0}).effective(spelled_out(native, 1.0)).attention_factor
+    ratio = native.attention_factor / own
     overrides = {name: ratio} if abs(ratio / ratio_in_file(file) - 1) > SAME_RELATIVE else {}
-    arguments = spelled_out(words, ratio)
+    arguments = spelled_out(native, ratio)
     seen = positions.with_metadata(overrides)
     runs = seen.effective(arguments)
     sliding, meant = (sliding_scaling(p.file, runs) for p in (seen, positions.with_metadata(keys)))
     if sliding is not None and meant is not None and angle_error(sliding, meant).any_difference:
         raise YarnEdgeError(
-            f"{label}: its layers with a sliding window take their scaling from the file, not from arguments: patch the file"
+            f"{label}: its layers with a sliding window get their scaling from the file, not from arguments: patch the file"
         )
-    error = angle_error(runs, words)
+    error = angle_error(runs, native)
     if error.any_difference:
         raise YarnEdgeError(
-            f"{label}: {goal.method} scaling cannot be run from this file by arguments: frequencies would be "
+            f"{label}: arguments cannot run {goal.method} scaling from this file: frequencies would be "
             f"{error.frequency:.2%} off, the attention factor {error.attention:.2%} (are they baked into the file? "
             "convert --bake-rope never keeps them apart)"
         )

@@ -1,10 +1,10 @@
-"""How far a float32 rotation is from the reference, and how far it may be: the error budget in radians by position.
+"""How far a float32 rotation is from the reference, and how far it may be: an error budget in radians by position.
 
-Angles in float32 are not exact. ggml makes theta_d by d multiplications with one rounded constant and transformers by a
-power and a product; both then multiply by the position. Each of these steps may be off by one rounding (2^-24), so the
-angle of pair d at position m may be off by m * theta'_d * (2d + 4) * 2^-24 radians; where frequencies are mixed, the
-mix in float32 adds 2 * m * (theta_d - theta_d / s) * 2^-24. An honest float32 rotation stays inside this budget, and a
-wrong parameter does not (docs/precision.md has the measured table).
+Angles in float32 are not exact. ggml computes theta_d by d multiplications with one rounded constant, transformers by a
+power and a product; both then multiply by the position. Each step may be off by one rounding (2^-24), so the angle of
+pair d at position m may be off by m * theta'_d * (2d + 4) * 2^-24 radians. Mixing frequencies in float32 adds
+2 * m * (theta_d - theta_d / s) * 2^-24. A correct float32 rotation stays within this budget, and a wrong parameter
+exceeds it (docs/precision.md has the measured table).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RAMPED_METHODS, RopeScaling
 
 ROUNDING = 2.0**-24
-# Rounding of cos, sin, A and the products, relative to the rotated pair, whatever the position.
+# Rounding of cos, sin, A and the products, relative to the rotated pair; it does not depend on the position.
 FLOOR = 1e-6
 EDGES = (512, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
 def budget(scaling: RopeScaling, positions: npt.ArrayLike) -> rope.Float64:
-    """Allowed error in radians by position and pair, shape (n_positions, D/2)."""
+    """The allowed error in radians by position and pair, shape (n_positions, D/2)."""
     pairs = np.arange(scaling.dim // 2)
     per_token = rope.inv_freq(scaling) * (2 * pairs + 4) * ROUNDING
     if scaling.method in RAMPED_METHODS:
@@ -35,7 +35,7 @@ def budget(scaling: RopeScaling, positions: npt.ArrayLike) -> rope.Float64:
 
 @dataclass(frozen=True)
 class RotationError:
-    """The worst pair of a comparison. `of_budget`: error / budget (at most 1 is honest); `radians`: the error itself."""
+    """The worst pair of a comparison. of_budget: error / budget, at most 1 for a correct rotation; radians: the error itself."""
 
     of_budget: float
     radians: float
@@ -55,10 +55,10 @@ def _pairs(values: npt.ArrayLike, dim: int, pairing: rope.Pairing) -> npt.NDArra
 def rotation_errors(
     x: npt.ArrayLike, y: npt.ArrayLike, positions: npt.ArrayLike, scaling: RopeScaling, pairing: rope.Pairing
 ) -> rope.Float64:
-    """Compare `y`, somebody's rotation of `x` (both (n_positions, n_heads, head_dim)), with the reference: (n_positions, D/2).
+    """Compare `y`, a rotation of `x` (both (n_positions, n_heads, head_dim)), with the reference. Returns (n_positions, D/2).
 
-    The error of a pair is |y - reference| / (A |x|): its phase error in radians, or the relative error of A, whichever
-    shows; the worst head counts. Not-a-number counts as infinite.
+    The error of a pair is |y - reference| / (A |x|), which shows its phase error in radians and the relative error of A. The
+    worst head counts. NaN counts as infinite.
     """
     cos, sin = rope.cos_sin(scaling, positions)
     before = _pairs(x, scaling.dim, pairing)
@@ -70,7 +70,7 @@ def rotation_errors(
 
 
 def worst(errors: rope.Float64, positions: npt.ArrayLike, scaling: RopeScaling) -> RotationError:
-    """The entry of `rotation_errors` that uses most of its budget."""
+    """The entry of `rotation_errors` that uses the largest part of its budget."""
     where = np.asarray(positions)
     ratio = errors / budget(scaling, where)
     n, pair = np.unravel_index(int(ratio.argmax()), ratio.shape)
@@ -85,7 +85,7 @@ def rotation_error(
 
 
 def sample_positions(end: int, original_context: int) -> npt.NDArray[np.int32]:
-    """Some 1,500 positions below `end`: every power of two and its neighbours, the original context, and a grid."""
+    """About 1,500 positions below `end`: EDGES, the original context, `end` and their neighbors, and a grid."""
     edges = [e for e in (*EDGES, original_context, end) if e <= end]
     near = np.concatenate([np.asarray(edges) + step for step in (-2, -1, 0, 1)])
     grid = np.concatenate([np.arange(0, min(end, 64)), np.linspace(0, end - 1, 1024), np.geomspace(1, end, 256)])
@@ -95,11 +95,11 @@ def sample_positions(end: int, original_context: int) -> npt.NDArray[np.int32]:
 def float32_cos_sin(scaling: RopeScaling, positions: npt.ArrayLike) -> tuple[rope.Float64, rope.Float64]:
     """A cos and A sin in float32, step by step as transformers computes them (modeling_rope_utils, LlamaRotaryEmbedding).
 
-    For none, linear and yarn; other methods by their exact frequencies, rounded once.
+    This holds for none, linear and yarn. Other methods use their exact frequencies, rounded once.
     """
     f32 = np.float32
     half = np.arange(0, scaling.dim, 2, dtype=f32) / f32(scaling.dim)
-    # NumPy's own float32 power is off by up to 1.5 roundings, torch's by one half.
+    # NumPy's float32 power is off by up to 1.5 roundings, torch's by half of one.
     powers = np.power(float(scaling.rope_theta), half.astype(np.float64)).astype(f32)
     if scaling.method == "yarn" and scaling.frequency_factors is None:
         mix = _float32_mix(scaling)
@@ -125,7 +125,7 @@ def _float32_mix(scaling: RopeScaling) -> npt.NDArray[np.float32]:
 def error_by_position(
     errors: rope.Float64, positions: npt.NDArray[np.int32], scaling: RopeScaling
 ) -> list[dict[str, float]]:
-    """The phase-error table: the worst error in radians up to each edge, of `errors` (n_positions,) and of float32."""
+    """The phase-error table: the worst error in radians up to each edge, for `errors` (n_positions,) and for float32."""
     cos, sin = rope.cos_sin(scaling, positions)
     c, s = float32_cos_sin(scaling, positions)
     theirs = np.hypot(c - cos, s - sin).max(axis=1) / scaling.attention_factor

@@ -1,4 +1,4 @@
-"""Flags on top of a scaling: YaRN by flags alone, or single values of a YaRN scaling replaced."""
+"""Flags on top of a scaling: they make YaRN by themselves, or replace single values of a YaRN scaling."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attenti
 
 
 def apply_overrides(base: RopeScaling, overrides: ScalingOverrides, name: str) -> RopeScaling:
-    """`base` with the overridden fields, each recorded as coming from its flag. name: the file, for errors.
+    """`base` with the overridden fields; the provenance of each is its flag. name: the file, for errors.
 
-    A base without YaRN becomes YaRN, which takes a factor and an original context (linear scaling with an original context
-    alone stays linear). A new factor gets its own default attention factor.
-    Raises YarnEdgeError for a value that is missing, and where the base's own attention factor belongs to its old factor.
+    A base without YaRN becomes YaRN, which takes a factor and an original context; linear scaling whose original context alone
+    is overridden stays linear. A new factor gets its own default attention factor.
+    Raises YarnEdgeError if a value is missing, or if the base has its own attention factor, made for its old factor.
     """
     fields = overrides.fields
     sources = {field: FLAGS[field] for field in fields}
@@ -36,7 +36,7 @@ def apply_overrides(base: RopeScaling, overrides: ScalingOverrides, name: str) -
 
 
 def _as_yarn(base: RopeScaling, fields: Mapping[str, Any], name: str) -> RopeScaling:
-    """`base` as YaRN of factor 1, the start for flags."""
+    """`base` as YaRN of factor 1, from which the flags start."""
     if base.method != "none" and "factor" not in fields:
         raise YarnEdgeError(f"{name}: has {base.method} scaling: the --yarn-… flags need --yarn-factor to make it YaRN")
     missing = [FLAGS[field] for field in ("factor", "original_context") if field not in fields]

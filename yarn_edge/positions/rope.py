@@ -1,8 +1,8 @@
 """The reference: rotary position embeddings and their extensions in NumPy, float64.
 
-Everything that runs elsewhere (transformers in float32, ggml's kernels) is judged against this. Formulas: Su et al.
-arXiv 2104.09864 for RoPE; Peng et al. arXiv 2309.00071 for the extensions, with the ramp in pair indices that the
-authors' code, transformers, ggml and every released model use, and by name ("turns") the ramp as the paper prints it.
+Everything that runs elsewhere (transformers in float32, ggml's kernels) is checked against this. Formulas: Su et al.
+arXiv 2104.09864 for RoPE; Peng et al. arXiv 2309.00071 for the extensions. The ramp is the one in pair indices that the
+authors' code, transformers, ggml and every released model use; the ramp that the paper prints has the name "turns".
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ def ntk_theta(dim: int, theta: float, factor: float) -> float:
 def llama3_factors(
     dim: int, theta: float, original_context: int, factor: float, low_freq_factor: float, high_freq_factor: float
 ) -> Float64:
-    """Llama 3.1's rule: what each pair's frequency is divided by, from 1 (turns more than high_freq_factor times within L)
-    to s (less than low_freq_factor times), blended in between; (D/2,). As transformers, `_compute_llama3_parameters`.
+    """Llama 3.1's rule: the divisor of each pair's frequency, shape (D/2,), as in transformers' `_compute_llama3_parameters`.
+
+    It is 1 for pairs that turn more than high_freq_factor times within L, s for those that turn fewer than low_freq_factor
+    times, and blended in between.
     """
     turns = original_context / wavelengths(rope_inv_freq(dim, theta))
     keep = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
@@ -55,24 +57,24 @@ def llama3_factors(
 
 
 def correction_dim(n_rotations: float, dim: int, theta: float, original_context: int) -> float:
-    """The (fractional) pair index whose pair turns `n_rotations` times within the original context."""
+    """The (fractional) index of the pair that turns `n_rotations` times within the original context."""
     return dim * math.log(original_context / (n_rotations * 2 * math.pi)) / (2 * math.log(theta))
 
 
 def correction_range(scaling: RopeScaling) -> tuple[float, float]:
-    """(low, high) pair indices between which the index ramp falls; floor and ceil unless `truncate` is false."""
+    """The pair indices (low, high) between which the index ramp falls, rounded by floor and ceil unless `truncate` is false."""
     low, high = (
         correction_dim(beta, scaling.dim, scaling.rope_theta, scaling.original_context)
         for beta in (scaling.beta_fast, scaling.beta_slow)
     )
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    # The bound is D - 1 although the last pair index is D/2 - 1: kept from the authors' code, as ggml and transformers do.
+    # The bound is D - 1 although the last pair index is D/2 - 1: the authors' code, ggml and transformers have it that way.
     return max(0.0, low), min(scaling.dim - 1.0, high)
 
 
 def extrapolation_mix(scaling: RopeScaling) -> Float64:
-    """How much of each pair keeps its own frequency: 1 for fast pairs, 0 for slow ones, times ext_factor; (D/2,)."""
+    """The share of each pair that keeps its own frequency, shape (D/2,): 1 for fast pairs, 0 for slow ones, times ext_factor."""
     if scaling.ramp == "turns":
         turns = scaling.original_context / wavelengths(rope_inv_freq(scaling.dim, scaling.rope_theta))
         keep = np.clip((turns - scaling.beta_slow) / max(1e-9, scaling.beta_fast - scaling.beta_slow), 0, 1)
@@ -92,7 +94,7 @@ def by_parts_inv_freq(scaling: RopeScaling, factor: float) -> Float64:
 def dynamic_factor(scaling: RopeScaling, length: int) -> float:
     """s for the current `length` in tokens: the paper's max(1, l/L) (3.3), which the Nous code uses for dynamic YaRN.
 
-    Dynamic NTK with a factor f: transformers' max(1, f*l/L - (f - 1)), the same for f = 1.
+    For dynamic NTK with a factor f it is transformers' max(1, f*l/L - (f - 1)), which is the same for f = 1.
     """
     factor = scaling.factor if scaling.method == "dynamic-ntk" else 1.0
     return max(1.0, factor * length / scaling.original_context - (factor - 1))
@@ -116,35 +118,35 @@ _DYNAMIC: dict[str, Callable[[RopeScaling, float], Float64]] = {
 def inv_freq(scaling: RopeScaling, length: int | None = None) -> Float64:
     """theta'_d in radians per token, shape (D/2,). Dynamic methods need the current `length` in tokens."""
     if scaling.method in _STATIC:
-        found = _STATIC[scaling.method](scaling)
+        frequencies = _STATIC[scaling.method](scaling)
     elif length is None:
-        raise YarnEdgeError(f"{scaling.method} has no fixed frequencies: give the length in tokens")
+        raise YarnEdgeError(f"{scaling.method} has no fixed frequencies: pass the length in tokens")
     else:
-        found = _DYNAMIC[scaling.method](scaling, dynamic_factor(scaling, length))
-    return found if scaling.frequency_factors is None else found / np.asarray(scaling.frequency_factors)
+        frequencies = _DYNAMIC[scaling.method](scaling, dynamic_factor(scaling, length))
+    return frequencies if scaling.frequency_factors is None else frequencies / np.asarray(scaling.frequency_factors)
 
 
 def attention_factor(scaling: RopeScaling, length: int | None = None) -> float:
-    """A, the multiplier of cos and sin. Dynamic YaRN: 0.1 ln s(length) + 1; otherwise the described value."""
+    """A, the multiplier of cos and sin: 0.1 ln s(length) + 1 for dynamic YaRN, else the described value."""
     if scaling.method == "dynamic-yarn":
         if length is None:
-            raise YarnEdgeError("dynamic-yarn has no fixed attention factor: give the length in tokens")
+            raise YarnEdgeError("dynamic-yarn has no fixed attention factor: pass the length in tokens")
         return yarn_attention_factor(dynamic_factor(scaling, length))
     return scaling.attention_factor
 
 
 def cos_sin(scaling: RopeScaling, positions: npt.ArrayLike, length: int | None = None) -> tuple[Float64, Float64]:
-    """A*cos and A*sin of every angle, each of shape (n_positions, D/2), for positions in tokens."""
+    """A*cos and A*sin of every angle, each of shape (n_positions, D/2). positions: in tokens."""
     angles = np.outer(np.asarray(positions, dtype=np.float64), inv_freq(scaling, length))
     factor = attention_factor(scaling, length)
     return np.cos(angles) * factor, np.sin(angles) * factor
 
 
 def rotate(x: npt.ArrayLike, cos: Float64, sin: Float64, pairing: Pairing) -> Float64:
-    """Rotate queries or keys. x: (n_positions, n_heads, head_dim); cos, sin: (n_positions, D/2). Returns x's shape.
+    """Rotate queries or keys. x: (n_positions, n_heads, head_dim); cos, sin: (n_positions, D/2). Returns an array of x's shape.
 
-    "half": pair d is (d, d + D/2), as transformers and GGUF's NEOX. "interleaved": pair d is (2d, 2d+1), GGUF's NORM.
-    Dimensions beyond D (partial rotary) are passed through.
+    pairing: "half" makes pair d of (d, d + D/2), as in transformers and GGUF's NEOX; "interleaved" of (2d, 2d+1), as in GGUF's
+    NORM. Dimensions beyond D (partial rotary) pass through unchanged.
     """
     values = np.array(x, dtype=np.float64)
     dim = 2 * cos.shape[-1]

@@ -1,9 +1,9 @@
 """`RopeScaling`: one frozen description of how a model's positions are scaled.
 
-Everything in the product speaks of positions through this one value: the config dialects are parsed into it, the
-NumPy reference computes from it, GGUF metadata is written from it and read back into it, and the checks compare it.
-Symbols are the paper's (arXiv 2309.00071): base b = `rope_theta`, rotated dimensions D = `dim`, original context L =
-`original_context`, factor s = `factor`.
+All of yarn-edge describes positions by this one value: config dialects are parsed into it, the NumPy reference computes
+from it, GGUF metadata is written from it and read back into it, and the checks compare it. Symbols are the paper's
+(arXiv 2309.00071): base b = `rope_theta`, rotated dimensions D = `dim`, original context L = `original_context`, factor
+s = `factor`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ Ramp = Literal["index", "turns"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 DYNAMIC_METHODS: frozenset[Method] = frozenset({"dynamic-ntk", "dynamic-yarn"})
-# Plain RoPE whose frequencies are divided by a table of their own, pair by pair.
+# Plain RoPE with frequencies divided by a table, pair by pair.
 TABLE_METHODS: frozenset[Method] = frozenset({"llama3", "longrope"})
 RAMPED_METHODS: frozenset[Method] = frozenset({"ntk-by-parts", "yarn", "dynamic-yarn"})
 
-# Two scalings whose fields agree to this relative difference are the same: GGUF stores them as float32 (2^-24 = 6e-8).
+# Scalings are the same if their fields agree to this relative difference: GGUF stores them as float32 (2^-24 = 6e-8).
 SAME_RELATIVE = 1e-6
 
-# Far beyond every model, and small enough that no formula over the fields overflows or allocates without bound.
+# Far beyond any model, yet small enough that no formula over the fields overflows or allocates without bound.
 MAX_NUMBER = 1e15
 MAX_DIM = 1 << 16
 MAX_CONTEXT = (1 << 31) - 1  # ggml keeps the original context in an int32
 
 _POSITIVE = ("rope_theta", "beta_fast", "beta_slow", "attention_factor", "softmax_factor")
 _NUMBERS = ("rope_theta", "factor", "ext_factor", "beta_fast", "beta_slow", "attention_factor", "softmax_factor")
-# Fields that few scalings have: a description leaves them out where they say nothing.
+# Fields that few scalings have, with the value that means nothing: a description leaves them out then.
 OPTIONAL: dict[str, Any] = {"finetuned": None, "frequency_factors": None, "softmax_factor": 1.0}
 
 
@@ -51,14 +51,14 @@ def _same_tables(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 class RopeScaling:
     """How positions become angles, complete and explicit: no field means "the default".
 
-    `attention_factor` is A itself: cos and sin are multiplied by it (so attention logits get A squared). It is *not* the
-    multiplier that llama.cpp and the Nous code call `attn_factor`.
-    `frequency_factors`, shape (D/2,): after the method, each pair's frequency is divided by its factor (the tensor
+    attention_factor: A itself, the multiplier of cos and sin (so attention logits get A squared). It is *not* the multiplier
+    that llama.cpp and the Nous code call `attn_factor`.
+    frequency_factors: shape (D/2,). After the method, each pair's frequency is divided by its factor (the tensor
     `rope_freqs.weight` of a GGUF, Llama 3's rule, LongRoPE's tables).
-    `softmax_factor`: attention logits are multiplied by it besides A squared (DeepSeek: m(mscale_all_dim) squared).
-    `provenance` tells for each field where its value came from, such as "config.json: rope_scaling.factor".
+    softmax_factor: multiplies attention logits in addition to A squared (DeepSeek: m(mscale_all_dim) squared).
+    provenance: where the value of each field came from, such as "config.json: rope_scaling.factor".
 
-    Raises YarnEdgeError from the constructor when a value makes no sense; the message names the field and its source.
+    The constructor raises YarnEdgeError for a value that makes no sense; the message names the field and its source.
     """
 
     method: Method
@@ -108,11 +108,11 @@ class RopeScaling:
             raise YarnEdgeError(f"{self.source('rope_theta')}: rope_theta is {self.rope_theta!r}, must be above 1")
         if self.factor < 1:
             raise YarnEdgeError(
-                f"{self.source('factor')}: factor is {self.factor!r}, below 1; it is new context / original context"
+                f"{self.source('factor')}: factor is {self.factor!r}, below 1; it is the new context / the original context"
             )
         if self.original_context * self.factor > MAX_CONTEXT:
             raise YarnEdgeError(
-                f"{self.source('factor')}: factor {self.factor!r} makes {self.original_context} tokens more than {MAX_CONTEXT}"
+                f"{self.source('factor')}: factor {self.factor!r} extends {self.original_context} tokens beyond {MAX_CONTEXT}"
             )
         if self.method == "none" and self.factor != 1:
             raise YarnEdgeError(f"{self.source('factor')}: factor {self.factor!r} without a scaling method")
@@ -121,7 +121,7 @@ class RopeScaling:
             raise YarnEdgeError(
                 f"{self.source('ext_factor')}: ext_factor is {self.ext_factor!r}, a mix from 0 to 1{hint}"
             )
-        if self.beta_fast < self.beta_slow:  # equal ones make a step: Kimi K2 has 1 and 1
+        if self.beta_fast < self.beta_slow:  # equal betas make a step: Kimi K2 has 1 and 1
             raise YarnEdgeError(
                 f"{self.source('beta_fast')}: beta_fast {self.beta_fast!r} must not be below beta_slow {self.beta_slow!r}"
             )
@@ -141,7 +141,9 @@ class RopeScaling:
                 or not isinstance(value, (int, float))
                 or not 1 / MAX_NUMBER < value < MAX_NUMBER
             ):
-                raise YarnEdgeError(f"{where}: the frequency factor of pair {pair} is {value!r}, need a number above 0")
+                raise YarnEdgeError(
+                    f"{where}: the frequency factor of pair {pair} is {value!r}, expected a number above 0"
+                )
 
     def source(self, name: str) -> str:
         """Where the value of field `name` came from, for messages."""
@@ -159,11 +161,11 @@ class RopeScaling:
 
     @property
     def is_static(self) -> bool:
-        """True when the angles of a position do not depend on the current length."""
+        """Whether the angles of a position do not depend on the current length."""
         return self.method not in DYNAMIC_METHODS
 
     def effective_fields(self) -> dict[str, Any]:
-        """The fields that change an angle under this method, so that descriptions compare by what they do."""
+        """The fields that change an angle under this method, so that descriptions are compared by their effect."""
         plain = self.method == "none" or self.method in TABLE_METHODS
         fields: dict[str, Any] = {"rope_theta": self.rope_theta, "dim": self.dim}
         fields["method"] = "none" if plain else self.method
@@ -180,31 +182,31 @@ class RopeScaling:
         return fields
 
     def differences(self, other: RopeScaling) -> dict[str, tuple[Any, Any]]:
-        """Fields in which two descriptions compute other angles: {field: (self, other)}; empty when they run alike."""
+        """The fields by which two descriptions compute different angles, as {field: (self, other)}; empty if they run alike."""
         mine, theirs = self.effective_fields(), other.effective_fields()
-        found: dict[str, tuple[Any, Any]] = {}
+        differing: dict[str, tuple[Any, Any]] = {}
         for name in mine.keys() | theirs.keys():
             a, b = mine.get(name), theirs.get(name)
             if isinstance(a, tuple) and isinstance(b, tuple):
                 if not _same_tables(a, b):
-                    found[name] = (a, b)
+                    differing[name] = (a, b)
             elif (
                 isinstance(a, (int, float))
                 and isinstance(b, (int, float))
                 and (isinstance(a, float) or isinstance(b, float))
             ):
                 if not math.isclose(a, b, rel_tol=SAME_RELATIVE):
-                    found[name] = (a, b)
+                    differing[name] = (a, b)
             elif a != b:
-                found[name] = (a, b)
-        return found
+                differing[name] = (a, b)
+        return differing
 
     def with_overrides(self, source: str, **values: Any) -> RopeScaling:
-        """A copy with `values`, each recorded as coming from `source`."""
+        """A copy with `values`, whose provenance is `source`."""
         return replace(self, **values, provenance={**self.provenance, **dict.fromkeys(values, source)})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the provenance; OPTIONAL fields only where they say something."""
+        """Plain values for JSON, with the provenance; OPTIONAL fields only if they mean something."""
         names = [n for n in self.__dataclass_fields__ if n != "provenance"]
-        said = {n: getattr(self, n) for n in names if n not in OPTIONAL or getattr(self, n) != OPTIONAL[n]}
-        return said | {"provenance": dict(self.provenance)}
+        fields = {n: getattr(self, n) for n in names if n not in OPTIONAL or getattr(self, n) != OPTIONAL[n]}
+        return fields | {"provenance": dict(self.provenance)}

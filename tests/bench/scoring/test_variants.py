@@ -117,7 +117,7 @@ def test_layers_that_take_their_scaling_from_the_file_alone(tmp_path: Path) -> N
     """gpt-oss: arguments reach the layers with full attention only."""
     keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 256}
     path = tiny_gguf.write(tmp_path / "m.gguf", "gpt-oss", keys)
-    with pytest.raises(YarnEdgeError, match="layers with a sliding window take their scaling from the file"):
+    with pytest.raises(YarnEdgeError, match="layers with a sliding window get their scaling from the file"):
         parse_variant(f"{path}@yarn-factor=2")
     assert parse_variant(f"{path}@yarn-attention-factor=1.2").overrides
 

@@ -31,9 +31,9 @@ from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.llama_api import physical_threads
 
 from ..speed.command import MAX_TOKENS, TIMEOUT_S, add_size_flags, depth, listed
-from ..speed.compare import not_rejected
+from ..speed.configuration import FLASH, Configuration, name_of_test
 from ..speed.process import CHILD
-from ..speed.rows import FLASH, Configuration, name_of
+from ..speed.rank_test import not_rejected
 from .llama_bench import RUN_STARTS, command, executable, our_libraries, samples_in
 from .lockstep import Paced, lockstep
 
@@ -127,7 +127,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for r in rows:
         interval = "too few runs" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
         lines.append(
-            f"| {name_of({**r, 'depth': 0})} | {r['depth']} | {r['ours_median']:.1f} | "
+            f"| {name_of_test(r['test'], r['n'], 0)} | {r['depth']} | {r['ours_median']:.1f} | "
             f"{r['theirs_median']:.1f} | {r['ratio']:.3f} | {interval} | {len(r['ratios'])} |"
         )
     return "\n".join(lines) + "\n"

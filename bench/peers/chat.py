@@ -37,7 +37,7 @@ from yarn_edge.report.environment import environment, machine_state
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 
-from ..speed.rows import Configuration
+from ..speed.configuration import Configuration
 from .llama_bench import executable, speeds
 
 GREEDY = Sampling(temperature=0)

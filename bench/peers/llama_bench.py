@@ -11,8 +11,8 @@ from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError, one_line
 
+from ..speed.configuration import Configuration
 from ..speed.process import last_words
-from ..speed.rows import Configuration
 
 RUN_STARTS = re.compile(rb"(prompt|generation) run \d+/\d+\s*$")  # with --progress, told when the clock runs already
 

@@ -1,14 +1,9 @@
-"""What `yarn-edge bench` measures, and what it tells of it: configurations, and a row for each test of each.
-
-Rows have llama-bench's names for its own columns; ours are test, depth, n, tok_per_s, spread, seconds, status and what proves that
-the numbers are of what was asked for: where weights and cache lie, the rope kernel, the ceiling.
-"""
+"""What `yarn-edge bench` measures: configurations and their tests; and whether weights and cache are where a configuration wants them."""
 
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -20,15 +15,14 @@ CMAKE_FLAGS = {"cuda": "-DGGML_CUDA=on", "metal": "-DGGML_METAL=on", "vulkan": "
 _BUFFER = re.compile(r"(\S+) +(model|KV|RS|output|compute) buffer size = +([\d.]+) MiB")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _ON_CPU = ("CPU", "AMX")  # what ggml's CPU backend names its buffers, such as CPU_REPACK
-GENERATED_COST = 6.0  # about so many times as long as to read it takes to generate a token: for the progress bar
+GENERATED_COST = 6.0  # about how much longer than reading a token it takes to generate one: for the progress bar
 
-Row = dict[str, Any]
 Buffer = tuple[str, str, int]  # where, of what, bytes
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One child's work. model: as in `variants`; n_ctx: None for what the tests need; samples: timed runs of each test."""
+    """The work of one child process. model: as in `variants`; n_ctx: None for what the tests need; samples: timed runs per test."""
 
     model: str
     backend: str
@@ -57,15 +51,15 @@ class Configuration:
 
     @property
     def cost(self) -> float:
-        """Work for the progress bar, in tokens that are read."""
+        """Work for the progress bar, in tokens read."""
         return self.depth + self.n_prompt * (self.samples + 1) + 2 * GENERATED_COST * self.n_gen * self.samples
 
     def request(self) -> dict[str, Any]:
-        """The fields of `speed_child.Request`."""
+        """The fields of `child.Request`."""
         return vars(self) | {"n_ctx": self.n_ctx or self.needed_ctx}
 
     def name(self) -> str:
-        """For progress and notes."""
+        """For the progress bar and notes."""
         return f"{self.backend} {self.kv_type} d{self.depth} t{self.threads}"
 
 
@@ -81,7 +75,7 @@ def product_of(
     depths: Sequence[int],
     **same: Any,
 ) -> Iterator[Configuration]:
-    """Every combination, each once; a micro-batch is at most a batch. `same`: what all share."""
+    """Every combination, each once; a micro-batch is at most a batch. `same`: what all configurations share."""
     seen = set()
     for backend, kv, attention, batch, ubatch, n, depth in product(
         backends, kv_types, flash, batches, ubatches, threads, depths
@@ -92,93 +86,11 @@ def product_of(
             yield found
 
 
-def name_of(row: Mapping[str, Any]) -> str:
+def name_of_test(test: str, n: int, depth: int) -> str:
     """As llama-bench writes it: pp512, tg128 @ d4096; tg128+s is generation with sampling."""
-    if row["test"] is None:
-        return "-"
-    base, plus, rest = str(row["test"]).partition("+")
-    name = base if base == "ttft" else f"{base}{row['n']}{plus}{rest}"
-    return f"{name} @ d{row['depth']}" if row["depth"] else name
-
-
-def configured(configuration: Configuration, path: str, backends: str) -> Row:
-    """The columns that are known before anything ran. backends: of this build, as llama-bench tells them."""
-    c = configuration
-    return {
-        "model": c.model,
-        "backend": c.backend,
-        "build_commit": None,
-        "backends": backends,
-        "model_filename": path,
-        "model_type": None,
-        "model_size": None,
-        "model_n_params": None,
-        "n_batch": c.n_batch,
-        "n_ubatch": c.n_ubatch,
-        "n_threads": c.threads,
-        "type_k": c.kv_type,
-        "type_v": c.kv_type,
-        "n_gpu_layers": None,
-        "flash_attn": FLASH[c.flash_attention],
-        "n_ctx": c.n_ctx or c.needed_ctx,
-    }
-
-
-# What a row has beside those, empty until it is measured. n_prompt, n_gen and n_depth: llama-bench's words for the test.
-_EMPTY = (
-    "test", "depth", "n", "n_prompt", "n_gen", "n_depth", "status", "tok_per_s", "spread", "seconds", "peak_rss_bytes", "device",
-    "device_memory_bytes", "weights_on", "cache_on", "offloaded", "flash_attention_used", "rope_check", "bytes_per_token",
-    "ceiling_tok_per_s", "fraction", "load_s", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts",
-)  # fmt: skip
-
-
-def empty_row(row: Mapping[str, Any], test: str, n: int, depth: int) -> Row:
-    """A row of a test, without its result."""
-    reads = test in ("pp", "ttft")
-    return (
-        dict(row)
-        | dict.fromkeys(_EMPTY)
-        | {
-            "test": test,
-            "depth": depth,
-            "n": n,
-            "n_prompt": n if reads else 0,
-            "n_gen": 0 if reads else n,
-            "n_depth": 0 if test == "ttft" else depth,
-            "status": "not measured",
-        }
-    )
-
-
-def absent(model: str, path: str, backend: str, backends: str, status: str, remedy: str) -> Row:
-    """The row of a backend that is not there: there is no test of it."""
-    nothing = dict.fromkeys(
-        (*configured(Configuration(model, backend, "", "auto", 0, 0, 0, 0), path, backends), *_EMPTY)
-    )
-    told = {"model": model, "model_filename": path, "backend": backend, "backends": backends}
-    return nothing | told | {"status": status, "remedy": remedy}
-
-
-def measured(row: Mapping[str, Any], samples_ns: Sequence[int]) -> Row:
-    """The row with its result: the median, its spread, and llama-bench's means."""
-    speeds = [row["n"] * 1e9 / t for t in samples_ns]
-    median = statistics.median(samples_ns) / 1e9
-
-    def deviation(values: Sequence[float]) -> float:
-        return statistics.stdev(values) if len(values) > 1 else 0.0
-
-    return dict(row) | {
-        "status": "ok",
-        "tok_per_s": row["n"] / median,
-        "seconds": median,
-        "spread": {"stddev": deviation(speeds), "min": min(speeds), "max": max(speeds)},
-        "avg_ns": round(statistics.fmean(samples_ns)),
-        "stddev_ns": round(deviation([float(t) for t in samples_ns])),
-        "avg_ts": statistics.fmean(speeds),
-        "stddev_ts": deviation(speeds),
-        "samples_ns": list(samples_ns),
-        "samples_ts": speeds,
-    }
+    base, plus, rest = test.partition("+")
+    name = base if base == "ttft" else f"{base}{n}{plus}{rest}"
+    return f"{name} @ d{depth}" if depth else name
 
 
 def how_to_build(backend: str, version: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.report.report import Chart, Line, Picture, Report, Table
+from yarn_edge.report.report import Cell, Chart, Line, Picture, Report, Table
 
 from ..scoring.averages import Bucket, Mean, edges_of, mean_of, perplexity_by_position, perplexity_of
 from ..scoring.likelihood import Float64
@@ -169,7 +169,9 @@ class SweepOutcome:
         return "divergence (nats)" if self.metric == "divergence" else "perplexity"
 
     def _values_table(self) -> Table:
-        rows = tuple((v.value, *v.score, v.behind.mean, v.behind.stderr, v.mean.n) for v in self.values)
+        rows: tuple[tuple[Cell, ...], ...] = tuple(
+            (v.value, *v.score, v.behind.mean, v.behind.stderr, v.mean.n) for v in self.values
+        )
         columns = (self.over, self._unit, "±", "behind best (nats)", "±", "tokens")
         explained = (
             "behind best: mean paired difference, with its standard error over blocks of 256 tokens. "

@@ -1,4 +1,4 @@
-"""What `yarn-edge bench` measures: configurations and their tests; and whether weights and cache are where a configuration wants them."""
+"""What `yarn-edge bench` measures: configurations and their tests, and whether weights and cache are where they should be."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def product_of(
     for backend, kv, attention, batch, ubatch, n, depth in product(
         backends, kv_types, flash, batches, ubatches, threads, depths
     ):
-        found = Configuration(model, backend, kv, attention, batch, min(batch, ubatch), n, depth, **same)
-        if found not in seen:
-            seen.add(found)
-            yield found
+        one = Configuration(model, backend, kv, attention, batch, min(batch, ubatch), n, depth, **same)
+        if one not in seen:
+            seen.add(one)
+            yield one
 
 
 def name_of_test(test: str, n: int, depth: int) -> str:
@@ -126,7 +126,7 @@ def flash_attention_in(log: str) -> bool | None:
 
 
 def buffer_places(buffers: Sequence[Buffer], *kinds: str) -> str:
-    """Where the buffers of these kinds lie, with their size."""
+    """Where the buffers of these kinds are, with their sizes."""
     sizes: dict[str, int] = {}
     for where, what, n_bytes in buffers:
         if what in kinds:
@@ -135,26 +135,26 @@ def buffer_places(buffers: Sequence[Buffer], *kinds: str) -> str:
 
 
 def device_bytes(buffers: Sequence[Buffer], device: str) -> int:
-    """What lies in the memory of a device, by llama.cpp's own account."""
+    """Bytes in the memory of a device, by llama.cpp's own account."""
     return sum(n_bytes for where, _what, n_bytes in buffers if where.startswith(device))
 
 
 def misplaced(buffers: Sequence[Buffer], device: str | None, offloaded: Sequence[int] | None) -> str | None:
-    """What is elsewhere than asked for (device None: the CPU), as the reason of a failure; None where all is in place.
+    """What is not on the requested device (None: the CPU), as the reason for a failure; None if everything is in place.
 
-    On a GPU the embeddings stay with the CPU, which looks them up: that is llama.cpp's way, and no layer.
+    With a GPU the embeddings stay on the CPU, which looks them up: llama.cpp does not count them as a layer.
     """
     own = _ON_CPU if device is None else (device,)
     caches = {where for where, what, _ in buffers if what in ("KV", "RS")}
-    strangers = sorted(where for where in caches if not where.startswith(own))
+    elsewhere = sorted(where for where in caches if not where.startswith(own))
     weights = {where for where, what, _ in buffers if what == "model"}
     if not weights or not caches:
-        return "llama.cpp's log does not tell where weights and cache lie"
+        return "llama.cpp's log does not say where weights and cache are"
     if device is None:
-        strangers += sorted(w for w in weights if not w.startswith(own) and not w.endswith("_Host"))
+        elsewhere += sorted(w for w in weights if not w.startswith(own) and not w.endswith("_Host"))
     elif offloaded is None or offloaded[0] != offloaded[1]:
         count = "no" if offloaded is None else f"{offloaded[0]} of {offloaded[1]}"
         return f"{count} layers are on {device}"
     elif not any(where.startswith(own) for where in weights):
-        strangers += sorted(weights)
-    return f"weights or cache are in {', '.join(strangers)}, not on {device or 'CPU'}" if strangers else None
+        elsewhere += sorted(weights)
+    return f"weights or cache are in {', '.join(elsewhere)}, not on {device or 'CPU'}" if elsewhere else None

@@ -233,7 +233,7 @@ llama_kv_cache:        CPU KV buffer size =    22.50 MiB
         (CUDA_LOG.replace("CUDA0 KV", "CUDA1 KV"), "CUDA0", "in CUDA1, not on CUDA0"),
         (CPU_LOG.replace("CPU KV", "CUDA0 KV"), None, "in CUDA0, not on CPU"),
         (CPU_LOG.replace("CPU_Mapped", "CUDA_Host"), None, None),
-        ("", None, "does not tell"),
+        ("", None, "does not say"),
     ],
 )
 def test_what_lies_elsewhere_is_found(log: str, device: str | None, told: str | None) -> None:

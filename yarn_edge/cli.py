@@ -1,7 +1,7 @@
-"""The front: `yarn-edge COMMAND …`. Parses, dispatches, and turns every failure into one line and an exit code.
+"""The entry point, `yarn-edge COMMAND …`: parses, dispatches, and turns every failure into one line and an exit code.
 
-The commands stand in a table by module name, so that `yarn-edge --help` loads none of them (nor NumPy or llama_cpp),
-and nothing in this package imports `convert` or `bench`.
+The table names each command's module, so that `yarn-edge --help` loads none of them (nor NumPy or llama_cpp) and nothing in this
+package imports `convert` or `bench`.
 """
 
 from __future__ import annotations
@@ -25,38 +25,35 @@ from yarn_edge.stdout import drop_the_rest
 
 # command -> (module with add_arguments(parser) and run(args) -> exit code, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "convert": ("yarn_edge.convert.hf_to_gguf", "Hugging Face checkpoint -> quantized GGUF"),
-    "quantize": ("yarn_edge.convert.quantize", "16-bit GGUF -> quantized GGUFs, all from one reading"),
-    "imatrix": ("yarn_edge.convert.imatrix.command", "importance matrix of a model over a text"),
-    "inspect": ("yarn_edge.inspect.command", "what a GGUF or a checkpoint declares, and what the runtime will really apply"),
-    "patch": ("yarn_edge.convert.patch", "repair or add scaling in a GGUF, without touching its weights"),
+    "convert": ("yarn_edge.convert.hf_to_gguf", "convert a Hugging Face checkpoint to quantized GGUFs"),
+    "quantize": ("yarn_edge.convert.quantize", "quantize a 16-bit GGUF to several types in one pass"),
+    "imatrix": ("yarn_edge.convert.imatrix.command", "compute the importance matrix of a model over a text"),
+    "inspect": ("yarn_edge.inspect.command", "show what a GGUF or a checkpoint declares, and what the runtime will really apply"),
+    "patch": ("yarn_edge.convert.patch", "repair or add scaling in a GGUF without touching its weights"),
     "verify": ("yarn_edge.verify.command", "prove that a GGUF runs the positions that were fine-tuned"),
-    "passkey": ("yarn_edge.bench.quality.passkey", "passkey and needle retrieval by length and depth"),
-    "perplexity": ("yarn_edge.bench.quality.perplexity", "how well a model predicts a text, by length and by position"),
-    "compare": (
-        "yarn_edge.bench.quality.compare",
-        "divergence of quantizations, caches and scalings from a base, by position",
-    ),
-    "sweep": ("yarn_edge.bench.quality.sweep", "perplexity or divergence over attention factor, factor or scaling method"),
-    "bench": ("yarn_edge.bench.speed.command", "tokens per second by backend, depth and cache, next to what the memory allows"),
-    "fit": ("yarn_edge.bench.fit.command", "what of a model runs on this machine: context, cache type, quantization"),
+    "passkey": ("yarn_edge.bench.quality.passkey", "measure passkey and needle retrieval by length and depth"),
+    "perplexity": ("yarn_edge.bench.quality.perplexity", "measure how well a model predicts a text, by length and by position"),
+    "compare": ("yarn_edge.bench.quality.compare", "measure how far quantizations, caches and scalings diverge from a base model"),
+    "sweep": ("yarn_edge.bench.quality.sweep", "measure perplexity or divergence over attention factors, factors or scaling methods"),
+    "bench": ("yarn_edge.bench.speed.command", "measure tokens per second by backend, depth and cache, next to the memory's limit"),
+    "fit": ("yarn_edge.bench.fit.command", "find the quantization, context and cache type that fit this machine"),
     "chat": ("yarn_edge.chat.command", "talk to a model"),
-    "serve": ("yarn_edge.serve.command", "OpenAI-compatible server for one model, and a page to chat in the browser"),
-    "demo": ("yarn_edge.bench.demo", "the whole road on a real small model"),
+    "serve": ("yarn_edge.serve.command", "serve one model with an OpenAI-compatible API and a page to chat in the browser"),
+    "demo": ("yarn_edge.bench.demo", "run every step on a real small model"),
 }  # fmt: skip
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its complaints in our one-line form."""
+    """argparse with its errors in our one-line form."""
 
     def error(self, message: str) -> NoReturn:
         raise YarnEdgeError(f"{one_line(message)} (see {self.prog} --help)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--quiet", action="store_true", help="print no progress and no notes on stderr")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -64,7 +61,7 @@ def _top_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="yarn-edge",
         description="From a YaRN checkpoint to a quantized GGUF on a laptop, proving that what runs is what was fine-tuned.",
-        epilog=f"commands:\n{table}\n\n`yarn-edge COMMAND --help` tells more.",
+        epilog=f"commands:\n{table}\n\n`yarn-edge COMMAND --help` shows the flags of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="yarn-edge COMMAND …",
     )
@@ -75,15 +72,15 @@ def _top_parser() -> argparse.ArgumentParser:
 
 def _dispatch(argv: Sequence[str]) -> int:
     top = _top_parser()
-    while argv and argv[0] in ("--debug", "--quiet"):  # they may stand before the command, too
+    while argv and argv[0] in ("--debug", "--quiet"):  # they may come before the command
         argv = [*argv[1:], argv[0]] if len(argv) > 1 else []
     if not argv or argv[0].startswith("-"):
-        top.parse_args(argv)  # --help and --version leave from here
+        top.parse_args(argv)  # --help and --version exit here
         top.print_help(sys.stderr)
         return EXIT_BAD_INPUT
     name = argv[0]
     if name not in COMMANDS:
-        raise YarnEdgeError(f"unknown command {one_line(repr(name), 60)}; there are {', '.join(COMMANDS)}")
+        raise YarnEdgeError(f"unknown command {one_line(repr(name), 60)}; known: {', '.join(COMMANDS)}")
     module_name, what = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"yarn-edge {name}", allow_abbrev=False, description=what[0].upper() + what[1:] + ".")
@@ -96,7 +93,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def _utf8_streams() -> None:
-    """Answers and paths may hold any character; a terminal that cannot show one gets a replacement, not a traceback."""
+    """Answers and paths may hold any character. A terminal that cannot show one gets a replacement, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -104,7 +101,7 @@ def _utf8_streams() -> None:
 
 
 def _open_streams() -> None:
-    """Closed standard streams become /dev/null: else the next file that is opened takes their number, and our notes."""
+    """Closed standard streams become /dev/null. Otherwise the next file opened would take their number, and receive our notes."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
@@ -118,7 +115,7 @@ def _open_streams() -> None:
 
 
 def _clean_up_on_signals() -> None:
-    """SIGTERM and the closing of the terminal end a command as Ctrl-C does, unless someone else handles them."""
+    """SIGTERM and SIGHUP (the terminal closed) end a command as Ctrl-C does, unless somebody else handles them."""
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
@@ -127,7 +124,7 @@ def _clean_up_on_signals() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, 1 for a check that failed, 2 for bad input, 130 for Ctrl-C, 70 for a bug of ours."""
+    """Run a command. Returns 0, 1 if a check failed, 2 for bad input, 130 for Ctrl-C, 70 for a bug in yarn-edge."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     _open_streams()
@@ -151,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory", EXIT_BAD_INPUT, debug)
     except Exception as error:
-        told = one_line(f"{type(error).__name__}: {error}", 300)
-        return _fail(f"a bug in yarn-edge, please report it: {told} (--debug shows where)", EXIT_BUG, debug)
+        message = one_line(f"{type(error).__name__}: {error}", 300)
+        return _fail(f"a bug in yarn-edge, please report it: {message} (--debug shows where)", EXIT_BUG, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

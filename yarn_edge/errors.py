@@ -1,4 +1,4 @@
-"""The one error type that users see: a single line that names the file, the key, the value and the remedy; and signals."""
+"""The one error type that users see, a single line that names the file, the key, the value and the remedy; and signals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_MESSAGE = 2000
 class YarnEdgeError(Exception):
     """Bad input, or something that cannot be represented. Shown as one line, exit code 2.
 
-    The message is one printable line whatever hostile text went into it (keys, values, paths).
+    The message is one printable line, whatever hostile text (keys, values, paths) went into it.
     """
 
     def __init__(self, message: str) -> None:
@@ -20,7 +20,7 @@ class YarnEdgeError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP, raised so that what is half-written is cleaned up on the way out."""
+    """SIGTERM or SIGHUP, raised so that half-written files are cleaned up on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -33,13 +33,13 @@ def raise_terminated(number: int, _frame: object) -> NoReturn:
 
 
 def one_line(text: str, limit: int = 600) -> str:
-    """`text` without control characters and line breaks, at most `limit` characters: hostile metadata stays on its line."""
+    """`text` without control characters and line breaks, at most `limit` characters, so that hostile metadata stays on its line."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def os_error(error: OSError, path: str | os.PathLike[str] | None = None) -> YarnEdgeError:
-    """The operating system's refusal (full disk, missing folder, no permission) as one of ours."""
+    """An error of the operating system (full disk, missing folder, no permission) as one of ours."""
     where = path if path is not None else error.filename
     reason = error.strerror or str(error)
     return YarnEdgeError(f"{Path(os.fsdecode(where))}: {reason}" if where else reason)

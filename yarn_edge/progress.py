@@ -1,6 +1,6 @@
-"""Progress on stderr for everything a user waits for; silent when stderr is no terminal or with --quiet.
+"""Progress on stderr for everything a user waits for; none if stderr is not a terminal, or with --quiet.
 
-rich draws; this module decides when, so that no caller has to ask.
+rich draws the bars. This module decides when, so that no caller has to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Unit = Literal["bytes", "tokens", "steps", "percent"]
 
 
 class Advance(Protocol):
-    """Called with the amount done since the last call, and with what is being worked on, where that is worth showing."""
+    """Called with the amount done since the last call, and with what is being worked on if that is worth showing."""
 
     def __call__(self, amount: float, what: str = "") -> None: ...
 
@@ -38,9 +38,9 @@ def note(message: str) -> None:
 
 
 def show(text: str) -> None:
-    """`text` as it is (lines, colours) on stderr; nothing with --quiet."""
+    """`text` as it is (lines, colors) on stderr; nothing with --quiet."""
     if not _quiet:
-        with contextlib.suppress(OSError):  # work does not fail because nobody can be told of it
+        with contextlib.suppress(OSError):  # the work does not fail because a note cannot be written
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
@@ -49,7 +49,7 @@ def show(text: str) -> None:
 def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
     """A progress bar with rate and time left. Yields `advance(amount)`; amounts are in `unit`.
 
-    Inside another bar nothing is drawn: the outer one is what the user waits for.
+    Inside another bar nothing is drawn: the user waits for the outer one.
     """
     global _showing
     if _quiet or _showing or not sys.stderr.isatty():

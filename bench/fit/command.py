@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .search import Fit
 
 
-def as_json(found: Fit) -> dict[str, Any]:
-    """The contract's object."""
+def fit_json(found: Fit) -> dict[str, Any]:
+    """The object of --json."""
     from yarn_edge.runtime.machine import available_bytes, machine_bytes
 
     chosen, choice, candidate = found.chosen, found.chosen.choice, found.chosen.candidate
@@ -105,5 +105,5 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             with_curves=shown,
         )
-    deliver(args, as_json(found), fit_report(found), [args.model] if args.model.is_file() else [])
+    deliver(args, fit_json(found), fit_report(found), [args.model] if args.model.is_file() else [])
     return 0 if found.chosen.choice is not None else 1

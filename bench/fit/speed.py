@@ -52,6 +52,7 @@ class Speed:
                 self._bandwidth = float(told)
             except (subprocess.TimeoutExpired, ValueError, OSError) as error:
                 process.kill()
+                process.communicate()  # else its pipes stay open, and it is never waited for
                 reason = why.strip().splitlines()[-1] if isinstance(error, ValueError) and why.strip() else str(error)
                 note(f"no speed is estimated, the memory's bandwidth cannot be measured: {reason}")
         return self._bandwidth

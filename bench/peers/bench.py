@@ -28,9 +28,9 @@ from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.kv_cache import KV_TYPES
 
 from ..speed.command import MAX_TOKENS, TIMEOUT_S, add_size_flags, depth, listed
-from ..speed.compare import not_rejected
+from ..speed.configuration import FLASH, Configuration, name_of_test
 from ..speed.process import CHILD
-from ..speed.rows import FLASH, Configuration, name_of
+from ..speed.rank_test import not_rejected
 from .llama_bench import RUN_STARTS, executable, llama_bench_line, our_libraries, samples_in
 from .lockstep import Paced, lockstep
 from .race import Race, Results
@@ -166,7 +166,7 @@ def _tables(results: Results) -> str:
     for r in results["rows"]:
         interval = "too few runs" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
         speeds = (f"{r['ours_median']:.1f}", f"{r['theirs_median']:.1f}", f"{r['ratio']:.3f}")
-        rows.append([name_of({**r, "depth": 0}), r["depth"], *speeds, interval, len(r["ratios"])])
+        rows.append([name_of_test(r["test"], r["n"], 0), r["depth"], *speeds, interval, len(r["ratios"])])
     head = ["test", "depth", "ours tok/s", "llama-bench tok/s", "ratio", "95 % interval", "runs"]
     return markdown(head, rows)
 

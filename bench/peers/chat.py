@@ -34,7 +34,7 @@ from yarn_edge.progress import note
 from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.model import Model
 
-from ..speed.rows import Configuration
+from ..speed.configuration import Configuration
 from .llama_bench import executable, llama_bench_speeds
 from .race import Race, Results
 from .turns import YARN_EDGE, command_line, markdown

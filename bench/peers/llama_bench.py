@@ -10,7 +10,7 @@ from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError, one_line
 
-from ..speed.rows import Configuration
+from ..speed.configuration import Configuration
 from .turns import run_process
 
 RUN_STARTS = re.compile(rb"(prompt|generation) run \d+/\d+\s*$")  # with --progress; printed when the clock already runs

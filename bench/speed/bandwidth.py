@@ -1,8 +1,8 @@
-"""What this machine's memory gives: the ceiling of everything that reads a model's weights once for each token.
+"""The memory bandwidth of this machine: the ceiling of everything that reads a model's weights once for each token.
 
-Threads of Python around one NumPy call each, which releases the GIL, over arrays that no cache holds. Of the calls that were
-tried (sums, maxima, dot products, comparisons of every type, libc's memchr) a bitwise or of 64-bit integers was as fast as the
-best: memory was what it waited for. The best of several passes counts: a neighbour on the machine only makes it slower.
+Python threads, each around one NumPy call that releases the GIL, over arrays larger than any cache. Of the calls that were tried
+(sums, maxima, dot products, comparisons of every type, libc's memchr), a bitwise or of 64-bit integers was as fast as the best: it
+waited for memory only. The best of several passes counts, since other programs on the machine can only make a pass slower.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from yarn_edge.runtime.machine import available_bytes
 
 CACHES = Path("/sys/devices/system/cpu")
 MIN_ARRAY_BYTES, MAX_ARRAY_BYTES = 256 << 20, 4 << 30
-TIMES_THE_CACHE = 8  # of an array; what of it stays in a cache between two passes is at most an eighth
-UNKNOWN_CACHE_BYTES = 64 << 20  # where the system does not tell: more than laptops have
+TIMES_THE_CACHE = 8  # size of an array; at most an eighth of it stays in a cache between two passes
+UNKNOWN_CACHE_BYTES = 64 << 20  # if the system does not say: more than laptops have
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 Words = npt.NDArray[np.int64]
 
 
 class Work(NamedTuple):
-    """One thread's: `warm` once, then `measure` again and again."""
+    """The work of one thread: `warm` once, then `measure` repeatedly."""
 
     warm: Callable[[], object]
     measure: Callable[[], object]
 
 
 def read_bandwidth(threads: int, seconds: float = 0.15, times_the_cache: float = TIMES_THE_CACHE) -> float:
-    """Bytes per second that `threads` threads read from memory together, the best of the passes of `seconds`.
+    """Bytes per second that `threads` threads together read from memory: the best of all passes within `seconds`.
 
-    times_the_cache: how large the array is; less is quicker to fill, and may be told as faster than it is.
-    Raises YarnEdgeError where the memory for the arrays is not free.
+    times_the_cache: size of the array in caches. A smaller array is filled sooner, but may seem faster than memory is.
+    Raises YarnEdgeError if there is not enough free memory for the arrays.
     """
     parts = _parts(threads, _array_bytes(1, times_the_cache))
     works = [Work(_filler(part), _reader(part)) for part in parts]
@@ -47,7 +47,7 @@ def read_bandwidth(threads: int, seconds: float = 0.15, times_the_cache: float =
 
 
 def copy_bandwidth(threads: int, seconds: float = 0.15) -> float:
-    """Bytes per second that `threads` threads copy, read and written bytes together. Errors as in `read_bandwidth`."""
+    """Bytes per second that `threads` threads copy, counting bytes read and written. Errors as in `read_bandwidth`."""
     n_bytes = _array_bytes(2)
     sources, targets = _parts(threads, n_bytes), _parts(threads, n_bytes)
     works = [Work(_filler(a, b), _copier(a, b)) for a, b in zip(sources, targets, strict=True)]
@@ -55,38 +55,38 @@ def copy_bandwidth(threads: int, seconds: float = 0.15) -> float:
 
 
 def last_level_cache_bytes() -> int | None:
-    """All caches of the last level together, in bytes; None where the system does not tell (not Linux)."""
-    found: dict[tuple[int, str], int] = {}
+    """Size of all last-level caches together, in bytes; None if the system does not say (not Linux)."""
+    sizes: dict[tuple[int, str], int] = {}
     try:
         for index in CACHES.glob("cpu[0-9]*/cache/index[0-9]*"):
             level, size, shared = ((index / n).read_text("ascii").strip() for n in ("level", "size", "shared_cpu_list"))
-            found[int(level), shared] = int(size[:-1]) * _UNITS[size[-1]]
+            sizes[int(level), shared] = int(size[:-1]) * _UNITS[size[-1]]
     except (OSError, ValueError, KeyError, IndexError):
         return None
-    last = max((level for level, _shared in found), default=0)
-    return sum(n_bytes for (level, _shared), n_bytes in found.items() if level == last) or None
+    last = max((level for level, _shared in sizes), default=0)
+    return sum(n_bytes for (level, _shared), n_bytes in sizes.items() if level == last) or None
 
 
 def _array_bytes(arrays: int, times_the_cache: float = TIMES_THE_CACHE) -> int:
-    """Of each of so many arrays: far more than the caches, and at most a quarter of the free memory together."""
+    """Size of each of `arrays` arrays: much larger than the caches, and together at most a quarter of the free memory."""
     cache = last_level_cache_bytes() or UNKNOWN_CACHE_BYTES
     wanted = min(max(MIN_ARRAY_BYTES, round(times_the_cache * cache)), MAX_ARRAY_BYTES)
     free = available_bytes()
     if arrays * wanted > free // 4:
         raise YarnEdgeError(
-            f"measuring the memory takes {arrays * wanted / 2**20:.0f} MiB, a quarter of the free memory is "
+            f"measuring the memory bandwidth takes {arrays * wanted / 2**20:.0f} MiB, but a quarter of the free memory is "
             f"{free / 2**22:.0f} MiB: close other programs"
         )
     return wanted
 
 
 def _parts(threads: int, n_bytes: int) -> list[Words]:
-    """An array, cut for the threads; not touched yet, so that each part comes to lie near the thread that uses it."""
+    """An array, cut for the threads. It is not touched yet, so that each part is placed near the thread that uses it."""
     return np.array_split(np.empty(n_bytes // 8, np.int64), threads)
 
 
 def _filler(*parts: Words) -> Callable[[], object]:
-    """Pages that were never written are all the same page of zeros, which caches hold."""
+    """Writes every page: pages never written are all one page of zeros, which stays in a cache."""
 
     def fill() -> None:
         for part in parts:
@@ -104,8 +104,8 @@ def _copier(source: Words, target: Words) -> Callable[[], object]:
 
 
 def _best_pass(works: Sequence[Work], seconds: float) -> float:
-    """Seconds of the fastest pass: from the first thread's start to the last one's end."""
-    began: list[float] = []  # when all threads began a pass
+    """Seconds of the fastest pass, from the start of the first thread to the end of the last."""
+    began: list[float] = []  # when all threads started a pass
     spans: list[list[tuple[float, float]]] = [[] for _ in works]
     gate = threading.Barrier(len(works), action=lambda: began.append(time.perf_counter()))
 

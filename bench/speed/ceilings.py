@@ -1,4 +1,4 @@
-"""Upper bounds of speed: the bytes that one token takes from memory, and what memory gives.
+"""Upper bounds of speed: the bytes that must be read for one token, and the bandwidth of the memory.
 
 A generated token needs every weight that takes part, and the whole cache, once: no program is faster than bandwidth / bytes.
 Reading a prompt is bound by arithmetic instead, so it has no ceiling here.
@@ -14,17 +14,17 @@ from yarn_edge.runtime.kv_cache import known_kv_bytes
 
 from .bandwidth import last_level_cache_bytes, read_bandwidth
 
-# Tables of which a token takes its own row.
+# Tables of which a token reads only its own row.
 _BY_ROW = frozenset({"token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight"})
 _EXPERTS = re.compile(r"_(ch)?exps\.")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 def bytes_per_token(file: GGUFFile, depth: int, kv_type: str) -> int:
-    """Bytes that must be read to generate one token behind `depth` others: the weights that take part, and the cache.
+    """Bytes that must be read to generate one token after `depth` others: the weights that take part, and the cache.
 
-    Where the architecture's cache is of a form that we do not count (`counts_cache`), the weights alone: a bound still,
-    a looser one. Raises YarnEdgeError for a file whose keys make no sense.
+    For an architecture whose form of cache we cannot count (`counts_cache`), the weights alone: still a bound, but a looser one.
+    Raises YarnEdgeError for a file whose keys make no sense.
     """
     return weight_bytes_per_token(file) + (known_kv_bytes(file, depth, kv_type) or 0)
 
@@ -35,9 +35,9 @@ def counts_cache(file: GGUFFile) -> bool:
 
 
 def weight_bytes_per_token(file: GGUFFile) -> int:
-    """Bytes of the weights that one token needs: of the embeddings a row, of the experts those in use.
+    """Bytes of the weights that one token needs: one row of the embeddings, and only the experts in use.
 
-    The embeddings are read whole where they are the output matrix, too. Layers that only predict further tokens
+    The embeddings are read whole if they are also the output matrix. Layers that only predict further tokens
     (`nextn_predict_layers`) do not take part.
     """
     tied = "output.weight" not in file.tensors
@@ -68,19 +68,19 @@ def _share_of_experts(file: GGUFFile) -> float:
 
 
 class Ceilings:
-    """Tokens per second that the CPU's memory allows. The bandwidth is the best seen: `look` again when there is time."""
+    """Tokens per second that the CPU's memory allows. The best bandwidth seen counts: call `look` whenever there is time."""
 
     def __init__(self) -> None:
         self.bytes_per_s: dict[int, float] = {}  # by threads
         self.cache_bytes = last_level_cache_bytes()
 
     def look(self, threads: int) -> None:
-        """Measure with so many threads; a disturbed measurement never lowers what was seen before."""
+        """Measure with this number of threads. A disturbed measurement never lowers an earlier result."""
         self.bytes_per_s[threads] = max(self.bytes_per_s.get(threads, 0.0), read_bandwidth(threads))
 
     def tok_per_s(self, n_bytes: int, threads: int) -> float | None:
-        """None where nothing was measured, or where the caches may hold all of it: memory is no bound then."""
-        found = self.bytes_per_s.get(threads)
-        if not found or n_bytes <= (self.cache_bytes or 0):
+        """None if nothing was measured, or if the caches may hold all of it, because then memory is not the bound."""
+        bandwidth = self.bytes_per_s.get(threads)
+        if not bandwidth or n_bytes <= (self.cache_bytes or 0):
             return None
-        return found / n_bytes
+        return bandwidth / n_bytes

@@ -1,8 +1,8 @@
-"""One configuration of `yarn-edge bench`, in a process of its own: whatever ends it ends nothing else, and its memory is its own.
+"""One configuration of `yarn-edge bench`, in a process of its own: a crash ends nothing else, and its memory is its own.
 
-`python -m yarn_edge.bench.speed.child` reads a `Request` as one line of JSON and tells events as lines of JSON: loaded, step, test,
-rope, failed, done. stdin stays open: when it ends, the parent is gone, and so is this process.
-Tests as llama-bench makes them: random tokens behind the BOS, a warm-up, everything synchronized before the clock is read.
+`python -m yarn_edge.bench.speed.child` reads a `Request` as one line of JSON and reports events as lines of JSON: loaded, step, test,
+rope, failed, done. stdin stays open; when it ends, the parent is gone, and this process ends too.
+Tests are those of llama-bench: random tokens after the BOS, a warm-up, everything synchronized before the clock is read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.verify.checks import check_kernel
 
 from ..scoring.variants import Variant, parse_variant
-from .rows import buffers_in, flash_attention_in, misplaced, offloaded_in
+from .configuration import buffers_in, flash_attention_in, misplaced, offloaded_in
 
 SEED = 1
 Tell = Callable[..., None]
@@ -58,29 +58,31 @@ class Request:
     samples: int
 
 
-def measure(request: Request, tell: Tell) -> None:
-    """Load, see where everything lies, measure, check the rope kernel. Raises YarnEdgeError with the reason of a failure."""
+def run_request(request: Request, tell: Tell) -> None:
+    """Load, check where everything is, measure, check the rope kernel. Raises YarnEdgeError with the reason for a failure."""
     start = time.perf_counter()
     variant = parse_variant(request.model, kv_type=request.kv_type, backend=request.backend)
     with ExitStack() as held:
         with captured_log() as log:
             model = held.enter_context(variant.load())
             context = held.enter_context(_context(request, variant, model))
-        load_s, told = time.perf_counter() - start, "".join(log)
+        load_s, text = time.perf_counter() - start, "".join(log)
         device = model.device.name if model.device else None
-        buffers = buffers_in(told)
+        buffers = buffers_in(text)
         tell(
             "loaded",
             load_s=load_s,
             device=device or "CPU",
-            flash_attention_used=flash_attention_in(told),
-            offloaded=offloaded_in(told),
+            flash_attention_used=flash_attention_in(text),
+            offloaded=offloaded_in(text),
             buffers=[list(b) for b in buffers],
             **_described(model),
         )
-        elsewhere = misplaced(buffers, device, offloaded_in(told))
+        elsewhere = misplaced(buffers, device, offloaded_in(text))
         if elsewhere is not None:
             raise YarnEdgeError(elsewhere)
+        gc.collect()
+        gc.disable()  # no collection falls into a timed run
         Bench(request, model, context, tell).run()
         tell("rope", **_rope(variant, model))
 
@@ -99,7 +101,7 @@ def _context(request: Request, variant: Variant, model: Model) -> Context:
 
 
 def _described(model: Model) -> dict[str, Any]:
-    """llama-bench's columns of the model."""
+    """llama-bench's columns that describe the model."""
     text = ctypes.create_string_buffer(128)
     model.api.llama_model_desc(model.handle, text, len(text))
     return {
@@ -111,13 +113,13 @@ def _described(model: Model) -> dict[str, Any]:
 
 
 def _rope(variant: Variant, model: Model) -> dict[str, Any]:
-    """The rope kernel of this backend on what this file runs, against the float64 reference (as in verify)."""
+    """The rope kernel of this backend with the scaling that this file runs, against the float64 reference (as in verify)."""
     try:
         honoured(model.gguf.architecture)
         runs = model.positions.effective(variant.arguments or model.positions.explicit_arguments)
         device = devices_of(variant.backend)[0]
         check = check_kernel(runs, runs, model.gguf.architecture, device, variant.backend)
-    except YarnEdgeError as refusal:  # an architecture whose positions we do not know
+    except YarnEdgeError as refusal:  # an architecture whose positions are not known
         return {"status": "skip", "value": None, "limit": None, "detail": str(refusal)}
     return {"status": check.status, "value": check.value, "limit": check.limit, "detail": check.detail}
 
@@ -132,14 +134,12 @@ class Bench:
         self.tokens: list[int] = random.integers(0, model.n_vocab, longest).tolist()
         if model.add_bos and model.bos >= 0:
             self.tokens[0] = model.bos
-        # A sliding window's cache forgets what lies before it: cut back, it would not be what a filled one is.
+        # The cache of a sliding window forgets what is before the window: cut back, it would differ from a filled one.
         self.cut_back = known_kv_bytes(model.gguf, 0, "f16") is not None
 
     def run(self) -> None:
         """Warm up, fill the cache to the depth, then every test."""
         request = self.request
-        gc.collect()
-        gc.disable()
         self.tell("step", what="warming up")
         if request.n_prompt:
             self.read(self.tokens[: request.n_prompt], 0)
@@ -162,13 +162,13 @@ class Bench:
         for number in range(self.request.samples):
             self._rewind(filled=not samples and name == "pp")
             start = time.perf_counter_ns()
-            self.tell("step", what=name, number=number + 1)  # the clock runs, as in llama-bench, for `lockstep`
+            self.tell("step", what=name, number=number + 1)  # while the clock runs, as in llama-bench, for `lockstep`
             work()
             samples.append(time.perf_counter_ns() - start)
         self.tell("test", test=name, samples_ns=samples, peak_rss_bytes=peak_resident_bytes())
 
     def _rewind(self, filled: bool) -> None:
-        """The cache as it is when filled to the depth."""
+        """Bring the cache to the state that it has when filled to the depth."""
         if not self.request.depth:
             self.context.clear()
         elif self.cut_back or filled:
@@ -179,7 +179,7 @@ class Bench:
         self.context.synchronize()
 
     def _fill(self) -> int:
-        """A document of `depth` tokens, to its first token of answer. Returns nanoseconds."""
+        """Read a document of `depth` tokens, up to the first token of the answer. Returns nanoseconds."""
         with Sampling(temperature=0).chain(self.model) as chain:
             self.context.synchronize()
             start = time.perf_counter_ns()
@@ -198,14 +198,14 @@ class Bench:
         self.context.synchronize()
 
     def generate(self, count: int, at: int) -> None:
-        """llama-bench's test_gen: one token after the other, random ones, each waited for."""
+        """llama-bench's test_gen: random tokens one after another, waiting for each."""
         evaluate, synchronize = self.context.evaluate, self.context.synchronize
         for position, token in enumerate(self.tokens[:count], at):
             evaluate((token,), position, "last")
             synchronize()
 
     def generate_sampled(self, count: int, at: int, chain: Any) -> None:
-        """What a chat does: the most probable token is chosen from the logits, and is the next."""
+        """What a chat does: the most probable token is chosen from the logits and evaluated next."""
         evaluate, sample = self.context.evaluate, self.context.sample
         token = self.tokens[0]
         for position in range(at, at + count):
@@ -214,16 +214,16 @@ class Bench:
 
 
 def _end_with_parent() -> None:
-    """Whoever asked holds the other end of stdin; also a parent that was killed lets go of it."""
+    """End this process when stdin ends: the parent holds its other end, and even a parent that is killed lets go of it."""
     while os.read(0, 4096):
         pass
     os._exit(1)
 
 
 def main() -> int:
-    """Serve one request. Returns 0 also after a failure that was told."""
+    """Serve one request. Returns 0 even after a failure, if it was reported."""
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what a library prints is no event
+    os.dup2(2, 1)  # what a library prints is not an event
 
     def tell(event: str, **values: Any) -> None:
         out.write(json.dumps({"event": event, **values}) + "\n")
@@ -237,7 +237,7 @@ def main() -> int:
         line += part
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        measure(Request(**json.loads(line)), tell)
+        run_request(Request(**json.loads(line)), tell)
     except YarnEdgeError as error:
         tell("failed", reason=str(error))
     except MemoryError:
@@ -250,4 +250,4 @@ def main() -> int:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # a thread still waits for stdin
+    os._exit(code)  # a thread is still waiting for stdin

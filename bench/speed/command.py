@@ -1,7 +1,7 @@
-"""`yarn-edge bench`: tokens per second over backend, depth, cache type, threads and batch; `bench compare` holds two runs together.
+"""`yarn-edge bench`: tokens per second by backend, depth, cache type, threads and batch; `bench compare` compares two runs.
 
-Each configuration is measured in a process of its own (`speed_child`), so that one that crashes, hangs or runs out of memory is a
-row with its reason, and the others go on. A number stands only where weights and cache really were on the backend asked for.
+Each configuration is measured in a process of its own (`child`), so that one that crashes, hangs or runs out of memory becomes a row
+with its reason, and the others go on. A row has a number only if weights and cache really were on the requested backend.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from yarn_edge.runtime.llama_api import llama, physical_threads
 from yarn_edge.writer import check_output
 
 from ..scoring.variants import Variant, parse_variant, split_variant
-from .rows import FLASH, Configuration, how_to_build, product_of
+from .configuration import FLASH, Configuration, how_to_build, product_of
+from .outcome import SpeedOutcome, write_csv
+from .results import OK
 from .session import SpeedSession
-from .tables import report_of, write_csv
 
 MAX_TOKENS = 2**31 - 1
 TIMEOUT_S = 3600
@@ -43,12 +44,12 @@ def is_built(backend: str) -> bool:
 def why_absent(backend: str) -> tuple[str, str]:
     """(status, remedy) of a backend without a device."""
     if is_built(backend):
-        return "no device", f"llama.cpp has its library and finds no {backend} device: is the driver installed?"
+        return "no device", f"llama.cpp has the {backend} library but finds no device: is the driver installed?"
     return "not built", how_to_build(backend, str(llama().__version__))
 
 
 def chosen_backends(asked: Sequence[str] | None) -> list[str]:
-    """--backend; "all" is every one that this build knows, the default every one with a device here."""
+    """The backends that --backend names: "all" is every one that this build knows, the default every one with a device here."""
     if asked is None:
         return [name for name in BACKENDS if devices_of(name)]
     if "all" in asked:
@@ -57,15 +58,15 @@ def chosen_backends(asked: Sequence[str] | None) -> list[str]:
 
 
 def plan(args: argparse.Namespace, session: SpeedSession) -> list[Configuration]:
-    """Every configuration to measure; rows for backends that are not there. Raises YarnEdgeError for what cannot be asked."""
-    found: list[Configuration] = []
+    """Every configuration to measure; backends that are not available become rows. Raises YarnEdgeError for impossible requests."""
+    configurations: list[Configuration] = []
     for model, (variant, file) in session.files.items():
         fixed = {item.partition("=")[0] for item in split_variant(model)[1]}
         backends = [variant.backend] if "backend" in fixed else chosen_backends(args.backend)
         for name in backends:
             if not devices_of(name):
                 session.absent(model, name, *why_absent(name))
-        found += product_of(
+        configurations += product_of(
             model,
             backends=[name for name in backends if devices_of(name)],
             kv_types=[variant.kv_type] if "kv" in fixed else args.kv_type,
@@ -80,29 +81,29 @@ def plan(args: argparse.Namespace, session: SpeedSession) -> list[Configuration]
             n_ctx=args.ctx,
         )
         _check_lengths(args, file)
-    return found
+    return configurations
 
 
 def _check_lengths(args: argparse.Namespace, file: GGUFFile) -> None:
     deepest = max(args.depth)
     needed = deepest + max(args.prompt_tokens, args.gen_tokens)
     if needed == 0:
-        raise YarnEdgeError("nothing is asked for: --prompt-tokens, --gen-tokens and --depth are all 0")
+        raise YarnEdgeError("nothing to measure: --prompt-tokens, --gen-tokens and --depth are all 0")
     if args.ctx is not None and needed > args.ctx:
         raise YarnEdgeError(
-            f"--ctx {args.ctx} does not hold {deepest} tokens of --depth and {needed - deepest} of a test: it needs {needed}"
+            f"--ctx {args.ctx} does not hold {deepest} tokens of --depth and {needed - deepest} tokens of a test: it must be {needed}"
         )
     if needed > MAX_TOKENS:
         raise YarnEdgeError(f"{needed} tokens: llama.cpp takes at most {MAX_TOKENS}")
     declared = file.required_int("context_length")
     if needed > declared:
         note(
-            f"{file.path}: its context is {declared} tokens: what lies beyond is measured, and means nothing to the model"
+            f"{file.path}: its context is {declared} tokens: the speed beyond it is measured, although the model was not made for it"
         )
 
 
 def listed(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """An argparse type: values separated by commas, each once, in their order."""
+    """An argparse type: values separated by commas, without repetitions, in their order."""
 
     def parse_all(text: str) -> list[Any]:
         return list(dict.fromkeys(parse(item) for item in text.split(",")))
@@ -111,7 +112,7 @@ def listed(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 
 def one_of(*names: str) -> Callable[[str], str]:
-    """An argparse type: one of some words."""
+    """An argparse type: one of these words."""
 
     def parse(text: str) -> str:
         if text not in names:
@@ -127,90 +128,65 @@ def depth(text: str) -> int:
 
 
 def add_size_flags(parser: argparse.ArgumentParser, n_prompt: int, n_gen: int) -> None:
-    """-p and -n, the tokens of a timed run, with their defaults; 0 leaves that test out."""
+    """-p and -n, the tokens of a timed run, with their defaults."""
     for short, name, default, what in (
         ("-p", "--prompt-tokens", n_prompt, "read"),
         ("-n", "--gen-tokens", n_gen, "generate"),
     ):
-        parser.add_argument(
-            short, name, type=count(0, MAX_TOKENS), default=default, metavar="N", help=f"tokens to {what} (%(default)s)"
-        )
+        text = f"tokens to {what} in a timed run; 0 leaves this test out (default: %(default)s)"
+        parser.add_argument(short, name, type=count(0, MAX_TOKENS), default=default, metavar="N", help=text)
+
+
+# flag -> (type of an item, default, help)
+_LISTS: dict[str, tuple[Callable[[str], Any], list[Any] | None, str]] = {
+    "--backend": (
+        one_of(*BACKENDS, "all"),
+        None,
+        f"backends to measure: {', '.join(BACKENDS)}, or all for every one in this build (default: those with a device here)",
+    ),
+    "--depth": (depth, [0], "tokens in the cache before each test, such as 0,4k,16k (default: 0)"),
+    "--kv-type": (one_of(*KV_TYPES), ["f16"], "types of the KV cache (default: f16)"),
+    "--threads": (count(1, MAX_THREADS), None, "numbers of threads (default: one thread per physical core)"),
+    "--batch": (count(1, MAX_TOKENS), [512], "maximum tokens per call of llama.cpp (default: 512)"),
+    "--ubatch": (count(1, MAX_TOKENS), [512], "maximum tokens per compute graph (default: 512)"),
+    "--flash-attention": (
+        one_of(*FLASH),
+        ["auto"],
+        f"any of {', '.join(FLASH)}; auto is llama.cpp's choice (default: auto)",
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge bench`."""
     parser.usage = "yarn-edge bench MODEL.gguf… [flags]\n       yarn-edge bench compare A.json B.json [--json] [--report FILE.html]"
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "models",
         nargs="+",
         metavar="MODEL.gguf",
-        help="also MODEL.gguf@kv=q8_0; `compare A.json B.json`: two runs of --json, or of llama-bench -o json",
+        help="GGUFs, or a GGUF with another cache or scaling: MODEL.gguf@kv=q8_0; "
+        "or the word compare and two files to compare, written with --json or by llama-bench -o json",
     )
-    add = parser.add_argument
-    add(
-        "--backend",
-        type=listed(one_of(*BACKENDS, "all")),
-        metavar="LIST",
-        help=f"{', '.join(BACKENDS)}, or all that this build knows (default: those with a device here)",
-    )
-    add(
-        "--depth",
-        type=listed(depth),
-        default=[0],
-        metavar="LIST",
-        help="tokens in the cache before: 0,4k,16k (default: 0)",
-    )
+    for flag, (kind, default, text) in _LISTS.items():
+        add(flag, type=listed(kind), default=default, metavar="LIST", help=text)
     add_size_flags(parser, 512, 128)
-    add(
-        "--kv-type",
-        type=listed(one_of(*KV_TYPES)),
-        default=["f16"],
-        metavar="LIST",
-        help="types of the KV cache (default: f16)",
-    )
-    add(
-        "--threads",
-        type=listed(count(1, MAX_THREADS)),
-        metavar="LIST",
-        help="threads (default: as many as physical cores)",
-    )
-    add(
-        "--batch",
-        type=listed(count(1, MAX_TOKENS)),
-        default=[512],
-        metavar="LIST",
-        help="tokens of one call (default: 512)",
-    )
-    add(
-        "--ubatch",
-        type=listed(count(1, MAX_TOKENS)),
-        default=[512],
-        metavar="LIST",
-        help="tokens of one graph (default: 512)",
-    )
-    add(
-        "--flash-attention",
-        type=listed(one_of(*FLASH)),
-        default=["auto"],
-        metavar="LIST",
-        help=f"{', '.join(FLASH)} (default: auto, llama.cpp's choice)",
-    )
-    add("--repeat", type=count(1, 1000), default=5, metavar="N", help="timed runs of each test (%(default)s)")
-    add("--ctx", type=length, metavar="N", help="tokens that the cache holds (default: what the tests need)")
+    add("--repeat", type=count(1, 1000), default=5, metavar="N", help="timed runs of each test (default: %(default)s)")
+    add("--ctx", type=length, metavar="N", help="size of the KV cache in tokens (default: what the tests need)")
     add(
         "--timeout",
         type=count(1, 10**7),
         default=TIMEOUT_S,
         metavar="S",
-        help="seconds that one configuration may take (%(default)s)",
+        help="maximum seconds for one configuration (default: %(default)s)",
     )
-    add("--csv", metavar="FILE", help="all rows, with llama-bench's names for its own columns")
+    add("--csv", metavar="FILE", help="also write all rows as CSV, with llama-bench's names for its own columns")
     add_output_flags(parser)
     parser.set_defaults(usual={a.dest: a.default for a in parser._actions})
 
 
 def run(args: argparse.Namespace) -> int:
-    """`yarn-edge bench`. Returns 1 where nothing was measured, or where a backend's rope kernel is wrong."""
+    """`yarn-edge bench`. Returns 1 if nothing was measured, or if the rope kernel of a backend is wrong."""
     if args.models[0] == "compare" and not Path("compare").exists():
         from .compare import run as compare
 
@@ -220,9 +196,9 @@ def run(args: argparse.Namespace) -> int:
     files = {model: _opened(model) for model in dict.fromkeys(args.models)}
     session = SpeedSession(files, args.timeout)
     configurations = plan(args, session)
-    state = machine_state()
-    if state["busy"]:
-        note(f"{state['busy']}: numbers will be lower and spread wider")
+    machine = machine_state()
+    if machine["busy"]:
+        note(f"{machine['busy']}: speeds will be lower and vary more")
     stopped: BaseException | None = None
     try:
         with bar("Measuring", sum(c.cost for c in configurations)) as advance:
@@ -231,22 +207,27 @@ def run(args: argparse.Namespace) -> int:
     except (KeyboardInterrupt, Terminated) as signalled:
         stopped = signalled
     session.finish()
-    rows, paths = session.rows, [variant.path for variant, _file in files.values()]
-    env = environment(paths) | state | {"read_bytes_per_s": session.ceilings.bytes_per_s}
-    data = {"env": env, "rows": rows, "complete": stopped is None}
+    paths = [variant.path for variant, _file in files.values()]
+    bandwidth = session.ceilings.bytes_per_s
+    outcome = SpeedOutcome(session.rows, environment(paths), machine, bandwidth, complete=stopped is None)
     try:
         if csv is not None:
-            write_csv(rows, csv, args.force)
+            write_csv(outcome.rows, csv, args.force)
     finally:
-        deliver(args, data, report_of(rows, env, stopped is None), paths)
+        deliver(args, outcome.as_json(), outcome.report(), paths)
     if stopped is not None:
         raise stopped
-    for remedy in sorted({f"{row['backend']}: {row['status']}: {row['remedy']}" for row in rows if row.get("remedy")}):
+    return _verdict(outcome)
+
+
+def _verdict(outcome: SpeedOutcome) -> int:
+    """The exit code; notes say what to do about what is missing or wrong."""
+    for remedy in sorted({f"{row.backend}: {row.status}: {row.remedy}" for row in outcome.rows if row.remedy}):
         note(remedy)
-    wrong = [row for row in rows if (row["rope_check"] or {}).get("status") == "fail"]
-    for said in sorted({f"{row['backend']}: the rope kernel is wrong: {row['rope_check']['detail']}" for row in wrong}):
-        note(said)
-    return int(not any(row["status"] == "ok" for row in rows) or bool(wrong))
+    wrong = {(row.backend, row.rope.detail) for row in outcome.rows if row.rope and row.rope.status == "fail"}
+    for backend, detail in sorted(wrong):
+        note(f"{backend}: the rope kernel is wrong: {detail}")
+    return int(not any(row.status == OK for row in outcome.rows) or bool(wrong))
 
 
 def _opened(model: str) -> tuple[Variant, GGUFFile]:

@@ -1,4 +1,4 @@
-"""The child process of one configuration: its events as they come, and why it ended, whatever way it did."""
+"""The child process of one configuration: its events as they come, and why it ended, however it ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.runtime.llama_api import deferred_ctrl_c
 
 CHILD: tuple[str, ...] = (sys.executable, "-m", "yarn_edge.bench.speed.child")
-PATIENCE_S = 10.0  # for a process whose output ended
+PATIENCE_S = 10.0  # for a process to end after its output ended
 Event = dict[str, Any]
 _STOP = b""  # in place of a line: Ctrl-C
 
@@ -29,19 +29,19 @@ def run_child(
     on_event: Callable[[Event], None],
     command: Sequence[str] | None = None,
 ) -> str | None:
-    """Run a child over one request. Returns None where it came to its end, else the reason why not.
+    """Run a child over one request. Returns None if it finished, otherwise the reason why not.
 
-    It is in a session of its own, so that Ctrl-C is ours to handle; it never outlives this call, nor this process: its
-    stdin ends with us. Ctrl-C and SIGTERM end it, and are raised when all that it told before was passed to `on_event`.
+    The child is in a session of its own, so that this process handles Ctrl-C. It never outlives this call, nor this process,
+    because its stdin ends with us. Ctrl-C and SIGTERM end it, and are raised after its earlier events were passed to `on_event`.
     """
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    with tempfile.TemporaryFile() as told, deferred_ctrl_c(lambda: lines.put(_STOP)):
+    with tempfile.TemporaryFile() as errors, deferred_ctrl_c(lambda: lines.put(_STOP)):
         try:
             process = subprocess.Popen(
                 list(command or CHILD),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=told,
+                stderr=errors,
                 start_new_session=True,
             )
         except OSError as error:
@@ -51,16 +51,16 @@ def run_child(
         reader = threading.Thread(target=read_lines, args=(process.stdout, lines), daemon=True)
         reader.start()
         try:
-            with contextlib.suppress(BrokenPipeError):  # it ended already: why, is said below
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, for a reason found below
                 process.stdin.write(json.dumps(dict(request)).encode("ascii") + b"\n")
                 process.stdin.flush()
-            return _attend(process, lines, timeout_s, on_event, told)
+            return _attend(process, lines, timeout_s, on_event, errors)
         finally:
             process.kill()
             process.wait()
             reader.join()
             process.stdout.close()
-            with contextlib.suppress(OSError):  # what it was to be told came too late
+            with contextlib.suppress(OSError):  # the request came too late
                 process.stdin.close()
 
 
@@ -69,7 +69,7 @@ def _attend(
     lines: queue.SimpleQueue[bytes | None],
     timeout_s: float,
     on_event: Callable[[Event], None],
-    told: IO[bytes],
+    errors: IO[bytes],
 ) -> str | None:
     deadline = time.monotonic() + timeout_s
     while True:
@@ -78,7 +78,7 @@ def _attend(
         except queue.Empty:
             return f"not done within {timeout_s:g} s (--timeout)"
         if line is None:
-            return _without_a_word(process, told)
+            return _why_silent(process, errors)
         if line is _STOP:
             process.kill()
             for left in iter(lines.get, None):
@@ -93,48 +93,48 @@ def _attend(
         on_event(event)
 
 
-def _without_a_word(process: subprocess.Popen[bytes], told: IO[bytes]) -> str:
-    """Why its output ended before it said that it is done."""
+def _why_silent(process: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
+    """Why its output ended before it reported that it is done."""
     try:
         code = process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
         return "the measuring process closed its output and did not end"
-    told.seek(0)
-    return ended(code, last_words(told.read()))
+    errors.seek(0)
+    return ended(code, last_words(errors.read()))
 
 
 def read_lines(pipe: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
-    """Every whole line that comes, then None: for a thread."""
+    """Put every complete line into the queue, then None. Runs in a thread."""
     for line in pipe:
-        if line.endswith(b"\n"):  # else it was ended in the middle of a word
+        if line.endswith(b"\n"):  # otherwise the process ended in the middle of a line
             lines.put(line)
     lines.put(None)
 
 
 def _event(line: bytes) -> Event:
-    """Nothing but our own child writes there."""
+    """An event from a line. Only our own child writes there."""
     event = json.loads(line)
     if not isinstance(event, dict) or "event" not in event:
-        raise YarnEdgeError(f"the measuring process told {one_line(repr(line), 80)}")
+        raise YarnEdgeError(f"the measuring process wrote {one_line(repr(line), 80)}")
     return event
 
 
 def ended(code: int, words: str) -> str:
-    """Why a child ended without a word: by a signal (negative codes, as subprocess has them), or by itself."""
-    behind = f": {words}" if words else ""
+    """Why a child ended without reporting: by a signal (negative codes, as in subprocess), or by itself."""
+    details = f": {words}" if words else ""
     if code >= 0:
-        return f"the measuring process ended with {code}{behind}"
+        return f"the measuring process ended with {code}{details}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
     if name == "SIGKILL":
         return "killed (SIGKILL), as the system does when memory runs out"
-    return f"ended by {name}{behind}"
+    return f"ended by {name}{details}"
 
 
-def last_words(told: bytes) -> str:
-    """Of what a child wrote to stderr: the assertion that failed, if one is named, else the last line."""
-    lines = [line.strip() for line in told.decode(errors="replace").splitlines() if line.strip()]
+def last_words(errors: bytes) -> str:
+    """From what a child wrote to stderr: the assertion that failed, if there is one, otherwise the last line."""
+    lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
     asserted = [line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line]
     return one_line((asserted or lines or [""])[-1], 300)

@@ -1,4 +1,4 @@
-"""A run of `yarn-edge bench` over its configurations: rows as the children tell them, ceilings, the progress bar."""
+"""A run of `yarn-edge bench` over its configurations: rows from what the children report, ceilings, the progress bar."""
 
 from __future__ import annotations
 
@@ -11,37 +11,28 @@ from yarn_edge.runtime import ggml
 
 from ..scoring.variants import Variant
 from .ceilings import Ceilings, bytes_per_token
+from .configuration import GENERATED_COST, Configuration, name_of_test
 from .process import Event, run_child
-from .rows import (
-    GENERATED_COST,
-    Configuration,
-    Row,
-    absent,
-    buffer_places,
-    configured,
-    device_bytes,
-    empty_row,
-    measured,
-    name_of,
-)
+from .results import OK, LoadedModel, RopeCheck, SpeedRow, TimedRuns, empty_rows
 
 
 class SpeedSession:
-    """`rows` holds what is known so far, also when it was stopped. files: by the MODEL of the command line."""
+    """`rows` holds what is known so far, also after an interruption. files: by the MODEL of the command line."""
 
     def __init__(self, files: Mapping[str, tuple[Variant, GGUFFile]], timeout_s: float) -> None:
         self.files, self.timeout_s = files, timeout_s
-        self.rows: list[Row] = []
+        self.rows: list[SpeedRow] = []
         self.ceilings = Ceilings()
         others = sorted({d.backend for d in ggml.devices()} - {"CPU"})
-        self.backends = ",".join(others) or "CPU"  # llama-bench's word for the build
+        self.build = ",".join(others) or "CPU"  # as llama-bench names it
 
     def absent(self, model: str, backend: str, status: str, remedy: str) -> None:
-        """A row for a backend that is not there."""
-        self.rows.append(absent(model, str(self.files[model][0].path), backend, self.backends, status, remedy))
+        """Add a row for a backend that is not available."""
+        path = self.files[model][0].path
+        self.rows.append(SpeedRow(model, path, backend, self.build, status=status, remedy=remedy))
 
     def measure(self, configuration: Configuration, advance: Advance) -> None:
-        """Run one configuration in its child. Rows of tests that came to their end stay also where this is stopped."""
+        """Run one configuration in its child. If the run is stopped, the rows of tests that were finished stay."""
         self._look(configuration)
         run = _Run(configuration, self, advance)
         try:
@@ -62,22 +53,19 @@ class SpeedSession:
                 note(f"no ceiling: {error}")
 
     def finish(self) -> None:
-        """Ceilings, by the best bandwidth that was seen in the whole run."""
+        """Compute the ceilings from the best bandwidth that was seen in the whole run."""
         for row in self.rows:
-            if row["bytes_per_token"] is None or row["backend"] != "cpu":
-                continue
-            ceiling = self.ceilings.tok_per_s(row["bytes_per_token"], row["n_threads"])
-            row["ceiling_tok_per_s"] = ceiling
-            row["fraction"] = row["tok_per_s"] / ceiling if ceiling and row["tok_per_s"] else None
+            if row.configuration is not None and row.bytes_per_token is not None and row.backend == "cpu":
+                row.ceiling_tok_per_s = self.ceilings.tok_per_s(row.bytes_per_token, row.configuration.threads)
 
 
 class _Run:
-    """One child's events, as rows by the name of the test."""
+    """The events of one child, as rows by the name of the test."""
 
     def __init__(self, configuration: Configuration, session: SpeedSession, advance: Advance) -> None:
         variant, self.file = session.files[configuration.model]
-        base = configured(configuration, str(variant.path), session.backends)
-        self.rows = {name: empty_row(base, name, n, configuration.depth) for name, n in configuration.tests}
+        self.configuration = configuration
+        self.rows = empty_rows(configuration, variant.path, session.build)
         self.progress = _Progress(configuration, advance)
 
     def seen(self, event: Event) -> None:
@@ -85,34 +73,28 @@ class _Run:
         if kind == "step":
             self.progress.step(event)
         elif kind == "loaded":
+            loaded = LoadedModel.of(event)
             for row in self.rows.values():
-                row.update(_placed(event))
+                row.loaded = loaded
         elif kind == "rope":
+            check = RopeCheck(**event)
             for row in self.rows.values():
-                row["rope_check"] = event
+                row.rope = check
         elif kind == "test":
-            name = event["test"]
-            self.rows[name] = row = measured(self.rows[name], event["samples_ns"])
-            row["peak_rss_bytes"] = event["peak_rss_bytes"]
-            if name in ("tg", "tg+s"):  # the cache as it is in the middle of the test
-                row["bytes_per_token"] = bytes_per_token(self.file, row["depth"] + row["n"] // 2, row["type_k"])
+            row = self.rows[event["test"]]
+            row.times, row.status = TimedRuns(row.n, tuple(event["samples_ns"]), event["peak_rss_bytes"]), OK
+            if row.test in ("tg", "tg+s"):  # the cache as it is in the middle of the test
+                c = self.configuration
+                row.bytes_per_token = bytes_per_token(self.file, c.depth + row.n // 2, c.kv_type)
 
-    def done(self) -> list[Row]:
-        return [row for row in self.rows.values() if row["status"] == "ok"]
+    def done(self) -> list[SpeedRow]:
+        return [row for row in self.rows.values() if row.status == OK]
 
-    def failed(self, reason: str) -> list[Row]:
-        return [row | {"status": f"failed: {reason}"} for row in self.rows.values() if row["status"] != "ok"]
-
-
-def _placed(event: Event) -> Row:
-    """Columns of a row from what was loaded where."""
-    buffers = [(str(where), str(what), int(n_bytes)) for where, what, n_bytes in event["buffers"]]
-    on_gpu = event["n_gpu_layers"] != 0
-    return {key: value for key, value in event.items() if key != "buffers"} | {
-        "weights_on": buffer_places(buffers, "model"),
-        "cache_on": buffer_places(buffers, "KV", "RS"),
-        "device_memory_bytes": device_bytes(buffers, event["device"]) if on_gpu else None,
-    }
+    def failed(self, reason: str) -> list[SpeedRow]:
+        rows = [row for row in self.rows.values() if row.status != OK]
+        for row in rows:
+            row.status = f"failed: {reason}"
+        return rows
 
 
 class _Progress:
@@ -130,12 +112,12 @@ class _Progress:
         self._done(self.begun + event.get("tokens", 0))
         self.begun = costs.get(what.removesuffix("+s"), 0.0)
         tests = dict(c.tests)
-        name = name_of({"test": what, "n": tests[what], "depth": c.depth}) if what in tests else what
+        name = name_of_test(what, tests[what], c.depth) if what in tests else what
         turn = f" {event['number']}/{c.samples}" if "number" in event else ""
         self.advance(0, f"{c.backend} {c.kv_type} {name}{turn}")
 
     def end(self) -> None:
-        """Whatever became of it, its part is over."""
+        """However it ended, its part is over."""
         self._done(self.left)
 
     def _done(self, amount: float) -> None:

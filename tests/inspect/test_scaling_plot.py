@@ -20,6 +20,7 @@ from yarn_edge.inspect import plot as scaling_plot
 from yarn_edge.inspect.plot import plot_scaling, wrong_pairs
 from yarn_edge.llama_rules.planner import plain_llama_cpp
 from yarn_edge.positions.scaling import RopeScaling
+from yarn_edge.report.pictures import own_style
 
 from support import tiny
 from support.gguf_bytes import edit_key
@@ -253,3 +254,15 @@ def test_every_colour_is_explained_and_nothing_overlaps(case: str, tmp_path: Pat
 def test_any_name_can_be_a_title(title: str, tmp_path: Path) -> None:
     plot_scaling(tmp_path / "p.png", title, QWEN, None)
     assert size_of(tmp_path / "p.png") == (1170, 715)
+
+
+def test_wavelengths_are_written_as_numbers_of_tokens() -> None:
+    from matplotlib.figure import Figure
+
+    with own_style():  # in which a formula is text
+        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        scaling_plot._draw(figure, "t", QWEN, None, None)
+        figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert "16k" in labels
+    assert all(re.fullmatch(r"[\d.]+[kM]?", label) for label in labels)

@@ -61,8 +61,8 @@ def pixels(data: bytes) -> Any:
     return np.round(imread(io.BytesIO(data))[..., :3] * 255).astype(int)
 
 
-def n_pixels_near(data: bytes, colour: str) -> int:
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+def n_pixels_near(data: bytes, color: str) -> int:
+    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return int((np.abs(pixels(data) - wanted).max(axis=-1) < 12).sum())
 
 
@@ -82,7 +82,7 @@ DRAWN: dict[str, Chart | HeatMap] = {
     "30 x 1": heat_map(30, 1),
     "1 x 30": heat_map(1, 30),
     "reversed": HeatMap("t", "x", "y", ("a", "b"), ("c",), ((5.0, 120.0),), low=200.0, high=1.0),
-    "one colour": HeatMap("t", "x", "y", ("a", "b"), ("c",), ((5.0, math.inf),), low=2.0, high=2.0),
+    "one color": HeatMap("t", "x", "y", ("a", "b"), ("c",), ((5.0, math.inf),), low=2.0, high=2.0),
 }
 EMPTY: dict[str, Chart | HeatMap] = {
     "no lines": Chart("t", "x", "y", (), log_x=True, marks=((1.0, "m"),)),
@@ -97,7 +97,7 @@ EMPTY: dict[str, Chart | HeatMap] = {
 def test_drawn(case: str) -> None:
     data = png([DRAWN[case]])
     seen = pixels(data)
-    assert len(np.unique(seen @ (1, 256, 65536))) > 50  # colours
+    assert len(np.unique(seen @ (1, 256, 65536))) > 50  # colors
     if isinstance(DRAWN[case], Chart):
         assert n_pixels_near(data, BLUE) > 20
 
@@ -138,7 +138,7 @@ def test_the_band_is_one_standard_error() -> None:
     assert {(1, 9), (1, 11), (2, 17), (2, 23)} <= corners
 
 
-def test_lines_differ_without_colour() -> None:
+def test_lines_differ_without_color() -> None:
     lines = tuple(Line(str(i), (1, 2), (i, i + 1.0)) for i in range(12))
     (axes,) = laid_out(Chart("t", "x", "y", lines)).axes
     styles = {(line.get_marker(), str(line._dash_pattern)) for line in axes.get_lines()}
@@ -270,11 +270,11 @@ def test_every_value_stands_in_its_field(shape: tuple[int, int]) -> None:
     assert bool(figure.legends) == any(math.isnan(v) for row in picture.values for v in row)
 
 
-def test_values_can_be_read_on_their_colours() -> None:
+def test_values_can_be_read_on_their_colors() -> None:
     """The contrast of WCAG: at least 3 to 1 (large text and graphics) all along the scale."""
 
-    def brightness(colour: Any) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    def brightness(color: Any) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]
         return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
     row = tuple(i / 20 for i in range(21))

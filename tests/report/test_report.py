@@ -111,7 +111,7 @@ def test_shortened(limit: int) -> None:
 
 
 def test_a_row_of_another_length_is_a_bug() -> None:
-    with pytest.raises(ValueError, match="another number of cells"):
+    with pytest.raises(ValueError, match="a different number of cells"):
         table_text(Table("t", ("a", "b"), ((1, 2), (3,))))
 
 

@@ -12,6 +12,7 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RAMPED_METHODS, SAME_RELATIVE, RopeScaling
 from yarn_edge.report.pictures import need_matplotlib, own_style, rendered
+from yarn_edge.report.ticks import set_ticks
 from yarn_edge.writer import write_file
 
 BLUE, GREY, ORANGE, RED = "#1f5fa8", "#888888", "#c77700", "#c02020"
@@ -87,6 +88,7 @@ def _draw(
     axes.set_title(f"{one_line(title, 90)}\n{attention}", fontsize=11, parse_math=False)
     axes.grid(alpha=0.25)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    set_ticks(axes.yaxis, axes.get_ylim(), log=True, tokens=True)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.set_zorder(2)  # the lines before the shade
     axes.patch.set_visible(False)

@@ -1,4 +1,4 @@
-"""Curves over one axis: told apart by colour, marker and dash, plain numbers on every axis, marks labelled above the data."""
+"""Curves over one axis: distinct in color, marker and dash, plain numbers on every axis, marks labeled above the data."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from yarn_edge.report.report import Bars, Bound, Chart, Line
 from yarn_edge.report.tables import shortened
 from yarn_edge.report.ticks import set_ticks
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; 7, 8 and 4 styles together repeat after 56 lines.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
+# Okabe and Ito's colors, which color-blind people can distinguish. 7 colors, 8 markers and 4 dashes repeat after 56 lines.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
 MARKERS = "osD^vPXh"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
 GREY = "#6b6b6b"
 WIDTH_IN, HEIGHT_IN = 8.0, 4.5
 MAX_LABEL, MAX_Y_LABEL, MAX_MARK, MAX_TITLE = 60, 44, 48, 160
 MANY_POINTS, MARKERS_SHOWN = 60, 24
-_POINTS_PER_CHARACTER, _MARK_SIZE, _LEVEL = 5.6, 8.5, 12  # of text at 10 points; of marks; between their levels
+_POINTS_PER_CHARACTER, _MARK_SIZE, _LEVEL = (
+    5.6,
+    8.5,
+    12,
+)  # a character of 10-point text; font size of marks; distance of their levels
 _AXES_POINTS = 0.86 * WIDTH_IN * 72
 
 Float64 = npt.NDArray[np.float64]
-_BAR_IN, _BARS_IN = 0.34, 1.3  # of a picture of bars: each of them, and what is around
+_BAR_IN, _BARS_IN = 0.34, 1.3  # height of a bar, and of everything around the bars
 
 
 def chart_size(chart: Chart) -> tuple[float, float]:
-    """Width and height in inches: more lines in the legend and more marks make it higher."""
+    """Width and height in inches. More lines in the legend and more marks make a picture higher."""
     if isinstance(chart, Bars):
         return WIDTH_IN, _BARS_IN + _BAR_IN * max(2, len(chart.lines))
     rows = math.ceil(len(chart.lines) / _legend_columns(chart))
@@ -38,7 +42,7 @@ def chart_size(chart: Chart) -> tuple[float, float]:
 
 
 def draw_chart(figure: Any, chart: Chart) -> None:
-    """Draw into a matplotlib figure or subfigure. Raises ValueError where x, y and error differ in length."""
+    """Draw into a matplotlib figure or subfigure. Raises ValueError if x, y and error differ in length."""
     axes = figure.subplots()
     if isinstance(chart, Bars):
         _draw_bars(axes, chart)
@@ -66,12 +70,12 @@ def draw_chart(figure: Any, chart: Chart) -> None:
 
 
 def title_lines(title: str, width_in: float) -> str:
-    """A title, broken into lines that fit into a picture of this width."""
+    """A title broken into lines that fit a picture of this width."""
     return "\n".join(textwrap.wrap(shortened(title, MAX_TITLE), max(20, int(width_in * 11))))
 
 
 def _legend_label(line: Line) -> str:
-    """Older versions of matplotlib leave out labels that begin with an underscore; a file's name can."""
+    """Older versions of matplotlib leave out labels that begin with an underscore, as a file name may."""
     label = shortened(line.label, MAX_LABEL)
     return f" {label}" if label.startswith("_") else label
 
@@ -84,7 +88,7 @@ def _legend_columns(chart: Chart) -> int:
 
 
 def _log_limits(lines: Sequence[Line]) -> tuple[float, float]:
-    """Both ends of a logarithmic axis: around every value, and every interval as far as it lies above zero."""
+    """Both ends of a logarithmic axis: around every value, and around the part of every interval above zero."""
     ends = [value for line in lines for value in line.y]
     for side in (-1, 1):
         ends += [value + side * error for line in lines for value, error in zip(line.y, line.error, strict=False)]
@@ -100,7 +104,7 @@ def _set_scales(axes: Any, chart: Chart, limits: tuple[float, float] | None, mar
     places = {x for x, y in points if math.isfinite(x) and math.isfinite(y) and (x > 0 or not chart.log_x)}.union(marks)
     if chart.log_x:
         axes.set_xscale("log")
-    if len(places) == 1:  # matplotlib's own choice around a single place has crooked numbers
+    if len(places) == 1:  # matplotlib's own limits around a single place have odd numbers
         (place,) = places
         reach = abs(place) / 2 or 1.0
         axes.set_xlim((place / 2, place * 2) if chart.log_x else (place - reach, place + reach))
@@ -114,7 +118,7 @@ def _set_scales(axes: Any, chart: Chart, limits: tuple[float, float] | None, mar
 
 
 def _draw_line(axes: Any, line: Line, number: int, log_x: bool, limits: tuple[float, float] | None) -> Any:
-    """limits: the ends of a logarithmic y axis, None for a linear one. Returns the handle for the legend."""
+    """Returns the handle for the legend. limits: the ends of a logarithmic y axis, None for a linear one."""
     x, y = np.array(line.x, dtype=np.float64), np.array(line.y, dtype=np.float64)
     error = np.array(line.error, dtype=np.float64) if line.error else np.zeros_like(y)
     if not x.shape == y.shape == error.shape:
@@ -123,16 +127,16 @@ def _draw_line(axes: Any, line: Line, number: int, log_x: bool, limits: tuple[fl
     x, y = np.where(known, x, np.nan), np.where(known, y, np.nan)
     beside = np.pad(known, 1)
     alone = known & ~beside[:-2] & ~beside[2:]
-    colour = COLOURS[number % len(COLOURS)]
+    color = COLORS[number % len(COLORS)]
     if line.error:
-        _draw_error(axes, x, y, np.where(np.isfinite(error), error, 0.0), alone, colour, limits)
+        _draw_error(axes, x, y, np.where(np.isfinite(error), error, 0.0), alone, color, limits)
     if isinstance(line, Bound):
         return axes.plot(x, y, color=GREY, linestyle=DASHES[number % len(DASHES)], linewidth=0.8, zorder=1.5)[0]
     shown = np.arange(len(x)) % max(1, len(x) // MARKERS_SHOWN) == 0 if len(x) > MANY_POINTS else np.ones(len(x), bool)
     (handle,) = axes.plot(
         x,
         y,
-        color=colour,
+        color=color,
         linestyle=DASHES[number % len(DASHES)],
         linewidth=1.6,
         marker=MARKERS[number % len(MARKERS)],
@@ -145,11 +149,11 @@ def _draw_line(axes: Any, line: Line, number: int, log_x: bool, limits: tuple[fl
 
 
 def _draw_bars(axes: Any, chart: Bars) -> None:
-    """Labels at the left, the value at the end of each bar; a bound is a thin line across it."""
+    """Labels on the left, the value at the end of each bar; a bound is a thin line across the bar."""
     for place, line in enumerate(chart.lines):
         value, error = line.y[0], line.error[0] if line.error else 0.0
         text = f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
-        axes.barh(place, value, 0.7, color=COLOURS[0], xerr=error or None, error_kw={"capsize": 3, "ecolor": GREY})
+        axes.barh(place, value, 0.7, color=COLORS[0], xerr=error or None, error_kw={"capsize": 3, "ecolor": GREY})
         axes.annotate(
             text,
             (value + error, place),
@@ -179,18 +183,18 @@ def _draw_error(
     y: Float64,
     error: Float64,
     alone: npt.NDArray[np.bool_],
-    colour: str,
+    color: str,
     limits: tuple[float, float] | None,
 ) -> None:
     low, high = y - error if limits is None else np.maximum(y - error, limits[0]), y + error
-    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     if alone.any():  # a band needs two neighbours
         sides = np.stack([y - low, high - y])[:, alone]
-        axes.errorbar(x[alone], y[alone], sides, fmt="none", ecolor=colour, elinewidth=1, capsize=3, alpha=0.7)
+        axes.errorbar(x[alone], y[alone], sides, fmt="none", ecolor=color, elinewidth=1, capsize=3, alpha=0.7)
 
 
 def _draw_marks(axes: Any, marks: Sequence[tuple[float, str]]) -> int:
-    """Label each line above the axes, as a flag at its pole; flags that would overlap stand higher. Returns the levels."""
+    """Label each mark above the axes, like a flag on its pole. Flags that would overlap are put higher. Returns the number of levels."""
     taken: list[list[tuple[float, float]]] = []
     for x, label in sorted(marks, reverse=True):
         text = shortened(label, MAX_MARK)

@@ -1,6 +1,6 @@
-"""What a measurement shows people: one description of tables and pictures; as text, as PNG, as one HTML page.
+"""The outputs of a measuring command: tables or --json on stdout, --plot as a PNG, --report as one HTML page.
 
-A command describes its outcome once, as a `Report`; `deliver` prints the tables (or --json), draws --plot and writes --report.
+A command describes its outcome once, as a `Report` and as the values of its JSON; `deliver` writes what the flags request.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ _SUFFIXES = {"plot": (".png",), "report": (".html", ".htm")}
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """--json, --plot, --report, --force: the same for every measuring command."""
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw what was measured (needs yarn-edge[plot])")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout instead of tables")
+    parser.add_argument("--plot", metavar="FILE.png", help="also draw the results as a picture (needs yarn-edge[plot])")
     parser.add_argument(
-        "--report", metavar="FILE.html", help="one page with tables, pictures and environment (needs yarn-edge[plot])"
+        "--report",
+        metavar="FILE.html",
+        help="also write one page with tables, pictures and environment (needs yarn-edge[plot])",
     )
     parser.add_argument("--force", action="store_true", help="overwrite existing outputs")
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Refuse outputs that cannot or must not be written, before hours of work: YarnEdgeError.
+    """Raise YarnEdgeError for outputs that cannot or must not be written, before hours of work.
 
-    That is: under another suffix, over an existing file without --force, over the text that is read (--text may be a
-    page), both into one file, into a folder that is not there, without matplotlib.
+    These are: a wrong suffix, an existing file without --force, the text that is read (--text may be a page), one file for both
+    outputs, a missing folder, and missing matplotlib.
     """
     given = {flag: Path(value) for flag in _SUFFIXES if (value := getattr(args, flag)) is not None}
     if len(given) == 2 and given["plot"].resolve() == given["report"].resolve():
@@ -52,11 +54,11 @@ def check_outputs(args: argparse.Namespace) -> None:
 def deliver(
     args: argparse.Namespace, data: Mapping[str, Any], report: Report, model_paths: Sequence[Path] = ()
 ) -> None:
-    """Tables (or with --json `data` as one object) on stdout; --plot and --report as files, whole or not at all.
+    """Write the tables (with --json, `data` as one object) to stdout; write --plot and --report whole or not at all.
 
-    data: values that JSON knows, NumPy's, and paths; what is not finite becomes null; "environment" and "command" are
-    added. model_paths: files that the environment names with their size. Each output is made whatever became of the
-    others; then the first failure is raised: YarnEdgeError, or the OSError of stdout (BrokenPipeError: its reader left).
+    data: values as in `stdout.plain`; "environment" and "command" are added. model_paths: files whose names and sizes the
+    environment lists. Each output is written even if another failed. Then the first failure is raised: YarnEdgeError, or the
+    OSError of stdout (BrokenPipeError if its reader left).
     """
     command = str(getattr(args, "command_line", ""))
     where = environment(model_paths) if args.json or args.report is not None else {}
@@ -74,7 +76,7 @@ def deliver(
             output()
         except (YarnEdgeError, OSError) as error:
             failures.append(error)
-    # A reader that left (`| head`) is none beside a file that could not be written.
+    # A file that could not be written matters more than a reader that left (`| head`).
     failures.sort(key=lambda failure: isinstance(failure, BrokenPipeError))
     for failure in failures[1:]:
         if not isinstance(failure, BrokenPipeError):
@@ -94,7 +96,7 @@ def report_text(report: Report) -> str:
 
 
 def render_html(report: Report, environment: Mapping[str, str], command: str) -> str:
-    """One page that needs nothing else: the summary, the pictures, the tables, where it was measured and by which command.
+    """One self-contained page: the summary, the pictures, the tables, the environment and the command.
 
     Raises YarnEdgeError without matplotlib.
     """

@@ -1,4 +1,4 @@
-"""Where a measurement was taken: what someone else needs to judge its numbers, and nothing that names a person or a host."""
+"""Where a measurement was taken: what others need to judge its numbers, and nothing that identifies a person or a host."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ UNKNOWN = "unknown"
 def environment(model_paths: Sequence[Path] = ()) -> dict[str, str]:
     """Name -> value, for a table: time (UTC), versions, CPU, memory, what llama.cpp was built with, its devices, the models.
 
-    Of a model only its file's name and size are told: a folder can hold a user's name. What a system does not tell is
-    "unknown", never an error.
+    Of a model only the file's name and size are listed, since a folder can contain a user's name. What the system does not reveal
+    is "unknown", never an error.
     """
     import numpy
 
     devices = ggml.devices()
-    found = {
+    values = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "yarn-edge": __version__,
         "llama-cpp-python": str(llama().__version__),
@@ -44,18 +44,18 @@ def environment(model_paths: Sequence[Path] = ()) -> dict[str, str]:
         "devices": ", ".join(f"{d.name} ({d.description})" for d in devices),
     }
     for number, path in enumerate(model_paths, 1):
-        found["model" if len(model_paths) == 1 else f"model {number}"] = _model(Path(path))
-    return {name: one_line(value, 2000) for name, value in found.items()}
+        values["model" if len(model_paths) == 1 else f"model {number}"] = _model(Path(path))
+    return {name: one_line(value, 2000) for name, value in values.items()}
 
 
-def _features(told: str) -> str:
+def _features(system_info: str) -> str:
     """`CPU : AVX = 1 | AVX2 = 1 | REPACK = 1 | ` as `CPU: AVX, AVX2, REPACK`."""
-    parts = [part.strip().replace(" : ", ": ").removesuffix(" = 1") for part in told.split("|")]
+    parts = [part.strip().replace(" : ", ": ").removesuffix(" = 1") for part in system_info.split("|")]
     return ", ".join(part for part in parts if part)
 
 
 def _system() -> str:
-    """Such as "Linux-6.8.0-x86_64-with-glibc2.39 (Debian GNU/Linux 13)"; without the node's name."""
+    """Such as "Linux-6.8.0-x86_64-with-glibc2.39 (Debian GNU/Linux 13)", without the host name."""
     try:
         return f"{platform.platform()} ({platform.freedesktop_os_release()['PRETTY_NAME']})"
     except (OSError, KeyError):
@@ -63,7 +63,7 @@ def _system() -> str:
 
 
 def _cpu(devices: Sequence[ggml.Device]) -> str:
-    """The name in /proc/cpuinfo; else what ggml found (it asks macOS and Windows), else the machine type."""
+    """The name in /proc/cpuinfo; otherwise what ggml found (it asks macOS and Windows), otherwise the machine type."""
     try:
         for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -71,17 +71,17 @@ def _cpu(devices: Sequence[ggml.Device]) -> str:
                 return value.strip()
     except OSError:
         pass
-    told = next((d.description for d in devices if d.kind == "cpu" and d.description not in ("", "CPU")), "")
-    return told or platform.machine() or UNKNOWN
+    described = next((d.description for d in devices if d.kind == "cpu" and d.description not in ("", "CPU")), "")
+    return described or platform.machine() or UNKNOWN
 
 
 def _cores() -> int:
-    """Those that this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> str:
-    """Of the machine, in GiB."""
+    """Memory of the machine, in GiB."""
     try:
         lines = MEMINFO.read_text(encoding="ascii", errors="replace").splitlines()
         n_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
@@ -94,7 +94,7 @@ def _memory() -> str:
 
 
 def _word(path: Path) -> str:
-    """What a file of the kernel says, "" where it is not there."""
+    """The content of a kernel file, "" if it does not exist."""
     try:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
@@ -102,7 +102,7 @@ def _word(path: Path) -> str:
 
 
 def _power_source() -> str:
-    """mains or battery: a laptop on its battery is slower."""
+    """mains or battery: a laptop on battery is slower."""
     try:
         supplies = {_word(supply / "type"): supply for supply in sorted(POWER.iterdir())}
     except OSError:
@@ -116,19 +116,19 @@ def _power_source() -> str:
 
 
 def machine_state() -> dict[str, Any]:
-    """load_average: of 1, 5 and 15 minutes until now, None where it is not known; busy: a sentence where others compute, or ""."""
+    """load_average: over the last 1, 5 and 15 minutes, None if not known; busy: a sentence if other programs compute, else ""."""
     try:
         load = list(os.getloadavg())
     except (AttributeError, OSError):
         return {"load_average": None, "busy": ""}
     cores = os.cpu_count() or 1
     busy = load[0] > max(0.5, 0.1 * cores)
-    told = f"the machine is busy, or was a moment ago: load average {load[0]:.1f} on {cores} cores"
-    return {"load_average": load, "busy": told if busy else ""}
+    sentence = f"the machine is busy, or was a moment ago: load average {load[0]:.1f} on {cores} cores"
+    return {"load_average": load, "busy": sentence if busy else ""}
 
 
 def _model(path: Path) -> str:
     try:
         return f"{path.name}, {path.stat().st_size} bytes"
-    except OSError:  # moved away meanwhile: no reason to lose a measurement
+    except OSError:  # moved away meanwhile, which is no reason to lose a measurement
         return path.name

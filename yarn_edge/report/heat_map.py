@@ -1,4 +1,4 @@
-"""A grid of values as colours, each value written in its field in a colour that can be read on it."""
+"""A grid of values as colors, each value written in its field in a color that is readable on it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from yarn_edge.report.ticks import plain_number
 MAX_COLUMN, MAX_ROW = 20, 28
 _LABEL_SIZE = 9
 _CHARACTER_IN = 0.62 / 72  # width of a character for each point of font size
-_COLOURS = "viridis"
+_COLORS = "viridis"
 
 
 def heat_map_size(heat_map: HeatMap) -> tuple[float, float]:
-    """Width and height in inches: no field is smaller than what stands in it."""
+    """Width and height in inches. No field is smaller than the text in it."""
     width, height = _grid_size(heat_map)
     left = max((len(shortened(label, MAX_ROW)) for label in heat_map.rows), default=0) * _LABEL_SIZE * _CHARACTER_IN
     below = _longest_column(heat_map) * 0.71 + 0.2 if _turned(heat_map) else 0.15
@@ -31,7 +31,7 @@ def heat_map_size(heat_map: HeatMap) -> tuple[float, float]:
 
 
 def draw_heat_map(figure: Any, heat_map: HeatMap) -> None:
-    """Draw into a matplotlib figure or subfigure. Raises ValueError where the values are not rows x columns."""
+    """Draw into a matplotlib figure or subfigure. Raises ValueError if the values are not rows x columns."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
     from matplotlib.patches import Patch
@@ -49,12 +49,12 @@ def draw_heat_map(figure: Any, heat_map: HeatMap) -> None:
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
     low, high = sorted((heat_map.low, heat_map.high))
-    colours = colormaps[_COLOURS if heat_map.low <= heat_map.high else f"{_COLOURS}_r"]
+    colors = colormaps[_COLORS if heat_map.low <= heat_map.high else f"{_COLORS}_r"]
     scale = Normalize(low, high if high > low else low + 1, clip=True)
     width, height = _grid_size(heat_map)
     axes.set_box_aspect(height / width)
-    axes.patch.set(facecolor="#e8e8e8", edgecolor="#9a9a9a", hatch="////")  # seen where nothing was measured
-    drawn = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=scale, edgecolors="white", linewidth=0.8)
+    axes.patch.set(facecolor="#e8e8e8", edgecolor="#9a9a9a", hatch="////")  # visible where nothing was measured
+    drawn = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colors, norm=scale, edgecolors="white", linewidth=0.8)
     axes.set(xlim=(0, shape[1]), ylim=(shape[0], 0))
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if _turned(heat_map) else {}
     axes.set_xticks(np.arange(shape[1]) + 0.5, [shortened(label, MAX_COLUMN) for label in heat_map.columns], **turned)
@@ -62,7 +62,7 @@ def draw_heat_map(figure: Any, heat_map: HeatMap) -> None:
     texts, size = _texts(values), _font_size(shape[1])
     for (row, column), value in np.ndenumerate(values):
         if not math.isnan(value):
-            dark = _luminance(colours(float(scale(value)))) < 0.45
+            dark = _luminance(colors(float(scale(value)))) < 0.45
             axes.text(
                 column + 0.5,
                 row + 0.5,
@@ -82,7 +82,7 @@ def draw_heat_map(figure: Any, heat_map: HeatMap) -> None:
 
 
 def _grid_size(heat_map: HeatMap) -> tuple[float, float]:
-    """Width and height of all fields in inches."""
+    """Width and height of all fields together, in inches."""
     n_columns, n_rows = max(1, len(heat_map.columns)), max(1, len(heat_map.rows))
     texts = _texts(np.array(heat_map.values, dtype=np.float64))
     longest = max((len(text) for row in texts for text in row), default=1)
@@ -95,24 +95,24 @@ def _font_size(n_columns: int) -> int:
 
 
 def _longest_column(heat_map: HeatMap) -> float:
-    """Inches of the longest label below the grid."""
+    """Length in inches of the longest label below the grid."""
     longest = max((len(shortened(label, MAX_COLUMN)) for label in heat_map.columns), default=0)
     return longest * _LABEL_SIZE * _CHARACTER_IN
 
 
 def _turned(heat_map: HeatMap) -> bool:
-    """Whether the labels below the grid are too long to stand side by side."""
+    """Whether the labels below the grid are too long to fit side by side."""
     return _longest_column(heat_map) + 0.06 > _grid_size(heat_map)[0] / max(1, len(heat_map.columns))
 
 
 def _texts(values: npt.NDArray[np.float64]) -> list[list[str]]:
-    """All with the same decimals: none for whole numbers, two up to 10, one up to 100."""
+    """All with the same number of decimals: none if all are whole or one is 100 or more, one up to 100, two up to 10."""
     finite = values[np.isfinite(values)]
     largest = float(np.abs(finite).max(initial=0))
     decimals = 0 if (finite == np.round(finite)).all() or largest >= 100 else 1 if largest >= 10 else 2
     return [["" if math.isnan(value) else f"{value:.{decimals}f}" for value in row] for row in np.atleast_2d(values)]
 
 
-def _luminance(colour: tuple[float, ...]) -> float:
+def _luminance(color: tuple[float, ...]) -> float:
     """How bright it looks, 0 to 1 (ITU-R BT.709 weights)."""
-    return float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722)))
+    return float(np.dot(color[:3], (0.2126, 0.7152, 0.0722)))

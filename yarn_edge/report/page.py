@@ -1,7 +1,7 @@
-"""A report as one HTML page that needs nothing else: no request, no script; its pictures are in it.
+"""A report as one self-contained HTML page: no requests, no scripts, the pictures embedded.
 
-Every text from outside is one printable line (the command keeps its line breaks) and escaped; the page's own security
-policy allows nothing but inline styles and data: pictures.
+Every text from outside is escaped and one printable line (the command keeps its line breaks). The page's own security policy
+allows only inline styles and data: pictures.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
 
 
 def _in_words(picture: Picture) -> str:
-    """What the picture shows, for those who cannot see it; the numbers stand in the tables."""
+    """What the picture shows, for people who cannot see it; the numbers are in the tables."""
     x, y = shortened(picture.x_label, 80), shortened(picture.y_label, 80)
     if isinstance(picture, Chart):
         lines = "; ".join(f"{shortened(line.label, 80)}{_range(line.y)}" for line in picture.lines)

@@ -1,6 +1,6 @@
 """Pictures of measurements: charts and heat maps as one image, drawn with matplotlib (the extra `plot`), never in a window.
 
-matplotlib is loaded when something is drawn, and with its own defaults: a user's matplotlibrc changes no picture.
+matplotlib is loaded when something is drawn, and with its own defaults: the user's matplotlibrc does not change any picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from yarn_edge.report.report import Chart, HeatMap, Picture
 from yarn_edge.writer import write_file
 
 DPI = 130
-# A formula in a label is text.
+# parse_math: a formula in a label is text.
 _STYLE = {
     "text.parse_math": False,
     "font.size": 10,
@@ -35,7 +35,7 @@ _METADATA = {
 
 
 def need_matplotlib(flag: str = "--plot") -> None:
-    """Raise the YarnEdgeError that says how to install matplotlib, if it cannot be imported."""
+    """If matplotlib cannot be imported, raise the YarnEdgeError that says how to install it."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -43,13 +43,13 @@ def need_matplotlib(flag: str = "--plot") -> None:
 
 
 def png(pictures: Sequence[Picture]) -> bytes:
-    """The pictures, one below the other, as one PNG; the same pictures are the same bytes.
+    """The pictures, one below the other, as one PNG. The same pictures give the same bytes.
 
-    Raises YarnEdgeError without matplotlib and without pictures, ValueError for a picture whose parts do not fit together.
+    Raises YarnEdgeError without matplotlib or without pictures, ValueError for a picture whose parts do not fit together.
     """
     need_matplotlib()
     if not pictures:
-        raise YarnEdgeError("there is no picture to draw in this measurement")
+        raise YarnEdgeError("this measurement has no picture to draw")
     from matplotlib.figure import Figure
 
     from yarn_edge.report.chart import chart_size, draw_chart
@@ -76,21 +76,20 @@ def rendered(figure: Any, kind: str = "png") -> bytes:
 
 
 def draw(pictures: Sequence[Picture], path: Path, force: bool = True) -> None:
-    """Draw the pictures, one below the other, into the PNG file `path`: whole or not at all.
+    """Draw the pictures, one below the other, into the PNG file `path`, whole or not at all.
 
-    Without `force` a file that is there already is left alone. Raises what `png` raises, and YarnEdgeError where `path`
-    cannot be written.
+    Without `force` an existing file is left alone. Raises what `png` raises, and YarnEdgeError if `path` cannot be written.
     """
     write_file(path, png(pictures), force)
 
 
 @contextmanager
 def own_style() -> Iterator[None]:
-    """matplotlib's own defaults and ours, whatever the user's matplotlibrc says; as it was afterwards."""
+    """matplotlib's defaults and our style while open, whatever the user's matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes.
+        # Characters that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)

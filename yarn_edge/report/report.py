@@ -1,4 +1,4 @@
-"""One measurement, described once: tables, charts and heat maps as values. `deliver` shows them."""
+"""One measurement, described once: tables, charts and heat maps as values. `deliver` writes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns. Numbers are shown with `digits` significant digits, None as a dash."""
+    """Rows of cells under columns. Numbers are shown with `digits` significant digits, None as a dash. note: below the table."""
 
     title: str
     columns: tuple[str, ...]
@@ -20,7 +20,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points (x, y), and one standard error of each y where known. NaN is a gap."""
+    """One curve: points (x, y) and, if known, a standard error for each y. NaN is a gap."""
 
     label: str
     x: tuple[float, ...]
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one axis. marks: vertical lines (x, what it is)."""
+    """Curves over one axis. marks: vertical lines, as (x, label)."""
 
     title: str
     x_label: str
@@ -58,7 +58,7 @@ class Bound(Line):
 
 @dataclass(frozen=True)
 class HeatMap:
-    """values[row][column], coloured between low and high; NaN where nothing was measured. The value stands in each field."""
+    """values[row][column], colored between low and high; NaN for what was not measured. Each field shows its value."""
 
     title: str
     x_label: str
@@ -75,7 +75,7 @@ Picture = Chart | HeatMap
 
 @dataclass(frozen=True)
 class Report:
-    """One measurement. summary: sentences that stand first; the environment and the command are added on delivery."""
+    """One measurement. summary: sentences, first on the page and last in the terminal. `deliver` adds environment and command."""
 
     title: str
     summary: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Cells as text, the same in a terminal and on a page; and tables as aligned lines.
 
-A number keeps the table's significant digits and is never shown as 1.2e+03; a column shows no more decimals than its
-values need. Labels and file names come from strangers: each becomes one printable line of bounded length.
+A number keeps the table's significant digits and is never shown as 1.2e+03. A column shows no more decimals than its values
+need. Labels and file names are not trusted: each becomes one printable line of bounded length.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MISSING = "-"
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text` as one printable line of at most `limit` characters; what goes is the middle: paths differ at their ends."""
+    """`text` as one printable line of at most `limit` characters. The middle is cut, because paths differ at their ends."""
     clean = one_line(text, len(text) + 1)
     if len(clean) <= limit:
         return clean
@@ -28,7 +28,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def table_text(table: Table) -> str:
-    """The title, the columns (numbers to the right, words to the left) and the note, each line ended by a line break."""
+    """The title, the columns (numbers aligned right, words left) and the note, each on lines that end with a line break."""
     from rich.cells import cell_len
 
     header = [shortened(column, MAX_CELL) for column in table.columns]
@@ -48,23 +48,23 @@ def table_text(table: Table) -> str:
 
 
 def numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold nothing but numbers (and gaps)."""
+    """For each column, whether it holds only numbers (and gaps)."""
     return [not any(isinstance(cell, str) for cell in column) for column in _columns(table)]
 
 
 def column_texts(table: Table, limit: int) -> list[list[str]]:
-    """The cells of each column as texts of at most `limit` characters. Raises ValueError if a row has other columns."""
+    """The cells of each column as texts of at most `limit` characters. Raises ValueError for a row with a wrong number of cells."""
     return [_column_text(column, table.digits, limit) for column in _columns(table)]
 
 
 def _columns(table: Table) -> list[list[Cell]]:
     if any(len(row) != len(table.columns) for row in table.rows):
-        raise ValueError(f"table {table.title!r}: a row has another number of cells than there are columns")
+        raise ValueError(f"table {table.title!r}: a row has a different number of cells than there are columns")
     return [[row[i] for row in table.rows] for i in range(len(table.columns))]
 
 
 def _column_text(cells: Sequence[Cell], digits: int, limit: int) -> list[str]:
-    """Decimals: as many as the significant digits allow each number, and as the longest number of the column needs."""
+    """Each number has as many decimals as its significant digits allow, but no more than the longest number of the column needs."""
     fractions = [float(cell) for cell in cells if not isinstance(cell, (str, int, np.integer)) and cell is not None]
     needed = max((_needed_decimals(number, digits) for number in fractions), default=0)
     return [_cell_text(cell, digits, needed, limit) for cell in cells]

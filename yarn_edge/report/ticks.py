@@ -1,4 +1,4 @@
-"""Numbers on an axis: round ones, written plainly, on an axis of tokens powers of two."""
+"""Ticks of an axis at round numbers, written without exponents; on an axis of tokens, at powers of two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def set_ticks(axis: Any, limits: tuple[float, float], log: bool, tokens: bool) -> None:
-    """Ticks at round numbers, written plainly; on an axis of tokens at powers of two, 1024 of them being 1k."""
+    """Set the ticks of a matplotlib axis. On an axis of tokens 1024 is written 1k."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     write = token_count if tokens else plain_number
@@ -38,7 +38,7 @@ def token_count(value: float) -> str:
 
 
 def token_ticks(low: float, high: float, log: bool) -> list[float]:
-    """At most ten ticks in [low, high]: powers of two, or on a linear axis multiples of one."""
+    """At most ten ticks in [low, high]: powers of two, or on a linear axis multiples of a power of two."""
     if log:
         powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
         return [2.0**power for power in powers[:: math.ceil(len(powers) / 10) or 1]]
@@ -47,7 +47,7 @@ def token_ticks(low: float, high: float, log: bool) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers in [low, high], more with 1, 2, 5 than powers of ten alone; [] where so few decades have none."""
+    """Four to ten round numbers in [low, high]: powers of ten, or multiples of them by 1, 3 or by 1, 2, 5; [] if that is too few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5)):
         ticks = [digit * 10.0**exponent for exponent in decades for digit in digits]

@@ -19,7 +19,6 @@ from yarn_edge.bench.scoring.variants import Variant, parse_variant
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.runtime import model as runtime
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -217,7 +216,7 @@ def test_ctrl_c_tells_what_there_is(
 ) -> None:
     monkeypatch.setattr("yarn_edge.bench.scoring.evaluate.MAX_BATCH", 64)
     calls = [0]
-    evaluate = runtime.Context.evaluate
+    evaluate = Context.evaluate
 
     def stop(self: Context, *rest: Any, **named: Any) -> None:
         calls[0] += 1
@@ -225,7 +224,7 @@ def test_ctrl_c_tells_what_there_is(
             raise KeyboardInterrupt
         evaluate(self, *rest, **named)
 
-    monkeypatch.setattr(runtime.Context, "evaluate", stop)
+    monkeypatch.setattr(Context, "evaluate", stop)
     words = ["compare", str(tiny_model), str(tiny_model), "--ctx", "400", "--keep-base", keep, "--json", "--text"]
     assert main([*words, str(_text(tiny_model.parent))]) == 130
     told = capsys.readouterr()

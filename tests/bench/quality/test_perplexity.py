@@ -25,7 +25,7 @@ from yarn_edge.bench.scoring.variants import parse_variant
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.runtime import model as runtime
+from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.transformers_reference import log_softmax, reference_logits
@@ -226,17 +226,17 @@ def test_bad_input(
 def test_what_is_not_a_number_is_an_error_and_what_was_scored_is_told(
     smol_f32: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = runtime.Context.logits_in_place
+    broken = Context.logits_in_place
     calls = [0]
 
-    def logits(self: runtime.Context) -> Any:
+    def logits(self: Context) -> Any:
         calls[0] += 1
         found = broken(self).copy()
         if calls[0] == 2:
             found[3, 17] = np.nan
         return found
 
-    monkeypatch.setattr(runtime.Context, "logits_in_place", logits)
+    monkeypatch.setattr(Context, "logits_in_place", logits)
     monkeypatch.setattr("yarn_edge.bench.scoring.evaluate.MAX_BATCH", 64)
     assert main(["perplexity", str(smol_f32), "--ctx", "200", "--json"]) == 2
     told = capsys.readouterr()

@@ -21,21 +21,19 @@ from yarn_edge.bench.speed import process as speed_process
 from yarn_edge.bench.speed import session as speed_session
 from yarn_edge.bench.speed.ceilings import Ceilings
 from yarn_edge.bench.speed.child import Bench, Request
-from yarn_edge.bench.speed.rows import (
+from yarn_edge.bench.speed.configuration import (
     Configuration,
     buffer_places,
     buffers_in,
-    configured,
     device_bytes,
-    empty_row,
     flash_attention_in,
-    measured,
     misplaced,
-    name_of,
+    name_of_test,
     offloaded_in,
     product_of,
 )
-from yarn_edge.bench.speed.tables import report_of
+from yarn_edge.bench.speed.outcome import SpeedOutcome
+from yarn_edge.bench.speed.results import OK, SpeedRow, TimedRuns, empty_rows
 from yarn_edge.cli import main
 from yarn_edge.report import environment
 from yarn_edge.report.environment import machine_state
@@ -108,7 +106,7 @@ def test_a_real_run(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["bench", str(tiny), *REAL, *words]) == 0
     found = json.loads(capsys.readouterr().out)
     rows = found["rows"]
-    names = [(row["type_k"], name_of(row)) for row in rows]
+    names = [(row["type_k"], name_of_test(row["test"], row["n"], row["depth"])) for row in rows]
     at_0, at_32 = ["pp16", "tg4", "tg4+s"], ["pp16 @ d32", "tg4 @ d32", "tg4+s @ d32", "ttft @ d32"]
     assert names == [("f16", n) for n in at_0 + at_32] + [("q8_0", n) for n in at_0 + at_32]
     # 16 dimensions a head: no q8_0 cache is possible, and that is a row, not the end
@@ -193,16 +191,15 @@ def test_a_cache_that_forgets_is_filled_anew(tmp_path: Path) -> None:
 
 
 def test_measured_is_what_llama_bench_computes() -> None:
-    empty = empty_row(configured(Configuration("m", "cpu", "f16", "auto", 512, 512, 2, 0), "m", "CPU"), "tg", 128, 0)
-    samples = [10**9, 2 * 10**9, 4 * 10**9]
-    row = measured(empty, samples)
+    samples = (10**9, 2 * 10**9, 4 * 10**9)
+    row = TimedRuns(128, samples).as_json()
     speeds = 128e9 / np.array(samples)
     assert row["avg_ts"] == pytest.approx(speeds.mean())
     assert row["stddev_ts"] == pytest.approx(speeds.std(ddof=1))
     assert (row["avg_ns"], row["stddev_ns"]) == (round(np.mean(samples)), round(np.std(samples, ddof=1)))
     assert row["tok_per_s"] == 64.0
     assert row["spread"] == pytest.approx({"stddev": speeds.std(ddof=1), "min": 32.0, "max": 128.0})
-    assert measured(empty, samples[:1])["stddev_ts"] == 0.0
+    assert TimedRuns(128, samples[:1]).as_json()["stddev_ts"] == 0.0
 
 
 CUDA_LOG = """load_tensors: offloading 32 repeating layers to GPU
@@ -236,7 +233,7 @@ llama_kv_cache:        CPU KV buffer size =    22.50 MiB
         (CUDA_LOG.replace("CUDA0 KV", "CUDA1 KV"), "CUDA0", "in CUDA1, not on CUDA0"),
         (CPU_LOG.replace("CPU KV", "CUDA0 KV"), None, "in CUDA0, not on CPU"),
         (CPU_LOG.replace("CPU_Mapped", "CUDA_Host"), None, None),
-        ("", None, "does not tell"),
+        ("", None, "does not say"),
     ],
 )
 def test_what_lies_elsewhere_is_found(log: str, device: str | None, told: str | None) -> None:
@@ -365,8 +362,8 @@ def test_what_was_measured_is_kept_when_it_is_stopped(
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the child in /proc")
 def test_the_child_does_not_outlive_a_parent_that_is_killed(tiny: Path) -> None:
     code = f"""
+from yarn_edge.bench.speed.configuration import Configuration
 from yarn_edge.bench.speed.process import run_child
-from yarn_edge.bench.speed.rows import Configuration
 c = Configuration({str(tiny)!r}, "cpu", "f16", "auto", 64, 64, 1, 0, 64, 64, 1000000)
 run_child(c.request(), 600, lambda event: print(event, flush=True))
 """
@@ -440,8 +437,8 @@ REFUSED = {
     "no file": (["nope.gguf"], "nope.gguf: No such file"),
     "one of two": (["MODEL", "nope.gguf"], "nope.gguf: No such file"),
     "no GGUF": ([__file__], "not a GGUF"),
-    "nothing asked": (["MODEL", "-p", "0", "-n", "0"], "nothing is asked for"),
-    "beyond --ctx": (["MODEL", "--depth", "1k", "--ctx", "1100", "-p", "100"], "it needs 1152"),
+    "nothing asked": (["MODEL", "-p", "0", "-n", "0"], "nothing to measure"),
+    "beyond --ctx": (["MODEL", "--depth", "1k", "--ctx", "1100", "-p", "100"], "it must be 1152"),
     "too deep": (["MODEL", "--depth", "2000000000", "-p", "2000000000"], "llama.cpp takes at most"),
     "backend": (["MODEL", "--backend", "tpu"], "'tpu' is unknown; known: cpu"),
     "cache": (["MODEL", "--kv-type", "f16,q9"], "'q9' is unknown"),
@@ -483,25 +480,26 @@ def test_pictures() -> None:
     pytest.importorskip("matplotlib")
     from yarn_edge.report.pictures import png
 
-    def rows(depths: list[int]) -> list[dict[str, Any]]:
-        found = []
+    def outcome(depths: list[int], complete: bool) -> SpeedOutcome:
+        rows: list[SpeedRow] = []
         for kv in ("f16", "q8_0"):
             for depth in depths:
                 c = Configuration("m.gguf", "cpu", kv, "auto", 512, 512, 2, depth)
-                base = configured(c, "m.gguf", "CPU")
-                found += [measured(empty_row(base, name, n, depth), [10**9, 2 * 10**9]) for name, n in c.tests]
-        return [
-            row | {"ceiling_tok_per_s": 300.0 - row["depth"] / 100 if "tg" in row["test"] else None} for row in found
-        ]
+                rows += empty_rows(c, Path("m.gguf"), "CPU").values()
+        for row in rows:
+            assert row.test is not None
+            row.status, row.times = OK, TimedRuns(row.n, (10**9, 2 * 10**9))
+            row.ceiling_tok_per_s = 300.0 - row.depth / 100 if "tg" in row.test else None
+        return SpeedOutcome(rows, {}, {}, {}, complete)
 
-    several, one = report_of(rows([0, 4096]), {}, True), report_of(rows([4096]), {}, False)
+    several, one = outcome([0, 4096], True).report(), outcome([4096], False).report()
     assert [[line.label for line in picture.lines] for picture in several.pictures if hasattr(picture, "lines")] == [
         ["cpu f16 pp512", "cpu q8_0 pp512", "cpu f16 ttft", "cpu q8_0 ttft"],
         ["cpu f16 tg128", "cpu f16 tg128+s", "cpu q8_0 tg128", "cpu q8_0 tg128+s", "ceiling of cpu f16 tg128"],
     ]
     assert len(png(several.pictures)) > 10_000
     assert len(png(one.pictures)) > 10_000
-    assert one.summary == ("Incomplete: stopped before all was measured.",)
+    assert one.summary == ("Incomplete: stopped before everything was measured.",)
 
 
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,18 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yarn_edge.bench.speed import compare as speed_compare
-from yarn_edge.bench.speed.compare import FASTER, FEW, SAME, SLOWER, matched, null_distribution, pair
-from yarn_edge.bench.speed.rows import Configuration, configured, empty_row, measured
+from yarn_edge.bench.speed import rank_test
+from yarn_edge.bench.speed.compare import FASTER, FEW, SAME, SLOWER, Pair, matched
+from yarn_edge.bench.speed.configuration import Configuration
+from yarn_edge.bench.speed.rank_test import null_distribution
+from yarn_edge.bench.speed.results import OK, SpeedRow, TimedRuns
+from yarn_edge.bench.speed.timed_rows import TimedRow, read_rows, timed_row
 from yarn_edge.cli import main
 
 
 def row(
     samples: Sequence[float], test: str = "tg", model: str = "m.gguf", depth: int = 0, **changes: Any
 ) -> dict[str, Any]:
-    configuration = Configuration(model, "cpu", "f16", "auto", 512, 512, 2, depth)
-    empty = empty_row(configured(configuration, model, "CPU"), test, 128, depth)
-    return measured(empty, [int(s * 1e9) for s in samples]) | changes
+    """A row as `bench --json` writes it."""
+    c = Configuration(model, "cpu", "f16", "auto", 512, 512, 2, depth)
+    times = TimedRuns(128, tuple(int(s * 1e9) for s in samples))
+    return SpeedRow(model, Path(model), "cpu", "CPU", c, test, 128, OK, times=times).as_json() | changes
+
+
+def timed(*words: Any, **more: Any) -> TimedRow:
+    return timed_row(row(*words, **more))
 
 
 def write(path: Path, *rows: Any) -> str:
@@ -42,7 +50,7 @@ def test_the_null_distribution_is_that_of_all_orders(n: int, m: int) -> None:
 
 def test_large_samples_take_the_normal_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = np.cumsum(null_distribution.__wrapped__(60, 60))
-    monkeypatch.setattr(speed_compare, "MAX_EXACT", 0)
+    monkeypatch.setattr(rank_test, "MAX_EXACT", 0)
     normal = np.cumsum(null_distribution.__wrapped__(60, 60))
     assert np.abs(exact - normal).max() < 1e-3
     assert normal[-1] == pytest.approx(1, abs=1e-6)
@@ -54,14 +62,14 @@ def test_p_values_are_those_of_scipy() -> None:
     for n, m, shift in itertools.product((3, 5, 9), (4, 5, 8), (0.0, 0.05, 0.3)):
         a, b = random.lognormal(0, 0.1, n), random.lognormal(shift, 0.1, m)
         expected = stats.mannwhitneyu(a, b, alternative="two-sided", method="exact").pvalue
-        assert pair(row(a), row(b)).p == pytest.approx(expected, rel=1e-9)
+        assert Pair.of(timed(a), timed(b)).p == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
     random = np.random.default_rng(1)
     inside = 0
     for _ in range(600):
-        found = pair(row(random.lognormal(0, 0.1, 6)), row(random.lognormal(-math.log(1.2), 0.1, 6)))
+        found = Pair.of(timed(random.lognormal(0, 0.1, 6)), timed(random.lognormal(-math.log(1.2), 0.1, 6)))
         assert found.low is not None
         assert found.high is not None
         inside += found.low <= 1.2 <= found.high
@@ -72,7 +80,7 @@ def test_the_verdict_and_the_interval_agree() -> None:
     random = np.random.default_rng(2)
     seen = set()
     for shift in np.linspace(-0.3, 0.3, 41):
-        found = pair(row(random.lognormal(0, 0.08, 5)), row(random.lognormal(shift, 0.08, 5)))
+        found = Pair.of(timed(random.lognormal(0, 0.08, 5)), timed(random.lognormal(shift, 0.08, 5)))
         assert found.low is not None
         assert found.high is not None
         assert (found.verdict == SAME) == (found.low <= 1 <= found.high)
@@ -83,30 +91,31 @@ def test_the_verdict_and_the_interval_agree() -> None:
 
 def test_known_pairs() -> None:
     slow, fast = [1.0, 1.01, 1.02, 1.03, 1.04], [0.5, 0.51, 0.52, 0.53, 0.54]
-    faster = pair(row(slow), row(fast))
+    faster = Pair.of(timed(slow), timed(fast))
     assert (faster.verdict, faster.ratio) == (FASTER, pytest.approx(1.02 / 0.52))
     assert faster.p == pytest.approx(2 / 252)
-    assert pair(row(fast), row(slow)).verdict == SLOWER
-    same = pair(row(slow), row(slow))
+    assert Pair.of(timed(fast), timed(slow)).verdict == SLOWER
+    same = Pair.of(timed(slow), timed(slow))
     assert (same.p, same.ratio, same.verdict) == (1.0, 1.0, SAME)
-    alike = pair(row([1.0] * 5), row([1.0] * 5))
+    alike = Pair.of(timed([1.0] * 5), timed([1.0] * 5))
     assert (alike.p, alike.low, alike.high, alike.verdict) == (1.0, 1.0, 1.0, SAME)
-    few = pair(row(slow[:3]), row(fast[:3]))  # 20 orders: nothing below 5 %
+    few = Pair.of(timed(slow[:3]), timed(fast[:3]))  # 20 orders: nothing below 5 %
     assert (few.low, few.high, few.verdict) == (None, None, FEW)
-    assert pair(row([1.0]), row([2.0])).verdict == FEW
+    assert Pair.of(timed([1.0]), timed([2.0])).verdict == FEW
 
 
-def test_rows_are_matched_by_what_was_measured() -> None:
-    a = [row([1, 2]), row([1, 2], "pp"), row([1, 2], depth=4096), row([1], status="failed: no memory")]
-    b = [row([1, 2], "pp"), row([1, 2]), row([1, 2], n_threads=1)]
+def test_rows_are_matched_by_what_was_measured(tmp_path: Path) -> None:
+    failed = row([1], "ttft", status="failed: no memory")
+    a = read_rows(Path(write(tmp_path / "a.json", row([1, 2]), row([1, 2], "pp"), row([1, 2], depth=4096), failed)))
+    b = read_rows(Path(write(tmp_path / "b.json", row([1, 2], "pp"), row([1, 2]), row([1, 2], n_threads=1))))
     pairs, only_a, only_b = matched(a, b)
-    assert [p.row["test"] for p in pairs] == ["tg", "pp"]
-    assert [r["depth"] for r in only_a] == [4096]
-    assert [r["n_threads"] for r in only_b] == [1]
+    assert [p.row.test for p in pairs] == ["tg", "pp"]
+    assert [r.depth for r in only_a] == [4096]
+    assert [r.setting("n_threads") for r in only_b] == [1]
     # One model each: they may differ, as two quantizations do. Several: the name decides, not the folder.
-    assert len(matched([row([1], model="x-Q4.gguf")], [row([1], model="x-Q8.gguf")])[0]) == 1
-    several = [row([1], model="a/x.gguf"), row([1], model="a/y.gguf")]
-    assert len(matched(several, [row([1], model="b/y.gguf"), row([1], model="b/z.gguf")])[0]) == 1
+    assert len(matched([timed([1], model="x-Q4.gguf")], [timed([1], model="x-Q8.gguf")])[0]) == 1
+    several = [timed([1], model="a/x.gguf"), timed([1], model="a/y.gguf")]
+    assert len(matched(several, [timed([1], model="b/y.gguf"), timed([1], model="b/z.gguf")])[0]) == 1
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,9 +158,9 @@ def test_output_of_llama_bench_can_be_compared(tmp_path: Path, capsys: pytest.Ca
 
 
 BAD = {
-    "no JSON": ("{", "is no JSON"),
-    "nested": ("[" * 100_000, "is no JSON"),
-    "binary": ("\0\1", "is no JSON"),
+    "no JSON": ("{", "is not JSON"),
+    "nested": ("[" * 100_000, "is not JSON"),
+    "binary": ("\0\1", "is not JSON"),
     "a number": ("3", "has no rows"),
     "no rows": ('{"rows": []}', "has no rows"),
     "other rows": ('{"rows": [1]}', "has no rows"),

@@ -24,19 +24,7 @@ class Server:
     """A server in a process of its own."""
 
     def __init__(self, *words: str, model: Path = MODEL) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "yarn_edge",
-            "serve",
-            str(model),
-            "--port",
-            "0",
-            "--ctx",
-            str(CTX),
-            "--threads",
-            "1",
-        ]
+        command = [sys.executable, "-m", "yarn_edge", "serve", str(model), *f"--port 0 --ctx {CTX} --threads 1".split()]
         self.process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.told = ""

@@ -490,23 +490,10 @@ def command_line(*words: str, code: str | None = None) -> subprocess.CompletedPr
 
 
 def test_the_command_line(tasks: Path, smol_quants: dict[str, Path], tmp_path: Path) -> None:
-    words = [
-        "--model",
-        "yarn_edge",
-        "--model_args",
-        f"path={smol_quants['Q8_0']}@kv=q8_0,ctx=128,threads=1",
-        "--tasks",
-        "facts",
-        "--include_path",
-        str(tasks),
-        "--num_fewshot",
-        "1",
-        "--limit",
-        "2",
-        "--output_path",
-        str(tmp_path / "out.json"),
-    ]
-    done = command_line(*words)
+    model = f"path={smol_quants['Q8_0']}@kv=q8_0,ctx=128,threads=1"
+    words = ["--model", "yarn_edge", "--tasks", "facts", "--num_fewshot", "1", "--limit", "2"]
+    output = str(tmp_path / "out.json")
+    done = command_line(*words, "--model_args", model, "--include_path", str(tasks), "--output_path", output)
     assert done.returncode == 0, done.stderr
     assert "|facts|" in done.stdout.replace(" ", "")
     (written,) = tmp_path.glob("out_*.json")

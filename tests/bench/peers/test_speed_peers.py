@@ -83,7 +83,7 @@ def test_runs_that_may_have_been_over_before_it_stood_are_refused() -> None:
     one.stood_ns = [10**9, 10**9, 10**9, 10**9]
     assert one.ran([1_030_000_000, 1_020_000_000], 2) == [30_000_000, 20_000_000]
     for too_short in ([1_030_000_000, 1_019_000_000], [5_000_000, 1_030_000_000]):
-        with pytest.raises(YarnEdgeError, match=r"peer: runs of less than 0.02 s cannot be told apart"):
+        with pytest.raises(YarnEdgeError, match=r"peer: runs shorter than 0.02 s cannot be measured"):
             one.ran(too_short, 0)
     one.close()
 
@@ -95,7 +95,7 @@ def test_a_program_that_ends_before_it_can_be_stopped(monkeypatch: pytest.Monkey
     code = "import sys; print('prompt run 1/2\\nprompt run 2/2', file=sys.stderr)"
     with (
         closing(Paced("peer", program(code), starts, "stderr")) as one,
-        pytest.raises(YarnEdgeError, match="cannot be told apart: more tokens"),
+        pytest.raises(YarnEdgeError, match="cannot be measured: use more tokens"),
     ):
         one.go(60)
 
@@ -105,7 +105,7 @@ def test_sides_with_unlike_runs_are_refused() -> None:
     with (
         closing(Paced("peer", program(TICKING), starts, "stderr")) as one,
         closing(Paced("peer", program(fewer), starts, "stderr")) as other,
-        pytest.raises(YarnEdgeError, match="one side ended after 3 timed runs, the other has more"),
+        pytest.raises(YarnEdgeError, match="one side ended after 3 timed runs, but the other has more"),
     ):
         lockstep(one, other, 60, lambda _side: None)
 
@@ -119,8 +119,8 @@ def test_sides_with_unlike_runs_are_refused() -> None:
             "peer: the measuring process ended with 1: no memory for that",
         ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 60, "peer: killed .SIGKILL"),
-        ("import time; time.sleep(60)", 0.5, r"peer: nothing new within 0.5 s \(--timeout\)"),
-        ("import os, time; os.close(2); time.sleep(60)", 60, "peer: closed its output and did not end"),
+        ("import time; time.sleep(60)", 0.5, r"peer: printed nothing for 0.5 s \(--timeout\)"),
+        ("import os, time; os.close(2); time.sleep(60)", 60, "peer: closed its output but did not exit"),
     ],
 )
 def test_a_side_that_fails(code: str, timeout_s: float, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +357,7 @@ def test_ctrl_c_ends_both() -> None:
     [
         (["-p", "0", "-n", "0"], "nothing to measure"),
         (["--backend", "cuda"], "a GPU goes on reading while its program is stopped: -p 0"),
-        (["-p", "1", "-n", "1"], "cannot be told apart: more tokens"),
+        (["-p", "1", "-n", "1"], "cannot be measured: use more tokens"),
     ],
 )
 def test_what_cannot_be_measured(

@@ -1,4 +1,4 @@
-"""Every dialect on every architecture, on real weights: exact (mean KL <= 1e-7 nats at F32), or refused with the right words."""
+"""Every dialect on every architecture, on real weights: exact (mean KL <= 1e-7 nats at F32), or refused with the right message."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_exact_or_refused(case: MatrixCase, shop: Workshop) -> None:
     assert result.divergence is not None, result.refusal
     assert result.form == case.form
     assert 0 <= result.divergence.kl_mean <= KL_LIMIT
-    assert result.divergence.top1 > 0.98  # two tokens that are equally probable may change places
+    assert result.divergence.top1 > 0.98  # two equally probable tokens may swap places
 
 
 def test_the_matrix_can_fail(shop: Workshop) -> None:
@@ -53,6 +53,6 @@ def test_the_authors_formulas_are_not_ours() -> None:
     config = {"hidden_size": 4, "num_attention_heads": 1, "rope_theta": 10000.0}
     block = {"factor": 16.0, "original_max_position_embeddings": 4096}
     frequencies, magnitude = nous(0.07)(config | {"rope_scaling": block})
-    # find(32) = 4 ln(4096 / (32 * 2 pi)) / (2 ln 1e4) = 0.655 -> 0; find(1) = 1.41 -> 2: pair 1 is half way
+    # find(32) = 4 ln(4096 / (32 * 2 pi)) / (2 ln 1e4) = 0.655 -> 0; find(1) = 1.41 -> 2: pair 1 is halfway
     np.testing.assert_allclose(frequencies, [1.0, 0.01 / 16 * 0.5 + 0.01 * 0.5])
     assert magnitude == pytest.approx(1.19408, rel=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -36,6 +37,9 @@ def run_module(
         return run(parser.parse_args(argv))
     except YarnEdgeError as error:
         message, code = f"error: {error}", EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader left (`| head`), and nothing may be flushed into the closed pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         message, code = f"error: {os_error(error)}", EXIT_BAD_INPUT
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Curves of several measurements in one picture: perplexity by position, of `yarn-edge perplexity --json` or rows of a comparison.
+"""Draws several measurements in one picture: perplexity by position, from files of `yarn-edge perplexity --json`.
 
 python -m yarn_edge.bench.evidence.curves plain=plain.json tuned=tuned.json -o curves.png [--title TEXT] [--log]
 """
@@ -19,14 +19,14 @@ from ..standalone import run_module
 
 
 def line_of(word: str) -> Line:
-    """`NAME=FILE` or `FILE`. Raises YarnEdgeError for what is no result of perplexity."""
+    """The curve of `NAME=FILE` or `FILE`. Raises YarnEdgeError if the file is not a result of perplexity."""
     name, _, path = word.rpartition("=")
     try:
         data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise os_error(error, path) from error
     except ValueError:
-        raise YarnEdgeError(f"{path}: is no JSON") from None
+        raise YarnEdgeError(f"{path}: is not JSON") from None
     try:
         points = [((b["start"] + b["end"]) / 2, b["ppl"], b.get("stderr") or 0.0) for b in data["buckets"]]
     except (KeyError, TypeError):

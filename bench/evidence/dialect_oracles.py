@@ -1,7 +1,7 @@
-"""What a checkpoint's positions are according to those who trained it, written without yarn_edge's own reading or formulas.
+"""The positions of a checkpoint as its authors define them, written without yarn_edge's own parser and formulas.
 
-Where transformers has the dialect, its own rotary embedding made from config.json is the truth. Where it has not (the Nous
-code), the authors' formulas stand here once more, as in their modeling files (github.com/jquesnelle/yarn).
+If transformers knows the dialect, the truth is its own rotary embedding, made from config.json. If it does not (the Nous code), the
+authors' formulas are repeated here as in their modeling files (github.com/jquesnelle/yarn).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-# config.json -> (frequencies (D/2,) in radians per token, what cos and sin are multiplied by)
+# config.json -> (frequencies (D/2,) in radians per token, factor of cos and sin)
 Formula = Callable[[dict[str, Any]], tuple[Array, float]]
 
 
@@ -35,7 +35,7 @@ def _yarn(
     beta_fast: float,
     beta_slow: float,
 ) -> tuple[Array, float]:
-    """LlamaYaRNScaledRotaryEmbedding.yarn: masks between two correction dimensions, and the magnitude."""
+    """LlamaYaRNScaledRotaryEmbedding.yarn: a mask between two correction dimensions, and the magnitude."""
 
     def find(rotations: float) -> float:
         return (dim * math.log(original / (rotations * 2 * math.pi))) / (2 * math.log(base))
@@ -51,22 +51,17 @@ def _yarn(
 
 
 def nous(log_multiplier: float, betas: tuple[float, float] = (32, 1), length: int | None = None) -> Formula:
-    """The Nous code, Llama's (0.1, betas 32 and 1) or Mistral's (0.07, 128 and 2); `length`: dynamic YaRN at that length."""
+    """The Nous code for Llama (0.1, betas 32 and 1) or Mistral (0.07, betas 128 and 2). length: dynamic YaRN at that length."""
 
     def formula(config: dict[str, Any]) -> tuple[Array, float]:
         dim, base = _shape(config)
         block = config["rope_scaling"]
         original = block["original_max_position_embeddings"]
         scale = float(block["factor"]) if length is None else max(1.0, length / original)
+        ext = block.get("extrapolation_factor", 1.0)
+        fast, slow = (block.get(name, beta) for name, beta in zip(("beta_fast", "beta_slow"), betas, strict=True))
         frequencies, magnitude = _yarn(
-            dim,
-            base,
-            scale,
-            original,
-            log_multiplier,
-            ext=block.get("extrapolation_factor", 1.0),
-            beta_fast=block.get("beta_fast", betas[0]),
-            beta_slow=block.get("beta_slow", betas[1]),
+            dim, base, scale, original, log_multiplier, ext=ext, beta_fast=fast, beta_slow=slow
         )
         return frequencies, magnitude * block.get("attn_factor", 1.0)
 
@@ -74,7 +69,7 @@ def nous(log_multiplier: float, betas: tuple[float, float] = (32, 1), length: in
 
 
 def dynamic_ntk(length: int) -> Formula:
-    """transformers' dynamic NTK, frozen: its base as it is once `length` tokens were seen."""
+    """transformers' dynamic NTK, frozen at the base that it has after `length` tokens."""
 
     def formula(config: dict[str, Any]) -> tuple[Array, float]:
         dim, base = _shape(config)
@@ -88,13 +83,13 @@ def dynamic_ntk(length: int) -> Formula:
 
 @dataclass
 class Truth:
-    """A checkpoint's weights in transformers, float32, whose rotary embedding can be exchanged."""
+    """A checkpoint's weights in transformers, float32, with a rotary embedding that can be replaced."""
 
     model: Any
 
     @classmethod
     def load(cls, folder: Path) -> Truth:
-        """Raises what transformers raises."""
+        """Load a folder. Raises whatever transformers raises."""
         import torch
         import transformers
 
@@ -106,14 +101,14 @@ class Truth:
         return cls(model.eval())
 
     def as_transformers_reads(self, folder: Path) -> None:
-        """The rotary embedding that transformers makes of this folder's config.json."""
+        """Use the rotary embedding that transformers makes from this folder's config.json."""
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.model.model.rotary_emb = type(self.model.model.rotary_emb)(config=config)
 
     def by_formula(self, frequencies: Array, magnitude: float) -> None:
-        """Given frequencies and magnitude."""
+        """Use these frequencies and this magnitude."""
         import torch
 
         rotary = self.model.model.rotary_emb
@@ -126,5 +121,5 @@ class Truth:
         import torch
 
         with torch.inference_mode():
-            found = self.model(torch.tensor([tokens]), use_cache=False).logits[0]
-        return np.asarray(found.numpy(), dtype=np.float32)
+            logits = self.model(torch.tensor([tokens]), use_cache=False).logits[0]
+        return np.asarray(logits.numpy(), dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Dialects times architectures: each written as a checkpoint of real weights, converted to F32, and compared with the truth.
+"""Dialects times architectures: each is written as a checkpoint of real weights, converted to F32, and compared with the truth.
 
-`python -m yarn_edge.bench.evidence.matrix` prints the table of docs/dialects.md; a test demands its limits. A case is a row: the
-family, what its config says, what `convert` is told, whose word is the truth, and whether it is to be refused.
+`python -m yarn_edge.bench.evidence.matrix` prints the table of docs/dialects.md; a test checks its limits. A case is a row: the
+family, its config, the options of `convert`, the source of the truth, and whether the case must be refused.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ LLAMA_CODE = ("modeling_llama_yarn.py",)
 
 @dataclass(frozen=True)
 class MatrixCase:
-    """One combination. `formula`: None where transformers itself is the truth. `refused`: part of the message."""
+    """One combination. formula: None if transformers itself is the truth. refused: part of the expected error message."""
 
     dialect: str
     family: str
@@ -130,18 +130,18 @@ CASES: tuple[MatrixCase, ...] = (
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case: the divergence and the form, or the refusal."""
+    """The result of a case: the divergence and the form, or the refusal."""
 
     case: MatrixCase
-    found: Divergence | None
+    divergence: Divergence | None
     form: str
     refusal: str
 
 
 class Workshop:
-    """Real weights in every family, written once, each loaded in transformers once.
+    """Real weights in every family, each written and loaded in transformers once.
 
-    n_tokens: how many are compared. n_layers: how many of the model's first layers are used.
+    n_tokens: tokens to compare. n_layers: how many of the model's first layers are used.
     """
 
     def __init__(self, folder: Path, n_tokens: int = N_TOKENS, n_layers: int = N_LAYER) -> None:
@@ -154,7 +154,7 @@ class Workshop:
         return path if path.exists() else write_checkpoint(path, family=family, dtype="F32", n_layers=self.n_layers)
 
     def truth(self, family: str) -> Truth:
-        """Its weights in transformers; one family is kept."""
+        """Its weights in transformers; only one family is kept in memory."""
         if family not in self.truths:
             self.truths = {family: Truth.load(self.base(family))}
         return self.truths[family]
@@ -175,7 +175,7 @@ class Workshop:
         return folder
 
     def run(self, case: MatrixCase) -> Result:
-        """Convert and compare. Any refusal is a result."""
+        """Convert and compare. A refusal is a result, too."""
         folder = self.checkpoint(case)
         try:
             output = str(self.folder / "case.gguf")
@@ -193,9 +193,9 @@ class Workshop:
             n = self.n_tokens
             with Context(model, n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off") as context:
                 context.evaluate(tokens, 0, "all")
-                found = divergence(truth.logits(tokens), context.logits())
+                apart = divergence(truth.logits(tokens), context.logits())
             form = str(model.gguf.metadata["yarn_edge.rope.form"])
-        return Result(case, found, form, "")
+        return Result(case, apart, form, "")
 
 
 @contextmanager
@@ -206,19 +206,19 @@ def workshop(n_tokens: int = N_TOKENS, n_layers: int = N_LAYER) -> Iterator[Work
 
 
 def run(_args: argparse.Namespace) -> int:
-    """Print the table as Markdown. Returns 1 if a case did not come out as its row says."""
+    """Print the table as Markdown. Returns 1 if the result of a case is not what its row says."""
     out, good = write_text, True
     out("| dialect | checkpoint | carried as | truth | mean KL (nats) | top-1 |\n|---|---|---|---|---|---|\n")
     with workshop() as shop:
         for case in sorted(CASES, key=lambda c: c.family):
             result = shop.run(case)
-            if result.found is None:
+            if result.divergence is None:
                 good &= bool(case.refused) and case.refused in result.refusal
                 out(f"| {case.dialect} | {case.family} | **refused** | | | |\n")
                 continue
-            good &= result.form == case.form and result.found.kl_mean <= KL_LIMIT
+            good &= result.form == case.form and result.divergence.kl_mean <= KL_LIMIT
             truth = "transformers" if case.formula is None else "authors' formulas"
-            numbers = f"{result.found.kl_mean:.1e} | {result.found.top1:.1%}"
+            numbers = f"{result.divergence.kl_mean:.1e} | {result.divergence.top1:.1%}"
             out(f"| {case.dialect} | {case.family} | {result.form} | {truth} | {numbers} |\n")
     return 0 if good else 1
 

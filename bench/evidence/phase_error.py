@@ -1,7 +1,7 @@
-"""The error of float32 rotations against the float64 reference, in radians by position: ggml and transformers.
+"""The error of float32 rotations against the float64 reference, in radians by position, for ggml and transformers.
 
-`python -m yarn_edge.bench.evidence.phase_error` prints the table of docs/precision.md. Every pair of every 64th position and of
-the ones around it is compared, for YaRN models as they were released.
+`python -m yarn_edge.bench.evidence.phase_error` prints the table of docs/precision.md. It compares every pair at every 64th position
+and at the positions next to it, for YaRN models as they were released.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Angles = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def ggml_cos_sin(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> Angles:
-    """A cos and A sin as ggml's CPU kernel has them: the rotation of (1, 0) in every pair."""
+    """A cos and A sin of ggml's CPU kernel, (n_positions, D/2) each: the rotation of (1, 0) in every pair."""
     x = np.zeros((len(positions), 1, scaling.dim), np.float32)
     x[..., : scaling.dim // 2] = 1
     y = ggml.rope(x, positions, ggml.rope_arguments(scaling, "half"))[:, 0].astype(np.float64)
@@ -44,7 +44,7 @@ def ggml_cos_sin(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> Angl
 
 
 def transformers_cos_sin(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> Angles:
-    """A cos and A sin as transformers' LlamaRotaryEmbedding has them in float32."""
+    """A cos and A sin of transformers' LlamaRotaryEmbedding in float32, (n_positions, D/2) each."""
     import torch
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -62,16 +62,11 @@ def transformers_cos_sin(scaling: RopeScaling, positions: npt.NDArray[np.int32])
 
 
 def phase_errors(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.float64]]:
-    """The worst pair's error in radians at each position, for each side, and the budget."""
+    """The error of the worst pair in radians at each position, for each side, and the budget."""
     cos, sin = rope.cos_sin(scaling, positions)
-    found = {}
-    for name, (c, s) in (
-        ("ggml", ggml_cos_sin(scaling, positions)),
-        ("transformers", transformers_cos_sin(scaling, positions)),
-    ):
-        found[name] = np.hypot(c - cos, s - sin).max(axis=1) / scaling.attention_factor
-    found["budget"] = budget(scaling, positions).max(axis=1)
-    return found
+    sides = {"ggml": ggml_cos_sin(scaling, positions), "transformers": transformers_cos_sin(scaling, positions)}
+    errors = {name: np.hypot(c - cos, s - sin).max(axis=1) / scaling.attention_factor for name, (c, s) in sides.items()}
+    return errors | {"budget": budget(scaling, positions).max(axis=1)}
 
 
 def run(_args: argparse.Namespace) -> int:

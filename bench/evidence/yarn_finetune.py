@@ -1,11 +1,11 @@
-"""A small YaRN fine-tune, after the paper's recipe (4.1): it makes a real long-context checkpoint to convert and to measure.
+"""A small YaRN fine-tune by the paper's recipe (section 4.1), which makes a real long-context checkpoint to convert and measure.
 
     python -m yarn_edge.bench.evidence.yarn_finetune CHECKPOINT --text FILE -o FOLDER --length 32k --steps 200
 
-CHECKPOINT's config.json holds the YaRN block that is trained with (as `evidence.smollm2` writes it). AdamW (0.9, 0.95) without weight
-decay, learning rate 2e-5 after 20 steps of warm-up, next-token loss on windows of --length tokens. The last tenth of the text is not
-trained on: its loss is told before and after. Needs torch and transformers; on a GPU in bfloat16 with float32 weights, on a CPU (for
-trying it out) in float32.
+The YaRN block in CHECKPOINT's config.json is used for training (`evidence.smollm2` writes one). AdamW (0.9, 0.95) without weight
+decay, learning rate 2e-5 after 20 warm-up steps, next-token loss on windows of --length tokens. The last tenth of the text is held
+out, and its loss is reported before and after. Needs torch and transformers. Runs in bfloat16 with float32 weights on a GPU, in
+float32 on a CPU (for trying it out).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ..standalone import run_module
 
 BETAS, LEARNING_RATE, WARM_UP = (0.9, 0.95), 2e-5, 20
 HELD_OUT = 0.1  # of the text
-LOSS_TOKENS = 4096  # whose logits are in memory at once
+LOSS_TOKENS = 4096  # tokens whose logits are in memory at once
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """What is trained, and how long. length: tokens of one window; batch: windows of one step."""
+    """How to train. length: tokens of a window; batch: windows of a step."""
 
     length: int
     steps: int
@@ -44,7 +44,7 @@ class TrainingRecipe:
 
 
 def windows(tokens: Any, recipe: TrainingRecipe) -> Iterator[Any]:
-    """Batches of windows that begin anywhere, (batch, length + 1), without end."""
+    """Yield batches of windows from random places, (batch, length + 1), endlessly."""
     import torch
 
     random = torch.Generator().manual_seed(recipe.seed)
@@ -69,7 +69,7 @@ def next_token_loss(model: Any, batch: Any) -> Any:
 
 
 def train(model: Any, tokens: Any, held_out: Any, recipe: TrainingRecipe) -> dict[str, Any]:
-    """Train in place. Returns the losses of every step, and of the held-out text before and after, in nats."""
+    """Train in place. Returns the loss of every step, and the held-out loss before and after, in nats per token."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0)
@@ -80,7 +80,7 @@ def train(model: Any, tokens: Any, held_out: Any, recipe: TrainingRecipe) -> dic
     began = time.perf_counter()
     model.train()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every version that we support
+        warnings.simplefilter("ignore", FutureWarning)  # not every supported version has its new name
         model.gradient_checkpointing_enable()
     with bar("Training", recipe.steps) as advance:
         for batch in windows(tokens, recipe):
@@ -101,17 +101,17 @@ def train(model: Any, tokens: Any, held_out: Any, recipe: TrainingRecipe) -> dic
 
 
 def held_out_loss(model: Any, tokens: Any, recipe: TrainingRecipe) -> float:
-    """Mean over all whole windows of the held-out text, in nats per token."""
+    """Mean loss over all whole windows of the held-out text, in nats per token."""
     import torch
 
     model.eval()
     mixed = torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.device != "cpu")
     starts = range(0, len(tokens) - recipe.length, recipe.length)
     with torch.no_grad(), mixed:
-        found = [
+        losses = [
             float(next_token_loss(model, tokens[None, at : at + recipe.length + 1].to(recipe.device))) for at in starts
         ]
-    return sum(found) / len(found)
+    return sum(losses) / len(losses)
 
 
 def load_trainable(folder: Path, device: str) -> Any:
@@ -122,23 +122,23 @@ def load_trainable(folder: Path, device: str) -> Any:
     except ImportError as error:
         raise YarnEdgeError("training needs transformers: pip install 'yarn-edge[hf]'") from error
     if device == "cuda" and not torch.cuda.is_available():
-        raise YarnEdgeError("--device cuda: torch finds no such device")
+        raise YarnEdgeError("--device cuda: torch finds no CUDA device")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
         )
-    except Exception as error:  # of many libraries, many kinds
+    except Exception as error:  # many libraries raise many kinds
         raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
     scaling = getattr(model.config, "rope_parameters", None) or {}
     if scaling.get("rope_type") != "yarn":
-        raise YarnEdgeError(f"{folder}/config.json: has no YaRN block to train with")
+        raise YarnEdgeError(f"{folder}/config.json: has no YaRN scaling to train with")
     return model.to(device)
 
 
 def token_tensor(folder: Path, text: Path, least: int) -> tuple[Any, Any]:
-    """The text's tokens, (trained on, held out). Raises YarnEdgeError for a text of fewer than `least` held-out tokens."""
+    """The text's tokens, (for training, held out). Raises YarnEdgeError if at most `least` tokens are held out."""
     import torch
     from tokenizers import Tokenizer
 
@@ -151,12 +151,12 @@ def token_tensor(folder: Path, text: Path, least: int) -> tuple[Any, Any]:
     ids = torch.tensor(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(read, add_special_tokens=False).ids)
     cut = len(ids) - int(HELD_OUT * len(ids))
     if len(ids) - cut <= least:
-        raise YarnEdgeError(f"{text}: has {len(ids)} tokens, a tenth of them must be more than --length {least}")
+        raise YarnEdgeError(f"{text}: has {len(ids)} tokens, but a tenth of them must be more than --length {least}")
     return ids[:cut], ids[cut:]
 
 
 def save(model: Any, checkpoint: Path, folder: Path, record: dict[str, Any]) -> None:
-    """Weights, config and tokenizer, and training.json; the folder gets its name when all of it is there."""
+    """Write weights, config, tokenizer and training.json. The folder gets its name when it is complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -192,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     """Train and write the folder."""
     recipe = TrainingRecipe(args.length, args.steps, args.batch, args.learning_rate, args.seed, args.device)
     if args.output.exists():
-        raise YarnEdgeError(f"{args.output}: exists already")
+        raise YarnEdgeError(f"{args.output}: already exists")
     model = load_trainable(args.checkpoint, recipe.device)
     tokens, held_out = token_tensor(args.checkpoint, args.text, recipe.length)
     results = train(model, tokens, held_out, recipe)

@@ -58,7 +58,7 @@ def document_of(model: Path, text: Path, n_tokens: int) -> str:
 
 def two_questions(args: argparse.Namespace, document: str, ctx: int) -> list[AnswerStats]:
     """Both questions in one process, without drafts."""
-    found: list[AnswerStats] = []
+    stats: list[AnswerStats] = []
     wanted = Wanted("cpu", ctx, "f16", threads=args.threads)
     with (
         opened(args.model, wanted, EngineSettings(lookup="off")) as generation,
@@ -70,8 +70,8 @@ def two_questions(args: argparse.Namespace, document: str, ctx: int) -> list[Ans
             for _piece in session.stream(question, args.gen_tokens):
                 pass
             assert session.stats is not None
-            found.append(session.stats)
-    return found
+            stats.append(session.stats)
+    return stats
 
 
 def first_byte(args: argparse.Namespace, document: Path, ctx: int, cache: Path) -> float:

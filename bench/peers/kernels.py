@@ -119,7 +119,7 @@ def kernel_errors(
     """For each case: error of ours over ggml's, of all matrices and of the worst; the share of blocks that are the same."""
     tensors = list(matrices(model))
     names, all_rows = zip(*tensors, strict=True)
-    found = []
+    compared = []
     with (
         bar("Errors", sum(rows.size for rows in all_rows) * len(cases)) as advance,
         ThreadPoolExecutor(threads) as pool,
@@ -133,8 +133,8 @@ def kernel_errors(
             ours, theirs = (sum(e[side] for e, _same in results) for side in range(2))
             same = sum(n for _e, n in results) / sum(len(rows) for rows in all_rows)
             row = {"case": case.name, "tensors": len(tensors), "error_ratio": _ratio(ours, theirs)}
-            found.append(row | {"worst_ratio": worst, "worst_tensor": tensor, "same_blocks": same})
-    return found
+            compared.append(row | {"worst_ratio": worst, "worst_tensor": tensor, "same_blocks": same})
+    return compared
 
 
 def _ratio(ours: float, theirs: float) -> float:

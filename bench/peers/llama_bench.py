@@ -43,12 +43,12 @@ def samples_in(output: str | bytes) -> list[tuple[str, list[int]]]:
     """(pp or tg, nanoseconds of its runs) of each test in llama-bench's JSON. Raises YarnEdgeError for anything else."""
     try:
         rows = json.loads(output)
-        found = [("pp" if r["n_prompt"] else "tg", [int(ns) for ns in r["samples_ns"]]) for r in rows]
+        tests = [("pp" if r["n_prompt"] else "tg", [int(ns) for ns in r["samples_ns"]]) for r in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise YarnEdgeError(f"llama-bench printed no rows that we can read: {one_line(str(error), 100)}") from error
-    if not all(samples for _test, samples in found):
+    if not all(samples for _test, samples in tests):
         raise YarnEdgeError("llama-bench printed no rows that we can read: no samples")
-    return found
+    return tests
 
 
 def llama_bench_speeds(program: Path, c: Configuration) -> dict[str, float]:

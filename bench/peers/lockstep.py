@@ -1,8 +1,8 @@
-"""Two programs that time themselves, run in turns within one run: what slows the machine for seconds slows both.
+"""Runs two programs that time themselves in turns, so that what slows the machine for seconds slows both.
 
-Each tells a line when the clock of a timed run has started, and is stopped there (SIGSTOP) while the other goes on to its own next
-line. What it stood still is taken off its time. So both have loaded, warmed up and filled their caches once, and a run of
-one is next to a run of the other.
+Each program prints a line when the clock of a timed run has started. It is stopped there (SIGSTOP) while the other one continues to
+its own next line, and that pause is subtracted from its time. So both load, warm up and fill their caches once, and each timed run of
+one is next to a timed run of the other.
 """
 
 from __future__ import annotations
@@ -24,32 +24,31 @@ from yarn_edge.errors import YarnEdgeError
 
 from ..speed.process import PATIENCE_S, ended, last_words, read_lines
 
-SHORTEST_NS = 20_000_000  # it takes up to a millisecond or so until a program stands: a run must not be over by then
+SHORTEST_NS = 20_000_000  # stopping a program takes up to about a millisecond, and the run must not be over by then
 Starts = Callable[[bytes], bool]
-
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _with_us() -> None:
-    """In the child, before the program: a group of its own, and an end with its parent, also while it stands."""
+    """In the child, before the program starts: its own process group, and death with the parent, even while it is stopped."""
     os.setpgrp()
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _signal(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended (macOS says EPERM of zombies)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended (for a zombie macOS reports EPERM)
         os.killpg(group, number)
 
 
 class Paced:
     """A program in a process group of its own, which runs only between `go` and the start of its next timed run.
 
-    name: for messages. lines_on: where it tells those lines; `starts` knows them. What it writes there is `lines`, what it writes
-    to the other stream `other`. stood_ns: nanoseconds for which it was stopped in each of its timed runs.
-    If this process dies, it dies too (on Linux in any case; elsewhere the system sends SIGHUP to an orphaned group that stands).
+    name: for messages. lines_on: the stream on which it prints the lines that `starts` recognizes. `lines` is what it writes there,
+    `other` what it writes to the other stream. stood_ns: nanoseconds for which it was stopped in each of its timed runs.
+    If this process dies, it dies too (always on Linux; elsewhere the system sends SIGHUP to an orphaned, stopped group).
     """
 
     def __init__(
@@ -66,14 +65,14 @@ class Paced:
         self.first_line, self.variables = first_line, variables
         self.lines, self.stood_ns = list[bytes](), list[int]()
         self._process: subprocess.Popen[bytes] | None = None
-        self._found: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._read: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._stopped_at: int | None = None
         self._other: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
 
     def go(self, timeout_s: float) -> bool:
-        """Let it run until its next timed run has started. False when it came to its end.
+        """Let it run until its next timed run has started. False if it reached its end.
 
-        Raises YarnEdgeError where it cannot be started, ended badly, or told nothing for `timeout_s`.
+        Raises YarnEdgeError if it cannot be started, fails, or prints nothing for `timeout_s` seconds.
         """
         if self._process is None:
             self._process = self._started()
@@ -92,7 +91,7 @@ class Paced:
         try:
             code = self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
-            raise YarnEdgeError(f"{self.name}: closed its output and did not end") from None
+            raise YarnEdgeError(f"{self.name}: closed its output but did not exit") from None
         if code:
             words = last_words(b"".join(self.lines) if self.lines_on == "stderr" else self.other())
             raise YarnEdgeError(f"{self.name}: {ended(code, words)}")
@@ -101,9 +100,9 @@ class Paced:
         return False
 
     def ran(self, samples_ns: Sequence[int], first: int) -> list[int]:
-        """Times that it took by its own clock, from its timed run number `first` on, less what it stood still in them.
+        """Its own times, in nanoseconds, from its timed run number `first` on, without the pauses.
 
-        Raises YarnEdgeError where a run was so short that it may have been over when it was stopped.
+        Raises YarnEdgeError if a run was so short that it may have been over when the program was stopped.
         """
         own_ns = [ns - stood for ns, stood in zip(samples_ns, self.stood_ns[first:], strict=False)]
         if min(own_ns, default=0) < SHORTEST_NS:
@@ -111,8 +110,8 @@ class Paced:
         return own_ns
 
     def _too_short(self) -> YarnEdgeError:
-        shortest = f"runs of less than {SHORTEST_NS / 1e9:g} s cannot be told apart"
-        return YarnEdgeError(f"{self.name}: {shortest}: more tokens (-p, -n)")
+        least = f"{SHORTEST_NS / 1e9:g} s"
+        return YarnEdgeError(f"{self.name}: runs shorter than {least} cannot be measured: use more tokens (-p, -n)")
 
     def _started(self) -> subprocess.Popen[bytes]:
         streams: dict[str, Any] = {"stdout": self._other, "stderr": self._other, self.lines_on: subprocess.PIPE}
@@ -125,22 +124,22 @@ class Paced:
         assert process.stdin is not None
         pipe = process.stdout if self.lines_on == "stdout" else process.stderr
         assert pipe is not None
-        self._reader = threading.Thread(target=read_lines, args=(pipe, self._found), daemon=True)
+        self._reader = threading.Thread(target=read_lines, args=(pipe, self._read), daemon=True)
         self._reader.start()
-        with contextlib.suppress(BrokenPipeError):  # it ended already: `go` says why
+        with contextlib.suppress(BrokenPipeError):  # it has already ended: `go` reports why
             process.stdin.write(self.first_line)
             process.stdin.flush()
         return process
 
     def _next(self, timeout_s: float) -> bytes | None:
         try:
-            return self._found.get(timeout=timeout_s)
+            return self._read.get(timeout=timeout_s)
         except queue.Empty:
-            raise YarnEdgeError(f"{self.name}: nothing new within {timeout_s:g} s (--timeout)") from None
+            raise YarnEdgeError(f"{self.name}: printed nothing for {timeout_s:g} s (--timeout)") from None
 
     def _stopped(self, process: subprocess.Popen[bytes]) -> bool:
-        """False if it ended before."""
-        if process.returncode is not None:  # an earlier line of it was read too late
+        """Stop it. False if it has already ended."""
+        if process.returncode is not None:  # an earlier line was read too late
             return False
         _signal(process.pid, signal.SIGSTOP)
         _pid, status = os.waitpid(process.pid, os.WUNTRACED)
@@ -149,12 +148,12 @@ class Paced:
         return os.WIFSTOPPED(status)
 
     def other(self) -> bytes:
-        """What it wrote to its other stream so far."""
+        """What it has written to its other stream so far."""
         self._other.seek(0)
         return self._other.read()
 
     def close(self) -> None:
-        """End it, wherever it is."""
+        """Kill it, whether it runs or is stopped."""
         process = self._process
         if process is not None:
             if process.poll() is None:
@@ -162,14 +161,14 @@ class Paced:
                 process.wait()
             self._reader.join()
             for stream in (process.stdin, process.stdout, process.stderr):
-                with contextlib.suppress(OSError):  # what it was to be told came too late
+                with contextlib.suppress(OSError):  # it did not read all of its input
                     if stream is not None:
                         stream.close()
         self._other.close()
 
 
 def lockstep(one: Paced, other: Paced, timeout_s: float, after: Callable[[Paced], None]) -> None:
-    """Both to their ends, a timed run of each in turns. Raises YarnEdgeError where they do not have as many, or one fails."""
+    """Run both to their ends, one timed run of each in turns. Raises YarnEdgeError if one fails, or has more runs."""
     while True:
         states = []
         for side in (one, other):
@@ -177,6 +176,6 @@ def lockstep(one: Paced, other: Paced, timeout_s: float, after: Callable[[Paced]
             after(side)
         if states[0] != states[1]:
             first = one if not states[0] else other
-            raise YarnEdgeError(f"one side ended after {len(first.stood_ns)} timed runs, the other has more")
+            raise YarnEdgeError(f"one side ended after {len(first.stood_ns)} timed runs, but the other has more")
         if not states[0]:
             return

@@ -1,8 +1,8 @@
-"""What different programs make of the same GGUF: mean KL divergence of each to the checkpoint in transformers, float32.
+"""How different programs run the same GGUF: mean KL divergence of each from the checkpoint in transformers, float32.
 
 `python -m yarn_edge.bench.peers.programs CHECKPOINT FILE.gguf…` prints a table. yarn-edge passes the scaling that the file
-describes; "llama.cpp" passes nothing (llama-cli, ollama, LM Studio); "llama_cpp.Llama" is that class with its own defaults.
-Caches are float32, and for the class also what it takes by itself, float16.
+describes; "llama.cpp" passes nothing (like llama-cli, ollama, LM Studio); "llama_cpp.Llama" is that class with its own defaults.
+Caches are float32; the class is also run with its own default, float16.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ F32 = 0  # enum ggml_type
 
 
 def by_context(path: Path, tokens: list[int], arguments: RuntimeArguments | None) -> Logits:
-    """Our low-level loader; `arguments` None: those it passes for this file."""
+    """Logits of our low-level loader, (n_tokens, n_vocab). arguments: None for those that it passes for this file."""
     n = len(tokens)
     with (
         Model(path) as model,
@@ -41,7 +41,7 @@ def by_context(path: Path, tokens: list[int], arguments: RuntimeArguments | None
 
 
 def by_llama_class(path: Path, tokens: list[int], kv_type: int | None) -> Logits:
-    """llama_cpp.Llama with its defaults; kv_type None: its own cache type too."""
+    """Logits of llama_cpp.Llama with its defaults, (n_tokens, n_vocab). kv_type: None for its own cache type, too."""
     import llama_cpp
 
     types = {} if kv_type is None else {"type_k": kv_type, "type_v": kv_type}

@@ -133,17 +133,17 @@ def in_turns(
 
     describe: says what one call returned, for a note after it.
     """
-    found: dict[str, list[Measured]] = {name: [] for name in sides}
+    outcomes: dict[str, list[Measured]] = {name: [] for name in sides}
     with bar(label, len(sides) * (repeat + warm_up)) as advance:
         for turn in range(-int(warm_up), repeat):
             for name in list(sides)[:: -1 if turn % 2 else 1]:
                 outcome = sides[name]()
                 advance(1, name)
                 if turn >= 0:
-                    found[name].append(outcome)
+                    outcomes[name].append(outcome)
                     if describe is not None:
                         note(f"{name}: {describe(outcome)}")
-    return found
+    return outcomes
 
 
 def race(

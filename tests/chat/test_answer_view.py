@@ -1,4 +1,4 @@
-"""The little Markdown of a terminal, whatever the pieces are."""
+"""The Markdown that is styled in a terminal, however the text is cut into pieces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Shown = list[tuple[str, str]]
 
 
 def shown(pieces: list[str]) -> Shown:
-    """Neighbours of one style together."""
+    """Neighbors of the same style joined."""
     seen: Shown = []
 
     def show(text: str, style: str) -> None:

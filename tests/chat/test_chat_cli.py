@@ -1,4 +1,4 @@
-"""`python -m yarn_edge.chat`: the answer alone on stdout, errors in one line, a conversation in a pseudo-terminal."""
+"""`python -m yarn_edge.chat`: only the answer on stdout, errors in one line, a conversation in a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_prompt_and_piped_input_answer_alike_on_stdout() -> None:
     )
     piped = run(MODEL, *GREEDY, "--max-tokens", "12", "--json", "--quiet", stdin=b"Explain gravity to a child.\n")
     assert piped.stderr == b""
-    told = json.loads(piped.stdout)
-    assert told["answer"] + "\n" == answer
-    assert (told["finish_reason"], told["generated_tokens"], told["prompt_tokens_reused"]) == ("length", 12, 0)
+    result = json.loads(piped.stdout)
+    assert result["answer"] + "\n" == answer
+    assert (result["finish_reason"], result["generated_tokens"], result["prompt_tokens_reused"]) == ("length", 12, 0)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_base_model_wants_raw(base_model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, notes",
     [
         (
             ("--max-tokens", "4"),
@@ -117,14 +117,14 @@ def test_base_model_wants_raw(base_model: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_not_asked_for_is_chosen_and_told(words: tuple[str, ...], told: list[str]) -> None:
+def test_what_is_not_given_is_chosen_and_reported(words: tuple[str, ...], notes: list[str]) -> None:
     done = run(MODEL, "-p", "Say hello.", "--temperature", "0", *words)
     assert done.returncode == 0
-    assert all(text in done.stderr.decode() for text in told), done.stderr
+    assert all(text in done.stderr.decode() for text in notes), done.stderr
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (("--memory", "100MiB"), "even 512 tokens with a q4_0 cache take"),
         (
@@ -135,10 +135,10 @@ def test_what_is_not_asked_for_is_chosen_and_told(words: tuple[str, ...], told: 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_does_not_fit_is_refused_with_what_would(words: tuple[str, ...], told: str) -> None:
+def test_what_does_not_fit_is_refused_with_what_would(words: tuple[str, ...], message: str) -> None:
     done = run(MODEL, "-p", "Say hello.", *words)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert told in done.stderr.decode()
+    assert message in done.stderr.decode()
     assert without_build_note(done.stderr.decode()).count("\n") == 1
 
 
@@ -173,7 +173,7 @@ def test_terminal_controls_are_taken_out() -> None:
 
 
 class Terminal:
-    """A child on a pseudo-terminal of its own, its controlling one, so that Ctrl-C is a signal."""
+    """A child whose controlling terminal is a pseudo-terminal of its own, so that Ctrl-C is a signal."""
 
     def __init__(self, *args: str) -> None:
         import fcntl
@@ -198,7 +198,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def until(self, pattern: str, timeout_s: float = 60.0) -> str:
-        """Read until `pattern` is there; returns what came, up to the end of the match, and goes on after it."""
+        """Read until `pattern` appears. Returns the text up to the end of the match; the next call continues after it."""
         end = time.monotonic() + timeout_s
         while not (found := re.search(pattern, self.seen, re.S)):
             assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
@@ -233,10 +233,10 @@ def test_conversation_in_a_terminal(tmp_path: Path) -> None:
 
 
 def converse(terminal: Terminal, tmp_path: Path) -> None:
-    """Every command, and what is refused."""
+    """Every command, and the errors."""
     terminal.until("no position scaling, context 512 of 8192.*Ctrl-D quits" + READY)
     terminal.send("Write a very long story about a dragon.\r")
-    terminal.until(r"\x1b\[\?2004l.*(\w+ ){8}")  # an answer is on its way
+    terminal.until(r"\x1b\[\?2004l.*(\w+ ){8}")  # an answer has begun
     terminal.send("\x03")
     terminal.until(r"\d+ tokens, .*tok/s, first token after .* s, context \d+ of 512, stopped" + READY, 10)
     terminal.send("/stats\r")
@@ -298,12 +298,12 @@ def test_what_is_typed_during_an_answer_waits_for_the_next_line() -> None:
         terminal.until("finish_reason: length" + READY)
 
 
-def test_a_file_that_runs_otherwise_than_it_says_is_told(tmp_path: Path) -> None:
+def test_a_file_that_runs_otherwise_than_it_says_is_reported(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path / "ck")
     path = convert(folder, str(tmp_path / "tiny.gguf"), "F32")[0]
     words = (str(path), "--raw", "-p", "the", "--max-tokens", "2", "--threads", "1")
     assert b"warning" not in run(*words).stderr
     edit_key(path, "yarn_edge.rope.attention_factor", 1.5)
-    told = run(*words)
-    assert told.returncode == 0
-    assert b"says other positions than llama.cpp runs" in told.stderr
+    warned = run(*words)
+    assert warned.returncode == 0
+    assert b"says other positions than llama.cpp runs" in warned.stderr

@@ -83,11 +83,11 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("text, told", BROKEN.values(), ids=BROKEN)
-def test_other_files_are_refused(text: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text, message", BROKEN.values(), ids=BROKEN)
+def test_other_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     path.write_text(text)
-    with pytest.raises(YarnEdgeError, match=told):
+    with pytest.raises(YarnEdgeError, match=message):
         Conversation.load(path)
 
 

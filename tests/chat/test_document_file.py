@@ -1,4 +1,4 @@
-"""Documents from files: text in its encodings, PDF, and what is neither."""
+"""Documents from files: text in several encodings, PDF, and files that are neither."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_text(data: bytes, text: str, tmp_path: Path) -> None:
 
 def test_a_pdf(tmp_path: Path) -> None:
     pytest.importorskip("pypdf")
-    path = tmp_path / "two pages.txt"  # what it is tells its beginning, not its name
+    path = tmp_path / "two pages.txt"  # its first bytes decide what it is, not its name
     path.write_bytes(pdf("The first page", "and the second"))
     assert read_document(path).text == "The first page\n\nand the second"
 
@@ -72,13 +72,13 @@ BAD = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("data, told", BAD.values(), ids=BAD)
-def test_what_is_no_text(data: bytes, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data, message", BAD.values(), ids=BAD)
+def test_what_is_no_text(data: bytes, message: str, tmp_path: Path) -> None:
     if b"%PDF" in data:
         pytest.importorskip("pypdf")
     path = tmp_path / "a.bin"
     path.write_bytes(data)
-    with pytest.raises(YarnEdgeError, match=told):
+    with pytest.raises(YarnEdgeError, match=message):
         read_document(path)
 
 

@@ -38,7 +38,7 @@ EMBEDDING, HEAD_DIM, HEADS, KV_HEADS, FEED_FORWARD = 64, 16, 4, 2, 128
 
 
 def write_tiny_yarn(path: Path) -> Path:
-    """Two random float32 layers with SmolLM2's tokenizer and YaRN factor 4 from 256: fast, exact, and it babbles."""
+    """Two random float32 layers with SmolLM2's tokenizer and YaRN factor 4 from 256: fast and exact, and it babbles."""
     real = read_gguf(package_gguf()).metadata
     rng = np.random.default_rng(5)
     n_vocab = len(real["tokenizer.ggml.tokens"])
@@ -98,7 +98,7 @@ def template(tiny: Model) -> Iterator[ChatTemplate]:
 
 
 class Recorder(Context):
-    """A context that writes down what really goes through it, and can be told what to sample."""
+    """A context that records what is really evaluated, and samples a given script."""
 
     def __init__(self, model: Model, n_ctx: int) -> None:
         super().__init__(model, n_ctx=n_ctx, kv_type="f32", threads=1)
@@ -165,7 +165,7 @@ def copy(session: Session) -> Conversation:
 
 
 def test_real_model_evaluates_only_what_is_new(real: Model) -> None:
-    """Three turns: each reuses all of the turns before, and says what a fresh cache says."""
+    """Three turns: each reuses all earlier turns, and answers as with a fresh cache."""
     with closing(Recorder(real, 1024)) as context, ChatTemplate.of(real) as template:
         session = Session(context, template, GREEDY)
         held = 0
@@ -186,7 +186,7 @@ def test_real_model_evaluates_only_what_is_new(real: Model) -> None:
 
 
 def test_reuse_equals_a_fresh_session(context: Recorder, template: ChatTemplate) -> None:
-    """Babble tokenizes anew into other tokens: the common prefix ends inside the answer, and that must be right too."""
+    """Babble is tokenized again into other tokens: the common prefix ends inside the answer, and that must work, too."""
     session = Session(context, template, GREEDY)
     for turn, question in enumerate(QUESTIONS * 2):
         history = copy(session)
@@ -217,8 +217,8 @@ def test_statistics_and_the_end_of_an_answer(context: Recorder, template: ChatTe
 
 
 def test_full_context_drops_the_oldest_turns(small: Recorder, template: ChatTemplate) -> None:
-    told: list[str] = []
-    session = Session(small, template, GREEDY, system="You answer in one sentence.", notice=told.append)
+    notices: list[str] = []
+    session = Session(small, template, GREEDY, system="You answer in one sentence.", notice=notices.append)
     asked = [f"{question} Then tell me about number {i}." for i, question in enumerate(QUESTIONS * 3)]
     for question in asked:
         dropped_before = session.dropped_turns
@@ -228,7 +228,7 @@ def test_full_context_drops_the_oldest_turns(small: Recorder, template: ChatTemp
         before = replace(session.conversation, turns=session.conversation.turns[:-1])
         assert answer == fresh_answer(session, before, question, 32)
         dropped = session.dropped_turns > dropped_before
-        # Where turns were dropped it is evaluated as a fresh session does it, from the last whole batch on: none here.
+        # If turns were dropped, it is evaluated as in a fresh session, from the last whole batch on: there is none here.
         assert (session.stats.prompt_tokens_reused >= 13) == (question != asked[0] and not dropped)
     n_kept = len(session.conversation.turns)
     assert n_kept < len(asked) - 3
@@ -237,13 +237,13 @@ def test_full_context_drops_the_oldest_turns(small: Recorder, template: ChatTemp
     system = "<|im_start|>system\nYou answer in one sentence.<|im_end|>\n"
     markup = small.model.tokenize(system, add_special=False, parse_special=True)
     assert session.prompt(session.conversation.messages())[: len(markup)] == markup
-    assert "dropped from the conversation" in told[0]
+    assert "dropped from the conversation" in notices[0]
 
 
 def test_fifty_turns_about_a_document(small: Recorder, template: ChatTemplate) -> None:
-    """The window overflows again and again: the document stays, and each time the answer is that of a fresh evaluation."""
-    told: list[str] = []
-    session = Session(small, template, GREEDY, system="Be brief.", notice=told.append)
+    """The context overflows again and again: the document stays, and each answer is that of a fresh evaluation."""
+    notices: list[str] = []
+    session = Session(small, template, GREEDY, system="Be brief.", notice=notices.append)
     session.conversation.waiting = (Document("book", "The crow had cheese and the fox wanted it very much indeed."),)
     overflows = 0
     for number in range(50):
@@ -256,12 +256,12 @@ def test_fifty_turns_about_a_document(small: Recorder, template: ChatTemplate) -
         if session.dropped_turns > dropped:
             overflows += 1
             before = replace(session.conversation, turns=session.conversation.turns[:-1])
-            if len(session.conversation.turns) == 1:  # the document came to the last question
+            if len(session.conversation.turns) == 1:  # the document moved to the last question
                 before = Conversation("Be brief.", waiting=session.conversation.turns[0].documents)
             assert answer == fresh_answer(session, before, f"What of number {number}?", 12)
     assert overflows > 5
-    assert len(told) == overflows
-    assert all("the document stays" in line for line in told)
+    assert len(notices) == overflows
+    assert all("the document stays" in line for line in notices)
 
 
 def test_one_message_beyond_the_context(small: Recorder, template: ChatTemplate) -> None:
@@ -320,7 +320,7 @@ def test_closed_stream_keeps_what_was_said(context: Recorder, template: ChatTemp
 
 
 def test_ctrl_c_while_reading_the_prompt(real: Model, template: ChatTemplate) -> None:
-    """The evaluation is stopped inside its batch, and the question is taken back."""
+    """The evaluation is stopped within its batch, and the question is removed."""
     with Recorder(real, 4096) as context:
         session = Session(context, template, GREEDY)
         ask(session, "Say hello.", 2)
@@ -329,7 +329,7 @@ def test_ctrl_c_while_reading_the_prompt(real: Model, template: ChatTemplate) ->
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             ask(session, "The weather is fine. " * 700, 4)
-        assert time.monotonic() - began < 4.0  # all of it takes over 20 s
+        assert time.monotonic() - began < 4.0  # without a stop it takes over 20 s
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert session.conversation == history
 
@@ -337,7 +337,7 @@ def test_ctrl_c_while_reading_the_prompt(real: Model, template: ChatTemplate) ->
 def test_interrupted_evaluation_leaves_a_sound_cache(
     context: Recorder, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was evaluated but not yet written down when Ctrl-C came is evaluated again."""
+    """What was evaluated but not yet recorded at Ctrl-C is evaluated again."""
     session = Session(context, template, GREEDY)
     ask(session, QUESTIONS[0], 8)
     history = copy(session)

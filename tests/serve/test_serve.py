@@ -1,4 +1,4 @@
-"""The server as its clients see it: the `openai` package, raw requests, many at once, and those it must refuse."""
+"""The server as its clients see it: the `openai` package, raw requests, many at once, and requests it must refuse."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from support.serving import KEY, MODEL, QUESTION, Server
 def server() -> Iterator[Server]:
     made = Server("--api-key", KEY, "--name", "small")
     yield made
-    assert made.end() == 0, made.told
-    assert "Traceback" not in made.told
+    assert made.end() == 0, made.notes
+    assert "Traceback" not in made.notes
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("fields, told", REFUSED.values(), ids=REFUSED)
-def test_refused(fields: dict[str, Any], told: str, server: Server) -> None:
+@pytest.mark.parametrize("fields, message", REFUSED.values(), ids=REFUSED)
+def test_refused(fields: dict[str, Any], message: str, server: Server) -> None:
     status, body = server.chat(**fields)
     assert status in (400, 413)
-    assert told in body["error"]["message"]
+    assert message in body["error"]["message"]
     assert body["error"]["type"] == "invalid_request_error"
 
 
@@ -116,7 +116,7 @@ def test_keys(server: Server, client: openai.OpenAI) -> None:
 
 
 def test_strangers_pages_are_not_answered(server: Server) -> None:
-    """A name that resolves to this machine, and a request from another page."""
+    """A host name that resolves to this machine, and a request from another page."""
     assert server.request("GET", "/v1/models", Host="evil.example")[0] == 403
     assert server.request("GET", "/v1/models", Host=f"localhost:{server.port}")[0] == 200
     assert server.request("GET", "/v1/models", Origin="https://evil.example")[0] == 403
@@ -141,7 +141,7 @@ def test_only_the_loopback_address_is_listened_to(server: Server) -> None:
 
 
 def test_many_at_once(server: Server) -> None:
-    """Eight streams, of which one is cut; a prompt of 2 MB, bad JSON and no key among them."""
+    """Eight streams, one of them cut, together with a prompt of 2 MB, bad JSON and a missing key."""
     answers: dict[int, str] = {}
     asked = {"stream": True, "temperature": 0, "max_tokens": 24}
 
@@ -180,7 +180,7 @@ def test_a_client_that_leaves_frees_the_model(server: Server) -> None:
         reply.read(200)
     began = time.monotonic()
     assert server.chat(max_tokens=2)[0] == 200
-    assert time.monotonic() - began < 20  # all of the other answer takes longer
+    assert time.monotonic() - began < 20  # the whole other answer takes longer
 
 
 def test_without_a_key_and_its_end_in_the_middle() -> None:
@@ -192,8 +192,8 @@ def test_without_a_key_and_its_end_in_the_middle() -> None:
         began = time.monotonic()
         assert made.end(signal.SIGINT) == 0
         assert time.monotonic() - began < 15
-    assert "the server has stopped" in made.told
-    assert "Traceback" not in made.told
+    assert "the server has stopped" in made.notes
+    assert "Traceback" not in made.notes
 
 
 def test_a_base_model_completes(tmp_path: Path) -> None:

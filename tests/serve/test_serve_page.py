@@ -1,7 +1,8 @@
-"""The built-in page in headless Chromium, the system's own. Without one the tests are skipped, but in CI (CI=true) they fail."""
+"""The built-in page in the system's headless Chromium. Without a browser the tests are skipped, but in CI (CI=true) they fail."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ FLAGS = [
 
 
 class Visit:
-    """A page that is open, what it asked for, and what it complained of."""
+    """An open page, the hosts it asked, and its console messages."""
 
     def __init__(self, browser: Any, server: Server) -> None:
         self.page = browser.new_page()
@@ -34,6 +35,7 @@ class Visit:
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.route("**/v1/chat/completions", _greedy)
         self.page.goto(f"http://127.0.0.1:{server.port}/")
 
     def ask(self, question: str) -> str:
@@ -43,6 +45,11 @@ class Visit:
         self.page.wait_for_selector("#stop:visible")
         self.page.wait_for_selector("#send:visible", timeout=120_000)
         return str(self.page.locator(".answer").last.inner_text())
+
+
+def _greedy(route: Any) -> None:
+    """The same answers each time: a sampled one can end before anybody stops it."""
+    route.continue_(post_data=json.dumps({**route.request.post_data_json, "temperature": 0, "max_tokens": 200}))
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +87,10 @@ def test_a_document_a_question_and_an_answer(browser: Any, server: Server, tmp_p
     assert visit.page.locator(".numbers").last.inner_text().split(",")[0].endswith("tokens")
     used = int(visit.page.inner_text("#tokens").split()[0])
     assert used > 20
-    assert visit.page.locator("#talk img, #talk b").count() == 0  # what people drop is text, never markup
+    assert visit.page.locator("#talk img, #talk b").count() == 0  # a dropped file is text, never markup
     visit.page.fill("#question", "Write a very long story about the fox.")
     visit.page.press("#question", "Enter")
-    visit.page.wait_for_selector(".numbers:has-text('pieces…')")  # it comes as it is made
+    visit.page.wait_for_selector(".numbers:has-text('pieces…')", timeout=120_000)  # it appears as it is generated
     visit.page.click("#stop")
     visit.page.wait_for_selector(".numbers:has-text('stopped')")
     assert visit.ask("And who met it?")
@@ -97,13 +104,13 @@ def test_a_document_a_question_and_an_answer(browser: Any, server: Server, tmp_p
 def test_what_cannot_be_is_said_on_the_page(browser: Any, server: Server, tmp_path: Path) -> None:
     visit = Visit(browser, server)
     visit.page.wait_for_selector("#tokens:has-text('0 of 1024 tokens')")
-    for name, content, told in (
+    for name, content, message in (
         ("long.txt", b"word " * 3000, "long.txt has 3"),
         ("picture.png", b"\x89PNG\r\n\xff\x00", "picture.png is not UTF-8 text"),
     ):
         (tmp_path / name).write_bytes(content)
         visit.page.set_input_files("#file", str(tmp_path / name))
-        visit.page.wait_for_selector(f".error:has-text('{told}')")
+        visit.page.wait_for_selector(f".error:has-text('{message}')")
     assert visit.page.locator(".document").count() == 0
     visit.page.fill("#question", "word " * 2000)
     visit.page.press("#question", "Enter")

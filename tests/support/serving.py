@@ -1,4 +1,4 @@
-"""A server of ours in a process of its own, and requests to it."""
+"""Starts our server in a process of its own, and sends requests to it."""
 
 from __future__ import annotations
 
@@ -24,26 +24,14 @@ class Server:
     """A server in a process of its own."""
 
     def __init__(self, *words: str, model: Path = MODEL) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "yarn_edge",
-            "serve",
-            str(model),
-            "--port",
-            "0",
-            "--ctx",
-            str(CTX),
-            "--threads",
-            "1",
-        ]
+        command = [sys.executable, "-m", "yarn_edge", "serve", str(model), *f"--port 0 --ctx {CTX} --threads 1".split()]
         self.process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
-        self.told = ""
-        while not (found := re.search(r"http://\S+?:(\d+)/ is the page", self.told)):
+        self.notes = ""
+        while not (found := re.search(r"http://\S+?:(\d+)/ is the page", self.notes)):
             line = self.process.stderr.readline()
-            assert line, self.told
-            self.told += line
+            assert line, self.notes
+            self.notes += line
         self.port = int(found[1])
 
     def request(
@@ -80,5 +68,5 @@ class Server:
         finally:
             self.process.kill()
             assert self.process.stderr is not None
-            self.told += self.process.stderr.read()
+            self.notes += self.process.stderr.read()
             self.process.stderr.close()

@@ -1,4 +1,4 @@
-"""Every dialect on every architecture, on real weights: exact (mean KL <= 1e-7 nats at F32), or refused with the right words."""
+"""Every dialect on every architecture, on real weights: exact (mean KL <= 1e-7 nats at F32), or refused with the right message."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def test_there_are_enough_of_them() -> None:
 def test_exact_or_refused(case: MatrixCase, shop: Workshop) -> None:
     result = shop.run(case)
     if case.refused:
-        assert result.found is None
+        assert result.divergence is None
         assert case.refused in result.refusal
         return
-    assert result.found is not None, result.refusal
+    assert result.divergence is not None, result.refusal
     assert result.form == case.form
-    assert 0 <= result.found.kl_mean <= KL_LIMIT
-    assert result.found.top1 > 0.98  # two tokens that are equally probable may change places
+    assert 0 <= result.divergence.kl_mean <= KL_LIMIT
+    assert result.divergence.top1 > 0.98  # two equally probable tokens may swap places
 
 
 def test_the_matrix_can_fail(shop: Workshop) -> None:
     """The truth of another code (0.1 for 0.07) is far outside the limit on the same tokens."""
     right = next(case for case in CASES if case.dialect.startswith("Nous Mistral (0.07, betas"))
     wrong = MatrixCase(right.dialect, right.family, right.config, formula=nous(0.1, (128, 2)), siblings=right.siblings)
-    found = shop.run(wrong).found
-    assert found is not None
-    assert found.kl_mean > 1000 * KL_LIMIT
+    apart = shop.run(wrong).divergence
+    assert apart is not None
+    assert apart.kl_mean > 1000 * KL_LIMIT
 
 
 def test_the_authors_formulas_are_not_ours() -> None:
@@ -56,6 +56,6 @@ def test_the_authors_formulas_are_not_ours() -> None:
     config = {"hidden_size": 4, "num_attention_heads": 1, "rope_theta": 10000.0}
     block = {"factor": 16.0, "original_max_position_embeddings": 4096}
     frequencies, magnitude = nous(0.07)(config | {"rope_scaling": block})
-    # find(32) = 4 ln(4096 / (32 * 2 pi)) / (2 ln 1e4) = 0.655 -> 0; find(1) = 1.41 -> 2: pair 1 is half way
+    # find(32) = 4 ln(4096 / (32 * 2 pi)) / (2 ln 1e4) = 0.655 -> 0; find(1) = 1.41 -> 2: pair 1 is halfway
     np.testing.assert_allclose(frequencies, [1.0, 0.01 / 16 * 0.5 + 0.01 * 0.5])
     assert magnitude == pytest.approx(1.19408, rel=1e-5)

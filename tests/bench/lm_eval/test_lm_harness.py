@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with our models: the same requests, by its own HFLM on the checkpoint, are the truth."""
+"""lm-evaluation-harness with our models. The truth is its own HFLM, with the same requests on the checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from support import tiny
 from support.tiny_tokenizers import save, sentence_model
 
 NEAR = 1e-3  # nats, of one request
-FLASH_NEAR = 2e-2  # flash attention rounds to half precision on its way
+FLASH_NEAR = 2e-2  # flash attention rounds to half precision internally
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
 FACTS = [
     {"text": "The capital of France is", "options": ["Paris", "a river in Asia", "Rome"], "right": 0},
@@ -77,7 +77,7 @@ metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may even try to look up or reach a host."""
+    """Any attempt to look up or reach a host fails."""
 
     def refused(*_args: object, **_kwargs: object) -> Any:
         raise AssertionError("a test reached for the network")
@@ -107,7 +107,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint and its GGUF: random weights, a tokenizer of Llama 2's kind, with BOS and a space before every text."""
+    """A checkpoint and its GGUF: random weights, a tokenizer like Llama 2's, with BOS and a space before every text."""
     own = sentencepiece.SentencePieceProcessor(model_proto=sentence_model())
     vocab = {own.id_to_piece(i): i for i in range(700)}
     merges = []
@@ -164,9 +164,9 @@ def test_the_harness_finds_the_same_as_on_the_checkpoint(tasks: Path, smol_check
             assert greedy == true_greedy
     for mine, theirs in zip(ours["samples"]["psalm"], truth["samples"]["psalm"], strict=True):
         assert mine["resps"][0][0] == pytest.approx(theirs["resps"][0][0], abs=NEAR * 10)  # of 90 tokens
-    told = [sample["resps"] for sample in ours["samples"]["facts_told"]]
-    assert told == [sample["resps"] for sample in truth["samples"]["facts_told"]]
-    assert all(text for ((text,),) in told)
+    answers = [sample["resps"] for sample in ours["samples"]["facts_told"]]
+    assert answers == [sample["resps"] for sample in truth["samples"]["facts_told"]]
+    assert all(text for ((text,),) in answers)
     for name in ("acc,none", "acc_norm,none"):
         assert ours["results"]["facts"][name] == truth["results"]["facts"][name] >= 0.5
     assert ours["results"]["facts_told"]["exact_match,none"] == truth["results"]["facts_told"]["exact_match,none"]
@@ -189,8 +189,8 @@ def test_bos_prefix_truncation_and_odd_texts_as_in_hflm(
         [log_prob for log_prob, _ in found], [log_prob for log_prob, _ in wanted], atol=FLASH_NEAR
     )
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
-    ours_told = [r.getMessage() for r in caplog.records if r.name == "lm_eval.models.yarn_edge"]
-    assert ours_told == [
+    warnings = [r.getMessage() for r in caplog.records if r.name == "lm_eval.models.yarn_edge"]
+    assert warnings == [
         f"3 of 9 inputs are longer than ctx=32 tokens (the longest has {len(ours.tok_encode(''.join(pairs[5]))) - 1}): their beginning is cut off"
     ]
     texts = ["", "We", "The year 1901 had 3 days, and more. " * 6]
@@ -464,7 +464,7 @@ def test_answers_from_the_harness_cache(smol: YarnEdgeLM, tmp_path: Path) -> Non
     first = {kind: getattr(smol, kind)(requests) for kind, requests in asked.items()}
     cached = CachingLM(smol, str(tmp_path / "answers.db"))
     for kind, requests in asked.items():
-        getattr(smol, kind)(requests)  # what the model itself enters on the way
+        getattr(smol, kind)(requests)  # what the model itself adds meanwhile
         before = smol.requests.n_given
         found = getattr(cached, kind)(requests)
         assert smol.requests.n_given == before
@@ -490,23 +490,10 @@ def command_line(*words: str, code: str | None = None) -> subprocess.CompletedPr
 
 
 def test_the_command_line(tasks: Path, smol_quants: dict[str, Path], tmp_path: Path) -> None:
-    words = [
-        "--model",
-        "yarn_edge",
-        "--model_args",
-        f"path={smol_quants['Q8_0']}@kv=q8_0,ctx=128,threads=1",
-        "--tasks",
-        "facts",
-        "--include_path",
-        str(tasks),
-        "--num_fewshot",
-        "1",
-        "--limit",
-        "2",
-        "--output_path",
-        str(tmp_path / "out.json"),
-    ]
-    done = command_line(*words)
+    model = f"path={smol_quants['Q8_0']}@kv=q8_0,ctx=128,threads=1"
+    words = ["--model", "yarn_edge", "--tasks", "facts", "--num_fewshot", "1", "--limit", "2"]
+    output = str(tmp_path / "out.json")
+    done = command_line(*words, "--model_args", model, "--include_path", str(tasks), "--output_path", output)
     assert done.returncode == 0, done.stderr
     assert "|facts|" in done.stdout.replace(" ", "")
     (written,) = tmp_path.glob("out_*.json")

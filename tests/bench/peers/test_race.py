@@ -11,17 +11,9 @@ from typing import Any
 
 import pytest
 
+from yarn_edge.bench.peers import turns as turns_module
 from yarn_edge.bench.peers.race import Race, Results
-from yarn_edge.bench.peers.turns import (
-    Contender,
-    ProcessRun,
-    command_line,
-    in_turns,
-    race,
-    run_process,
-    timing_table,
-    timings,
-)
+from yarn_edge.bench.peers.turns import Contender, ProcessRun, command_line, in_turns, race, run_process, timings
 from yarn_edge.errors import YarnEdgeError
 
 
@@ -113,7 +105,7 @@ def test_timings_by_side() -> None:
         "peak_anonymous_bytes": {"a": 3, "b": 6},
     }
     results["peak_rss_bytes"]["a"] = 9_400_000
-    lines = timing_table(results, {"tok/s": {"a": "12", "b": "13"}}).splitlines()
+    lines = turns_module.timing_table(results, {"tok/s": {"a": "12", "b": "13"}}).splitlines()
     assert lines[0] == "| side | median s | min | max | tok/s | peak memory MB | anonymous MB |"
     assert lines[2] == "| a | 4.00 | 3.00 | 8.00 | 12 | 9 | 0 |"
 

@@ -1,4 +1,4 @@
-"""The race with llama-bench: two programs in lockstep, their rows, and what becomes of them when something ends early."""
+"""The race with llama-bench: two programs in lockstep, their rows, and what happens when something ends early."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from support import tiny_gguf
 from support.processes import state_of
 
 RUNS, TICKS = 4, 200
-# Tells that its clock runs, then ticks for a while; writes down when, by the clock that all processes share.
+# Reports that its clock runs, then ticks for a while; prints the times of the ticks, by the clock that all processes share.
 TICKING = f"""
 import json, sys, time
-told, ticks, samples = sys.stderr, [], []
+ticks, samples = [], []
 for number in range({RUNS}):
     start = time.perf_counter_ns()
-    print(f"prompt run {{number + 1}}/{RUNS}", file=told, flush=True)
+    print(f"prompt run {{number + 1}}/{RUNS}", file=sys.stderr, flush=True)
     for _ in range({TICKS}):
         ticks.append((number, time.perf_counter_ns()))
         time.sleep(0.001)
@@ -51,7 +51,7 @@ def starts(line: bytes) -> bool:
 
 
 def test_one_runs_while_the_other_stands_still() -> None:
-    """Ticks of the two never mix, and what is taken off is the gap in a run's ticks."""
+    """Their ticks never mix, and the pause that is subtracted is the gap in the ticks of a run."""
     with (
         closing(Paced("peer", program(TICKING), starts, "stderr")) as one,
         closing(Paced("peer", program(TICKING), starts, "stderr")) as other,
@@ -61,19 +61,19 @@ def test_one_runs_while_the_other_stands_still() -> None:
         stood = [side.stood_ns for side in (one, other)]
     order = [who for _at, who in sorted((at, who) for who in (0, 1) for _number, at in found[who][0])]
     switches = sum(a != b for a, b in pairwise(order))
-    assert 2 * RUNS - 1 <= switches <= 2 * RUNS + 1  # a tick or none before it is stopped
+    assert 2 * RUNS - 1 <= switches <= 2 * RUNS + 1  # one tick or none before it is stopped
     for (ticks, samples), stood_ns in zip(found, stood, strict=True):
         assert len(stood_ns) == RUNS
         for number in range(RUNS):
             own = [at for run, at in ticks if run == number]
             gap = max(b - a for a, b in pairwise(own))
-            in_one_gap = gap >= stood_ns[number]  # else it stood before its first tick
+            in_one_gap = gap >= stood_ns[number]  # else it was stopped before its first tick
             before = samples[number] - (own[-1] - own[0]) >= stood_ns[number]
             assert in_one_gap or before
     ran = [[ns - still for ns, still in zip(found[who][1], stood[who], strict=True)] for who in (0, 1)]
     for number in range(RUNS):
         assert min(ran[0][number], ran[1][number]) >= 0.9 * TICKS * 1e6
-        assert stood[1][number] >= 0.5 * ran[0][number]  # it stood while the other one ran
+        assert stood[1][number] >= 0.5 * ran[0][number]  # it was stopped while the other one ran
         if number:
             assert stood[0][number] >= 0.5 * ran[1][number - 1]
 
@@ -83,7 +83,7 @@ def test_runs_that_may_have_been_over_before_it_stood_are_refused() -> None:
     one.stood_ns = [10**9, 10**9, 10**9, 10**9]
     assert one.ran([1_030_000_000, 1_020_000_000], 2) == [30_000_000, 20_000_000]
     for too_short in ([1_030_000_000, 1_019_000_000], [5_000_000, 1_030_000_000]):
-        with pytest.raises(YarnEdgeError, match=r"peer: runs of less than 0.02 s cannot be told apart"):
+        with pytest.raises(YarnEdgeError, match=r"peer: runs shorter than 0.02 s cannot be measured"):
             one.ran(too_short, 0)
     one.close()
 
@@ -95,7 +95,7 @@ def test_a_program_that_ends_before_it_can_be_stopped(monkeypatch: pytest.Monkey
     code = "import sys; print('prompt run 1/2\\nprompt run 2/2', file=sys.stderr)"
     with (
         closing(Paced("peer", program(code), starts, "stderr")) as one,
-        pytest.raises(YarnEdgeError, match="cannot be told apart: more tokens"),
+        pytest.raises(YarnEdgeError, match="cannot be measured: use more tokens"),
     ):
         one.go(60)
 
@@ -105,13 +105,13 @@ def test_sides_with_unlike_runs_are_refused() -> None:
     with (
         closing(Paced("peer", program(TICKING), starts, "stderr")) as one,
         closing(Paced("peer", program(fewer), starts, "stderr")) as other,
-        pytest.raises(YarnEdgeError, match="one side ended after 3 timed runs, the other has more"),
+        pytest.raises(YarnEdgeError, match="one side ended after 3 timed runs, but the other has more"),
     ):
         lockstep(one, other, 60, lambda _side: None)
 
 
 @pytest.mark.parametrize(
-    "code, timeout_s, told",
+    "code, timeout_s, message",
     [
         (
             "import sys; sys.exit('no memory for that')",
@@ -119,16 +119,16 @@ def test_sides_with_unlike_runs_are_refused() -> None:
             "peer: the measuring process ended with 1: no memory for that",
         ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 60, "peer: killed .SIGKILL"),
-        ("import time; time.sleep(60)", 0.5, r"peer: nothing new within 0.5 s \(--timeout\)"),
-        ("import os, time; os.close(2); time.sleep(60)", 60, "peer: closed its output and did not end"),
+        ("import time; time.sleep(60)", 0.5, r"peer: printed nothing for 0.5 s \(--timeout\)"),
+        ("import os, time; os.close(2); time.sleep(60)", 60, "peer: closed its output but did not exit"),
     ],
 )
-def test_a_side_that_fails(code: str, timeout_s: float, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_side_that_fails(code: str, timeout_s: float, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockstep_module, "PATIENCE_S", 0.5)
     with (
         closing(Paced("peer", program(code), starts, "stderr")) as one,
         closing(Paced("peer", program(TICKING), starts, "stderr")) as other,
-        pytest.raises(YarnEdgeError, match=told),
+        pytest.raises(YarnEdgeError, match=message),
     ):
         lockstep(one, other, timeout_s, lambda _side: None)
 
@@ -167,8 +167,8 @@ sys.stdin.read()
             os.kill(pid, signal.SIGKILL)
 
 
-# A busy machine may let a tiny model's run end before it is stopped, and a program is stopped once in each timed run: so these wait
-# for that before they work.
+# On a busy machine the run of a tiny model can end before it is stopped. A program is stopped once in every timed run, so these wait
+# until that has happened before they work.
 STOPPED = """
 import signal, time
 continued = []
@@ -204,7 +204,7 @@ for kind, n in [("prompt", flags["-p"]), *(("generation", n) for n in flags["-n"
         before, start = len(continued), time.perf_counter_ns()
         print(f"llama-bench: benchmark 1/3: {{kind}} run {{number + 1}}/{{flags['-r']}}", file=sys.stderr, flush=True)
         until_stopped(before)
-        for _ in range(100):  # one long sleep would pass while it is stopped
+        for _ in range(100):  # one long sleep would elapse while it is stopped
             time.sleep(0.001)
         samples.append(time.perf_counter_ns() - start)
     is_prompt = kind == "prompt"
@@ -229,7 +229,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def patient_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours does not work in a timed run before it was stopped in it."""
+    """Ours does not start to work in a timed run before it was stopped there."""
     monkeypatch.setattr(speed_peers, "CHILD", program(OURS, "-u"))
 
 
@@ -265,7 +265,7 @@ def test_ours_next_to_a_peer_of_known_speed(
 
 @pytest.mark.usefixtures("patient_child")
 @pytest.mark.parametrize(
-    "end, told",
+    "end, message",
     [
         ("sys.exit('out of memory')", "llama-bench: the measuring process ended with 1: out of memory"),
         ("rows = rows[1:]", "ran other tests: tg, tg"),
@@ -273,11 +273,16 @@ def test_ours_next_to_a_peer_of_known_speed(
     ],
 )
 def test_a_peer_that_fails_is_reported(
-    end: str, told: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    end: str,
+    message: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(monkeypatch, *short(tiny, peer(tmp_path, end))) == 2
     error = capsys.readouterr().err
-    assert re.search(told, error)
+    assert re.search(message, error)
     assert "Traceback" not in error
 
 
@@ -335,7 +340,7 @@ def test_the_output_of_llama_bench_is_read() -> None:
 
 
 def test_ctrl_c_ends_both() -> None:
-    """A side that is stopped ends with us as one that runs does."""
+    """A stopped side ends with us, as a running one does."""
     pids = []
 
     def until_ctrl_c() -> None:
@@ -353,20 +358,20 @@ def test_ctrl_c_ends_both() -> None:
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["-p", "0", "-n", "0"], "nothing to measure"),
         (["--backend", "cuda"], "a GPU goes on reading while its program is stopped: -p 0"),
-        (["-p", "1", "-n", "1"], "cannot be told apart: more tokens"),
+        (["-p", "1", "-n", "1"], "cannot be measured: use more tokens"),
     ],
 )
 def test_what_cannot_be_measured(
     words: list[str],
-    told: str,
+    message: str,
     tiny: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(monkeypatch, *short(tiny, peer(tmp_path)), *words) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

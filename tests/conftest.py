@@ -102,6 +102,14 @@ def smol_quants(shelf: Shelf) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def whole_smol_quants(shelf: Shelf) -> dict[str, Path]:
+    """smol_quants with all of its layers."""
+    from support import smol
+
+    return smol.quants(shelf, depth.ALL_LAYERS)
+
+
+@pytest.fixture(scope="session")
 def rich_file(shelf: Shelf) -> Path:
     """A small GGUF in which every key is there, the attention factor's own one too."""
     from yarn_edge.convert.hf_to_gguf import convert

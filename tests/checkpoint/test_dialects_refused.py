@@ -195,9 +195,9 @@ def test_hostile_values_are_refused_quickly(name, path):
         for key in path[:-1]:
             inner = inner[key]
         inner[path[-1]] = value
-        start = time.perf_counter()
+        start = time.process_time()
         read_everything(name, config)
-        assert time.perf_counter() - start < 2, f"{path} = {type(value)}"
+        assert time.process_time() - start < 2, f"{path} = {type(value)}"
 
 
 json_values = st.recursive(

@@ -122,10 +122,10 @@ def test_recurrent_states_count(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def q4_0(tmp_path_factory: pytest.TempPathFactory, smol_quants: dict[str, Path]) -> Path:
+def q4_0(tmp_path_factory: pytest.TempPathFactory, whole_smol_quants: dict[str, Path]) -> Path:
     """A type that x86 with AVX2 and ARM repack, in a file whose embeddings are the output, too."""
     folder = tmp_path_factory.mktemp("q4_0")
-    return quantize(smol_quants["F16"], str(folder / "q4_0.gguf"), "Q4_0")[0]
+    return quantize(whole_smol_quants["F16"], str(folder / "q4_0.gguf"), "Q4_0")[0]
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_the_peak_of_a_real_process_is_predicted(
 
 
 @pytest.fixture(scope="module")
-def simulation(smol_quants: dict[str, Path]) -> Iterator[Simulation]:
-    with Simulation(smol_quants["Q4_K_M"]) as opened:
+def simulation(whole_smol_quants: dict[str, Path]) -> Iterator[Simulation]:
+    with Simulation(whole_smol_quants["Q4_K_M"]) as opened:
         yield opened
 
 

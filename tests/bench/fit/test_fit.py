@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from yarn_edge.flags import memory_size
 from yarn_edge.memory.plan import Simulation
 
 from support import tiny, tiny_gguf
+from support.processes import run_timed
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +59,9 @@ def test_no_amounts_of_memory(text: str) -> None:
 
 
 def test_a_quantized_file_has_its_own_row_for_each_cache(
-    smol_quants: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    whole_smol_quants: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = smol_quants["Q8_0"]
+    path = whole_smol_quants["Q8_0"]
     found = answer(capsys, path, "--memory", "16GiB")
     assert [(r["quant"], r["kv_type"], r["exists"]) for r in found["rows"]] == [
         ("Q8_0", kv_type, True) for kv_type in ("f16", "q8_0", "q4_0")
@@ -82,18 +81,18 @@ def test_a_quantized_file_has_its_own_row_for_each_cache(
 
 
 def test_a_16_bit_file_is_compared_with_its_quantizations(
-    smol_quants: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    whole_smol_quants: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = answer(capsys, smol_quants["F16"], "--memory", "580MiB", "--ctx", "16k")
+    found = answer(capsys, whole_smol_quants["F16"], "--memory", "580MiB", "--ctx", "16k")
     sizes = {r["quant"]: r["weights_bytes"] for r in found["rows"]}
     assert list(sizes) == ["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M"]
     assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
-    with Simulation(smol_quants["Q8_0"]) as real:  # what is planned is what quantize makes
+    with Simulation(whole_smol_quants["Q8_0"]) as real:  # what is planned is what quantize makes
         assert sizes["Q8_0"] == real.file.weight_bytes
         row = next(r for r in found["rows"] if (r["quant"], r["kv_type"]) == ("Q8_0", "q8_0"))
         assert row["repacked_bytes"] == real.weights.repacked
     assert (found["choice"]["quant"], found["choice"]["kv_type"]) == ("F16", "q8_0")
-    smaller = answer(capsys, smol_quants["F16"], "--memory", "490MiB", "--ctx", "16k")
+    smaller = answer(capsys, whole_smol_quants["F16"], "--memory", "490MiB", "--ctx", "16k")
     quantizing, chatting = smaller["commands"]
     assert smaller["choice"]["quant"] == "Q8_0"
     assert quantizing[:2] == ["yarn-edge", "quantize"]
@@ -115,16 +114,16 @@ def test_a_checkpoint_is_converted_first(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_tables_tell_and_the_command_can_be_pasted(
-    smol_quants: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    whole_smol_quants: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", str(smol_quants["Q4_K_M"]), "--memory", "300MiB"]) == 0
+    assert main(["fit", str(whole_smol_quants["Q4_K_M"]), "--memory", "300MiB"]) == 0
     out = capsys.readouterr().out
     assert "what fits into 300 MiB on the CPU (given)" in out
     assert "would take" in out  # why not all of the context
     words = shlex.split(next(line for line in out.splitlines() if "yarn-edge chat" in line))
     n_ctx, kv_type = int(words[words.index("--ctx") + 1]), words[words.index("--kv-type") + 1]
     assert kv_type == "q8_0"
-    with Simulation(smol_quants["Q4_K_M"]) as simulation:
+    with Simulation(whole_smol_quants["Q4_K_M"]) as simulation:
         assert simulation.plan(n_ctx, kv_type).kv_bytes < 300 * 2**20
     assert "estimate" in out
 
@@ -148,22 +147,22 @@ def test_a_cache_that_the_heads_do_not_allow(tmp_path: Path, capsys: pytest.Capt
     ],
 )
 def test_what_does_not_fit_fails_with_the_reason(
-    smol_quants: dict[str, Path], words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    whole_smol_quants: dict[str, Path], words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", str(smol_quants["Q8_0"]), *words]) == 1
+    assert main(["fit", str(whole_smol_quants["Q8_0"]), *words]) == 1
     out = capsys.readouterr().out
     assert told in out
     assert "yarn-edge chat" not in out
-    found = answer(capsys, smol_quants["Q8_0"], *words, code=1)
+    found = answer(capsys, whole_smol_quants["Q8_0"], *words, code=1)
     assert found["choice"] is None
     assert found["commands"] == []
 
 
 def test_bad_input_is_one_line(
-    smol_quants: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_smol_quants: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     no_weights = tmp_path / "vocabulary.gguf"
-    with smol_quants["Q8_0"].open("rb") as file:
+    with whole_smol_quants["Q8_0"].open("rb") as file:
         header = file.read(3_000_000)
     (tmp_path / "cut.gguf").write_bytes(header)
     (tmp_path / "text.gguf").write_text("no model at all, just some text")
@@ -182,37 +181,34 @@ def test_bad_input_is_one_line(
         assert printed.out == ""
         assert told in printed.err
         assert len(printed.err.splitlines()) == 1
-    assert main(["fit", str(smol_quants["Q8_0"]), "--memory", "lots"]) == 2
+    assert main(["fit", str(whole_smol_quants["Q8_0"]), "--memory", "lots"]) == 2
     assert "--memory" in capsys.readouterr().err
 
 
 def test_without_bandwidth_there_is_no_estimate(
-    smol_quants: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole_smol_quants: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("yarn_edge.bench.fit.speed._PROGRAM", "raise SystemExit('no memory for it')")
-    assert main(["fit", str(smol_quants["Q8_0"]), "--json"]) == 0
+    assert main(["fit", str(whole_smol_quants["Q8_0"]), "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["tok_per_s_estimate"] is None
     assert "no memory for it" in printed.err
 
 
-def test_a_picture(smol_quants: dict[str, Path], tmp_path: Path) -> None:
+def test_a_picture(whole_smol_quants: dict[str, Path], tmp_path: Path) -> None:
     picture = tmp_path / "fit.png"
-    assert main(["fit", str(smol_quants["Q8_0"]), "--plot", str(picture)]) == 0
+    assert main(["fit", str(whole_smol_quants["Q8_0"]), "--plot", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_is_quick_and_measures_the_bandwidth(smol_quants: dict[str, Path]) -> None:
-    words = [sys.executable, "-m", "yarn_edge", "fit", str(smol_quants["Q8_0"]), "--json"]
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        ran = subprocess.run(words, capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
+def test_the_command_is_quick_and_measures_the_bandwidth(whole_smol_quants: dict[str, Path]) -> None:
+    words = [sys.executable, "-m", "yarn_edge", "fit", str(whole_smol_quants["Q8_0"]), "--json"]
+    ran, seconds = run_timed(words)
     assert 0.1 < json.loads(ran.stdout)["tok_per_s_estimate"] < 1e6
-    assert min(seconds) < 5  # about 1 s where nothing else runs
-    words[4] = str(smol_quants["F16"])  # planning quantizations is not counted as memory of the process that will run
-    planned = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)["choice"]["process_bytes"]
+    assert seconds < 5  # about 1
+    # Planning quantizations is not counted as memory of the process that will run.
+    words[4] = str(whole_smol_quants["F16"])
+    planned = json.loads(run_timed(words)[0].stdout)["choice"]["process_bytes"]
     alone = json.loads(ran.stdout)["choice"]["process_bytes"]
     assert planned == pytest.approx(alone, abs=6 * 2**20)
 

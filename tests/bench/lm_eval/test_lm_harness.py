@@ -151,10 +151,12 @@ def evaluated(tasks: Path, model: Any, **more: Any) -> dict[str, Any]:
     return dict(simple_evaluate(model=model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0, **more))
 
 
-def test_the_harness_finds_the_same_as_on_the_checkpoint(tasks: Path, smol_checkpoint: Path, smol_f32: Path) -> None:
-    words = f"path={smol_f32},ctx=64,kv_type=f32,flash_attention=off,threads=1"  # the psalm takes two windows
+def test_the_harness_finds_the_same_as_on_the_checkpoint(
+    tasks: Path, whole_smol_checkpoint: Path, whole_smol_f32: Path
+) -> None:
+    words = f"path={whole_smol_f32},ctx=64,kv_type=f32,flash_attention=off,threads=1"  # the psalm takes two windows
     ours = evaluated(tasks, "yarn_edge", model_args=words)
-    truth = evaluated(tasks, hflm(smol_checkpoint, 64))
+    truth = evaluated(tasks, hflm(whole_smol_checkpoint, 64))
     assert ours["config"]["model_kv_type"] == "f32"
     assert ours["config"]["model_scaling"]["yarn_orig_ctx"] == 8192
     for mine, theirs in zip(ours["samples"]["facts"], truth["samples"]["facts"], strict=True):

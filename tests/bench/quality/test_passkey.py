@@ -316,7 +316,8 @@ def asked(smol: Path, *words: str) -> list[str]:
     return ["passkey", str(smol), "--lengths", "128,256", "--depths", "2", "--threads", str(THREADS), "--quiet", *words]
 
 
-def test_json(smol: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json(whole_smol_quants: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    smol = whole_smol_quants["Q8_0"]
     assert main(asked(smol, "--trials", "2", "--seed", "3", "--json")) == 0
     told = json.loads(capfd.readouterr().out)
     assert (told["model"], told["variant"], told["seed"], told["lengths"]) == (str(smol), "passkey", 3, [128, 256])

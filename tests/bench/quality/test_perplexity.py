@@ -34,18 +34,18 @@ from support import tiny_gguf
 
 
 @pytest.fixture(scope="module")
-def truth(smol_checkpoint: Path, smol_f32: Path) -> tuple[list[int], Any]:
+def truth(whole_smol_checkpoint: Path, whole_smol_f32: Path) -> tuple[list[int], Any]:
     """Tokens, and transformers' negative log-likelihoods of all but the first."""
-    with Model(smol_f32, vocab_only=True) as model:
+    with Model(whole_smol_f32, vocab_only=True) as model:
         tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[:700]
-    logits = log_softmax(reference_logits(smol_checkpoint, tokens)[:-1])
+    logits = log_softmax(reference_logits(whole_smol_checkpoint, tokens)[:-1])
     return tokens, -logits[np.arange(699), tokens[1:]]
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16"])
-def test_nll_equals_transformers(smol_f32: Path, truth: tuple[list[int], Any], kv_type: str) -> None:
+def test_nll_equals_transformers(whole_smol_f32: Path, truth: tuple[list[int], Any], kv_type: str) -> None:
     tokens, wanted = truth
-    with Model(smol_f32) as model:
+    with Model(whole_smol_f32) as model:
         ours = token_nll(model, tokens, kv_type=kv_type)
         part = token_nll(model, tokens, kv_type=kv_type, score_from=600)
     np.testing.assert_allclose(ours, wanted, atol=1e-3 if kv_type == "f32" else 2e-2)
@@ -54,11 +54,11 @@ def test_nll_equals_transformers(smol_f32: Path, truth: tuple[list[int], Any], k
     np.testing.assert_allclose(part[599:], ours[599:], atol=1e-5)
 
 
-def test_flash_attention_only_rounds(smol_f32: Path, truth: tuple[list[int], Any]) -> None:
+def test_flash_attention_only_rounds(whole_smol_f32: Path, truth: tuple[list[int], Any]) -> None:
     tokens, wanted = truth
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("yarn_edge.bench.scoring.evaluate.SCORE_BYTES", 0)
-        with Model(smol_f32) as model:
+        with Model(whole_smol_f32) as model:
             assert batch_plan_of(model.gguf, model.n_vocab, 700, "f32", "cpu").flash_attention == "on"
             ours = token_nll(model, tokens, kv_type="f32")
     np.testing.assert_allclose(ours, wanted, atol=2e-2)

@@ -53,12 +53,12 @@ def test_dynamic_is_plain_up_to_the_original_context_and_static_at_the_end(smol_
 
 
 def test_the_attention_factor_that_text_prefers(
-    smol_quants: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_smol_quants: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Within the trained context, SmolLM2 was made for A = 1."""
     words = [
         "sweep",
-        str(smol_quants["Q8_0"]),
+        str(whole_smol_quants["Q8_0"]),
         "--over",
         "attention-factor",
         "--yarn-factor",
@@ -77,10 +77,10 @@ def test_the_attention_factor_that_text_prefers(
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_divergence_from_plain_rope(smol_quants: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_from_plain_rope(whole_smol_quants: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "sweep",
-        str(smol_quants["Q8_0"]),
+        str(whole_smol_quants["Q8_0"]),
         "--over",
         "factor",
         "--values",

@@ -185,8 +185,8 @@ def test_any_rows(rows: Floats, name: str, importance: bool) -> None:
 
 @needs_numba
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_real_weights(name: str, smol_f32: Path, fast: Kernels) -> None:
-    reader = gguf.GGUFReader(smol_f32)
+def test_real_weights(name: str, whole_smol_f32: Path, fast: Kernels) -> None:
+    reader = gguf.GGUFReader(whole_smol_f32)
     tensors = {t.name: t.data for t in reader.tensors}
     for tensor in ("blk.0.ffn_down.weight", "blk.17.attn_q.weight", "blk.29.ffn_up.weight", "output_norm.weight"):
         values = np.ascontiguousarray(tensors[tensor]).reshape(-1)

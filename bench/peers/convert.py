@@ -24,7 +24,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 
 from .race import Race, Results
-from .turns import YARN_EDGE, Contender, command_line, race, timing_table, timings
+from .turns import YARN_EDGE, Contender, command_line, run_turns, timing_table, timings
 
 OURS, THEIRS = "yarn-edge", "llama.cpp"
 
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         sides = {OURS: our_conversion(args, quants, ours)}
         if args.peer:
             sides[THEIRS] = their_conversion(args, quants, theirs, binaries)
-        turns = race("Converting", sides, args.repeat)
+        turns = run_turns("Converting", sides, args.repeat)
         same = {q: same_data(ours / f"{q}.gguf", theirs / f"{q}.gguf") for q in quants} if args.peer else {}
     results |= {"checkpoint": str(args.checkpoint), "quants": quants, "threads": args.threads, **timings(turns)}
     results["process_seconds"] = {name: [[p.seconds for p in turn] for turn in runs] for name, runs in turns.items()}

@@ -20,7 +20,7 @@ from yarn_edge.sample_text import sample_text
 
 from .llama_bench import executable
 from .race import Race, Results
-from .turns import YARN_EDGE, Contender, command_line, race, timing_table, timings
+from .turns import YARN_EDGE, Contender, command_line, run_turns, timing_table, timings
 
 OURS, THEIRS = "yarn-edge", "llama-imatrix"
 LIMIT = 1.1  # ours / llama-imatrix
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         )
         theirs = command_line([program], m=args.model, f=text, o=made[THEIRS], ctx_size=args.ctx, no_ppl=True, **shared)
         sides = {OURS: Contender([ours]), THEIRS: Contender([theirs])}
-        turns = race("Collecting", sides, args.repeat, warm_up=True)
+        turns = run_turns("Collecting", sides, args.repeat, warm_up=True)
         own, other = (read_imatrix(path) for path in made.values())
     apart, where = worst_difference(own, other)
     results |= {"model": str(args.model), "text": str(text), "ctx": args.ctx, "chunks": own.chunk_count}

@@ -25,7 +25,7 @@ from yarn_edge.runtime.ggml_types import type_named
 from yarn_edge.writer import check_space
 
 from .race import Race, Results
-from .turns import YARN_EDGE, Contender, command_line, race, timing_table, timings
+from .turns import YARN_EDGE, Contender, command_line, run_turns, timing_table, timings
 
 LIMIT = 1.2  # ours / cp
 TENSORS = 32
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     with tempfile.TemporaryDirectory(prefix="patch-race-", dir=args.folder) as inside:
         source = Path(inside, "source.gguf")
         write_random_gguf(source, args.size)
-        turns = race("Copying", copying_sides(source, Path(inside, "output.gguf")), args.repeat, warm_up=True)
+        turns = run_turns("Copying", copying_sides(source, Path(inside, "output.gguf")), args.repeat, warm_up=True)
         results |= {"file_bytes": source.stat().st_size, "folder": str(args.folder), "repeat": args.repeat}
     results |= {**timings(turns), "limit": LIMIT}
     medians = results["median_s"]

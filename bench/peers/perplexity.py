@@ -24,7 +24,17 @@ from yarn_edge.runtime.kv_cache import kv_bytes
 
 from .llama_bench import executable
 from .race import Race, Results
-from .turns import YARN_EDGE, Contender, ProcessRun, command_line, markdown, race, run_process, timing_table, timings
+from .turns import (
+    YARN_EDGE,
+    Contender,
+    ProcessRun,
+    command_line,
+    markdown,
+    run_process,
+    run_turns,
+    timing_table,
+    timings,
+)
 
 OURS, THEIRS = "yarn-edge", "llama-perplexity"
 PARTS = ("same", "pass", "lengths")
@@ -105,7 +115,7 @@ def same_figures(runs: TextRuns, ctx: int, chunks: int, others: Sequence[Path], 
 def one_pass(runs: TextRuns, ctx: int, repeat: int) -> dict[str, Any]:
     """Time and peak memory of both on one chunk, in turns; ours also without what the model and the cache take."""
     lines = {OURS: runs.our_line("perplexity", ctx=ctx, chunks=1), THEIRS: runs.their_line(c=ctx, chunks=1)}
-    turns = race("One pass", {name: Contender([line]) for name, line in lines.items()}, repeat)
+    turns = run_turns("One pass", {name: Contender([line]) for name, line in lines.items()}, repeat)
     results: dict[str, Any] = {"ctx": ctx, **timings(turns)}
     results["ratio"] = results["median_s"][OURS] / results["median_s"][THEIRS]
     results["tokens_scored"] = {OURS: json_of(turns[OURS][0][0])["n_tokens"], THEIRS: ctx - 1 - ctx // 2}

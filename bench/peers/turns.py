@@ -146,7 +146,7 @@ def in_turns(
     return outcomes
 
 
-def race(
+def run_turns(
     label: str, sides: Mapping[str, Contender], repeat: int, warm_up: bool = False
 ) -> dict[str, list[list[ProcessRun]]]:
     """The processes of every turn of every side."""
@@ -171,7 +171,7 @@ def timings(turns: Mapping[str, Sequence[Sequence[ProcessRun]]]) -> dict[str, An
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"
 

@@ -25,9 +25,9 @@ HEADERS = {
 }
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Guard:
             return
         seen, began = 0, False
 
-        async def limited() -> Message:
+        async def limited() -> AsgiMessage:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
@@ -73,7 +73,7 @@ class Guard:
                 raise _TooLarge
             return message
 
-        async def noted(message: Message) -> None:
+        async def noted(message: AsgiMessage) -> None:
             nonlocal began
             began = True
             await send(message)

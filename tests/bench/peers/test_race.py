@@ -13,7 +13,7 @@ import pytest
 
 from yarn_edge.bench.peers import turns as turns_module
 from yarn_edge.bench.peers.race import Race, Results
-from yarn_edge.bench.peers.turns import Contender, ProcessRun, command_line, in_turns, race, run_process, timings
+from yarn_edge.bench.peers.turns import Contender, ProcessRun, command_line, in_turns, run_process, run_turns, timings
 from yarn_edge.errors import YarnEdgeError
 
 
@@ -83,7 +83,7 @@ def test_every_turn_is_prepared_and_has_all_its_processes(tmp_path: Path) -> Non
     copy = Contender(
         [["cp", sys.executable, str(tmp_path / "a")], ["rm", str(tmp_path / "a")]], lambda: prepared.append("copy")
     )
-    turns = race("Racing", {"copy": copy, "nothing": Contender([["true"]])}, 2, warm_up=True)
+    turns = run_turns("Racing", {"copy": copy, "nothing": Contender([["true"]])}, 2, warm_up=True)
     assert prepared == ["copy"] * 3
     assert [len(turn) for turn in turns["copy"]] == [2, 2]
     assert [len(turn) for turn in turns["nothing"]] == [1, 1]

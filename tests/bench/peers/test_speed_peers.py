@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from yarn_edge.bench.peers import bench as speed_peers
+from yarn_edge.bench.peers import bench as bench_race
 from yarn_edge.bench.peers import lockstep as lockstep_module
 from yarn_edge.bench.peers.bench import RACE, median_interval
 from yarn_edge.bench.peers.llama_bench import samples_in
@@ -230,7 +230,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def patient_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours does not start to work in a timed run before it was stopped there."""
-    monkeypatch.setattr(speed_peers, "CHILD", program(OURS, "-u"))
+    monkeypatch.setattr(bench_race, "CHILD", program(OURS, "-u"))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -290,7 +290,7 @@ def test_a_peer_that_fails_is_reported(
 def test_rows_of_earlier_depths_are_kept(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real: Any = speed_peers.paired_rows
+    real: Any = bench_race.paired_rows
     seen = []
 
     def interrupted(c: Any, *rest: Any) -> Any:
@@ -299,7 +299,7 @@ def test_rows_of_earlier_depths_are_kept(
             raise KeyboardInterrupt
         return real(c, *rest)
 
-    monkeypatch.setattr(speed_peers, "paired_rows", interrupted)
+    monkeypatch.setattr(bench_race, "paired_rows", interrupted)
     words = short(tiny, peer(tmp_path))
     words[words.index("--depth") + 1] = "32,64"
     assert run(monkeypatch, *words, "--json") == 130

@@ -17,13 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.positions.rope import Pairing
-from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
 from yarn_edge.progress import note
 from yarn_edge.runtime.llama_api import llama
 
 TYPE_F32, TYPE_I32 = 0, 26  # ggml.h: enum ggml_type
-ROPE_MODES: dict[Pairing, int] = {"interleaved": 0, "half": 2}  # GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX
 DEVICE_TYPES = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type
 _P, _I64, _SIZE, _INT, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t, ctypes.c_int, ctypes.c_float
 
@@ -139,46 +136,6 @@ def tensor_context(n_tensors: int) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class RopeArguments:
-    """What a ROPE node carries: the arguments of ggml_rope_ext. attn_factor is *before* ggml's own 0.1 ln s + 1."""
-
-    n_dims: int
-    mode: int
-    n_ctx_orig: int
-    freq_base: float
-    freq_scale: float
-    ext_factor: float
-    attn_factor: float
-    beta_fast: float
-    beta_slow: float
-
-    @classmethod
-    def from_node(cls, op_params: ctypes.Array[ctypes.c_int32]) -> RopeArguments:
-        """From a node's op_params (ggml.c, ggml_rope_impl)."""
-        raw = np.array(op_params, dtype=np.int32)
-        return cls(int(raw[1]), int(raw[2]), int(raw[4]), *(float(v) for v in raw[5:11].view(np.float32)))
-
-
-def rope_arguments(scaling: RopeScaling, pairing: Pairing) -> RopeArguments:
-    """The ggml_rope_ext arguments that compute `scaling`; raises YarnEdgeError where none do (truncate false, …)."""
-    if not scaling.truncate or scaling.ramp != "index" or scaling.method not in ("none", "linear", "yarn"):
-        raise YarnEdgeError(f"ggml's rope kernel has no arguments for {scaling.method} with these settings")
-    yarn = scaling.method == "yarn" and scaling.ext_factor != 0
-    own = yarn_attention_factor(scaling.factor) if yarn else 1.0
-    return RopeArguments(
-        scaling.dim,
-        ROPE_MODES[pairing],
-        scaling.original_context,
-        scaling.rope_theta,
-        1.0 / scaling.factor,
-        scaling.ext_factor if yarn else 0.0,
-        scaling.attention_factor / own,
-        scaling.beta_fast,
-        scaling.beta_slow,
-    )
-
-
-@dataclass(frozen=True)
 class Device:
     """One of ggml's devices: `name` such as "CPU" or "CUDA0", `backend` its library's, `kind` cpu, gpu, igpu or accel."""
 
@@ -222,73 +179,6 @@ def device_memory(device: Device) -> tuple[int, int]:
     free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
     function("ggml_backend_dev_memory")(device_handle(device), ctypes.byref(free), ctypes.byref(total))
     return free.value, total.value
-
-
-def rope(
-    x: npt.NDArray[np.float32],
-    positions: npt.ArrayLike,
-    arguments: RopeArguments,
-    device: Device | None = None,
-    factors: npt.ArrayLike | None = None,
-) -> npt.NDArray[np.float32]:
-    """ggml's rope kernel on `device` (the CPU by default). x: (n_positions, n_heads, head_dim) float32, same returned.
-
-    factors: (D/2,), by which the frequencies are divided, or None.
-    """
-    check_struct()
-    device = device or next(d for d in devices() if d.kind == "cpu")
-    values = np.ascontiguousarray(x, dtype=np.float32)
-    where = np.ascontiguousarray(positions, dtype=np.int32)
-    divisors = None if factors is None else np.ascontiguousarray(factors, dtype=np.float32)
-    if divisors is not None and divisors.shape != (arguments.n_dims // 2,):
-        raise ValueError(f"{divisors.shape} frequency factors for {arguments.n_dims} dimensions")
-    if values.ndim != 3 or where.shape != values.shape[:1]:
-        raise ValueError(f"x {values.shape} and positions {where.shape} do not fit")
-    backend = function("ggml_backend_dev_init")(device_handle(device), None)
-    if not backend:
-        raise YarnEdgeError(f"device {device.name} cannot be started")
-    buffer = None
-    try:
-        with tensor_context(8) as ctx:
-            inputs = function("ggml_new_tensor_3d")(ctx, TYPE_F32, *reversed(values.shape))
-            pos = function("ggml_new_tensor_1d")(ctx, TYPE_I32, len(where))
-            table = None if divisors is None else function("ggml_new_tensor_1d")(ctx, TYPE_F32, len(divisors))
-            a = arguments
-            node = function("ggml_rope_ext")(
-                ctx,
-                inputs,
-                pos,
-                table,
-                a.n_dims,
-                a.mode,
-                a.n_ctx_orig,
-                a.freq_base,
-                a.freq_scale,
-                a.ext_factor,
-                a.attn_factor,
-                a.beta_fast,
-                a.beta_slow,
-            )
-            if not function("ggml_backend_supports_op")(backend, node):
-                raise YarnEdgeError(f"device {device.name} has no rope kernel for this")
-            graph = function("ggml_new_graph")(ctx)
-            function("ggml_build_forward_expand")(graph, node)
-            buffer = function("ggml_backend_alloc_ctx_tensors")(ctx, backend)
-            if not buffer:
-                raise YarnEdgeError(f"device {device.name} has no memory for {values.nbytes} bytes")
-            for tensor, data in ((inputs, values), (pos, where), (table, divisors)):
-                if data is not None:
-                    function("ggml_backend_tensor_set")(tensor, data.ctypes.data, 0, data.nbytes)
-            status = function("ggml_backend_graph_compute")(backend, graph)
-            if status:
-                raise YarnEdgeError(f"device {device.name} failed to compute rope (status {status})")
-            result = np.empty_like(values)
-            function("ggml_backend_tensor_get")(node, result.ctypes.data, 0, result.nbytes)
-            return result
-    finally:
-        if buffer:
-            function("ggml_backend_buffer_free")(buffer)
-        function("ggml_backend_free")(backend)
 
 
 def read_tensor(tensor: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -18,9 +18,10 @@ import numpy.typing as npt
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.ggml import RopeArguments, TensorPointer, function, read_tensor
+from yarn_edge.runtime.ggml import TensorPointer, function, read_tensor
 from yarn_edge.runtime.graph_tap import GraphTap, op_number
 from yarn_edge.runtime.model import Model
+from yarn_edge.runtime.rope_kernel import RopeArguments
 
 _NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from yarn_edge.memory.choice import ContextChoice, DoesNotFitError, choose_context
 from yarn_edge.memory.placement import ENOUGH_CTX, budget_bytes, device_places
-from yarn_edge.memory.plan import LEAST_CTX, ContextChoice, DoesNotFitError, MemoryPlan, Simulation, choose_context
+from yarn_edge.memory.plan import LEAST_CTX, MemoryPlan, Simulation
 from yarn_edge.memory.weights import weights_in_memory
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime import ggml

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from yarn_edge.memory.log_sizes import MIB
-from yarn_edge.memory.plan import gib
+from yarn_edge.memory.choice import gib
 from yarn_edge.report.report import Chart, Line, Report, Table
+from yarn_edge.runtime.load_log import MIB
 
 if TYPE_CHECKING:
     from .search import Fit, PlaceFit

@@ -111,7 +111,7 @@ def one_pass(sides: Sides, ctx: int, repeat: int) -> dict[str, Any]:
             rss[side] = max(rss.get(side, 0), run.rss_bytes)
             note(f"{side}: {run.seconds:.1f} s, {run.rss_bytes / 1e6:.0f} MB")
     file = read_gguf(sides.model)
-    held = sum(t.n_bytes for t in file.tensors.values()) + kv_bytes(file, ctx, "f16")
+    held = sum(t.n_bytes for t in file.tensors.values()) + (kv_bytes(file, ctx, "f16") or 0)
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     return {
         "ctx": ctx,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from yarn_edge.llama_rules.effective import FROM_MODEL, RuntimeArguments
 from yarn_edge.progress import bar
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.transformers_reference import divergence, reference_logits
@@ -29,12 +30,9 @@ F32 = 0  # enum ggml_type
 
 def by_context(path: Path, tokens: list[int], arguments: RuntimeArguments | None) -> Logits:
     """Our low-level loader; `arguments` None: those it passes for this file."""
-    with (
-        Model(path) as model,
-        Context(
-            model, n_ctx=len(tokens), n_batch=len(tokens), kv_type="f32", flash_attention="off", arguments=arguments
-        ) as context,
-    ):
+    n = len(tokens)
+    settings = ContextSettings(n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off", arguments=arguments)
+    with Model(path) as model, Context(model, settings) as context:
         context.evaluate(tokens, 0, "all")
         return context.logits()
 

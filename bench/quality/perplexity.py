@@ -25,15 +25,15 @@ from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.report.report import Chart, Line, Report, Table
-from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
 from yarn_edge.writer import check_output
 
 from ..scoring.averages import Bucket, Mean, edges_of, lengths_up_to, mean_of, perplexity_by_position
 from ..scoring.documents import documents_of, tokenized
-from ..scoring.evaluate import BatchPlan, Scores, batch_plan_of, open_context, score
+from ..scoring.evaluate import Scores, batch_settings, score
 from ..scoring.variants import Variant, parse_variant
 from ..scoring.windows import PROTOCOLS, STRIDE, Cut, Window, tokens_needed, windows_of
 from .score_file import ScoreFile
@@ -76,7 +76,7 @@ def plan_windows(model: Model, settings: TextSettings) -> tuple[list[Window], in
 
 
 def identity(
-    model: Model, variant: Variant, settings: TextSettings, windows: Sequence[Window], plan: BatchPlan
+    model: Model, variant: Variant, settings: TextSettings, windows: Sequence[Window], batch: ContextSettings
 ) -> dict[str, Any]:
     """What makes two runs the same, for `--resume`."""
     arguments = variant.arguments or explicit_arguments(model.gguf)
@@ -90,7 +90,7 @@ def identity(
         "the backend": variant.backend,
         "the protocol": settings.protocol,
         "the text or how it is cut": digest.hexdigest(),
-        "the batch or flash attention": list(vars(plan).values()),
+        "the batch or flash attention": [batch.n_batch, batch.flash_attention],
         "the version of llama-cpp-python": version("llama-cpp-python"),
     }
 
@@ -119,15 +119,15 @@ def measure(
         windows, ctx = plan_windows(model, settings)
         scores = Scores.empty(windows)
         longest = max(len(w.tokens) for w in windows)
-        plan = batch_plan_of(model.gguf, model.n_vocab, longest, variant.kv_type, variant.backend, attention)
-        kept = None if save is None else ScoreFile(save, identity(model, variant, settings, windows, plan))
+        batch = batch_settings(model.gguf, model.n_vocab, variant, longest, threads, attention)
+        kept = None if save is None else ScoreFile(save, identity(model, variant, settings, windows, batch))
         if kept is not None:
             if resume and not kept.load(scores):
                 note(f"{save}: is not there yet: the run begins")
             kept.begin(scores)
         if scores.done == len(windows):
             return ScoredText(scores, ctx, model.n_ctx_train)
-        with open_context(model, variant, longest, threads, plan=plan) as context:
+        with Context(model, batch) as context:
             if kept is not None:
                 kept.restore(context, scores)
             try:

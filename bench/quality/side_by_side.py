@@ -6,28 +6,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf.read import read_gguf
+from yarn_edge.memory.plan import Simulation
+from yarn_edge.memory.together import fit_together
 from yarn_edge.progress import bar, note
-from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.kv_cache import known_kv_bytes
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.llama_api import physical_threads
-from yarn_edge.runtime.machine import available_bytes
 from yarn_edge.runtime.model import Model
 
-from ..scoring.evaluate import BatchPlan, ScoredBatch, batch_plan_of, batches, check_finite, open_context, stoppable
+from ..scoring.evaluate import ScoredBatch, batch_settings, batches, check_finite, stoppable
 from ..scoring.likelihood import Divergences, Float64, Rows
 from ..scoring.variants import Variant
 from ..scoring.windows import Window
 from .stored_distributions import Distributions
-
-COMPUTE_BYTES = 160 << 20  # of a context besides cache and logits, about
 
 
 @dataclass
@@ -58,32 +55,36 @@ class ModelComparison:
     ended: BaseException | None = None
 
 
-def plan_for_all(
-    models: Sequence[Model], variants: Sequence[Variant], n_ctx: int, attention: FlashAttention
-) -> BatchPlan:
-    """One plan for all, so that nothing but what is compared differs: the smallest batch, flash attention if one needs it."""
-    plans = [
-        batch_plan_of(m.gguf, m.n_vocab, n_ctx, v.kv_type, v.backend, attention)
-        for m, v in zip(models, variants, strict=True)
-    ]
-    kinds = {plan.flash_attention for plan in plans}
-    if len(kinds) > 1 and attention == "auto":
-        plans = [
-            batch_plan_of(m.gguf, m.n_vocab, n_ctx, v.kv_type, v.backend, "on")
-            for m, v in zip(models, variants, strict=True)
-        ]
-        kinds = {"on"}
-    return BatchPlan(min(plan.n_batch for plan in plans), kinds.pop())
+def shared_settings(
+    models: Sequence[Model], variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: FlashAttention
+) -> list[ContextSettings]:
+    """Each variant's settings, with one batch and one attention for all, so that only what is compared differs.
+
+    That is the smallest batch, and flash attention if one variant needs it.
+    """
+
+    def settings_with(attention: FlashAttention) -> list[ContextSettings]:
+        pairs = zip(models, variants, strict=True)
+        return [batch_settings(m.gguf, m.n_vocab, v, n_ctx, threads, attention) for m, v in pairs]
+
+    each = settings_with(attention)
+    if len({settings.flash_attention for settings in each}) > 1:
+        each = settings_with("on")
+    n_batch = min(settings.n_batch for settings in each)
+    return [replace(settings, n_batch=n_batch, n_ubatch=n_batch) for settings in each]
 
 
-def fits_together(variants: Sequence[Variant], n_ctx: int, n_vocab: int) -> bool:
-    """Whether the files, caches and logits of all variants fit into the memory that is free."""
-    free = available_bytes()
-    weights = {v.weights: sum(t.n_bytes for t in read_gguf(v.path).tensors.values()) for v in variants}
-    caches = sum(known_kv_bytes(read_gguf(v.path), n_ctx, v.kv_type) or 0 for v in variants)
-    plans = [batch_plan_of(read_gguf(v.path), n_vocab, n_ctx, v.kv_type, v.backend) for v in variants]
-    logits = sum(2 * 4 * plan.n_batch * n_vocab + COMPUTE_BYTES for plan in plans)
-    return sum(weights.values()) + caches + logits <= free
+def fit_in_memory(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> bool:
+    """Whether the models and contexts of all variants fit at once into the memory that is free. Raises YarnEdgeError."""
+    with ExitStack() as stack:
+        simulations: dict[tuple[object, ...], Simulation] = {}
+        for variant in variants:
+            if variant.weights not in simulations:
+                simulated = Simulation(variant.path, device=variant.device())
+                simulations[variant.weights] = stack.enter_context(simulated)
+        of_each = [simulations[variant.weights] for variant in variants]
+        settings = shared_settings([s.model for s in of_each], variants, n_ctx, None, attention)
+        return fit_together(list(zip(of_each, settings, strict=True)))
 
 
 @contextmanager
@@ -105,11 +106,8 @@ def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, a
     with ExitStack() as stack:
         rows = stack.enter_context(Rows(threads or physical_threads()))
         models = stack.enter_context(models_of(variants))
-        plan = plan_for_all(models, variants, n_ctx, attention)
-        contexts = [
-            stack.enter_context(open_context(m, v, n_ctx, threads, plan=plan))
-            for m, v in zip(models, variants, strict=True)
-        ]
+        settings = shared_settings(models, variants, n_ctx, threads, attention)
+        contexts = [stack.enter_context(Context(m, s)) for m, s in zip(models, settings, strict=True)]
         stack.enter_context(stoppable(*contexts))
         advance = stack.enter_context(bar(f"Comparing {len(contexts)} runs", total, "tokens"))
         try:
@@ -154,14 +152,14 @@ def one_after_the_other(
         def keep(batch: ScoredBatch, window: Window) -> None:
             check_finite(kept.add(batch, rows), window, batch.first, comparison.base.path)
 
-        plan = _plan_alone(variants, n_ctx, attention)
-        comparison.base_forward_s = _alone(comparison.base, comparison, n_ctx, threads, plan, keep, lambda: None)
+        base, *others = _settings_alone(variants, n_ctx, threads, attention)
+        comparison.base_forward_s = _alone(comparison.base, comparison, base, keep, lambda: None)
         comparison.kept_bytes, comparison.kept_rows = kept.n_bytes, kept.n_rows
         note(f"the base's distributions of {kept.n_rows} tokens take {kept.n_bytes / 1e6:.0f} MB on the disk")
-        for outcome in comparison.outcomes:
+        for outcome, settings in zip(comparison.outcomes, others, strict=True):
             kept.rewind()
             stored = _Stored(kept, rows, outcome, comparison.base)
-            outcome.forward_s = _alone(outcome.variant, comparison, n_ctx, threads, plan, stored.take_in, stored.begin)
+            outcome.forward_s = _alone(outcome.variant, comparison, settings, stored.take_in, stored.begin)
             comparison.loss[outcome.variant.label] = stored.loss()
 
 
@@ -190,18 +188,18 @@ class _Stored:
         return float(stored.mean()), float(whole.mean())
 
 
-def _plan_alone(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> BatchPlan:
+def _settings_alone(
+    variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: FlashAttention
+) -> list[ContextSettings]:
     with ExitStack() as stack:
         heads = [stack.enter_context(Model(v.path, vocab_only=True)) for v in variants]
-        return plan_for_all(heads, variants, n_ctx, attention)
+        return shared_settings(heads, variants, n_ctx, threads, attention)
 
 
 def _alone(
     variant: Variant,
     comparison: ModelComparison,
-    n_ctx: int,
-    threads: int | None,
-    plan: BatchPlan,
+    settings: ContextSettings,
     take_in: Callable[[ScoredBatch, Window], None],
     begin: Callable[[], None],
 ) -> float:
@@ -210,7 +208,7 @@ def _alone(
     total = sum(len(w.tokens) - 1 for w in comparison.windows)
     with (
         variant.load() as model,
-        open_context(model, variant, n_ctx, threads, plan=plan) as context,
+        Context(model, settings) as context,
         stoppable(context),
         bar(variant.label, total, "tokens") as advance,
     ):

@@ -24,7 +24,7 @@ from yarn_edge.llama_rules.rescale import base_scaling, with_factor
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.report.report import Chart, Line, Report, Table
-from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context_settings import FlashAttention
 
 from ..scoring.averages import edges_of, mean_of, perplexity_by_position, perplexity_of
 from ..scoring.evaluate import Scores, open_context, score

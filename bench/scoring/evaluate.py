@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.progress import bar
-from yarn_edge.runtime.attention import FlashAttention, can_be_plain, plain_batch
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.llama_api import deferred_ctrl_c, physical_threads
 from yarn_edge.runtime.model import Model
 
@@ -30,35 +30,26 @@ from .variants import Variant
 from .windows import Window
 
 LOGIT_BYTES = 128 << 20  # of one batch
-SCORE_BYTES = 192 << 20  # of one batch's attention scores without flash attention
 MAX_BATCH, MIN_BATCH = 512, 64
-LEAST_PLAIN = 128  # tokens of a batch below which flash attention is better
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """How to evaluate: tokens of a batch, and flash attention or not."""
+def batch_settings(
+    file: GGUFFile,
+    n_vocab: int,
+    variant: Variant,
+    n_ctx: int,
+    threads: int | None = None,
+    attention: FlashAttention = "auto",
+) -> ContextSettings:
+    """The settings for windows of `n_ctx` tokens: batches whose logits take at most LOGIT_BYTES, and the attention policy.
 
-    n_batch: int
-    flash_attention: FlashAttention
-
-
-def batch_plan_of(
-    file: GGUFFile, n_vocab: int, n_ctx: int, kv_type: str, device: str, wanted: FlashAttention = "auto"
-) -> BatchPlan:
-    """The batch whose logits are bounded; without flash attention where that is faster: on a CPU, with a cache in 16 or 32 bits,
-    while the scores (heads x batch x n_ctx in float32) stay small.
+    Every batch is one graph, so n_batch is also what the policy allows for one.
     """
     n_batch = MAX_BATCH
     while n_batch > MIN_BATCH and n_batch * n_vocab * 4 > LOGIT_BYTES:
         n_batch //= 2
-    if wanted == "on" or (wanted == "auto" and device != "cpu"):
-        return BatchPlan(n_batch, wanted)
-    least = MIN_BATCH if wanted == "off" else LEAST_PLAIN
-    plain = plain_batch(file, n_ctx, kv_type, most=n_batch, least=min(least, n_batch), score_bytes=SCORE_BYTES)
-    if wanted == "auto" and plain is None:
-        return BatchPlan(n_batch, "on" if can_be_plain(file, kv_type) else "auto")
-    return BatchPlan(plain or MIN_BATCH, "off")
+    chosen = variant.settings(file, n_ctx=n_ctx, n_batch=n_batch, threads=threads, flash_attention=attention)
+    return replace(chosen, n_batch=chosen.n_ubatch or n_batch)
 
 
 @dataclass(frozen=True)
@@ -237,15 +228,7 @@ def token_nll(
 
 
 def open_context(
-    model: Model,
-    variant: Variant,
-    n_ctx: int,
-    threads: int | None = None,
-    attention: FlashAttention = "auto",
-    plan: BatchPlan | None = None,
+    model: Model, variant: Variant, n_ctx: int, threads: int | None = None, attention: FlashAttention = "auto"
 ) -> Context:
-    """A context for windows of `n_ctx` tokens, as `plan` or `batch_plan_of` says."""
-    plan = plan or batch_plan_of(model.gguf, model.n_vocab, n_ctx, variant.kv_type, variant.backend, attention)
-    return variant.context(
-        model, n_ctx=n_ctx, n_batch=plan.n_batch, threads=threads, flash_attention=plan.flash_attention
-    )
+    """A context for windows of `n_ctx` tokens, with `batch_settings`."""
+    return Context(model, batch_settings(model.gguf, model.n_vocab, variant, n_ctx, threads, attention))

@@ -13,13 +13,15 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import BACKENDS, FLAGS
+from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.rescale import from_file, in_memory
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.runtime.attention import FlashAttention
-from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.attention import LEAST_READING, choose_attention
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.devices import devices_of, missing
+from yarn_edge.runtime.ggml import Device
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
 
@@ -44,29 +46,32 @@ class Variant:
         """Equal for variants that can share a loaded model."""
         return (self.path.resolve(), self.backend, tuple(sorted(self.overrides.items())))
 
-    def load(self) -> Model:
-        """The model, on its backend. Raises YarnEdgeError where this machine has none: nothing takes its place."""
+    def device(self) -> Device:
+        """Where it runs. Raises YarnEdgeError if this machine has no such backend: nothing takes its place."""
         devices = devices_of(self.backend)
         if not devices:
             raise YarnEdgeError(f"{self.label}: {missing(self.backend)}")
-        model = Model(self.path, device=devices[0], overrides=self.overrides)
+        return devices[0]
+
+    def load(self) -> Model:
+        """The model, on its backend. Raises YarnEdgeError."""
+        model = Model(self.path, device=self.device(), overrides=self.overrides)
         if model.gguf.metadata.get(f"{model.gguf.architecture}.attention.causal") is False:
             model.close()
             raise YarnEdgeError(f"{self.label}: is no language model: its tokens see those after them")
         return model
 
-    def context(
+    def settings(
         self,
-        model: Model,
+        file: GGUFFile,
         *,
         n_ctx: int,
         n_batch: int,
         threads: int | None = None,
         flash_attention: FlashAttention = "auto",
-    ) -> Context:
-        """A context of this variant in a model that `load` gave."""
-        return Context(
-            model,
+    ) -> ContextSettings:
+        """The settings of a context that reads long inputs. file: the header of `path`."""
+        wanted = ContextSettings(
             n_ctx=n_ctx,
             n_batch=n_batch,
             kv_type=self.kv_type,
@@ -74,6 +79,7 @@ class Variant:
             arguments=self.arguments,
             flash_attention=flash_attention,
         )
+        return choose_attention(wanted, file, on_cpu=self.backend == "cpu", least=LEAST_READING)
 
 
 def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> Variant:

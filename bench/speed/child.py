@@ -27,17 +27,18 @@ from yarn_edge.llama_rules.declared import explicit_arguments
 from yarn_edge.llama_rules.effective import effective
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.rescale import overridden
-from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.devices import devices_of
-from yarn_edge.runtime.kv_cache import known_kv_bytes
+from yarn_edge.runtime.kv_cache import has_plain_cache
 from yarn_edge.runtime.llama_api import captured_log
+from yarn_edge.runtime.load_log import buffers_in, flash_attention_in, offloaded_in
 from yarn_edge.runtime.machine import peak_resident_bytes
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.checks import check_kernel
 
 from ..scoring.variants import Variant, parse_variant
-from .rows import buffers_in, flash_attention_in, misplaced, offloaded_in
+from .rows import misplaced
 
 SEED = 1
 Tell = Callable[..., None]
@@ -89,8 +90,7 @@ def measure(request: Request, tell: Tell) -> None:
 
 
 def _context(request: Request, variant: Variant, model: Model) -> Context:
-    return Context(
-        model,
+    settings = ContextSettings(
         n_ctx=request.n_ctx,
         n_batch=request.n_batch,
         n_ubatch=request.n_ubatch,
@@ -99,6 +99,7 @@ def _context(request: Request, variant: Variant, model: Model) -> Context:
         arguments=variant.arguments,
         flash_attention=request.flash_attention,
     )
+    return Context(model, settings)
 
 
 def _described(model: Model) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Bench:
         if model.add_bos and model.bos >= 0:
             self.tokens[0] = model.bos
         # A sliding window's cache forgets what lies before it: cut back, it would not be what a filled one is.
-        self.cut_back = known_kv_bytes(model.gguf, 0, "f16") is not None
+        self.cut_back = has_plain_cache(model.gguf)
 
     def run(self) -> None:
         """Warm up, fill the cache to the depth, then every test."""

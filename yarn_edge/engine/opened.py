@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +23,7 @@ from yarn_edge.llama_rules.declared import wanted as wanted_scaling
 from yarn_edge.llama_rules.effective import RuntimeArguments, angle_error, effective
 from yarn_edge.llama_rules.rescale import base_scaling, in_memory, with_factor
 from yarn_edge.memory.placement import Placement, Wanted, place
-from yarn_edge.memory.plan import OUTPUTS
 from yarn_edge.progress import note
-from yarn_edge.runtime.attention import attention_for
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 
@@ -47,21 +45,10 @@ def opened(path: Path, wanted: Wanted, settings: EngineSettings) -> Iterator[Gen
     """The model, loaded, until the block ends. Raises YarnEdgeError."""
     states = None if settings.cache is None else StateCache(settings.cache, settings.cache_bytes)
     placed = place(path, wanted)
-    n_ctx, kv_type = placed.choice.n_ctx, placed.choice.kv_type
-    arguments, overrides, holds = _scaling(path, settings.yarn_factor, n_ctx)
-    attention = attention_for(read_gguf(path), n_ctx, kv_type, placed.device, wanted.flash_attention)
+    arguments, overrides, holds = _scaling(path, settings.yarn_factor, placed.choice.n_ctx)
     with (
         Model(path, device=placed.device, overrides=overrides) as model,
-        Context(
-            model,
-            n_ctx=n_ctx,
-            n_ubatch=attention.n_ubatch,
-            n_outputs=OUTPUTS,
-            kv_type=kv_type,
-            threads=wanted.threads,
-            arguments=arguments,
-            flash_attention=attention.flash,
-        ) as context,
+        Context(model, replace(placed.choice.settings, arguments=arguments)) as context,
     ):
         _say(placed, wanted, context, holds or model.n_ctx_train)
         lookup = None if settings.lookup == "off" else PromptLookup(always=settings.lookup == "on")

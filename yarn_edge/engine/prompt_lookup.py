@@ -86,10 +86,6 @@ class PromptLookup:
         self._size = min(self.limit, 2 * self._size) if accepted == drafted else max(2, accepted + 1)
         self._spent(accepted + 1, seconds)
 
-    def redone(self, seconds: float) -> None:
-        """What it took to evaluate one by one what drafts had evaluated together."""
-        self._spent(0, seconds)
-
     def _spent(self, n_tokens: int, seconds: float) -> None:
         self._recent.append((n_tokens, seconds))
         if self.always or len(self._recent) < _RECENT:

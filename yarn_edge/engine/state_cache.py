@@ -158,7 +158,7 @@ def run_key(context: Context) -> str:
         "kv_type": context.kv_type,
         "n_batch": context.n_batch,
         "n_ubatch": context.n_ubatch,
-        "flash_attention": context.flash_attention,
+        "flash_attention": context.settings.flash_attention,
         "device": "CPU" if device is None else device.name,
     }
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,13 +1,11 @@
-"""The sizes of one context: read in llama.cpp's log of making it, and what it does not log.
+"""The sizes of one context: what llama.cpp logs while it makes one, and what it does not log.
 
-Formats: llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-kv-cache-dsv4.cpp and llama-context.cpp of llama-cpp-python
-0.3.36. Caches of several parts (sliding windows, hybrid models) log a line for each, which add up.
+Caches of several parts (sliding windows, hybrid models) log a line for each part; the parts are added up.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +13,10 @@ import numpy as np
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.memory.weights import TOKEN_EMBEDDINGS
 from yarn_edge.runtime.ggml import Device
+from yarn_edge.runtime.load_log import MIB, buffers_in, bytes_of, flash_attention_in
 
-MIB = 2**20
 _SIZE = re.compile(r"(?:llama_kv_cache|llama_memory_recurrent|llama_dsv4_comp_state): (?:.*, )?size = +([\d.]+) MiB")
 _CELLS = re.compile(r"llama_kv_cache: size = .*\( *(\d+) cells")
-_BUFFER = re.compile(r": +(\S+) +(compute|output|RS|DSV4 \S+ state) buffer size = +([\d.]+) MiB")
-_FLASH = re.compile(r"Flash Attention enabled|enabling flash_attn since it is required")
 
 
 @dataclass(frozen=True)
@@ -35,31 +31,25 @@ class ContextSizes:
     cells: int
 
 
-def context_sizes(
-    log: Sequence[str], file: GGUFFile, n_batch: int, threads: int, device: Device | None
-) -> ContextSizes:
-    """The sizes in the log of one context. device: where layers and cache are, None for the CPU."""
-    compute = {name: size for name, what, size in _buffers(log) if what == "compute"}
+def context_sizes(log: str, file: GGUFFile, n_batch: int, threads: int, device: Device | None) -> ContextSizes:
+    """The sizes in the log of one context. n_batch: tokens of one graph. device: of the layers and the cache, None for the CPU."""
+    buffers = buffers_in(log)
+    compute = {where: size for where, what, size in buffers if what == "compute"}
     on_device = 0
     if device is not None:
-        on_device = sum(size for name, size in compute.items() if name == device.name or not _is_host(name))
-    cells = [int(m[1]) for m in map(_CELLS.search, log) if m]
+        on_device = sum(size for where, size in compute.items() if where == device.name or not _is_host(where))
+    cells = [int(count) for count in _CELLS.findall(log)]
     work = _product_bytes(file, n_batch) + threads * MIB // 2  # and a tile for each thread (tiled.cpp)
-    if not any(map(_FLASH.search, log)):  # the scores of the batch in half precision, to be multiplied with the values
+    if not flash_attention_in(log):  # the scores of the batch in half precision, to be multiplied with the values
         work += max(cells, default=0) * n_batch * _greatest(file, "attention.head_count") * 2
-    kv = sum(_bytes(m[1]) for m in map(_SIZE.search, log) if m)
-    output = sum(size for _name, what, size in _buffers(log) if what == "output")
+    kv = sum(map(bytes_of, _SIZE.findall(log)))
+    output = sum(size for _where, what, size in buffers if what == "output")
     return ContextSizes(kv, sum(compute.values()), on_device, output, work, sum(cells))
 
 
-def allocated_bytes(log: Sequence[str]) -> int:
-    """Of the buffers in the log those that llama.cpp allocates even without allocating (`no_alloc`): logits, states."""
-    return sum(size for _name, what, size in _buffers(log) if what != "compute")
-
-
-def _buffers(log: Sequence[str]) -> list[tuple[str, str, int]]:
-    """(buffer type, what for, bytes)."""
-    return [(m[1], m[2], _bytes(m[3])) for m in map(_BUFFER.search, log) if m]
+def allocated_bytes(log: str) -> int:
+    """Bytes of the buffers that llama.cpp allocates even in a simulation (`no_alloc`): logits, recurrent states."""
+    return sum(size for _where, what, size in buffers_in(log) if what not in ("compute", "model", "KV"))
 
 
 def _is_host(name: str) -> bool:
@@ -83,10 +73,6 @@ def _product_bytes(file: GGUFFile, n_batch: int) -> int:
         size = round(tensor.shape[0] * rows * (2 if tensor.type_name in ("F16", "BF16") else 1.15))
         largest = max(largest, size + (tensor.shape[2] * (rows * 8 + 128) if of_experts else 0))
     return largest
-
-
-def _bytes(mib: str) -> int:
-    return round(float(mib) * MIB)
 
 
 def _greatest(file: GGUFFile, name: str) -> int:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.memory.plan import ContextChoice, DoesNotFitError, Simulation, choose_context
+from yarn_edge.memory.choice import ContextChoice, DoesNotFitError, choose_context
+from yarn_edge.memory.plan import Simulation
 from yarn_edge.progress import note
 from yarn_edge.runtime import ggml
-from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context_settings import FlashAttention
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.machine import spare_bytes
 from yarn_edge.runtime.model import Model

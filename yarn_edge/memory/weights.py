@@ -90,6 +90,11 @@ class Weights:
     tensors: int
     embeddings: int
 
+    @property
+    def on_device(self) -> int:
+        """Bytes on a device that holds all layers."""
+        return self.tensors - self.embeddings
+
 
 def weights_in_memory(file: GGUFFile, unused: Collection[str] = ()) -> Weights:
     """The weights of a file, loaded as `runtime.Model` loads it. unused: tensors that llama.cpp does not load.

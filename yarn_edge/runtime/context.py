@@ -17,13 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import MAX_THREADS
 from yarn_edge.llama_rules.declared import explicit_arguments
-from yarn_edge.llama_rules.effective import RuntimeArguments
-from yarn_edge.llama_rules.loadable import MAX_CONTEXT
-from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.batch import LlamaBatch
-from yarn_edge.runtime.kv_cache import KV_TYPES, check_memory
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.kv_cache import KV_TYPES, check_room
 from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, physical_threads
 from yarn_edge.runtime.model import Model
 
@@ -33,58 +30,21 @@ Outputs = Literal["none", "last", "all"]
 
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
-MAX_SEQUENCES = 256  # llama.h: LLAMA_MAX_SEQ
-
 
 class Context:
     """A KV cache and the means to evaluate tokens in it. Use as a context manager, or call `close`.
 
-    n_ctx: tokens that the cache holds of each of its n_seq sequences (0: what the model declares). n_batch: tokens of one
-    call of llama.cpp, n_ubatch: of one graph (default: the same). n_outputs: tokens of one batch that may get logits, for
-    which memory is reserved (0: all). kv_type: a key of KV_TYPES, for keys and values.
-    arguments: scaling values; by default every value spelled out from the file. eval_callback: see `yarn_edge.runtime.graph_tap`.
-    Raises YarnEdgeError when llama.cpp cannot make it (out of memory, an impossible cache type, …).
+    eval_callback: see `yarn_edge.runtime.graph_tap`. Raises YarnEdgeError when llama.cpp cannot make it (out of memory, an
+    impossible cache type, …).
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int = 0,
-        n_batch: int = 512,
-        n_ubatch: int | None = None,
-        n_seq: int = 1,
-        n_outputs: int = 0,
-        kv_type: str = "f16",
-        threads: int | None = None,
-        arguments: RuntimeArguments | None = None,
-        flash_attention: FlashAttention = "auto",
-        eval_callback: Any = None,
-    ) -> None:
-        if kv_type not in KV_TYPES:
-            raise YarnEdgeError(f"--kv-type {kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
-        if not 0 <= n_ctx <= MAX_CONTEXT or n_batch < 1 or not 1 <= n_seq <= MAX_SEQUENCES:
-            raise YarnEdgeError(f"{n_seq} contexts of {n_ctx} tokens in batches of {n_batch} are not possible")
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise YarnEdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
+    def __init__(self, model: Model, settings: ContextSettings, *, eval_callback: Any = None) -> None:
+        self.model, self.api, self.settings = model, model.api, settings
+        self.arguments = settings.arguments or explicit_arguments(model.gguf)
+        n_ctx = (settings.n_ctx or model.n_ctx_train) * settings.n_seq
         if not model.no_alloc:
-            check_memory(model.gguf, (n_ctx or model.n_ctx_train) * n_seq, kv_type)
-        self.model, self.api = model, model.api
-        self.arguments = explicit_arguments(model.gguf) if arguments is None else arguments
-        self.kv_type, self.flash_attention = kv_type, flash_attention
-        params = self.api.llama_context_default_params()
-        params.n_ctx = (n_ctx or model.n_ctx_train) * n_seq
-        params.n_seq_max = n_seq
-        params.n_batch = min(n_batch, params.n_ctx)
-        params.n_ubatch = min(n_ubatch or n_batch, params.n_batch)
-        params.n_outputs_max = self._max_outputs = min(n_outputs, params.n_batch)
-        params.n_threads = params.n_threads_batch = threads or physical_threads()
-        params.type_k = params.type_v = KV_TYPES[kv_type][0]
-        params.flash_attn_type = _FLASH[flash_attention]
-        params.offload_kqv = params.op_offload = model.device is not None
-        params.no_perf = True
-        for name, value in vars(self.arguments).items():
-            setattr(params, name, value)
+            check_room(model.gguf, n_ctx, settings.kv_type)
+        params = self._params(n_ctx)
         if eval_callback is not None:
             params.cb_eval = eval_callback
         self._callback = eval_callback  # must outlive the context
@@ -95,16 +55,38 @@ class Context:
                 self.api.llama_free(self._handle)
         if not self._handle:
             raise YarnEdgeError(
-                f"{model.path}: no context of {params.n_ctx} tokens with a {kv_type} cache: {failure_reason()}"
+                f"{model.path}: no context of {n_ctx} tokens with a {self.kv_type} cache: {failure_reason()}"
             )
         self.n_ctx: int = self.api.llama_n_ctx_seq(self._handle)
         self.n_batch: int = self.api.llama_n_batch(self._handle)
         self.n_ubatch: int = self.api.llama_n_ubatch(self._handle)
+        self._max_outputs: int = params.n_outputs_max
         self._memory = self.api.llama_get_memory(self._handle)
         self._batch = LlamaBatch(self.api, self.n_batch)
         self._n_outputs = 0
         self._logits_at = (0, 0)  # address and rows of the view
         self._logits_view = np.empty((0, model.n_vocab), np.float32)
+
+    def _params(self, n_ctx: int) -> Any:
+        """llama_context_params for a cache of `n_ctx` tokens in all."""
+        settings, params = self.settings, self.api.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = n_ctx, settings.n_seq
+        params.n_batch = min(settings.n_batch, n_ctx)
+        params.n_ubatch = min(settings.n_ubatch or settings.n_batch, params.n_batch)
+        params.n_outputs_max = min(settings.n_outputs, params.n_batch)
+        params.n_threads = params.n_threads_batch = settings.threads or physical_threads()
+        params.type_k = params.type_v = KV_TYPES[settings.kv_type][0]
+        params.flash_attn_type = _FLASH[settings.flash_attention]
+        params.offload_kqv = params.op_offload = self.model.device is not None
+        params.no_perf = True
+        for name, value in vars(self.arguments).items():
+            setattr(params, name, value)
+        return params
+
+    @property
+    def kv_type(self) -> str:
+        """The type of the cache, a key of KV_TYPES."""
+        return self.settings.kv_type
 
     @property
     def most_outputs(self) -> int:

@@ -18,12 +18,14 @@ import pytest
 from yarn_edge.bench.quality import perplexity, score_file
 from yarn_edge.bench.quality.perplexity import TextSettings, measure, summarize
 from yarn_edge.bench.scoring.averages import perplexity_by_position
-from yarn_edge.bench.scoring.evaluate import BatchPlan, Scores, batch_plan_of, token_nll
-from yarn_edge.bench.scoring.variants import parse_variant
+from yarn_edge.bench.scoring.evaluate import Scores, batch_settings, token_nll
+from yarn_edge.bench.scoring.variants import Variant, parse_variant
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime import model as runtime
+from yarn_edge.runtime.llama_api import captured_log
+from yarn_edge.runtime.load_log import flash_attention_in
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.transformers_reference import log_softmax, reference_logits
@@ -55,10 +57,13 @@ def test_nll_equals_transformers(smol_f32: Path, truth: tuple[list[int], Any], k
 def test_flash_attention_only_rounds(smol_f32: Path, truth: tuple[list[int], Any]) -> None:
     tokens, wanted = truth
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yarn_edge.bench.scoring.evaluate.SCORE_BYTES", 0)
+        patch.setattr("yarn_edge.runtime.attention.SCORE_BYTES", 0)
         with Model(smol_f32) as model:
-            assert batch_plan_of(model.gguf, model.n_vocab, 700, "f32", "cpu").flash_attention == "on"
-            ours = token_nll(model, tokens, kv_type="f32")
+            variant = Variant("m", smol_f32, "f32")
+            assert batch_settings(model.gguf, model.n_vocab, variant, 700).flash_attention == "auto"
+            with captured_log() as log:
+                ours = token_nll(model, tokens, kv_type="f32")
+            assert flash_attention_in("".join(log)) is True
     np.testing.assert_allclose(ours, wanted, atol=2e-2)
     assert abs(ours.mean() - wanted.mean()) < 1e-3
 
@@ -123,21 +128,23 @@ def test_buckets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_vocab", "n_ctx", "kv", "device", "wanted", "plan"),
+    ("n_vocab", "n_ctx", "kv", "device", "wanted", "batch"),
     [
-        (49152, 8192, "f16", "cpu", "auto", BatchPlan(512, "off")),
-        (49152, 16384, "f16", "cpu", "auto", BatchPlan(256, "off")),
-        (49152, 131072, "f16", "cpu", "auto", BatchPlan(512, "on")),
-        (49152, 8192, "q8_0", "cpu", "auto", BatchPlan(512, "auto")),
-        (49152, 8192, "f16", "cuda", "auto", BatchPlan(512, "auto")),
-        (49152, 131072, "f16", "cpu", "off", BatchPlan(64, "off")),
-        (152064, 4096, "f16", "cpu", "on", BatchPlan(128, "on")),
+        (49152, 8192, "f16", "cpu", "auto", (512, "off")),
+        (49152, 16384, "f16", "cpu", "auto", (256, "off")),
+        (49152, 131072, "f16", "cpu", "auto", (512, "auto")),
+        (49152, 8192, "q8_0", "cpu", "auto", (512, "auto")),
+        (49152, 8192, "f16", "cuda", "auto", (512, "auto")),
+        (49152, 131072, "f16", "cpu", "off", (64, "off")),
+        (152064, 4096, "f16", "cpu", "on", (128, "on")),
     ],
 )
 def test_the_batch_follows_vocabulary_and_length(
-    smol_f32: Path, n_vocab: int, n_ctx: int, kv: str, device: str, wanted: Any, plan: BatchPlan
+    smol_f32: Path, n_vocab: int, n_ctx: int, kv: str, device: str, wanted: Any, batch: tuple[int, str]
 ) -> None:
-    assert batch_plan_of(read_gguf(smol_f32), n_vocab, n_ctx, kv, device, wanted) == plan
+    variant = Variant("m", smol_f32, kv, device)
+    settings = batch_settings(read_gguf(smol_f32), n_vocab, variant, n_ctx, attention=wanted)
+    assert (settings.n_batch, settings.flash_attention) == batch
 
 
 # ---- the command

@@ -13,7 +13,7 @@ from yarn_edge.runtime.load_log import MIB
 
 @dataclass(frozen=True)
 class ContextChoice:
-    """A context and a cache type that fit, and why these. Takes `plan.taken_bytes`."""
+    """A context and a cache type that fit, their plan, and the reason for them. settings: what is to run."""
 
     settings: ContextSettings
     plan: MemoryPlan
@@ -31,7 +31,7 @@ class ContextChoice:
 
 
 class DoesNotFitError(YarnEdgeError):
-    """The model, or the context that was asked for, takes more memory than there is."""
+    """The model, or the requested context, takes more memory than there is."""
 
 
 def choose_context(
@@ -42,15 +42,15 @@ def choose_context(
     *,
     weights: Weights | None = None,
 ) -> ContextChoice:
-    """A context and cache type within `budget_bytes` (on a device: there).
+    """A context and a cache type within `budget_bytes` (of the device that the simulation is for).
 
-    wanted_ctx: what the user asked for, None for as much as the model was trained for. kv_type: None for f16 if that fits,
-    else q8_0, which costs next to no quality; else, if no context was asked for, fewer tokens in the last of them.
-    Raises DoesNotFitError, which tells the longest contexts, where what was asked for does not fit, or nothing does, and
-    YarnEdgeError where the model can have no cache of the type that was asked for.
+    wanted_ctx: the requested context; None for the context that the model was trained for, or for less if that does not fit.
+    kv_type: None for f16 if that fits, else q8_0, which costs next to no quality. A context is shortened only if none was
+    requested, and then with the last type that was tried. Raises DoesNotFitError, which names the longest contexts, if the
+    request does not fit or nothing fits, and YarnEdgeError if the model cannot have a cache of the requested type.
     """
     limit = wanted_ctx or model.n_ctx_train
-    told = f"{limit} tokens" if wanted_ctx else f"all {limit} tokens of the context"
+    whole = f"{limit} tokens" if wanted_ctx else f"all {limit} tokens of the context"
     refused = None if kv_type is None else model.refusal(kv_type)
     if refused is not None:
         raise YarnEdgeError(refused)
@@ -58,14 +58,14 @@ def choose_context(
     longest = {t: model.longest_context(budget_bytes, t, limit, weights=weights) for t in types}
     for chosen in types:
         if longest[chosen] == limit:
-            reason = f"{told} fit into {gib(budget_bytes)} with a cache of {chosen}"
+            reason = f"{whole} fit into {gib(budget_bytes)} with a {chosen} cache"
             if chosen != types[0]:
                 reason += f" ({types[0]}: {longest[types[0]]})"
             return _choice(model, limit, chosen, weights, reason)
     n_ctx = longest[types[-1]]
     if n_ctx and not wanted_ctx:
         taken = gib(model.plan(limit, types[-1], weights=weights).taken_bytes)
-        reason = f"{told} with a {types[-1]} cache would take {taken}, more than {gib(budget_bytes)}: {n_ctx} fit"
+        reason = f"{whole} with a {types[-1]} cache would take {taken}, more than {gib(budget_bytes)}: {n_ctx} fit"
         return _choice(model, n_ctx, types[-1], weights, reason)
     raise DoesNotFitError(_why_not(model, budget_bytes, limit, types, weights))
 
@@ -85,10 +85,10 @@ def _why_not(model: Simulation, budget_bytes: int, limit: int, types: list[str],
             f"{gib(least.taken_bytes)}, {gib(least.weights_bytes + least.repacked_bytes)} of them weights: take a smaller "
             "quantization or another machine"
         )
-    told = ", ".join(f"{n_ctx} with {kv_type}" for kv_type, n_ctx in longest.items())
-    return f"{path}: a context of {limit} tokens does not fit into {gib(budget_bytes)}; the longest are {told}"
+    contexts = ", ".join(f"{n_ctx} with {kv_type}" for kv_type, n_ctx in longest.items())
+    return f"{path}: a context of {limit} tokens does not fit into {gib(budget_bytes)}; the longest are {contexts}"
 
 
 def gib(n_bytes: float) -> str:
-    """Bytes for people: "1.5 GiB", below 1 GiB "300 MiB"."""
+    """Bytes for people: "1.50 GiB"; below 1 GiB "300 MiB"."""
     return f"{n_bytes / 2**30:.2f} GiB" if abs(n_bytes) >= 2**30 else f"{n_bytes / MIB:.0f} MiB"

@@ -21,7 +21,7 @@ _CELLS = re.compile(r"llama_kv_cache: size = .*\( *(\d+) cells")
 
 @dataclass(frozen=True)
 class ContextSizes:
-    """What llama.cpp logs of one context, in bytes. on_device: of `compute`; work: ggml's scratch; cells: a number."""
+    """The sizes of one context in bytes. on_device: the part of `compute` there; work: ggml's scratch memory; cells: their number."""
 
     kv: int
     compute: int
@@ -32,15 +32,15 @@ class ContextSizes:
 
 
 def context_sizes(log: str, file: GGUFFile, n_batch: int, threads: int, device: Device | None) -> ContextSizes:
-    """The sizes in the log of one context. n_batch: tokens of one graph. device: of the layers and the cache, None for the CPU."""
+    """The sizes of one context from its log. n_batch: tokens of one graph. device: that of layers and cache, None for the CPU."""
     buffers = buffers_in(log)
     compute = {where: size for where, what, size in buffers if what == "compute"}
     on_device = 0
     if device is not None:
         on_device = sum(size for where, size in compute.items() if where == device.name or not _is_host(where))
     cells = [int(count) for count in _CELLS.findall(log)]
-    work = _product_bytes(file, n_batch) + threads * MIB // 2  # and a tile for each thread (tiled.cpp)
-    if not flash_attention_in(log):  # the scores of the batch in half precision, to be multiplied with the values
+    work = _product_bytes(file, n_batch) + threads * MIB // 2  # plus a tile for each thread (tiled.cpp)
+    if not flash_attention_in(log):  # the scores of the batch in half precision, to multiply the values with
         work += max(cells, default=0) * n_batch * _greatest(file, "attention.head_count") * 2
     kv = sum(map(bytes_of, _SIZE.findall(log)))
     output = sum(size for _where, what, size in buffers if what == "output")
@@ -53,15 +53,15 @@ def allocated_bytes(log: str) -> int:
 
 
 def _is_host(name: str) -> bool:
-    """Whether a buffer type of this name is memory of the machine."""
+    """Whether a buffer type of this name is in main memory."""
     return name == "CPU" or name.endswith("_Host")
 
 
 def _product_bytes(file: GGUFFile, n_batch: int) -> int:
-    """The scratch buffer of ggml's CPU backend (ggml-cpu.c, ggml_graph_plan) is the largest need of any node.
+    """Bytes of the scratch buffer of ggml's CPU backend (ggml-cpu.c, ggml_graph_plan): the largest need of any node.
 
-    That is a batch in the type that a weight is multiplied with (half precision, or 8 bits and scales); with experts
-    one row for each choice, and the list of choices.
+    That is a batch in the type that a weight is multiplied with (half precision, or 8 bits and scales). With experts it is
+    one row for each chosen expert, plus the list of choices.
     """
     chosen = _greatest(file, "expert_used_count")
     largest = 0
@@ -76,5 +76,5 @@ def _product_bytes(file: GGUFFile, n_batch: int) -> int:
 
 
 def _greatest(file: GGUFFile, name: str) -> int:
-    """The number under a key, or the greatest of one for each layer; at least 1."""
+    """The number under a key, or the largest one if there is one for each layer; at least 1."""
     return max(1, int(np.max(file.metadata.get(f"{file.architecture}.{name}", 1))))

@@ -1,8 +1,8 @@
-"""What a model will take before it is loaded: weights, cache, buffers and process, in bytes, as llama.cpp itself says.
+"""What a model will take before it is loaded: weights, cache, buffers and process, in bytes, as llama.cpp itself reports.
 
-llama.cpp can make a context without allocating anything (`Model(no_alloc=True)`): some 10 ms each, and it logs the sizes
-that it would need. So grouped heads, sliding windows, latent attention and recurrent states need no formulas here. What
-llama.cpp does not tell (mapped file, repacked copies, the process) is measured or counted, each with its reason.
+llama.cpp can create a context without allocating memory (`Model(no_alloc=True)`), in about 10 ms, and logs the sizes that it
+would need. So grouped heads, sliding windows, latent attention and recurrent states need no formulas here. What llama.cpp does
+not report (the mapped file, repacked copies, the process) is measured or counted, each with its reason.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from yarn_edge.runtime.load_log import MIB
 from yarn_edge.runtime.machine import resident_bytes
 from yarn_edge.runtime.model import Model
 
-LEAST_CTX = 512  # less is no conversation
-OUTPUTS = 1 + MAX_DRAFT  # tokens of a batch that may get logits in a conversation
-# The bookkeeping of cells is allocated even in a simulation. Beyond so many, sizes are taken to grow in proportion.
+LEAST_CTX = 512  # less is not a conversation
+OUTPUTS = 1 + MAX_DRAFT  # tokens of a batch that can get logits in a conversation
+# The bookkeeping of cells is allocated even in a simulation. Beyond this many tokens, sizes are extrapolated linearly.
 MOST_SIMULATED = 2**20
 _UNUSED = re.compile(r"model has unused tensor (\S+) ")
-# llama-kv-cells.h: position 4, extension 12, shift 4, sequences 32 bytes; once it is used two nodes of std::set, 48 bytes each.
+# llama-kv-cells.h: position 4, extension 12, shift 4, sequences 32 bytes; once used, two nodes of std::set of 48 bytes each.
 _CELL_BYTES = 4 + 12 + 4 + 32 + 2 * 48
-# Kernels and OpenMP's code, read from disk when they first run, and what llama.cpp allocates with the first batch.
+# Code of kernels and OpenMP, read from disk when it first runs, and what llama.cpp allocates with the first batch.
 _FIRST_RUN_BYTES = 5 * MIB
 # On a device: kernels, cuBLAS and its workspace. 92 to 94 MiB on an H200 with CUDA 13, whatever the model (docs/cuda.md).
 _DEVICE_FIRST_RUN_BYTES = 100 * MIB
@@ -45,9 +45,9 @@ _DEVICE_FIRST_RUN_BYTES = 100 * MIB
 class MemoryPlan:
     """What a model with one context takes at its peak, in bytes.
 
-    weights: the mapped file, or what lies on a device; repacked: the CPU's second copy of some; kv: the cache, recurrent
-    states with it; compute: buffers of the graph, as far as they are written; output: logits; process: Python, llama.cpp,
-    the vocabulary, bookkeeping. device_bytes: how many of all of them lie on a device, None where all is on the CPU.
+    weights: the mapped file, or all tensors on a device; repacked: the CPU's second copy of some weights; kv: the cache and
+    recurrent states; compute: the written part of the graph's buffers; output: logits; process: Python, llama.cpp, the
+    vocabulary, bookkeeping. device_bytes: the part of all these that is on a device, None if everything is on the CPU.
     """
 
     n_ctx: int
@@ -62,13 +62,13 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        """All parts."""
+        """The sum of all parts."""
         held = self.weights_bytes + self.repacked_bytes + self.kv_bytes
         return held + self.compute_bytes + self.output_bytes + self.process_bytes
 
     @property
     def taken_bytes(self) -> int:
-        """What counts against a budget: all of it on the CPU, on a device what lies there."""
+        """What counts against a budget: everything on the CPU, or the part on the device."""
         return self.total_bytes if self.device_bytes is None else self.device_bytes
 
 
@@ -88,11 +88,11 @@ def conversation_settings(
 
 
 class Simulation:
-    """A GGUF's header and vocabulary in llama.cpp, without weights. Use as a context manager, or call `close`.
+    """A GGUF's header and vocabulary in llama.cpp, without weights. Use it as a context manager, or call `close`.
 
-    device: where layers and cache would go; the CPU by default. flash_attention: as in `yarn_edge.runtime.attention`. process_bytes:
-    what a process holds that has loaded the header; by default measured in this one. gguf: as in `Model`. Raises YarnEdgeError
-    for a file that cannot be loaded.
+    device: where layers and cache would go, by default the CPU. flash_attention: as in `yarn_edge.runtime.attention`.
+    process_bytes: memory of a process that has loaded the header; by default measured in this process. gguf: as in `Model`.
+    Raises YarnEdgeError if the file cannot be loaded.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Simulation:
     ) -> None:
         self.file: GGUFFile = gguf or read_gguf(path)
         if not self.file.tensors:
-            raise YarnEdgeError(f"{path}: has a vocabulary and no weights: there is nothing to run")
+            raise YarnEdgeError(f"{path}: has a vocabulary but no weights: there is nothing to run")
         with captured_log() as log:
             self.model = Model(path, no_alloc=True, device=device, gguf=self.file)  # tokenizes, too
         self.device = self.model.device
@@ -124,18 +124,18 @@ class Simulation:
             raise
 
     def settings(self, n_ctx: int, kv_type: str = "f16") -> ContextSettings:
-        """The settings of a conversation with `n_ctx` tokens: what `plan` is of, and what is to run."""
+        """The settings of a conversation with `n_ctx` tokens, which `plan` describes and which are to run."""
         return conversation_settings(self.file, n_ctx, kv_type, self.device, self.threads, self.flash_attention)
 
     def plan(self, n_ctx: int, kv_type: str = "f16", *, weights: Weights | None = None) -> MemoryPlan:
-        """`plan_of` a conversation."""
+        """The plan for a conversation: `plan_of` its `settings`."""
         return self.plan_of(self.settings(n_ctx, kv_type), weights)
 
     def plan_of(self, settings: ContextSettings, weights: Weights | None = None) -> MemoryPlan:
-        """The plan for one context, of which n_ctx must be given.
+        """The plan for one context; settings.n_ctx must not be 0.
 
-        weights: of another file of the same model, such as a quantization that is not made yet. Raises YarnEdgeError where
-        llama.cpp makes no such context (a cache type that the size of the heads does not allow).
+        weights: those of another file of the same model, such as a quantization that does not exist yet. Raises YarnEdgeError
+        if llama.cpp cannot create the context (a cache type that the head size does not allow).
         """
         sizes = self._sizes(settings)
         weights = weights or self.weights
@@ -146,13 +146,13 @@ class Simulation:
         if self.device is not None:
             on_device = weights.on_device + sizes.kv + sizes.on_device + _DEVICE_FIRST_RUN_BYTES
             return MemoryPlan(n_ctx, kv_type, weights.tensors, 0, sizes.kv, sizes.compute, output, process, on_device)
-        # The peak may be the loading: all of the file is mapped then, and there is no cache yet.
+        # Loading may be the peak: the whole file is mapped then, and there is no cache yet.
         later = sizes.kv + sizes.compute + output
         mapped = max(weights.mapped, weights.at_load - later)
         return MemoryPlan(n_ctx, kv_type, mapped, weights.repacked, sizes.kv, sizes.compute, output, process)
 
     def refusal(self, kv_type: str) -> str | None:
-        """Why this model can have no cache of this type, None if it can."""
+        """Why this model cannot have a cache of this type; None if it can."""
         try:
             self.plan(LEAST_CTX, kv_type)
         except YarnEdgeError as error:
@@ -160,9 +160,9 @@ class Simulation:
         return None
 
     def longest_context(self, budget_bytes: int, kv_type: str, limit: int, *, weights: Weights | None = None) -> int:
-        """The longest context, up to `limit`, whose plan takes at most `budget_bytes` (on a device: there).
+        """The longest context, up to `limit`, whose plan takes at most `budget_bytes` (on a device: of its memory).
 
-        Below `limit` a multiple of CTX_STEP. 0 if not even LEAST_CTX tokens fit.
+        A multiple of CTX_STEP, unless it is `limit`. 0 if not even LEAST_CTX tokens fit.
         """
 
         def taken(n_ctx: int) -> int:
@@ -170,7 +170,7 @@ class Simulation:
 
         if taken(limit) <= budget_bytes:
             return limit
-        # Sizes grow with the context up to where the attention needs smaller graphs; there they fall.
+        # Sizes grow with the context, but fall where attention switches to smaller graphs.
         ends = last_contexts(self.file, limit)[:-1]
         begins = [LEAST_CTX, *(end + CTX_STEP for end in ends)]
         for begin, end in reversed(list(zip(begins, [*ends, limit], strict=True))):
@@ -205,7 +205,7 @@ class Simulation:
     def _simulated(self, settings: ContextSettings) -> ContextSizes:
         with captured_log() as lines, Context(self.model, settings) as context:
             log = "".join(lines)
-            if not self.process_bytes:  # what is allocated even here counts as what it is
+            if not self.process_bytes:  # buffers that are allocated even here count by themselves
                 self.process_bytes = max(MIB, resident_bytes() - allocated_bytes(log))
         return context_sizes(log, self.file, context.n_ubatch, self.threads, self.device)
 
@@ -223,7 +223,7 @@ class Simulation:
 
 
 def _last_that_fits(taken: Callable[[int], int], low: int, high: int, budget: int) -> int:
-    """The largest n with taken(n) <= budget, between `low`, which fits, and `high`, which does not. Sizes are nearly linear."""
+    """The largest n with taken(n) <= budget between `low`, which fits, and `high`, which does not. Sizes are nearly linear in n."""
     for turn in range(64):
         if high - low <= 1:
             break

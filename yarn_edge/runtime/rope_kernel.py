@@ -1,4 +1,4 @@
-"""ggml's rope kernel, called by itself on any device, and its arguments as a value: what `verify` compares with the reference."""
+"""ggml's rope kernel, run alone on any device, and its arguments as a value. `verify` compares both with the reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROPE_MODES: dict[Pairing, int] = {"interleaved": 0, "half": 2}  # GGML_ROPE_TYPE
 
 @dataclass(frozen=True)
 class RopeArguments:
-    """What a ROPE node carries: the arguments of ggml_rope_ext. attn_factor is *before* ggml's own 0.1 ln s + 1."""
+    """The arguments of ggml_rope_ext, which a ROPE node carries. attn_factor is *before* ggml's own 0.1 ln s + 1."""
 
     n_dims: int
     mode: int
@@ -44,13 +44,13 @@ class RopeArguments:
 
     @classmethod
     def from_node(cls, op_params: ctypes.Array[ctypes.c_int32]) -> RopeArguments:
-        """From a node's op_params (ggml.c, ggml_rope_impl)."""
+        """The arguments in a node's op_params (ggml.c, ggml_rope_impl)."""
         raw = np.array(op_params, dtype=np.int32)
         return cls(int(raw[1]), int(raw[2]), int(raw[4]), *(float(v) for v in raw[5:11].view(np.float32)))
 
 
 def rope_arguments(scaling: RopeScaling, pairing: Pairing) -> RopeArguments:
-    """The ggml_rope_ext arguments that compute `scaling`; raises YarnEdgeError where none do (truncate false, …)."""
+    """The ggml_rope_ext arguments that compute `scaling`. Raises YarnEdgeError if there are none (truncate false, …)."""
     if not scaling.truncate or scaling.ramp != "index" or scaling.method not in ("none", "linear", "yarn"):
         raise YarnEdgeError(f"ggml's rope kernel has no arguments for {scaling.method} with these settings")
     yarn = scaling.method == "yarn" and scaling.ext_factor != 0

@@ -315,7 +315,8 @@ def add_running_flags(parser: argparse.ArgumentParser) -> None:
         "--flash-attention",
         choices=("auto", "on", "off"),
         default="auto",
-        help="auto: off on a CPU while the scores of a batch stay below 192 MiB, which is faster (%(default)s)",
+        help="auto: off on a CPU with a 16- or 32-bit cache, where plain attention is faster at length, unless the context is "
+        "too long for it (%(default)s)",
     )
     add_threads_flag(parser)
 

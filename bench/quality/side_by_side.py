@@ -1,5 +1,5 @@
-"""A base and its candidates over the same windows: side by side in one process, or, where memory does not hold them together,
-the base first (its distributions kept on the disk) and the candidates one after the other.
+"""A base and its candidates over the same windows: side by side in one process; or, if memory cannot hold them together, first the
+base, with its distributions kept on disk, and then the candidates one after the other.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ from .stored_distributions import Distributions
 
 @dataclass
 class CandidateOutcome:
-    """Of one candidate, window by window: what `Divergences` has. forward_s: seconds of evaluation."""
+    """One candidate's `Divergences`, window by window. forward_s: seconds of evaluation."""
 
     variant: Variant
     parts: list[list[Divergences]] = field(default_factory=list)
     forward_s: float = 0.0
 
     def of_windows(self, name: str) -> list[Float64]:
-        """One field, an array for each window that has values."""
+        """One field of `Divergences`, as an array for each window that has values."""
         return [np.concatenate([getattr(d, name) for d in window]) for window in self.parts if window]
 
 
 @dataclass
 class ModelComparison:
-    """Everything measured. base_forward_s, seconds: of evaluation, of the whole; loss: of keeping the base on the disk."""
+    """Everything measured. base_forward_s: seconds of evaluating the base; seconds: of everything; kept_bytes, kept_rows: of the base
+    on disk; loss: for each candidate, (mean divergence from what was stored, from the whole distributions); ended: what stopped it.
+    """
 
     windows: Sequence[Window]
     base: Variant
@@ -75,7 +77,7 @@ def shared_settings(
 
 
 def fit_in_memory(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> bool:
-    """Whether the models and contexts of all variants fit at once into the memory that is free. Raises YarnEdgeError."""
+    """Whether the models and contexts of all variants fit into free memory at once. Raises YarnEdgeError."""
     with ExitStack() as stack:
         simulations: dict[tuple[object, ...], Simulation] = {}
         for variant in variants:
@@ -89,7 +91,7 @@ def fit_in_memory(variants: Sequence[Variant], n_ctx: int, attention: FlashAtten
 
 @contextmanager
 def models_of(variants: Sequence[Variant]) -> Iterator[list[Model]]:
-    """A loaded model for each variant; those with the same weights share one."""
+    """A loaded model for each variant; variants with the same weights share one."""
     with ExitStack() as stack:
         loaded: dict[tuple[object, ...], Model] = {}
         for variant in variants:
@@ -99,7 +101,7 @@ def models_of(variants: Sequence[Variant]) -> Iterator[list[Model]]:
 
 
 def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, attention: FlashAttention) -> None:
-    """All contexts step through the windows together; the base's logits are read where they lie."""
+    """Run all contexts through the windows in step; the base's logits are read in place."""
     variants = [comparison.base, *(o.variant for o in comparison.outcomes)]
     spent = [0.0] * len(variants)
     total = sum(len(w.tokens) - 1 for w in comparison.windows)
@@ -115,11 +117,12 @@ def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, a
                 _clear(contexts, comparison.outcomes)
                 for base, *others in batches(contexts, window, advance, spent=spent):
                     log_z, top = rows.log_normalizers(base.logits), base.logits.argmax(axis=1)
-                    found = [rows.divergences(base.logits, log_z, top, b.logits, b.targets) for b in others]
-                    for outcome, divergences in zip(comparison.outcomes, found, strict=True):
-                        _check(divergences, window, base.first, outcome.variant, comparison.base)
-                    for outcome, divergences in zip(comparison.outcomes, found, strict=True):
-                        outcome.parts[-1].append(divergences)
+                    divergences = [rows.divergences(base.logits, log_z, top, b.logits, b.targets) for b in others]
+                    pairs = list(zip(comparison.outcomes, divergences, strict=True))
+                    for outcome, part in pairs:
+                        _check(part, window, base.first, outcome.variant, comparison.base)
+                    for outcome, part in pairs:
+                        outcome.parts[-1].append(part)
         finally:
             comparison.base_forward_s = spent[0]
             for outcome, seconds in zip(comparison.outcomes, spent[1:], strict=True):
@@ -133,19 +136,19 @@ def _clear(contexts: Sequence[Context], outcomes: Sequence[CandidateOutcome]) ->
         outcome.parts.append([])
 
 
-def _check(found: Divergences, window: Window, first: int, variant: Variant, base: Variant) -> None:
-    check_finite(found.base_nll, window, first, base.path)
-    check_finite(found.nll, window, first, variant.path)
-    if not np.isfinite(found.kl).all():
+def _check(part: Divergences, window: Window, first: int, variant: Variant, base: Variant) -> None:
+    check_finite(part.base_nll, window, first, base.path)
+    check_finite(part.nll, window, first, variant.path)
+    if not np.isfinite(part.kl).all():
         raise YarnEdgeError(
-            f"{variant.label}: rules out a token that {base.label} does not: the divergence is infinite"
+            f"{variant.label}: gives a token probability 0 that {base.label} does not: the divergence is infinite"
         )
 
 
 def one_after_the_other(
     comparison: ModelComparison, n_ctx: int, threads: int | None, attention: FlashAttention, scratch: Path | None
 ) -> None:
-    """The base alone, its distributions kept on the disk; then each candidate alone."""
+    """Run the base alone and keep its distributions on disk, then run each candidate alone."""
     variants = [comparison.base, *(o.variant for o in comparison.outcomes)]
     with Distributions(scratch) as kept, Rows(threads or physical_threads()) as rows:
 
@@ -155,7 +158,7 @@ def one_after_the_other(
         base, *others = _settings_alone(variants, n_ctx, threads, attention)
         comparison.base_forward_s = _alone(comparison.base, comparison, base, keep, lambda: None)
         comparison.kept_bytes, comparison.kept_rows = kept.n_bytes, kept.n_rows
-        note(f"the base's distributions of {kept.n_rows} tokens take {kept.n_bytes / 1e6:.0f} MB on the disk")
+        note(f"the base's distributions of {kept.n_rows} tokens take {kept.n_bytes / 1e6:.0f} MB on disk")
         for outcome, settings in zip(comparison.outcomes, others, strict=True):
             kept.rewind()
             stored = _Stored(kept, rows, outcome, comparison.base)
@@ -164,7 +167,7 @@ def one_after_the_other(
 
 
 class _Stored:
-    """A candidate against the stored base."""
+    """Compares a candidate with the stored base."""
 
     def __init__(self, kept: Distributions, rows: Rows, outcome: CandidateOutcome, base: Variant) -> None:
         self._kept, self._rows, self._outcome, self._base = kept, rows, outcome, base
@@ -177,12 +180,12 @@ class _Stored:
     def take_in(self, batch: ScoredBatch, window: Window) -> None:
         self._true.append(self._kept.exact(batch, self._n_rows, self._rows))
         self._n_rows += len(batch.targets)
-        found = self._kept.compare(batch, self._rows)
-        _check(found, window, batch.first, self._outcome.variant, self._base)
-        self._outcome.parts[-1].append(found)
+        part = self._kept.compare(batch, self._rows)
+        _check(part, window, batch.first, self._outcome.variant, self._base)
+        self._outcome.parts[-1].append(part)
 
     def loss(self) -> tuple[float, float]:
-        """Mean divergence by what was stored and by the whole distributions, over the tokens that have both."""
+        """Mean divergence from what was stored and from the whole distributions, over the tokens that have both."""
         whole = np.concatenate(self._true)
         stored = np.concatenate(self._outcome.of_windows("kl"))[: len(whole)]
         return float(stored.mean()), float(whole.mean())
@@ -203,7 +206,7 @@ def _alone(
     take_in: Callable[[ScoredBatch, Window], None],
     begin: Callable[[], None],
 ) -> float:
-    """One variant over all windows; returns its seconds of evaluation."""
+    """Run one variant over all windows. Returns its seconds of evaluation."""
     spent = [0.0]
     total = sum(len(w.tokens) - 1 for w in comparison.windows)
     with (

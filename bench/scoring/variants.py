@@ -1,7 +1,7 @@
 """A model and how to run it, in one word: `model.gguf@kv=q4_0,yarn-factor=2`.
 
-So the errors of weights, cache and positions can be told apart: the same file runs with another cache type, another backend
-or another scaling, by arguments of the runtime and overrides of its metadata in memory; no file is written.
+This separates the errors of weights, cache and positions: the same file runs with another cache type, another backend or another
+scaling, through runtime arguments and metadata overrides in memory. No file is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.rescale import from_file, in_memory
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.runtime.attention import LEAST_READING, choose_attention
+from yarn_edge.runtime.attention import choose_attention
 from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.ggml import Device
@@ -32,7 +32,7 @@ KEYS = ("kv", "backend", *_SCALING)
 
 @dataclass(frozen=True)
 class Variant:
-    """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata, for this load only."""
+    """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata values for this load only."""
 
     label: str
     path: Path
@@ -43,22 +43,22 @@ class Variant:
 
     @property
     def weights(self) -> tuple[Any, ...]:
-        """Equal for variants that can share a loaded model."""
+        """A key that is equal for variants that can share a loaded model."""
         return (self.path.resolve(), self.backend, tuple(sorted(self.overrides.items())))
 
     def device(self) -> Device:
-        """Where it runs. Raises YarnEdgeError if this machine has no such backend: nothing takes its place."""
+        """The device to run on. Raises YarnEdgeError if this machine has no such backend; it is never replaced by another."""
         devices = devices_of(self.backend)
         if not devices:
             raise YarnEdgeError(f"{self.label}: {missing(self.backend)}")
         return devices[0]
 
     def load(self) -> Model:
-        """The model, on its backend. Raises YarnEdgeError."""
+        """The loaded model, on its backend. Raises YarnEdgeError."""
         model = Model(self.path, device=self.device(), overrides=self.overrides)
         if model.gguf.metadata.get(f"{model.gguf.architecture}.attention.causal") is False:
             model.close()
-            raise YarnEdgeError(f"{self.label}: is no language model: its tokens see those after them")
+            raise YarnEdgeError(f"{self.label}: is not a causal language model: its tokens see the tokens after them")
         return model
 
     def settings(
@@ -70,7 +70,7 @@ class Variant:
         threads: int | None = None,
         flash_attention: FlashAttention = "auto",
     ) -> ContextSettings:
-        """The settings of a context that reads long inputs. file: the header of `path`."""
+        """The settings of a context, with attention by the policy. file: the header of `path`."""
         wanted = ContextSettings(
             n_ctx=n_ctx,
             n_batch=n_batch,
@@ -79,27 +79,27 @@ class Variant:
             arguments=self.arguments,
             flash_attention=flash_attention,
         )
-        return choose_attention(wanted, file, on_cpu=self.backend == "cpu", least=LEAST_READING)
+        return choose_attention(wanted, file, on_cpu=self.backend == "cpu")
 
 
 def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> Variant:
-    """`PATH`, `PATH@key=value,key=value`; KEYS are the keys. The others are the defaults. Raises YarnEdgeError."""
+    """The variant written as `PATH` or `PATH@key=value,key=value`, with the keys KEYS. kv_type, backend: defaults. Raises YarnEdgeError."""
     path, wanted = split_variant(text)
     given: dict[str, Any] = {}
     for item in wanted:
         key, _, value = item.partition("=")
         if key not in KEYS:
-            raise YarnEdgeError(f"{text}: {key!r} is unknown behind @; known: {', '.join(KEYS)}")
+            raise YarnEdgeError(f"{text}: {key!r} is unknown after @; known: {', '.join(KEYS)}")
         if key in given:
-            raise YarnEdgeError(f"{text}: {key} stands twice")
+            raise YarnEdgeError(f"{text}: {key} appears twice")
         given[key] = _VALUES[key](text, value)
     scaling = {_SCALING[key]: value for key, value in given.items() if key in _SCALING}
-    found = Variant(text, Path(path), given.get("kv", kv_type), given.get("backend", backend))
-    return scaled(found, from_file(read_gguf(path), scaling)) if scaling else found
+    variant = Variant(text, Path(path), given.get("kv", kv_type), given.get("backend", backend))
+    return scaled(variant, from_file(read_gguf(path), scaling)) if scaling else variant
 
 
 def split_variant(text: str) -> tuple[str, list[str]]:
-    """The path and the items behind the last @; a file whose own name holds an @ is taken as it is."""
+    """(path, items after the last @). A file whose own name contains an @ is taken as it is."""
     path, at, rest = text.rpartition("@")
     if not at or "=" not in rest or Path(text).exists():
         return text, []
@@ -111,7 +111,7 @@ def _number(kind: Callable[[str], float]) -> Callable[[str, str], float]:
         try:
             return kind(value)
         except ValueError:
-            raise YarnEdgeError(f"{text}: {value!r} is no number") from None
+            raise YarnEdgeError(f"{text}: {value!r} is not a number") from None
 
     return parse
 
@@ -133,7 +133,7 @@ _VALUES: dict[str, Callable[[str, str], Any]] = {
 
 
 def scaled(variant: Variant, goal: RopeScaling) -> Variant:
-    """The variant with `goal` in place of the file's own scaling. Raises YarnEdgeError where arguments cannot do it."""
+    """The variant with `goal` in place of the file's own scaling. Raises YarnEdgeError if runtime arguments cannot express it."""
     file = read_gguf(variant.path)
     arguments, overrides = in_memory(file, goal, variant.label)
     return replace(variant, arguments=arguments, overrides=overrides)

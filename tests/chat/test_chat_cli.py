@@ -305,4 +305,4 @@ def test_a_file_that_runs_otherwise_than_it_says_is_told(tmp_path: Path) -> None
     tiny.edit_key(path, "yarn_edge.rope.attention_factor", 1.5)
     told = run(*words)
     assert told.returncode == 0
-    assert b"says other positions than llama.cpp runs" in told.stderr
+    assert b"declares other positions than llama.cpp runs" in told.stderr

@@ -317,7 +317,7 @@ def test_closed_stream_keeps_what_was_said(context: Recorder, template: ChatTemp
     session = Session(context, template, GREEDY)
     with closing(session.stream(QUESTIONS[0])) as stream:
         said = "".join(next(stream) for _ in range(4))
-        with pytest.raises(RuntimeError, match="is answering"):
+        with pytest.raises(RuntimeError, match="is generating an answer"):
             next(session.stream("At the same time?"))
     assert session.conversation.turns[-1].answer == said
     assert session.stats is not None

@@ -1,7 +1,8 @@
-"""Tokens after tokens: what of a prompt is in the KV cache, evaluating the rest, sampling an answer. No messages, no templates.
+"""Generation from tokens to text: reuse what the KV cache has of a prompt, evaluate the rest, sample an answer. No messages, no
+templates.
 
-The cache is cut, never shifted: `llama_memory_seq_add` would rotate the cached keys once more, on a YaRN model with its attention
-factor.
+The cache is cut, never shifted: `llama_memory_seq_add` would rotate the cached keys again, and on a YaRN model multiply them by the
+attention factor again.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from yarn_edge.runtime.llama_api import deferred_ctrl_c
 # stop: the model ended its turn; length: max_tokens; context: the cache is full; interrupted: Ctrl-C, a closed stream.
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 
-MOST_REREAD = 0.25  # of the tokens to read: so many may be read again so that the state can be kept on the disk
-KEEP_TOKENS = 1024  # of a prompt that is worth a file
-_TIMED = 128  # tokens of a prompt that tell the speed of the next one
+MOST_REREAD = 0.25  # share of the tokens to read that may be read again so that the state can be kept on disk
+KEEP_TOKENS = 1024  # minimum length of a prompt that is worth a file
+_TIMED = 128  # minimum number of tokens to measure the reading speed on
 _FIRST_GUESS_TOK_PER_S = 100.0
 
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """What one answer cost. Prompt tokens are evaluated, reused from the cache, or restored from the disk; times in seconds.
+    """The cost of one answer. Prompt tokens are evaluated, reused from the cache, or restored from disk; times are in seconds.
 
-    draft_tokens: proposed by looking up the text, draft_accepted: of these what the model said.
+    draft_tokens: tokens proposed by prompt lookup; draft_accepted: how many of them the model chose.
     """
 
     prompt_tokens_evaluated: int
@@ -53,7 +54,7 @@ class AnswerStats:
 
 @dataclass
 class _Answer:
-    """An answer while it is generated. drafts: as `Generation._drafts` had them before it. Times are of `time.perf_counter`."""
+    """An answer while it is generated. drafts: `Generation._drafts` before it. Times come from `time.perf_counter`."""
 
     n_prompt: int
     began: float
@@ -66,12 +67,12 @@ class _Answer:
     reason: FinishReason = "interrupted"
 
     def sampled(self) -> None:
-        """A token was sampled now."""
+        """Note that a token has just been sampled."""
         self.last_at = time.perf_counter()
         self.first_at = self.first_at or self.last_at
 
     def stats(self, drafts: tuple[int, int], n_cached: int, n_ctx: int) -> AnswerStats:
-        """What it cost. drafts: as they are now; n_cached: tokens in the cache."""
+        """The cost so far. drafts: `Generation._drafts` now; n_cached: tokens in the cache."""
         steps = self.generated if self.reason == "stop" else self.generated - 1  # tokens after the first one
         took = self.last_at - self.first_at
         return AnswerStats(
@@ -90,9 +91,9 @@ class _Answer:
 
 
 class Generation:
-    """A context and what is in it. `stats` describes the last answer, None if it did not come to one.
+    """A context and what is in its cache. `stats` describes the last answer; None if there was none.
 
-    states: where evaluated prompts are kept and looked for, None for nowhere. lookup: drafts, None for none.
+    states: where evaluated prompts are kept, or None. lookup: the source of drafts, or None.
     """
 
     def __init__(self, context: Context, states: StateCache | None = None, lookup: PromptLookup | None = None) -> None:
@@ -105,18 +106,18 @@ class Generation:
         self._interrupt: Callable[[], None] = lambda: None
 
     def stop(self) -> None:
-        """From another thread: end what is being evaluated and generated, with KeyboardInterrupt there."""
+        """Called from another thread: end the running evaluation and generation, which raises KeyboardInterrupt there."""
         self._stopped = True
         self._interrupt()
 
     def generate(
         self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None = None, *, canonical: bool = False
     ) -> Generator[str, None, None]:
-        """Continue `tokens`, a whole prompt, with what the cache already holds of it: pieces of whole characters.
+        """Continue `tokens`, a whole prompt, reusing what the cache holds of it. Yields text in pieces of whole characters.
 
-        canonical: of that only what is to the bit as a fresh evaluation makes it.
-        Sets `stats` at the end, however it ends. Closing the iterator or Ctrl-C (raised again as KeyboardInterrupt) stops it.
-        Raises YarnEdgeError on an empty prompt or one that does not fit.
+        canonical: reuse only what equals a fresh evaluation to the bit. Sets `stats` at the end, however it ends. Closing the
+        iterator or Ctrl-C (raised again as KeyboardInterrupt) stops it. Raises YarnEdgeError if the prompt is empty or does not
+        fit.
         """
         self._check_request(tokens, max_tokens)
         n_ctx, model = self.context.n_ctx, self.context.model
@@ -142,7 +143,7 @@ class Generation:
                     if len(tokens) + answer.generated > n_ctx:
                         answer.reason = "context"
                         break
-            # A character that the limit cut is left out; one that the model itself left open is shown as U+FFFD.
+            # A character cut by the limit is left out; one that the model itself left incomplete is shown as U+FFFD.
             if answer.reason == "stop" and (piece := decoder.decode(b"", final=True)):
                 yield piece
         finally:
@@ -151,7 +152,7 @@ class Generation:
 
     def _check_request(self, tokens: Sequence[int], max_tokens: int | None) -> None:
         if self._busy:
-            raise RuntimeError("this context is answering; close that stream first")
+            raise RuntimeError("this context is generating an answer: close that stream first")
         if max_tokens is not None and max_tokens < 1:
             raise YarnEdgeError(f"--max-tokens is {max_tokens}, must be above 0")
         if not tokens:
@@ -164,21 +165,21 @@ class Generation:
         return (self.lookup.drafted, self.lookup.accepted) if self.lookup else (0, 0)
 
     def preload(self, tokens: Sequence[int]) -> None:
-        """Bring the beginning of a prompt into the cache, if it is not there. Raises YarnEdgeError, KeyboardInterrupt."""
+        """Bring the beginning of a prompt into the cache, unless it is there. Raises YarnEdgeError, KeyboardInterrupt."""
         if self.cached.common([*tokens, -1]) < len(tokens):
             self._read(tokens, only_canonical=False)
 
     def keep_on_disk(self) -> None:
-        """Keep what was read, if it is worth a file: for when nobody waits."""
+        """Save the evaluated prompt, if it is worth a file. Call this when nobody is waiting."""
         cached = self.cached
         if self.states is not None and cached.canonical >= KEEP_TOKENS:
-            self.context.keep(len(cached))  # what an interrupted evaluation left behind
+            self.context.keep(len(cached))  # drops what an interrupted evaluation left
             self.states.keep(self.context, self._run_key, cached.tokens, cached.canonical)
 
     def _read(self, tokens: Sequence[int], only_canonical: bool) -> tuple[int, int]:
-        """Bring the cache to exactly `tokens`. Returns how many of them were there, and how many came from the disk.
+        """Bring the cache to exactly `tokens`. Returns (tokens that were there, tokens restored from disk).
 
-        After an interruption `cached` holds what is surely there.
+        After an interruption `cached` has only what is known to be there.
         """
         cached = self.cached
         start, restored = cached.common(tokens), 0
@@ -195,7 +196,7 @@ class Generation:
         began = time.perf_counter()
         with (
             self.context.interruptible() as interrupt,
-            deferred_ctrl_c(interrupt),  # stops inside a batch, not after it
+            deferred_ctrl_c(interrupt),  # stops within a batch, not after it
             _maybe_bar(n_new > self._prompt_tok_per_s, n_new) as advance,
         ):
             self._interrupt = interrupt
@@ -208,24 +209,23 @@ class Generation:
         return (0, restored) if restored else (start, 0)
 
     def _restore(self, tokens: Sequence[int], have: int) -> int:
-        """Tokens that are in the cache now because the disk had more of them than there were; 0 if it had not."""
+        """The number of tokens restored from disk; 0 if the disk has no more of them than the cache, which has `have`."""
         assert self.states is not None
-        found = self.states.find(self._run_key, tokens[:-1], self.context.n_batch, self.context.n_ctx)
-        if found is None or found.usable <= have:
+        entry = self.states.find(self._run_key, tokens[:-1], self.context.n_batch, self.context.n_ctx)
+        if entry is None or entry.usable <= have:
             return 0
         self.cached.forget()
-        if not self.states.load(self.context, found):
+        if not self.states.load(self.context, entry):
             return 0
-        self.cached.restored(tokens[: found.usable])
-        return found.usable
+        self.cached.restored(tokens[: entry.usable])
+        return entry.usable
 
     def _sampled(self, chain: object, sampling: Sampling) -> Iterator[int]:
-        """Tokens without end: sampled after what is in the cache, evaluated when the next one is asked for."""
+        """An endless stream of tokens, sampled after what is in the cache and evaluated when the next one is requested."""
         lookup, context = self.lookup, self.context
+        # A batch rounds differently from single evaluations, and could make another token the most probable.
         if lookup is not None and sampling.temperature == 0 and not lookup.always:
-            lookup = (
-                None  # a batch rounds otherwise than single evaluations, and could make another token the most probable
-            )
+            lookup = None
         if lookup is not None:
             lookup.read(self.cached.tokens)
         token = context.sample(chain)
@@ -251,17 +251,17 @@ class Generation:
             token = following
 
     def _check(self, chain: object, token: int, draft: list[int]) -> tuple[list[int], int]:
-        """Evaluate a token and a draft behind it. Returns what of the draft the model said itself, and what it said then.
+        """Evaluate a token and a draft after it. Returns (the draft's tokens that the model chose too, the token it chose next).
 
-        Every token is sampled from the logits before it, as without a draft: the distribution is the same.
+        Every token is sampled from the logits before it, as it would be without a draft, so the distribution is the same.
         """
         context, batch = self.context, [token, *draft]
         context.evaluate(batch, len(self.cached), len(batch))
         for number in range(len(batch)):
-            said = context.sample(chain, number)
-            if number == len(draft) or said != draft[number] or context.model.is_end(said):
+            chosen = context.sample(chain, number)
+            if number == len(draft) or chosen != draft[number] or context.model.is_end(chosen):
                 self.cached.keep_of_draft(batch, number + 1)
-                return batch[1 : number + 1], said
+                return batch[1 : number + 1], chosen
         raise AssertionError("the last one returns")
 
 

@@ -257,5 +257,5 @@ def test_a_full_disk_for_the_base(tiny_model: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(distributions.tempfile, "TemporaryFile", full)
     variant = parse_variant(str(tiny_model))
-    with pytest.raises(YarnEdgeError, match=r"cannot be kept: .*No space left"):
+    with pytest.raises(YarnEdgeError, match=r"cannot be stored: .*No space left"):
         compare(variant, [variant], TextSettings(ctx=512), keep="disk")

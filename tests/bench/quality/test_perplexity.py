@@ -132,10 +132,11 @@ def test_buckets() -> None:
     [
         (49152, 8192, "f16", "cpu", "auto", (512, "off")),
         (49152, 16384, "f16", "cpu", "auto", (256, "off")),
-        (49152, 131072, "f16", "cpu", "auto", (512, "auto")),
+        (49152, 131072, "f16", "cpu", "auto", (32, "off")),
+        (49152, 262144, "f16", "cpu", "auto", (512, "auto")),
         (49152, 8192, "q8_0", "cpu", "auto", (512, "auto")),
         (49152, 8192, "f16", "cuda", "auto", (512, "auto")),
-        (49152, 131072, "f16", "cpu", "off", (64, "off")),
+        (49152, 262144, "f16", "cpu", "off", (32, "off")),
         (152064, 4096, "f16", "cpu", "on", (128, "on")),
     ],
 )
@@ -188,7 +189,7 @@ def test_beyond_the_context_and_shorter_than_it(
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "empty text": (["--text", "empty.txt"], "holds no text"),
+    "empty text": (["--text", "empty.txt"], "contains no text"),
     "no text": (["--text", "none.txt"], "No such file"),
     "too short for the protocol": (["--protocol", "llama.cpp", "--ctx", "1000"], "scores windows of 1000 tokens"),
     "stride": (["--protocol", "sliding", "--ctx", "64", "--stride", "64"], "--stride 64 must be below the context"),
@@ -253,7 +254,7 @@ def test_what_is_not_a_number_is_an_error_and_what_was_scored_is_told(
 def test_a_model_whose_tokens_see_the_next_ones_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny_gguf.write(tmp_path / "m.gguf", "llama", {"attention.causal": False})
     assert main(["perplexity", str(path), "--ctx", "64"]) == 2
-    assert "is no language model" in capsys.readouterr().err
+    assert "is not a causal language model" in capsys.readouterr().err
 
 
 def test_scores_that_cannot_be_kept_are_told(

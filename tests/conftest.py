@@ -44,13 +44,13 @@ def no_quiet_left() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def proofs() -> Iterator[None]:
     """Without --full `convert` proves each tokenizer once a process; test_vocab asks `prove` itself."""
-    from yarn_edge.convert import hf_to_gguf
+    from yarn_edge.convert import conversion
 
     from support.proofs import proved_once
 
     with pytest.MonkeyPatch.context() as patch:
         if not depth.full:
-            patch.setattr(hf_to_gguf, "prove", proved_once(hf_to_gguf.prove))
+            patch.setattr(conversion, "prove", proved_once(conversion.prove))
         yield
 
 

@@ -13,7 +13,7 @@ from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.gguf import read
 
-from support import gguf_bytes, tiny
+from support import gguf_files, tiny
 
 Parsed = Counter[str]
 
@@ -23,7 +23,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkpoint `ck`, the GGUF `model.gguf` that convert makes of it, `text.txt`, and the GGUF in shards."""
     folder = tmp_path_factory.mktemp("once")
     model = convert(tiny.write_checkpoint(folder / "ck"), str(folder / "model.gguf"), "F32")[0]
-    gguf_bytes.split(model, folder / "shards.gguf", 8)
+    gguf_files.split(model, folder / "shards.gguf", 8)
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40, encoding="utf-8")
     return folder
 
@@ -74,7 +74,7 @@ def test_bench_measures_with_one_reading(files: Path, parsed: Parsed) -> None:
     events: list[str] = []
     model = f"{files / 'model.gguf'}@yarn-factor=2"
     request = child.Request(model, "cpu", "f16", 0, 4, 1, 64, 1, 512, 512, "auto", 1)
-    child.measure(request, lambda event, **_values: events.append(event))
+    child.run_request(request, lambda event, **_values: events.append(event))
     assert events[-1] == "rope"
     assert parsed == {"model.gguf": 1}
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from yarn_edge.positions import rope
 from yarn_edge.positions.error_budget import EDGES, budget
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
-from yarn_edge.runtime import ggml
+from yarn_edge.runtime import rope_kernel
 from yarn_edge.stdout import write_text
 from yarn_edge.verify.transformers_reference import rope_parameters
 
@@ -39,7 +39,7 @@ def ggml_cos_sin(scaling: RopeScaling, positions: npt.NDArray[np.int32]) -> Angl
     """A cos and A sin of ggml's CPU kernel, (n_positions, D/2) each: the rotation of (1, 0) in every pair."""
     x = np.zeros((len(positions), 1, scaling.dim), np.float32)
     x[..., : scaling.dim // 2] = 1
-    y = ggml.rope(x, positions, ggml.rope_arguments(scaling, "half"))[:, 0].astype(np.float64)
+    y = rope_kernel.rope(x, positions, rope_kernel.rope_arguments(scaling, "half"))[:, 0].astype(np.float64)
     return y[:, : scaling.dim // 2], y[:, scaling.dim // 2 :]
 
 

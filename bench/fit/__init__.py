@@ -1,4 +1,4 @@
 """The command fit: what runs on this machine, with which context, cache type and quantization.
 
-May import: bench.speed's bandwidth, yarn_edge.memory, convert's file plans.
+May import: the bandwidth of bench.speed, yarn_edge.memory, the file plans of convert.
 """

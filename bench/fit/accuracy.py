@@ -1,20 +1,18 @@
-"""How well `fit` predicts: real loads in processes of their own, their peak of resident memory next to the prediction.
+"""How well `fit` predicts memory: the peak resident memory of real loads, each in a process of its own, next to the prediction.
 
     python -m yarn_edge.bench.fit.accuracy MODEL.gguf… --ctx 512,4k,16k --kv-type f16,q8_0,q4_0
 
-Each combination is loaded and its whole context evaluated, as `chat` does it; the prediction comes from another process, as
-in `fit`. A prediction below what was measured, or more than 5 % above, fails. With --backend it is the memory of that device: what of it
-is free before the model is loaded, less what is free when the context is full.
+Each combination is loaded and its whole context evaluated, as in `chat`; the prediction comes from another process, as in
+`fit`. A prediction fails if it is below the measurement, or more than 5 % above it. With --backend, the memory is that of the
+device: free memory before the model is loaded, minus free memory when the context is full.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +27,14 @@ from yarn_edge.report.report import Report, Table
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.machine import peak_resident_bytes
 
+from .fresh_process import in_a_process
+
 MOST_ABOVE = 0.05
 
 
 @dataclass(frozen=True)
 class MeasuredMemory:
-    """One combination, in bytes. error: prediction over measurement, less 1."""
+    """One combination, in bytes. parts: of the prediction."""
 
     model: str
     n_ctx: int
@@ -45,17 +45,17 @@ class MeasuredMemory:
 
     @property
     def error(self) -> float:
-        """Above 0: more was predicted than taken."""
+        """Prediction / measurement - 1: above 0 if too much was predicted."""
         return self.predicted_bytes / self.measured_bytes - 1
 
     @property
     def ok(self) -> bool:
-        """Not below, and not by more than MOST_ABOVE above."""
+        """Whether the error is from 0 to MOST_ABOVE."""
         return 0 <= self.error <= MOST_ABOVE
 
 
-def predict(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
-    """The parts of the plan and "taken_bytes", as `fit` has them."""
+def predict_memory(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
+    """The parts of the plan, and "taken_bytes", as `fit` predicts them."""
     from yarn_edge.memory.plan import Simulation
 
     with Simulation(path, device=device_places(backend)[0], threads=threads) as simulation:
@@ -64,28 +64,16 @@ def predict(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: 
     return {**parts, "taken_bytes": plan.taken_bytes}
 
 
-def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
-    """ "peak_bytes" of this process (or of a device) after a load and a whole context: a prompt, tokens one by one, a draft."""
-    from yarn_edge.memory.plan import OUTPUTS
-    from yarn_edge.runtime.attention import attention_for
+def measure_memory(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
+    """ "peak_bytes" of this process (or of a device) after loading a model and filling its context: prompt, single tokens, draft."""
+    from yarn_edge.memory.plan import OUTPUTS, conversation_settings
     from yarn_edge.runtime.context import Context
     from yarn_edge.runtime.model import Model
 
     device = device_places(backend)[0]
     before = ggml.device_memory(device)[0] if device else 0
-    attention = attention_for(read_gguf(path, vocabulary=False), n_ctx, kv_type, device)
-    with (
-        Model(path, device=device) as model,
-        Context(
-            model,
-            n_ctx=n_ctx,
-            n_ubatch=attention.n_ubatch,
-            n_outputs=OUTPUTS,
-            kv_type=kv_type,
-            threads=threads,
-            flash_attention=attention.flash,
-        ) as context,
-    ):
+    settings = conversation_settings(read_gguf(path, vocabulary=False), n_ctx, kv_type, device, threads)
+    with Model(path, device=device) as model, Context(model, settings) as context:
         tokens = [int(t) for t in np.random.default_rng(0).integers(0, model.n_vocab, n_ctx)]
         prompt = max(1, n_ctx - OUTPUTS - 8)
         with bar(f"{path.name}, {n_ctx} tokens", n_ctx, "tokens") as advance:
@@ -97,49 +85,17 @@ def measure(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: 
         return {"peak_bytes": before - ggml.device_memory(device)[0] if device else peak_resident_bytes()}
 
 
-Job = Callable[[Path, int, str, "int | None", str], dict[str, int]]
-
-
-def _child(
-    job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str, answer: Connection
-) -> None:
-    try:
-        answer.send(job(path, n_ctx, kv_type, threads, backend))
-    except YarnEdgeError as error:
-        answer.send(str(error))
-
-
-def in_a_process(
-    job: Job, path: Path, n_ctx: int, kv_type: str, threads: int | None = None, backend: str = "cpu"
-) -> dict[str, int]:
-    """The job's answer from a fresh process. Raises its YarnEdgeError, and one where it ended without an answer."""
-    fresh = multiprocessing.get_context("spawn")
-    ours, theirs = fresh.Pipe(duplex=False)
-    process = fresh.Process(target=_child, args=(job, path, n_ctx, kv_type, threads, backend, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        told = ours.recv()
-    except EOFError:
-        process.join()
-        raise YarnEdgeError(f"{path}: the process with {n_ctx} tokens ended with {process.exitcode}") from None
-    process.join()
-    if isinstance(told, str):
-        raise YarnEdgeError(told)
-    return dict(told)
-
-
 def compare_memory(
     path: Path, n_ctx: int, kv_type: str, threads: int | None = None, backend: str = "cpu"
 ) -> MeasuredMemory:
-    """One combination: predicted, then measured."""
-    predicted = in_a_process(predict, path, n_ctx, kv_type, threads, backend)
-    measured = in_a_process(measure, path, n_ctx, kv_type, threads, backend)["peak_bytes"]
+    """Predict and measure one combination."""
+    predicted = in_a_process(predict_memory, path, n_ctx, kv_type, threads, backend)
+    measured = in_a_process(measure_memory, path, n_ctx, kv_type, threads, backend)["peak_bytes"]
     return MeasuredMemory(path.name, n_ctx, kv_type, predicted["taken_bytes"], measured, predicted)
 
 
-def accuracy_report(found: Sequence[MeasuredMemory]) -> Report:
-    """The table, and the worst of both sides."""
+def accuracy_report(measured: Sequence[MeasuredMemory]) -> Report:
+    """The table, and the largest errors on both sides."""
     mib = 2**20
     rows = tuple(
         (
@@ -151,38 +107,44 @@ def accuracy_report(found: Sequence[MeasuredMemory]) -> Report:
             round(100 * m.error, 2),
             "ok" if m.ok else "FAILS",
         )
-        for m in found
+        for m in measured
     )
     columns = ("model", "context", "cache", "predicted MiB", "measured MiB", "error %", "")
-    errors = [100 * m.error for m in found]
-    told = f"Errors from {min(errors):+.2f} % to {max(errors):+.2f} %; allowed are 0 to {100 * MOST_ABOVE:.0f} %."
-    return Report("Memory: predicted and measured", (told,), (Table("Peak of resident memory", columns, rows),))
+    errors = [100 * m.error for m in measured]
+    summary = (
+        f"Errors from {min(errors):+.2f} % to {max(errors):+.2f} %; the allowed range is 0 to {100 * MOST_ABOVE:.0f} %."
+    )
+    return Report("Memory: predicted and measured", (summary,), (Table("Peak resident memory", columns, rows),))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure all combinations. Returns 1 if any prediction is below, or too far above, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="fit_accuracy", description="What fit predicts, next to real loads.")
+    """Measure all combinations. Returns 1 if any prediction is below the measurement or too far above it, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="fit_accuracy", description="Compare the memory that fit predicts with real loads."
+    )
     parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help="GGUF files")
-    parser.add_argument("--ctx", type=lengths, default=[512, 4096, 16384], metavar="N,…", help="such as 512,4k,16k")
+    parser.add_argument(
+        "--ctx", type=lengths, default=[512, 4096, 16384], metavar="N,…", help="context lengths, such as 512,4k,16k"
+    )
     parser.add_argument("--kv-type", default="f16,q8_0,q4_0", metavar="TYPE,…", help="cache types")
-    parser.add_argument("--backend", choices=tuple(BACKENDS), default="cpu", help="default: cpu")
+    parser.add_argument("--backend", choices=tuple(BACKENDS), default="cpu", help="device to measure (default: cpu)")
     add_threads_flag(parser)
     add_output_flags(parser)
     args = parser.parse_args(argv)
     try:
         check_outputs(args)
-        found = []
+        measured = []
         for path in args.models:
             for n_ctx in args.ctx:
                 for kv_type in args.kv_type.split(","):
-                    found.append(compare_memory(path, n_ctx, kv_type, args.threads, args.backend))
-                    note(f"{path.name}, {n_ctx} tokens, {kv_type}: {100 * found[-1].error:+.2f} %")
-        rows = [{**asdict(m), "error": m.error, "ok": m.ok} for m in found]
-        deliver(args, {"rows": rows, "most_above": MOST_ABOVE}, accuracy_report(found), args.models)
+                    measured.append(compare_memory(path, n_ctx, kv_type, args.threads, args.backend))
+                    note(f"{path.name}, {n_ctx} tokens, {kv_type}: {100 * measured[-1].error:+.2f} %")
+        rows = [{**asdict(m), "error": m.error, "ok": m.ok} for m in measured]
+        deliver(args, {"rows": rows, "most_above": MOST_ABOVE}, accuracy_report(measured), args.models)
     except YarnEdgeError as error:
         sys.stderr.write(f"fit_accuracy: error: {error}\n")
         return 2
-    return 0 if all(m.ok for m in found) else 1
+    return 0 if all(m.ok for m in measured) else 1
 
 
 if __name__ == "__main__":

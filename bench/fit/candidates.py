@@ -1,7 +1,7 @@
-"""The files that `fit` compares: a GGUF as it is, and those that `convert` or `quantize` would make, as headers.
+"""The files that `fit` compares: an existing GGUF, and those that `convert` or `quantize` would write, as headers.
 
-A planned file has the header that would be written and its length, and no data (a sparse file in a temporary folder): all
-that a simulation reads.
+A planned file has the header and the length of the file that would be written, and no data (a sparse file in a temporary
+folder). A simulation reads no more than that.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from yarn_edge.runtime.ggml_types import FLOATS
 if TYPE_CHECKING:
     from yarn_edge.convert.file_plan import FilePlan
 
-QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")  # by quality; docs/compare.md has what each costs
-LAST_RESORT = frozenset({"Q3_K_M"})  # costs so much quality that a shorter context comes first
+QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")  # from best to worst; docs/compare.md has the loss of each
+LAST_RESORT = frozenset({"Q3_K_M"})  # loses so much quality that a shorter context is better
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One file. verb: the command that makes it, None for the one that is there. It is not recommended if only shown."""
+    """One file. verb: the command that makes it, None for an existing file. recommended: False if it is only shown."""
 
     quant: str
     file: GGUFFile
@@ -43,32 +43,32 @@ class Candidate:
 
     @property
     def last_resort(self) -> bool:
-        """Only where nothing better fits."""
+        """Whether it is recommended only if nothing better fits."""
         return self.verb is not None and self.quant in LAST_RESORT
 
 
 @dataclass(frozen=True)
-class Found:
-    """The file that is there, if it is a GGUF, and a function that plans the others (which takes memory, and time)."""
+class Candidates:
+    """own: the existing file, if it is a GGUF. plan: a function that plans the others, which takes memory and time."""
 
     own: Candidate | None
     plan: Callable[[], list[Candidate]]
 
 
 @contextmanager
-def fit_candidates(model: Path) -> Iterator[Found]:
-    """Those of a GGUF or a checkpoint folder, the best quality first; planned files are gone afterwards.
+def fit_candidates(model: Path) -> Iterator[Candidates]:
+    """The candidates of a GGUF or a checkpoint folder, best quality first. Planned files are removed at the end.
 
-    Raises YarnEdgeError for what is neither.
+    Raises YarnEdgeError if `model` is neither.
     """
     with tempfile.TemporaryDirectory(prefix="yarn-edge-fit-") as folder:
         target = str(Path(folder, "{quant}.gguf"))
         if model.is_dir():
-            yield Found(None, cache(lambda: _of_checkpoint(model, target)))
+            yield Candidates(None, cache(lambda: _of_checkpoint(model, target)))
             return
         file = read_gguf(model, vocabulary=False)
         check_loadable(file)
-        yield Found(
+        yield Candidates(
             Candidate(quant_of(file), file, weights_in_memory(file), None), lambda: _quantizations(file, target)
         )
 
@@ -99,7 +99,7 @@ def _quantizations(file: GGUFFile, target: str) -> list[Candidate]:
 
 
 def _own_type(dtypes: set[str]) -> str:
-    """The file type without loss for a checkpoint's weights; F32 is halved, as everyone does."""
+    """The 16-bit type for a checkpoint's weights: BF16 for BF16, else F16; F32 is halved, as is usual."""
     return "BF16" if dtypes == {"BF16"} else "F16"
 
 
@@ -115,7 +115,7 @@ def _planned(plan: FilePlan, verb: str, *, recommended: bool = True) -> Candidat
 
 
 def quant_of(file: GGUFFile) -> str:
-    """The file type that the header names (general.file_type); else the type of most weights."""
+    """The file type that the header names (general.file_type), else the type of most weights."""
     number = file.metadata.get("general.file_type")
     named: dict[int, str] = {quant.ftype: name for name, quant in known_quants().items()}
     if isinstance(number, int) and number in named:

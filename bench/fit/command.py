@@ -1,8 +1,8 @@
-"""`yarn-edge fit MODEL`: what of a model runs on this machine, with which context, cache type and quantization, and why.
+"""`yarn-edge fit MODEL`: whether a model runs on this machine, with which context, cache type and quantization, and why.
 
-A GGUF is simulated by llama.cpp as it is (`yarn_edge.memory.plan`); of what is not made yet (a checkpoint, the
-quantizations of a 16-bit GGUF) the headers are planned as `convert` and `quantize` would write them, and simulated. No
-weights are read or written.
+llama.cpp simulates a GGUF as it is (`yarn_edge.memory.plan`). For files that do not exist yet (from a checkpoint, or the
+quantizations of a 16-bit GGUF), the headers that `convert` and `quantize` would write are planned and simulated. No weights
+are read or written.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from .search import Fit
 
 
-def fit_json(found: Fit) -> dict[str, Any]:
-    """The object of --json."""
+def fit_json(result: Fit) -> dict[str, Any]:
+    """The JSON object of the command."""
     from yarn_edge.runtime.machine import available_bytes, machine_bytes
 
-    chosen, choice, candidate = found.chosen, found.chosen.choice, found.chosen.candidate
+    chosen, choice, candidate = result.chosen, result.chosen.choice, result.chosen.candidate
     return {
-        "model": str(found.model),
+        "model": str(result.model),
         "machine": {"memory_bytes": machine_bytes(), "free_bytes": available_bytes()},
-        "budget": "given" if found.given else "free now, less what others need",
-        "most_ctx": found.most_ctx,
+        "budget": "given" if result.given else "free now, less what others need",
+        "most_ctx": result.most_ctx,
         "devices": [
             {
                 "device": p.name,
@@ -36,7 +36,7 @@ def fit_json(found: Fit) -> dict[str, Any]:
                 "longest_ctx": p.choice.n_ctx if p.choice else 0,
                 "why": p.why,
             }
-            for p in found.places
+            for p in result.places
         ],
         "rows": [
             {
@@ -51,7 +51,7 @@ def fit_json(found: Fit) -> dict[str, Any]:
                 "tok_per_s_estimate": r.tok_per_s,
                 "refused": r.refused,
             }
-            for p in found.places
+            for p in result.places
             for r in p.rows
         ],
         "choice": None
@@ -64,7 +64,7 @@ def fit_json(found: Fit) -> dict[str, Any]:
             "reason": chosen.why,
         },
         "why": chosen.why,
-        "commands": [list(words) for words in found.command],
+        "commands": [list(words) for words in result.command],
         "tok_per_s_estimate": chosen.tok_per_s,
         "memory_by_ctx": {
             kv: [{"ctx": n, "total_bytes": b} for n, b in points] for kv, points in chosen.curves.items()
@@ -74,10 +74,15 @@ def fit_json(found: Fit) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge fit`."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file, or checkpoint folder")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file or checkpoint folder")
     add_memory_flag(parser)
     add_backend_flag(parser)
-    parser.add_argument("--ctx", type=length, metavar="N", help="the context that is needed, such as 16k")
+    parser.add_argument(
+        "--ctx",
+        type=length,
+        metavar="N",
+        help="required context, such as 16k (default: what the model was trained for, or what fits)",
+    )
     add_threads_flag(parser)
     from yarn_edge.report.deliver import add_output_flags
 
@@ -85,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`yarn-edge fit`. Returns 1 where nothing fits."""
+    """`yarn-edge fit`. Returns 1 if nothing fits."""
     from .speed import Speed
 
     with Speed(args.threads or physical_threads()) as speed:
@@ -96,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_outputs(args)
         shown = args.json or args.plot is not None or args.report is not None
-        found = fit(
+        result = fit(
             args.model,
             speed,
             memory=args.memory,
@@ -105,5 +110,5 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             with_curves=shown,
         )
-    deliver(args, fit_json(found), fit_report(found), [args.model] if args.model.is_file() else [])
-    return 0 if found.chosen.choice is not None else 1
+    deliver(args, fit_json(result), fit_report(result), [args.model] if args.model.is_file() else [])
+    return 0 if result.chosen.choice is not None else 1

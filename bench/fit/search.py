@@ -1,4 +1,4 @@
-"""The search behind `fit`: what every candidate takes on each device, which of them is recommended where, and why."""
+"""The search behind `fit`: the memory of every candidate on each device, which one is recommended there, and why."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from yarn_edge.memory.choice import ContextChoice, DoesNotFitError, choose_context
 from yarn_edge.memory.placement import ENOUGH_CTX, budget_bytes, device_places
-from yarn_edge.memory.plan import LEAST_CTX, ContextChoice, DoesNotFitError, MemoryPlan, Simulation, choose_context
+from yarn_edge.memory.plan import LEAST_CTX, MemoryPlan, Simulation
 from yarn_edge.memory.weights import weights_in_memory
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.devices import backend_of
 
-from .accuracy import in_a_process
-from .candidates import Candidate, Found, fit_candidates
+from .candidates import Candidate, Candidates, fit_candidates
+from .fresh_process import in_a_process
 from .speed import Speed
 
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
-LEAST_USEFUL = 4096  # tokens below which a smaller quantization is better than a shorter context
+LEAST_USEFUL = 4096  # tokens; below, a smaller quantization is better than a shorter context
 
 
 @dataclass(frozen=True)
 class Row:
-    """One quantization with one cache type. longest_ctx: 0 where not even the least fits; refused: why there is none."""
+    """One quantization with one cache type. longest_ctx: 0 if not even the shortest fits; refused: why there is no such cache."""
 
     candidate: Candidate
     kv_type: str
@@ -35,9 +36,9 @@ class Row:
 
 @dataclass(frozen=True)
 class PlaceFit:
-    """What fits on one device (None: the CPU). choice is None where nothing fits; why: the reason.
+    """What fits on one device (None: the CPU). candidate and choice: the recommendation, None if nothing fits; why: the reason.
 
-    tok_per_s: of the choice, at most. curves: of the candidate that is shown, cache type -> (tokens, bytes).
+    tok_per_s: upper bound for the choice. shown: the quantization of `curves`, which map cache types to (tokens, bytes).
     """
 
     device: ggml.Device | None
@@ -58,9 +59,9 @@ class PlaceFit:
 
 @dataclass(frozen=True)
 class Fit:
-    """The whole answer. chosen: the place that is recommended, one of `device_places`; command: lines to paste, each as its words.
+    """The whole result. chosen: the recommended one of `places`; command: command lines to paste, each as a tuple of words.
 
-    most_ctx: the longest context that was looked at; given: whether the budget was.
+    most_ctx: the longest context considered. given: whether the user gave the budget.
     """
 
     model: Path
@@ -81,40 +82,40 @@ def fit(
     threads: int | None = None,
     with_curves: bool = True,
 ) -> Fit:
-    """The answer for a GGUF or a checkpoint folder. memory: bytes, None for what is free. Raises YarnEdgeError.
+    """What fits of a GGUF or a checkpoint folder. memory: bytes, None for what is free. Raises YarnEdgeError.
 
-    with_curves: also memory by context, for a picture.
+    with_curves: include memory by context, for a picture.
     """
     with fit_candidates(model) as known, bar("Simulating", 1):
-        found = []
+        places = []
         for device in device_places(backend):
             with _simulation(known, device, threads) as simulation:
                 budget = budget_bytes(device, backend, memory)
-                found.append(_fit_on(simulation, known, speed, budget, ctx, with_curves))
+                places.append(_fit_on(simulation, known, speed, budget, ctx, with_curves))
                 trained = simulation.n_ctx_train
     if ctx is not None and ctx > trained:
-        note(f"warning: --ctx {ctx} is beyond the {trained} tokens that the model was made for")
+        note(f"warning: --ctx {ctx} exceeds the {trained} tokens that the model was trained for")
     enough = min(ctx or trained, ENOUGH_CTX)
-    chosen = next((p for p in found[:-1] if p.choice is not None and p.choice.n_ctx >= enough), found[-1])
-    return Fit(model, memory is not None, max(ctx or 0, trained), tuple(found), chosen, _command(model, chosen))
+    chosen = next((p for p in places[:-1] if p.choice is not None and p.choice.n_ctx >= enough), places[-1])
+    return Fit(model, memory is not None, max(ctx or 0, trained), tuple(places), chosen, _command(model, chosen))
 
 
 def _fit_on(
-    simulation: Simulation, known: Found, speed: Speed, budget: int, ctx: int | None, with_curves: bool
+    simulation: Simulation, known: Candidates, speed: Speed, budget: int, ctx: int | None, with_curves: bool
 ) -> PlaceFit:
     files = [*([] if known.own is None else [known.own]), *known.plan()]
-    found = [replace(c, weights=weights_in_memory(c.file, simulation.unused)) for c in files]
+    candidates = [replace(c, weights=weights_in_memory(c.file, simulation.unused)) for c in files]
     most = max(ctx or 0, simulation.n_ctx_train)
-    candidate, choice, why = _recommended(simulation, found, budget, ctx)
-    shown = candidate or found[-1]
+    candidate, choice, why = _recommended(simulation, candidates, budget, ctx)
+    shown = candidate or candidates[-1]
 
     def at_most(of: Candidate, n_ctx: int, kv_type: str) -> float | None:
-        """Of a GPU's memory the bandwidth is not measured."""
+        """None on a GPU, whose memory bandwidth is not measured."""
         return speed.tok_per_s(of.file, n_ctx, kv_type) if simulation.device is None else None
 
     rows = [
         replace(row, tok_per_s=at_most(row.candidate, row.longest_ctx, row.kv_type)) if row.plan else row
-        for row in _rows(simulation, found, budget, most)
+        for row in _rows(simulation, candidates, budget, most)
     ]
     return PlaceFit(
         simulation.device,
@@ -129,8 +130,8 @@ def _fit_on(
     )
 
 
-def _simulation(known: Found, device: ggml.Device | None, threads: int | None) -> Simulation:
-    """Of the file that is there, before anything is planned in this process; else of a planned one, its process apart."""
+def _simulation(known: Candidates, device: ggml.Device | None, threads: int | None) -> Simulation:
+    """Of the existing file, before anything is planned in this process; else of a planned file, with its process measured apart."""
     if known.own is not None:
         return Simulation(known.own.file.path, device=device, threads=threads, gguf=known.own.file)
     path = known.plan()[0].file.path
@@ -143,9 +144,9 @@ def _process_bytes(path: Path, _n_ctx: int, _kv_type: str, threads: int | None, 
         return {"process_bytes": simulation.process_bytes}
 
 
-def _rows(simulation: Simulation, found: Sequence[Candidate], budget: int, most: int) -> list[Row]:
+def _rows(simulation: Simulation, candidates: Sequence[Candidate], budget: int, most: int) -> list[Row]:
     rows = []
-    for candidate in found:
+    for candidate in candidates:
         for kv_type in CACHE_TYPES:
             refused = simulation.refusal(kv_type)
             if refused is not None:
@@ -158,15 +159,15 @@ def _rows(simulation: Simulation, found: Sequence[Candidate], budget: int, most:
 
 
 def _recommended(
-    simulation: Simulation, found: Sequence[Candidate], budget: int, ctx: int | None
+    simulation: Simulation, candidates: Sequence[Candidate], budget: int, ctx: int | None
 ) -> tuple[Candidate | None, ContextChoice | None, str]:
-    """The best quantization that holds all of the context; else the smallest that is not a last resort; else that one.
+    """(candidate, choice, reason): the best quantization that holds the whole context; else the smallest one that fits.
 
-    Nothing is taken silently: the third is the reason, or what the least would be.
+    A last resort is taken only if nothing else fits. If nothing fits at all, the reason says what the least would take.
     """
     limit = ctx or simulation.n_ctx_train
     passed, shorter, refusals = [], [], []
-    for candidate in (c for c in found if c.recommended):
+    for candidate in (c for c in candidates if c.recommended):
         try:
             choice = choose_context(simulation, budget, ctx, weights=candidate.weights)
         except DoesNotFitError as error:
@@ -204,7 +205,7 @@ def _command(model: Path, chosen: PlaceFit) -> tuple[tuple[str, ...], ...]:
 
 
 def _curves(simulation: Simulation, candidate: Candidate, limit: int) -> dict[str, list[tuple[int, int]]]:
-    """Cache type -> (context, bytes in all, on a device: there), for the picture."""
+    """Cache type -> (context, bytes that count against the budget), for the picture."""
 
     def taken(n_ctx: int, kv_type: str) -> int:
         return simulation.plan(n_ctx, kv_type, weights=candidate.weights).taken_bytes

@@ -1,7 +1,7 @@
-"""The memory's bandwidth, measured beside everything else that `fit` does: in a process of its own.
+"""The memory bandwidth, measured by a separate process while `fit` does everything else.
 
-It takes longer than the simulation (the arrays must be filled), and its arrays would count as memory of the process that
-`fit` measures.
+Measuring takes longer than the simulation, because arrays must be filled, and these arrays would count as memory of the process
+that `fit` measures.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from yarn_edge.progress import note
 if TYPE_CHECKING:
     from yarn_edge.gguf.file import GGUFFile
 
-TIMES_THE_CACHE = 3.0  # an estimate is quick
-SECONDS = 0.05  # of measuring; a pass takes 10 to 30 ms, the best counts
+TIMES_THE_CACHE = 3.0  # size of the arrays: enough for a quick estimate
+SECONDS = 0.05  # of measuring; one pass takes 10 to 30 ms, and the best one counts
 LIMIT_S = 10.0
 _PROGRAM = """import sys
 from yarn_edge.bench.speed.bandwidth import read_bandwidth
@@ -27,11 +27,11 @@ print(read_bandwidth(int(sys.argv[1]), *map(float, sys.argv[2:])))"""
 
 
 class Speed:
-    """Tokens per second that the memory's bandwidth allows. Use as a context manager."""
+    """Tokens per second that the memory bandwidth allows. Use as a context manager."""
 
     def __init__(self, threads: int) -> None:
         self._bandwidth: float | None = None
-        # Not in the working directory: a file there called like one of our modules is not to be run.
+        # Not in the working directory: a file there with the name of one of our modules must not run.
         self._process: subprocess.Popen[str] | None = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(threads), str(SECONDS), str(TIMES_THE_CACHE)],
             cwd=tempfile.gettempdir(),
@@ -44,21 +44,21 @@ class Speed:
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes per second that all threads read together; None where it cannot be measured, which is noted."""
+        """Bytes per second that all threads together read; None, with a note, if it cannot be measured."""
         if self._process is not None:
             process, self._process = self._process, None
             try:
-                told, why = process.communicate(timeout=LIMIT_S)
-                self._bandwidth = float(told)
+                printed, why = process.communicate(timeout=LIMIT_S)
+                self._bandwidth = float(printed)
             except (subprocess.TimeoutExpired, ValueError, OSError) as error:
                 process.kill()
                 process.communicate()  # else its pipes stay open, and it is never waited for
                 reason = why.strip().splitlines()[-1] if isinstance(error, ValueError) and why.strip() else str(error)
-                note(f"no speed is estimated, the memory's bandwidth cannot be measured: {reason}")
+                note(f"no speed is estimated, because the memory bandwidth cannot be measured: {reason}")
         return self._bandwidth
 
     def tok_per_s(self, file: GGUFFile, depth: int, kv_type: str) -> float | None:
-        """With `depth` tokens in the cache: all weights in use and the whole cache are read for each token."""
+        """Upper bound of generation with `depth` tokens in the cache: each token reads all weights in use and the whole cache."""
         from ..speed.ceilings import bytes_per_token
 
         if self.bandwidth is None:

@@ -1,27 +1,27 @@
-"""What `fit` found, for people: the table of quantizations and caches, the parts of the choice, the picture."""
+"""The results of `fit` for people: the table of quantizations and caches, the parts of the choice, the picture."""
 
 from __future__ import annotations
 
 import shlex
 from typing import TYPE_CHECKING
 
-from yarn_edge.memory.log_sizes import MIB
-from yarn_edge.memory.plan import gib
+from yarn_edge.memory.choice import gib
 from yarn_edge.report.report import Chart, Line, Report, Table
+from yarn_edge.runtime.load_log import MIB
 
 if TYPE_CHECKING:
     from .search import Fit, PlaceFit
 
 
-def fit_report(found: Fit) -> Report:
-    """Tables, the sentences that explain the choice, and the picture."""
-    tables = [_longest(found, place) for place in found.places]
-    if found.chosen.choice is not None:
-        tables.append(_parts(found.chosen))
-    return Report(f"What fits: {found.model.name}", tuple(_sentences(found)), tuple(tables), (_picture(found),))
+def fit_report(result: Fit) -> Report:
+    """The tables, the sentences that explain the choice, and the picture."""
+    tables = [_longest(result, place) for place in result.places]
+    if result.chosen.choice is not None:
+        tables.append(_parts(result.chosen))
+    return Report(f"What fits: {result.model.name}", tuple(_sentences(result)), tuple(tables), (_picture(result),))
 
 
-def _longest(found: Fit, place: PlaceFit) -> Table:
+def _longest(result: Fit, place: PlaceFit) -> Table:
     rows = tuple(
         (
             row.candidate.quant,
@@ -35,12 +35,12 @@ def _longest(found: Fit, place: PlaceFit) -> Table:
     )
     refused = {row.kv_type: row.refused for row in place.rows if row.refused}
     notes = [f"no {kv_type} cache: {reason}" for kv_type, reason in refused.items()]
-    notes.append(f"up to {found.most_ctx} tokens were looked at")
+    notes.append(f"contexts up to {result.most_ctx} tokens were considered")
     if any(row.tok_per_s is not None for row in place.rows):
-        notes.append("tok/s: estimated from the memory's bandwidth, with the context full")
+        notes.append("tok/s: estimated from the memory bandwidth, with a full context")
     columns = ("quantization", "weights MiB", "cache", "longest context", "memory MiB", "tok/s at most")
-    told = "given" if found.given else "free now, less what others need"
-    title = f"{found.model.name}: what fits into {gib(place.budget_bytes)} on {_named(place)} ({told})"
+    budget = "given" if result.given else "free now, less a reserve for other programs"
+    title = f"{result.model.name}: what fits into {gib(place.budget_bytes)} on {_named(place)} ({budget})"
     return Table(title, columns, rows, "; ".join(notes), digits=3)
 
 
@@ -54,9 +54,9 @@ def _parts(place: PlaceFit) -> Table:
     if plan.device_bytes is None:
         parts = [
             ("weights", plan.weights_bytes, "the mapped file"),
-            ("repacked weights", plan.repacked_bytes, "rearranged for the CPU's kernels, beside the file"),
+            ("repacked weights", plan.repacked_bytes, "a second copy, rearranged for the CPU's kernels"),
             (f"cache, {plan.kv_type}", plan.kv_bytes, f"{plan.n_ctx} tokens"),
-            ("compute buffers", plan.compute_bytes, "as far as they are written"),
+            ("compute buffers", plan.compute_bytes, "the part that is written"),
             ("output buffer", plan.output_bytes, "logits"),
             ("process", plan.process_bytes, "Python, llama.cpp, vocabulary, bookkeeping of the cache"),
         ]
@@ -64,28 +64,28 @@ def _parts(place: PlaceFit) -> Table:
         others = plan.device_bytes - plan.kv_bytes
         parts = [
             (f"cache, {plan.kv_type}", plan.kv_bytes, f"{plan.n_ctx} tokens"),
-            ("weights and buffers", others, "all layers; the embeddings stay with the CPU"),
+            ("weights and buffers", others, "all layers; the embeddings stay on the CPU"),
         ]
-    parts.append(("in all", plan.taken_bytes, f"of {gib(place.budget_bytes)}"))
+    parts.append(("total", plan.taken_bytes, f"of {gib(place.budget_bytes)}"))
     rows = tuple((name, round(n_bytes / MIB, 1), what) for name, n_bytes, what in parts)
     return Table(f"{place.shown} with {plan.n_ctx} tokens, on {_named(place)}", ("part", "MiB", "what"), rows)
 
 
-def _sentences(found: Fit) -> list[str]:
-    place = found.chosen
+def _sentences(result: Fit) -> list[str]:
+    place = result.chosen
     if place.choice is None:
         return [f"Nothing to recommend: {place.why}"]
-    told = [f"not on {p.name}: {p.why}" for p in found.places if p is not place and p.device is not None]
-    told.append(f"Recommended, on {_named(place)}: {place.why}.")
+    sentences = [f"not on {p.name}: {p.why}" for p in result.places if p is not place and p.device is not None]
+    sentences.append(f"Recommended, on {_named(place)}: {place.why}.")
     if place.tok_per_s is not None:
-        told.append(
-            f"Expected: at most {place.tok_per_s:.1f} tok/s with the context full, an estimate: what the memory's bandwidth allows."
+        sentences.append(
+            f"Expected: at most {place.tok_per_s:.1f} tok/s with a full context, estimated from the memory bandwidth."
         )
-    return [*told, *(f"    {shlex.join(words)}" for words in found.command)]
+    return [*sentences, *(f"    {shlex.join(words)}" for words in result.command)]
 
 
-def _picture(found: Fit) -> Chart:
-    place = found.chosen
+def _picture(result: Fit) -> Chart:
+    place = result.chosen
     lines = [
         Line(f"{kv_type} cache", tuple(float(n) for n, _b in points), tuple(b / 2**30 for _n, b in points))
         for kv_type, points in place.curves.items()
@@ -95,5 +95,5 @@ def _picture(found: Fit) -> Chart:
     if ends:
         lines.append(Line(f"budget, {gib(place.budget_bytes)}", (min(ends), max(ends)), (budget, budget)))
     marks = ((float(place.choice.n_ctx), f"recommended {place.choice.n_ctx}"),) if place.choice is not None else ()
-    title = f"Memory of {found.model.name} ({place.shown}) on {_named(place)} by context"
+    title = f"Memory of {result.model.name} ({place.shown}) on {_named(place)} by context"
     return Chart(title, "context (tokens)", "GiB", tuple(lines), log_x=True, log_y=True, marks=marks)

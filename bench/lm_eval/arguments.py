@@ -17,7 +17,7 @@ from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS, MAX_THREADS
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
-from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context_settings import FlashAttention
 
 from ..scoring.variants import Variant, parse_variant
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from yarn_edge import __version__
 from yarn_edge.chat.template import ChatTemplate, Message
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 
@@ -57,15 +58,14 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
         with ExitStack() as stack:
             self._model: Model = stack.enter_context(self.variant.load())
             self._max_length = wanted.ctx or min(self._model.n_ctx_train, DEFAULT_CTX)
-            context = stack.enter_context(
-                self.variant.context(
-                    self._model,
-                    n_ctx=self._max_length,
-                    n_batch=wanted.batch,
-                    threads=wanted.threads,
-                    flash_attention=wanted.flash_attention,
-                )
+            settings = self.variant.settings(
+                self._model.gguf,
+                n_ctx=self._max_length,
+                n_batch=wanted.batch,
+                threads=wanted.threads,
+                flash_attention=wanted.flash_attention,
             )
+            context = stack.enter_context(Context(self._model, settings))
             self._flash_attention = wanted.flash_attention
             rows = stack.enter_context(Rows(wanted.threads or physical_threads()))
             self.requests = Requests(context, rows)

@@ -31,7 +31,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import count, length
 from yarn_edge.memory.placement import Wanted
 from yarn_edge.progress import note
-from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context_settings import FlashAttention
 from yarn_edge.runtime.model import Model
 
 from ..speed.configuration import Configuration

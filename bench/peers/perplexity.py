@@ -120,7 +120,7 @@ def one_pass(runs: TextRuns, ctx: int, repeat: int) -> dict[str, Any]:
     results["ratio"] = results["median_s"][OURS] / results["median_s"][THEIRS]
     results["tokens_scored"] = {OURS: json_of(turns[OURS][0][0])["n_tokens"], THEIRS: ctx - 1 - ctx // 2}
     file = read_gguf(runs.model)
-    held = sum(t.n_bytes for t in file.tensors.values()) + kv_bytes(file, ctx, "f16")
+    held = sum(t.n_bytes for t in file.tensors.values()) + (kv_bytes(file, ctx, "f16") or 0)
     besides = results["peak_rss_bytes"][OURS] - held
     return results | {"model_and_cache_bytes": held, "yarn_edge_besides_bytes": besides}
 

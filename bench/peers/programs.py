@@ -17,6 +17,7 @@ import numpy.typing as npt
 from yarn_edge.llama_rules.effective import FROM_MODEL, RuntimeArguments
 from yarn_edge.progress import bar
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.stdout import write_text
@@ -32,10 +33,8 @@ F32 = 0  # enum ggml_type
 def by_context(path: Path, tokens: list[int], arguments: RuntimeArguments | None) -> Logits:
     """Logits of our low-level loader, (n_tokens, n_vocab). arguments: None for those that it passes for this file."""
     n = len(tokens)
-    with (
-        Model(path) as model,
-        Context(model, n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off", arguments=arguments) as context,
-    ):
+    settings = ContextSettings(n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off", arguments=arguments)
+    with Model(path) as model, Context(model, settings) as context:
         context.evaluate(tokens, 0, "all")
         return context.logits()
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
-from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context_settings import FlashAttention
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 
 from ..scoring.variants import Variant, parse_variant
 from .compare_outcome import ComparisonOutcome
-from .side_by_side import CandidateOutcome, ModelComparison, fits_together, one_after_the_other, side_by_side
+from .side_by_side import CandidateOutcome, ModelComparison, fit_in_memory, one_after_the_other, side_by_side
 from .text_settings import (
     STOPPED,
     TextSettings,
@@ -59,7 +59,7 @@ def compare(
         words = vocabulary(model)
     comparison = ModelComparison(windows, base, [CandidateOutcome(variant) for variant in others])
     longest = max(len(w.tokens) for w in windows)
-    together = keep == "memory" or (keep == "auto" and fits_together([base, *others], longest, n_vocab))
+    together = keep == "memory" or (keep == "auto" and fit_in_memory([base, *others], longest, attention))
     if keep == "auto" and not together:
         note("base and candidates do not fit into memory together: the base's distributions are kept on disk")
     for other in others:

@@ -20,12 +20,12 @@ from yarn_edge.flags import lengths
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
-from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.model import Model
 from yarn_edge.writer import check_output
 
-from ..scoring.evaluate import BatchPlan, Scores, batch_plan_of, open_context, score
+from ..scoring.evaluate import Scores, batch_settings, score
 from ..scoring.variants import Variant, parse_variant
 from ..scoring.windows import Window
 from .perplexity_outcome import PerplexityOutcome, ScoredText
@@ -42,7 +42,7 @@ from .text_settings import (
 
 
 def identity(
-    model: Model, variant: Variant, settings: TextSettings, windows: Sequence[Window], plan: BatchPlan
+    model: Model, variant: Variant, settings: TextSettings, windows: Sequence[Window], batch: ContextSettings
 ) -> RunIdentity:
     """What makes two runs the same, for `--resume`."""
     arguments = variant.arguments or model.positions.explicit_arguments
@@ -56,7 +56,7 @@ def identity(
         backend=variant.backend,
         protocol=settings.protocol,
         text=digest.hexdigest(),
-        batch=list(vars(plan).values()),
+        batch=[batch.n_batch, batch.flash_attention],
         version=version("llama-cpp-python"),
     )
 
@@ -75,15 +75,15 @@ def score_text(
         windows, ctx = plan_windows(model, settings)
         scores = Scores.empty(windows)
         longest = max(len(w.tokens) for w in windows)
-        plan = batch_plan_of(model.gguf, model.n_vocab, longest, variant.kv_type, variant.backend, attention)
-        kept = None if save is None else ScoreFile(save, identity(model, variant, settings, windows, plan))
+        batch = batch_settings(model.gguf, model.n_vocab, variant, longest, threads, attention)
+        kept = None if save is None else ScoreFile(save, identity(model, variant, settings, windows, batch))
         if kept is not None:
             if resume and not kept.load(scores):
                 note(f"{save}: does not exist yet: the run starts from the beginning")
             kept.begin(scores)
         if scores.done == len(windows):
             return ScoredText(scores, ctx, model.n_ctx_train)
-        with open_context(model, variant, longest, threads, plan=plan) as context:
+        with Context(model, batch) as context:
             if kept is not None:
                 kept.restore(context, scores)
             try:

@@ -19,7 +19,7 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.kv_cache import known_kv_bytes
+from yarn_edge.runtime.kv_cache import kv_bytes
 from yarn_edge.writer import check_space, digest, partial_file, publish
 
 from ..scoring.evaluate import Scores
@@ -178,8 +178,7 @@ class ScoreFile:
     def _save_cache(self, context: Context, scores: Scores) -> None:
         tokens = scores.windows[scores.done].tokens[: scores.inside]
         context.keep(len(tokens))  # an interrupted evaluation may have left more
-        needed = known_kv_bytes(context.model.gguf, len(tokens), context.kv_type) or 0
-        check_space(self.path.parent, needed, "the cache")
+        check_space(self.path.parent, kv_bytes(context.model.gguf, len(tokens), context.kv_type) or 0, "the cache")
         with partial_file(self.cache_path) as partial:
             context.save_state(partial, tokens)
             saved = SavedCache(len(tokens), partial.stat().st_size, digest(partial), scores.done)

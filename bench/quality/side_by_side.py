@@ -1,50 +1,50 @@
-"""A base and its candidates over the same windows: side by side in one process, or, where memory does not hold them together,
-the base first (its distributions kept on the disk) and the candidates one after the other.
+"""A base and its candidates over the same windows: side by side in one process; or, if memory cannot hold them together, first the
+base, with its distributions kept on disk, and then the candidates one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.memory.plan import Simulation
+from yarn_edge.memory.together import fit_together
 from yarn_edge.progress import bar, note
-from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.kv_cache import known_kv_bytes
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.llama_api import physical_threads
-from yarn_edge.runtime.machine import available_bytes
 from yarn_edge.runtime.model import Model
 
-from ..scoring.evaluate import BatchPlan, ScoredBatch, batch_plan_of, batches, check_finite, open_context, stoppable
+from ..scoring.evaluate import ScoredBatch, batch_settings, batches, check_finite, stoppable
 from ..scoring.likelihood import Divergences, Float64, Rows
 from ..scoring.variants import Variant
 from ..scoring.windows import Window
 from .stored_distributions import Distributions
 
-COMPUTE_BYTES = 160 << 20  # of a context besides cache and logits, about
-
 
 @dataclass
 class CandidateOutcome:
-    """Of one candidate, window by window: what `Divergences` has. forward_s: seconds of evaluation."""
+    """One candidate's `Divergences`, window by window. forward_s: seconds of evaluation."""
 
     variant: Variant
     parts: list[list[Divergences]] = field(default_factory=list)
     forward_s: float = 0.0
 
     def of_windows(self, name: str) -> list[Float64]:
-        """One field, an array for each window that has values."""
+        """One field of `Divergences`, as an array for each window that has values."""
         return [np.concatenate([getattr(d, name) for d in window]) for window in self.parts if window]
 
 
 @dataclass
 class ModelComparison:
-    """Everything measured. base_forward_s, seconds: of evaluation, of the whole; loss: of keeping the base on the disk."""
+    """Everything measured. base_forward_s: seconds of evaluating the base; seconds: of everything; kept_bytes, kept_rows: of the base
+    on disk; loss: for each candidate, (mean divergence from what was stored, from the whole distributions); ended: what stopped it.
+    """
 
     windows: Sequence[Window]
     base: Variant
@@ -57,37 +57,41 @@ class ModelComparison:
     ended: BaseException | None = None
 
 
-def plan_for_all(
-    models: Sequence[Model], variants: Sequence[Variant], n_ctx: int, attention: FlashAttention
-) -> BatchPlan:
-    """One plan for all, so that nothing but what is compared differs: the smallest batch, flash attention if one needs it."""
-    plans = [
-        batch_plan_of(m.gguf, m.n_vocab, n_ctx, v.kv_type, v.backend, attention)
-        for m, v in zip(models, variants, strict=True)
-    ]
-    kinds = {plan.flash_attention for plan in plans}
-    if len(kinds) > 1 and attention == "auto":
-        plans = [
-            batch_plan_of(m.gguf, m.n_vocab, n_ctx, v.kv_type, v.backend, "on")
-            for m, v in zip(models, variants, strict=True)
-        ]
-        kinds = {"on"}
-    return BatchPlan(min(plan.n_batch for plan in plans), kinds.pop())
+def shared_settings(
+    models: Sequence[Model], variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: FlashAttention
+) -> list[ContextSettings]:
+    """Each variant's settings, with one batch and one attention for all, so that only what is compared differs.
+
+    That is the smallest batch, and flash attention if one variant needs it.
+    """
+
+    def settings_with(attention: FlashAttention) -> list[ContextSettings]:
+        pairs = zip(models, variants, strict=True)
+        return [batch_settings(m.gguf, m.n_vocab, v, n_ctx, threads, attention) for m, v in pairs]
+
+    each = settings_with(attention)
+    if len({settings.flash_attention for settings in each}) > 1:
+        each = settings_with("on")
+    n_batch = min(settings.n_batch for settings in each)
+    return [replace(settings, n_batch=n_batch, n_ubatch=n_batch) for settings in each]
 
 
-def fits_together(variants: Sequence[Variant], n_ctx: int, n_vocab: int) -> bool:
-    """Whether the files, caches and logits of all variants fit into the memory that is free."""
-    free = available_bytes()
-    weights = {v.weights: sum(t.n_bytes for t in v.gguf.tensors.values()) for v in variants}
-    caches = sum(known_kv_bytes(v.gguf, n_ctx, v.kv_type) or 0 for v in variants)
-    plans = [batch_plan_of(v.gguf, n_vocab, n_ctx, v.kv_type, v.backend) for v in variants]
-    logits = sum(2 * 4 * plan.n_batch * n_vocab + COMPUTE_BYTES for plan in plans)
-    return sum(weights.values()) + caches + logits <= free
+def fit_in_memory(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> bool:
+    """Whether the models and contexts of all variants fit into free memory at once. Raises YarnEdgeError."""
+    with ExitStack() as stack:
+        simulations: dict[tuple[object, ...], Simulation] = {}
+        for variant in variants:
+            if variant.weights not in simulations:
+                simulated = Simulation(variant.path, device=variant.device(), gguf=variant.gguf)
+                simulations[variant.weights] = stack.enter_context(simulated)
+        of_each = [simulations[variant.weights] for variant in variants]
+        settings = shared_settings([s.model for s in of_each], variants, n_ctx, None, attention)
+        return fit_together(list(zip(of_each, settings, strict=True)))
 
 
 @contextmanager
 def models_of(variants: Sequence[Variant]) -> Iterator[list[Model]]:
-    """A loaded model for each variant; those with the same weights share one."""
+    """A loaded model for each variant; variants with the same weights share one."""
     with ExitStack() as stack:
         loaded: dict[tuple[object, ...], Model] = {}
         for variant in variants:
@@ -97,18 +101,15 @@ def models_of(variants: Sequence[Variant]) -> Iterator[list[Model]]:
 
 
 def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, attention: FlashAttention) -> None:
-    """All contexts step through the windows together; the base's logits are read where they lie."""
+    """Run all contexts through the windows in step; the base's logits are read in place."""
     variants = [comparison.base, *(o.variant for o in comparison.outcomes)]
     spent = [0.0] * len(variants)
     total = sum(len(w.tokens) - 1 for w in comparison.windows)
     with ExitStack() as stack:
         rows = stack.enter_context(Rows(threads or physical_threads()))
         models = stack.enter_context(models_of(variants))
-        plan = plan_for_all(models, variants, n_ctx, attention)
-        contexts = [
-            stack.enter_context(open_context(m, v, n_ctx, threads, plan=plan))
-            for m, v in zip(models, variants, strict=True)
-        ]
+        settings = shared_settings(models, variants, n_ctx, threads, attention)
+        contexts = [stack.enter_context(Context(m, s)) for m, s in zip(models, settings, strict=True)]
         stack.enter_context(stoppable(*contexts))
         advance = stack.enter_context(bar(f"Comparing {len(contexts)} runs", total, "tokens"))
         try:
@@ -116,11 +117,12 @@ def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, a
                 _clear(contexts, comparison.outcomes)
                 for base, *others in batches(contexts, window, advance, spent=spent):
                     log_z, top = rows.log_normalizers(base.logits), base.logits.argmax(axis=1)
-                    found = [rows.divergences(base.logits, log_z, top, b.logits, b.targets) for b in others]
-                    for outcome, divergences in zip(comparison.outcomes, found, strict=True):
-                        _check(divergences, window, base.first, outcome.variant, comparison.base)
-                    for outcome, divergences in zip(comparison.outcomes, found, strict=True):
-                        outcome.parts[-1].append(divergences)
+                    divergences = [rows.divergences(base.logits, log_z, top, b.logits, b.targets) for b in others]
+                    pairs = list(zip(comparison.outcomes, divergences, strict=True))
+                    for outcome, part in pairs:
+                        _check(part, window, base.first, outcome.variant, comparison.base)
+                    for outcome, part in pairs:
+                        outcome.parts[-1].append(part)
         finally:
             comparison.base_forward_s = spent[0]
             for outcome, seconds in zip(comparison.outcomes, spent[1:], strict=True):
@@ -134,38 +136,38 @@ def _clear(contexts: Sequence[Context], outcomes: Sequence[CandidateOutcome]) ->
         outcome.parts.append([])
 
 
-def _check(found: Divergences, window: Window, first: int, variant: Variant, base: Variant) -> None:
-    check_finite(found.base_nll, window, first, base.path)
-    check_finite(found.nll, window, first, variant.path)
-    if not np.isfinite(found.kl).all():
+def _check(part: Divergences, window: Window, first: int, variant: Variant, base: Variant) -> None:
+    check_finite(part.base_nll, window, first, base.path)
+    check_finite(part.nll, window, first, variant.path)
+    if not np.isfinite(part.kl).all():
         raise YarnEdgeError(
-            f"{variant.label}: rules out a token that {base.label} does not: the divergence is infinite"
+            f"{variant.label}: gives a token probability 0 that {base.label} does not: the divergence is infinite"
         )
 
 
 def one_after_the_other(
     comparison: ModelComparison, n_ctx: int, threads: int | None, attention: FlashAttention, scratch: Path | None
 ) -> None:
-    """The base alone, its distributions kept on the disk; then each candidate alone."""
+    """Run the base alone and keep its distributions on disk, then run each candidate alone."""
     variants = [comparison.base, *(o.variant for o in comparison.outcomes)]
     with Distributions(scratch) as kept, Rows(threads or physical_threads()) as rows:
 
         def keep(batch: ScoredBatch, window: Window) -> None:
             check_finite(kept.add(batch, rows), window, batch.first, comparison.base.path)
 
-        plan = _plan_alone(variants, n_ctx, attention)
-        comparison.base_forward_s = _alone(comparison.base, comparison, n_ctx, threads, plan, keep, lambda: None)
+        base, *others = _settings_alone(variants, n_ctx, threads, attention)
+        comparison.base_forward_s = _alone(comparison.base, comparison, base, keep, lambda: None)
         comparison.kept_bytes, comparison.kept_rows = kept.n_bytes, kept.n_rows
-        note(f"the base's distributions of {kept.n_rows} tokens take {kept.n_bytes / 1e6:.0f} MB on the disk")
-        for outcome in comparison.outcomes:
+        note(f"the base's distributions of {kept.n_rows} tokens take {kept.n_bytes / 1e6:.0f} MB on disk")
+        for outcome, settings in zip(comparison.outcomes, others, strict=True):
             kept.rewind()
             stored = _Stored(kept, rows, outcome, comparison.base)
-            outcome.forward_s = _alone(outcome.variant, comparison, n_ctx, threads, plan, stored.take_in, stored.begin)
+            outcome.forward_s = _alone(outcome.variant, comparison, settings, stored.take_in, stored.begin)
             comparison.loss[outcome.variant.label] = stored.loss()
 
 
 class _Stored:
-    """A candidate against the stored base."""
+    """Compares a candidate with the stored base."""
 
     def __init__(self, kept: Distributions, rows: Rows, outcome: CandidateOutcome, base: Variant) -> None:
         self._kept, self._rows, self._outcome, self._base = kept, rows, outcome, base
@@ -178,38 +180,38 @@ class _Stored:
     def take_in(self, batch: ScoredBatch, window: Window) -> None:
         self._true.append(self._kept.exact(batch, self._n_rows, self._rows))
         self._n_rows += len(batch.targets)
-        found = self._kept.compare(batch, self._rows)
-        _check(found, window, batch.first, self._outcome.variant, self._base)
-        self._outcome.parts[-1].append(found)
+        part = self._kept.compare(batch, self._rows)
+        _check(part, window, batch.first, self._outcome.variant, self._base)
+        self._outcome.parts[-1].append(part)
 
     def loss(self) -> tuple[float, float]:
-        """Mean divergence by what was stored and by the whole distributions, over the tokens that have both."""
+        """Mean divergence from what was stored and from the whole distributions, over the tokens that have both."""
         whole = np.concatenate(self._true)
         stored = np.concatenate(self._outcome.of_windows("kl"))[: len(whole)]
         return float(stored.mean()), float(whole.mean())
 
 
-def _plan_alone(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> BatchPlan:
+def _settings_alone(
+    variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: FlashAttention
+) -> list[ContextSettings]:
     with ExitStack() as stack:
         heads = [stack.enter_context(Model(v.path, vocab_only=True, gguf=v.gguf)) for v in variants]
-        return plan_for_all(heads, variants, n_ctx, attention)
+        return shared_settings(heads, variants, n_ctx, threads, attention)
 
 
 def _alone(
     variant: Variant,
     comparison: ModelComparison,
-    n_ctx: int,
-    threads: int | None,
-    plan: BatchPlan,
+    settings: ContextSettings,
     take_in: Callable[[ScoredBatch, Window], None],
     begin: Callable[[], None],
 ) -> float:
-    """One variant over all windows; returns its seconds of evaluation."""
+    """Run one variant over all windows. Returns its seconds of evaluation."""
     spent = [0.0]
     total = sum(len(w.tokens) - 1 for w in comparison.windows)
     with (
         variant.load() as model,
-        open_context(model, variant, n_ctx, threads, plan=plan) as context,
+        Context(model, settings) as context,
         stoppable(context),
         bar(variant.label, total, "tokens") as advance,
     ):

@@ -1,9 +1,9 @@
-"""A base's next-token distributions on the disk, for candidates that do not fit into memory beside it.
+"""A base's next-token distributions on disk, for candidates that do not fit into memory beside it.
 
-Of each distribution the tokens that hold all but TAIL of the probability are kept, each with its log-probability in 16 bits
-(steps of about 0.0005 nats), and the rest as one sum. The divergence over these parts is never more than the true one but for
-that rounding, whose floor is about 1e-8 nats. What it misses is measured on the first tokens, which are kept whole.
-llama-perplexity keeps 16 bits of every token of the vocabulary.
+Each distribution keeps the tokens that hold all but TAIL of the probability, with 16-bit log-probabilities (steps of about 0.0005
+nats), and the rest as one sum. Apart from that rounding, whose floor is about 1e-8 nats, the divergence over these parts never
+exceeds the true one. How much it misses is measured on the first tokens, which are also kept whole. llama-perplexity keeps 16 bits
+for every token of the vocabulary.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from yarn_edge.errors import YarnEdgeError, os_error
 from ..scoring.evaluate import ScoredBatch
 from ..scoring.likelihood import Divergences, Float32, Float64, Int, Rows
 
-TAIL = 1e-4  # probability that is kept as one sum
-EXACT = 128  # rows that are kept whole, too
-_ROW = struct.Struct(
-    "<IIIdddf"
-)  # bytes of the bitmap, kept tokens, top token, log Z, probability of the rest, nll, lowest log p
+TAIL = 1e-4  # probability kept as one sum
+EXACT = 128  # rows that are also kept whole
+# Bytes of the bitmap, number of kept tokens, top token, log Z, probability of the rest, nll, lowest log p.
+_ROW = struct.Struct("<IIIdddf")
 
 
 class Distributions:
-    """Written row by row with `add`, read back in the same order with `compare`. Use as a context manager."""
+    """Rows written with `add` and read back in the same order with `compare`. Use it as a context manager."""
 
     def __init__(self, folder: Path | None) -> None:
         try:
@@ -43,7 +42,7 @@ class Distributions:
         self.n_bytes = 0
 
     def add(self, batch: ScoredBatch, rows: Rows) -> Float64:
-        """Keep the distributions of one batch of the base; returns the targets' negative log-likelihoods."""
+        """Store the distributions of one batch of the base. Returns the targets' negative log-likelihoods."""
         log_z = rows.log_normalizers(batch.logits)
         nll = log_z - np.take_along_axis(batch.logits, batch.targets[:, None], axis=1)[:, 0]
         if not np.isfinite(nll).all():
@@ -61,19 +60,19 @@ class Distributions:
             self._file.write(data)
         except OSError as error:
             raise YarnEdgeError(
-                f"the base's distributions cannot be kept: {os_error(error)}: --scratch names another folder"
+                f"the base's distributions cannot be stored: {os_error(error)}: choose another folder with --scratch"
             ) from error
         self.n_bytes += len(data)
 
     def rewind(self) -> None:
-        """Back to the first row, for the next candidate."""
+        """Go back to the first row, for the next candidate."""
         try:
             self._file.seek(0)
         except OSError as error:
-            raise YarnEdgeError(f"the base's distributions cannot be kept: {os_error(error)}") from error
+            raise YarnEdgeError(f"the base's distributions cannot be read: {os_error(error)}") from error
 
     def compare(self, batch: ScoredBatch, rows: Rows) -> Divergences:
-        """The next rows against a candidate's logits of the same tokens."""
+        """Compare the next rows with a candidate's logits for the same tokens."""
         stored = [self._read() for _ in range(len(batch.targets))]
         log_z = rows.log_normalizers(batch.logits)
         kl = np.array(rows.each(lambda i: stored[i].divergence(batch.logits[i], float(log_z[i])), len(stored)))
@@ -82,7 +81,7 @@ class Distributions:
         return Divergences(kl, nll, np.array([row.nll for row in stored]), same)
 
     def exact(self, batch: ScoredBatch, first: int, rows: Rows) -> Float64:
-        """True divergences of those rows of a batch that are kept whole; first: number of its first row in the run."""
+        """The true divergences of the batch's rows that are kept whole. first: number of its first row in the run."""
         n = max(0, min(len(batch.targets), len(self._exact) - first))
         if not n:
             return np.empty(0)
@@ -99,8 +98,8 @@ class Distributions:
         return _Row(np.flatnonzero(np.unpackbits(bitmap)), lowest * (1 - steps / 65535.0), rest, top, nll)
 
     def close(self) -> None:
-        """The file goes."""
-        with contextlib.suppress(OSError):  # what a full disk did not take
+        """Delete the file."""
+        with contextlib.suppress(OSError):  # data that a full disk could not take
             self._file.close()
 
     def __enter__(self) -> Distributions:
@@ -113,27 +112,27 @@ class Distributions:
 
 
 class _Row:
-    """One stored distribution: the kept tokens, their log p, the probability of the rest, the top token, the target's nll."""
+    """One stored distribution: kept tokens, their log p, the probability of the rest, the top token, the target's nll."""
 
     def __init__(self, kept: Int, log_p: Float64, rest: float, top: int, nll: float) -> None:
         self.kept, self.rest, self.top, self.nll = kept, rest, top, nll
         p = np.exp(log_p)
-        shift = math.log((1 - rest) / p.sum())  # rounding must not change what all of them hold together
+        shift = math.log((1 - rest) / p.sum())  # rounding must not change their total probability
         self.log_p, self.p = log_p + shift, p * math.exp(shift)
 
     def divergence(self, logits: Float32, log_z: float) -> float:
-        """KL over the kept tokens and the rest as one, in nats."""
+        """KL in nats over the kept tokens, with the rest as one."""
         log_q = logits.astype(np.float64) - log_z
-        found = float(self.p @ (self.log_p - log_q[self.kept]))
+        kl = float(self.p @ (self.log_p - log_q[self.kept]))
         if self.rest > 0:
             log_q[self.kept] = -np.inf
-            outside = float(np.exp(log_q).sum())  # no difference from 1, which would cancel
-            found += self.rest * (math.log(self.rest) - math.log(outside)) if outside > 0 else math.inf
-        return found
+            outside = float(np.exp(log_q).sum())  # not as a difference from 1, which would cancel
+            kl += self.rest * (math.log(self.rest) - math.log(outside)) if outside > 0 else math.inf
+        return kl
 
 
 def _pack(logits: Float32, log_z: float, nll: float) -> bytes:
-    """A row as bytes."""
+    """A row as bytes: _ROW, the bitmap of kept tokens, their steps."""
     p = np.exp(logits.astype(np.float64) - log_z)
     order = np.argsort(p)
     n_rest = int(np.searchsorted(np.cumsum(p[order]), TAIL))  # the smallest ones, together less than TAIL

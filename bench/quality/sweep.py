@@ -18,7 +18,7 @@ from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
-from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context_settings import FlashAttention
 
 from ..scoring.evaluate import Scores, open_context, score
 from ..scoring.variants import Variant, parse_variant, scaled

@@ -1,4 +1,4 @@
-"""The texts to measure on: a file, a folder of files, or JSON lines; each a document, read no further than it is needed."""
+"""The texts to measure on: a file, a folder of files, or JSON Lines. Each is a document, read only as far as needed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from yarn_edge.sample_text import sample_text
 from yarn_edge.text_file import decode_text
 
 JSON_LINES = (".jsonl", ".ndjson")
-MAX_LINE = 1 << 28  # bytes of one JSON line
-MAX_PIPE = 1 << 30  # bytes of text that does not come from a file
-_BYTES_A_TOKEN = 8  # a first guess: more is read where it turns out too little
-_TAIL = 64  # tokens at a cut that more text could have made others
+MAX_LINE = 1 << 28  # bytes of one line of JSON
+MAX_PIPE = 1 << 30  # bytes of text from a pipe
+_BYTES_A_TOKEN = 8  # a first guess; more is read if it is not enough
+_TAIL = 64  # tokens before a cut that could have been others with more text after them
 
 
 @dataclass(frozen=True)
 class ScoredDocument:
-    """One text: a file, or one line of JSON (offset and n_bytes in the file, key of the text), or words at hand."""
+    """One text: a file, or one line of JSON (offset and n_bytes in the file, key of the text), or `words` in memory."""
 
     name: str
     path: Path | None = None
@@ -34,7 +34,7 @@ class ScoredDocument:
     words: str = ""
 
     def read(self, limit: int | None = None) -> tuple[str, bool]:
-        """(text, whether that is all of it): about `limit` bytes of it, cut behind white space. YarnEdgeError."""
+        """(text, whether it is complete): about `limit` bytes, cut after white space. Raises YarnEdgeError."""
         if self.path is None:
             return self.words, True
         try:
@@ -48,18 +48,18 @@ class ScoredDocument:
             raise os_error(error, self.path) from error
         text = decode_text(data, self.path, complete=whole)
         if whole:
-            return text.removesuffix("\n"), True  # llama-perplexity leaves the last line break out, too
+            return text.removesuffix("\n"), True  # llama-perplexity drops the last line break, too
         kept = max(text.rfind(" "), text.rfind("\n"))
         return (text[: kept + 1] if kept > 0 else text), False
 
     def _of_json(self, line: bytes) -> str:
         try:
-            found: Any = json.loads(line)
+            row: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise YarnEdgeError(f"{self.name}: is not JSON: {error}") from error
-        text = found.get(self.key) if isinstance(found, dict) else None
+        text = row.get(self.key) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            has = ", ".join(list(found)[:8]) if isinstance(found, dict) else type(found).__name__
+            has = ", ".join(list(row)[:8]) if isinstance(row, dict) else type(row).__name__
             raise YarnEdgeError(f"{self.name}: has no text under {self.key!r} (it has {has}): --field names the key")
         return text
 
@@ -67,25 +67,25 @@ class ScoredDocument:
 def documents_of(
     text: str | Path | None, *, field: str = "text", wanted: int | None = None, seed: int = 0
 ) -> list[ScoredDocument]:
-    """The documents of a file, a folder (its files, by name) or a JSON Lines file; None: the text that comes along.
+    """The documents of a file, a folder (its files, by name) or a JSON Lines file; None means the bundled text.
 
-    wanted: at most so many, a sample where there are more (the same for the same seed), in their order. Raises YarnEdgeError
-    for paths that hold none.
+    wanted: maximum number; if there are more, a random sample in their order, the same for the same seed. Raises YarnEdgeError
+    if there are none.
     """
     if text is None:
-        found = [ScoredDocument("the text that comes along (Ruth and 1 Samuel)", words=sample_text())]
+        documents = [ScoredDocument("the bundled text (Ruth and 1 Samuel)", words=sample_text())]
     else:
         path = Path(text)
         try:
-            found = _in_folder(path) if path.is_dir() else _in_file(path, field)
+            documents = _in_folder(path) if path.is_dir() else _in_file(path, field)
         except OSError as error:
             raise os_error(error, path) from error
-    if not found:
-        raise YarnEdgeError(f"{text}: holds no documents")
-    if wanted is not None and len(found) > wanted:
-        chosen = sorted(random.Random(seed).sample(range(len(found)), wanted))
-        found = [found[i] for i in chosen]
-    return found
+    if not documents:
+        raise YarnEdgeError(f"{text}: contains no documents")
+    if wanted is not None and len(documents) > wanted:
+        chosen = sorted(random.Random(seed).sample(range(len(documents)), wanted))
+        documents = [documents[i] for i in chosen]
+    return documents
 
 
 def _in_folder(folder: Path) -> list[ScoredDocument]:
@@ -94,13 +94,13 @@ def _in_folder(folder: Path) -> list[ScoredDocument]:
 
 
 def _piped(path: Path) -> str:
-    """All that comes out of a pipe; nothing else that is no file has an end."""
+    """All text from a pipe. Other things that are not files may never end, and are refused."""
     if not path.is_fifo():
-        raise YarnEdgeError(f"{path}: is no file of text")
+        raise YarnEdgeError(f"{path}: is not a text file")
     with path.open("rb") as file:
         data = file.read(MAX_PIPE + 1)
     if len(data) > MAX_PIPE:
-        raise YarnEdgeError(f"{path}: more than {MAX_PIPE} bytes come out of it: write them to a file")
+        raise YarnEdgeError(f"{path}: gives more than {MAX_PIPE} bytes: write them to a file")
     return decode_text(data, path).removesuffix("\n")
 
 
@@ -109,29 +109,29 @@ def _in_file(path: Path, field: str) -> list[ScoredDocument]:
         return [ScoredDocument(path.name, words=_piped(path))]
     if path.suffix.lower() not in JSON_LINES:
         return [ScoredDocument(path.name, path)]
-    found: list[ScoredDocument] = []
+    documents: list[ScoredDocument] = []
     at, size = 0, path.stat().st_size
     with path.open("rb") as file, bar(f"Finding the documents of {path.name}", size, "bytes") as advance:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
             if len(line) == MAX_LINE:
                 raise YarnEdgeError(f"{path}: line {number} is longer than {MAX_LINE} bytes: is it JSON Lines?")
             if line.strip():
-                found.append(ScoredDocument(f"{path.name}:{number}", path, at, len(line), field))
+                documents.append(ScoredDocument(f"{path.name}:{number}", path, at, len(line), field))
             at += len(line)
             advance(len(line))
-    return found
+    return documents
 
 
 def tokens_of(model: Model, document: ScoredDocument, wanted: int | None = None) -> list[int]:
-    """Token ids of a document, the first `wanted` of them (all for None), BOS first where the model asks for it, no EOS.
+    """The first `wanted` token ids of a document (None: all of them), with BOS if the model asks for it, without EOS.
 
-    Raises YarnEdgeError for a document without text.
+    Raises YarnEdgeError if the document has no text.
     """
     limit = None if wanted is None else wanted * _BYTES_A_TOKEN + 4096
     while True:
         text, whole = document.read(limit)
         if not text.strip() and whole:
-            raise YarnEdgeError(f"{document.path or document.name}: holds no text")
+            raise YarnEdgeError(f"{document.path or document.name}: contains no text")
         tokens = model.tokenize(text, add_special=True, parse_special=False)
         if model.add_eos and tokens and tokens[-1] == model.eos:
             tokens.pop()
@@ -143,15 +143,15 @@ def tokens_of(model: Model, document: ScoredDocument, wanted: int | None = None)
 def tokenized(
     model: Model, documents: Sequence[ScoredDocument], wanted: int | None = None, max_tokens: int | None = None
 ) -> list[list[int]]:
-    """`tokens_of` each document; max_tokens: of all of them together, the last ones are cut or left out."""
-    found: list[list[int]] = []
+    """`tokens_of` each document. max_tokens: limit for all documents together; the last ones are cut or left out."""
+    tokens: list[list[int]] = []
     left = max_tokens
     with bar("Tokenizing", len(documents), "steps") as advance:
         for document in documents:
             if left is not None and left < 2:
                 break
             most = min((n for n in (wanted, left) if n is not None), default=None)
-            found.append(tokens_of(model, document, most))
-            left = None if left is None else left - len(found[-1])
+            tokens.append(tokens_of(model, document, most))
+            left = None if left is None else left - len(tokens[-1])
             advance(1, document.name)
-    return found
+    return tokens

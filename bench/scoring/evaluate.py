@@ -1,6 +1,6 @@
-"""The pass: windows of tokens through one context, logits only where a token is scored, numbers at once.
+"""The scoring pass: windows of tokens through one context, with logits only where a token is scored, turned into numbers at once.
 
-Memory is the model, the cache, and one batch of logits: the size of the batch follows the vocabulary.
+Memory holds the model, the cache, and one batch of logits. The size of a batch depends on the vocabulary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.progress import bar
-from yarn_edge.runtime.attention import FlashAttention, can_be_plain, plain_batch
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.llama_api import deferred_ctrl_c, physical_threads
 from yarn_edge.runtime.model import Model
 
@@ -30,42 +30,33 @@ from .variants import Variant
 from .windows import Window
 
 LOGIT_BYTES = 128 << 20  # of one batch
-SCORE_BYTES = 192 << 20  # of one batch's attention scores without flash attention
 MAX_BATCH, MIN_BATCH = 512, 64
-LEAST_PLAIN = 128  # tokens of a batch below which flash attention is better
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """How to evaluate: tokens of a batch, and flash attention or not."""
+def batch_settings(
+    file: GGUFFile,
+    n_vocab: int,
+    variant: Variant,
+    n_ctx: int,
+    threads: int | None = None,
+    attention: FlashAttention = "auto",
+) -> ContextSettings:
+    """The settings for windows of `n_ctx` tokens: attention by the policy, and batches whose logits take at most LOGIT_BYTES.
 
-    n_batch: int
-    flash_attention: FlashAttention
-
-
-def batch_plan_of(
-    file: GGUFFile, n_vocab: int, n_ctx: int, kv_type: str, device: str, wanted: FlashAttention = "auto"
-) -> BatchPlan:
-    """The batch whose logits are bounded; without flash attention where that is faster: on a CPU, with a cache in 16 or 32 bits,
-    while the scores (heads x batch x n_ctx in float32) stay small.
+    Every batch is one graph, so n_batch is also limited by what the policy allows for one graph.
     """
     n_batch = MAX_BATCH
     while n_batch > MIN_BATCH and n_batch * n_vocab * 4 > LOGIT_BYTES:
         n_batch //= 2
-    if wanted == "on" or (wanted == "auto" and device != "cpu"):
-        return BatchPlan(n_batch, wanted)
-    least = MIN_BATCH if wanted == "off" else LEAST_PLAIN
-    plain = plain_batch(file, n_ctx, kv_type, most=n_batch, least=min(least, n_batch), score_bytes=SCORE_BYTES)
-    if wanted == "auto" and plain is None:
-        return BatchPlan(n_batch, "on" if can_be_plain(file, kv_type) else "auto")
-    return BatchPlan(plain or MIN_BATCH, "off")
+    chosen = variant.settings(file, n_ctx=n_ctx, n_batch=n_batch, threads=threads, flash_attention=attention)
+    return replace(chosen, n_batch=chosen.n_ubatch or n_batch)
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Logits (n, n_vocab) of the tokens before `targets` (n,); first: index in the window of the first target.
+    """Logits (n, n_vocab) that predict `targets` (n,). first: index in the window of the first target.
 
-    The logits are llama.cpp's own buffer: gone with the next evaluation.
+    The logits are llama.cpp's own buffer, valid until the next evaluation.
     """
 
     first: int
@@ -81,11 +72,11 @@ def batches(
     done: int = 0,
     spent: list[float] | None = None,
 ) -> Iterator[tuple[ScoredBatch, ...]]:
-    """Evaluate the window from token `done` on (those before it are in the caches) and yield each batch that has targets, one
-    Batch for each context.
+    """Evaluate the window from token `done` on (earlier ones are in the caches). Yields each batch that has targets, as one
+    ScoredBatch per context.
 
-    `advance` gets tokens when they were evaluated and what was yielded of them is worked on. spent: seconds of evaluation,
-    added up by context. The last token is never evaluated: nothing follows it.
+    advance: gets the number of tokens of each batch after it was evaluated and the consumer is done with it. spent: collects the
+    seconds of evaluation by context. The last token is never evaluated, because nothing follows it.
     """
     tokens = window.tokens
     step = min(context.n_batch for context in contexts)
@@ -93,7 +84,7 @@ def batches(
         part = tokens[at : min(at + step, len(tokens) - 1)]
         scored = min(len(part), max(0, at + len(part) - (window.first - 1)))
         targets = np.asarray(tokens[at + len(part) - scored + 1 : at + len(part) + 1], dtype=np.int64)
-        found = []
+        scored_batches = []
         for number, context in enumerate(contexts):
             start = time.perf_counter()
             context.evaluate(part, at, scored)
@@ -101,40 +92,41 @@ def batches(
                 context.synchronize()
                 spent[number] += time.perf_counter() - start
             if scored:
-                found.append(ScoredBatch(at + len(part) - scored + 1, targets, context.logits_in_place()))
+                scored_batches.append(ScoredBatch(at + len(part) - scored + 1, targets, context.logits_in_place()))
         if scored:
-            yield tuple(found)
+            yield tuple(scored_batches)
         advance(len(part))
 
 
 @dataclass
 class Scores:
-    """Negative log-likelihoods in nats, window after window, each (n_scored,), NaN where not there yet.
+    """Negative log-likelihoods in nats, one array (n_scored,) per window, NaN if not scored yet.
 
-    seconds: spent; tokens: evaluated (both in this process).
+    seconds, tokens: time spent and tokens evaluated in this process. done: number of finished windows. inside: tokens of the
+    next window whose successors are scored.
     """
 
     windows: Sequence[Window]
     nll: list[Float64]
     seconds: float = 0.0
     tokens: int = 0
-    done: int = 0  # whole windows
-    inside: int = 0  # tokens of the next window whose successors are scored
+    done: int = 0
+    inside: int = 0
     _sum: float = 0.0
     _count: int = 0
 
     @classmethod
     def empty(cls, windows: Sequence[Window]) -> Scores:
-        """Nothing scored."""
+        """Scores with nothing scored yet."""
         return cls(windows, [np.full(w.n_scored, np.nan) for w in windows])
 
     @property
     def n_scored(self) -> int:
-        """Tokens with a score."""
+        """Number of tokens with a score."""
         return sum(int(np.isfinite(part).sum()) for part in self.nll)
 
     def flat(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:
-        """(index in its window, document, nll) of every token that has a score."""
+        """(index in the window, document, nll) of every token with a score, as three arrays."""
         at = [np.arange(w.first, len(w.tokens)) for w in self.windows]
         of = [np.full(w.n_scored, w.document) for w in self.windows]
         index, document, nll = (np.concatenate(parts) for parts in (at, of, self.nll))
@@ -142,13 +134,13 @@ class Scores:
         return index[there], document[there], nll[there]
 
     def put(self, at: int, nll: Float64) -> None:
-        """Take in what was scored of the window at hand, from its scored token number `at` on."""
+        """Store scores of the current window, from its scored token number `at` on."""
         self.nll[self.done][at : at + len(nll)] = nll
         self._sum, self._count = self._sum + float(nll.sum()), self._count + len(nll)
 
     @property
     def running(self) -> Mean:
-        """Of what was scored in this process."""
+        """The mean of the scores of this process."""
         return Mean(self._count, self._sum / self._count if self._count else math.nan, math.nan)
 
 
@@ -160,9 +152,9 @@ def score(
     between: Callable[[Scores], None] = lambda _scores: None,
     threads: int | None = None,
 ) -> None:
-    """Fill `scores` from where it stands; the cache holds what is already done of the window it stands in.
+    """Fill `scores` from where they end; the cache must hold the finished part of the current window.
 
-    between: called after each batch (to save). Raises YarnEdgeError for logits that are not finite; what was scored stays.
+    between: called after each batch, to save. Raises YarnEdgeError for logits that are not finite; earlier scores are kept.
     """
     left = sum(len(w.tokens) - 1 for w in scores.windows[scores.done :]) - scores.inside
     with Rows(threads or physical_threads()) as rows, stoppable(context), bar(label, left, "tokens") as shown:
@@ -181,15 +173,15 @@ def score(
             if not scores.inside:
                 context.clear()
             for (batch,) in batches([context], window, advance, done=scores.inside):
-                found = rows.nll(batch.logits, batch.targets)
-                check_finite(found, window, batch.first, context.model.path)
-                scores.put(batch.first - window.first, found)
+                nll = rows.nll(batch.logits, batch.targets)
+                check_finite(nll, window, batch.first, context.model.path)
+                scores.put(batch.first - window.first, nll)
             scores.done, scores.inside = scores.done + 1, 0
 
 
 @contextmanager
 def stoppable(*contexts: Context) -> Iterator[None]:
-    """While open, Ctrl-C and the like stop a running evaluation in the middle, and are raised as usual."""
+    """While open, Ctrl-C and similar signals stop a running evaluation midway, and are raised as usual."""
     with ExitStack() as stack:
         stops = [stack.enter_context(context.interruptible()) for context in contexts]
 
@@ -202,7 +194,7 @@ def stoppable(*contexts: Context) -> Iterator[None]:
 
 
 def check_finite(values: Float64, window: Window, first: int, path: Path) -> None:
-    """Refuse NaN and infinity: YarnEdgeError that says where."""
+    """Raise YarnEdgeError, with the position, for NaN and infinity."""
     if np.isfinite(values).all():
         return
     at = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -223,10 +215,10 @@ def token_nll(
     score_from: int = 1,
     label: str = "Perplexity",
 ) -> Float64:
-    """Negative log-likelihood in nats of tokens[1:], each given all before it; shape (n_tokens - 1,).
+    """Negative log-likelihood in nats of tokens[1:], each given all tokens before it; shape (n_tokens - 1,).
 
-    arguments: scaling values for the context, by default the file's own. score_from: predictions of tokens before this
-    position are not scored (NaN), which saves their logits.
+    arguments: scaling values for the context, by default the file's own. score_from: tokens before this position are not
+    scored (NaN), which saves their logits.
     """
     window = Window(0, 0, tuple(tokens), max(1, score_from))
     variant = Variant(str(model.path), model.gguf, kv_type, arguments=arguments)
@@ -237,15 +229,7 @@ def token_nll(
 
 
 def open_context(
-    model: Model,
-    variant: Variant,
-    n_ctx: int,
-    threads: int | None = None,
-    attention: FlashAttention = "auto",
-    plan: BatchPlan | None = None,
+    model: Model, variant: Variant, n_ctx: int, threads: int | None = None, attention: FlashAttention = "auto"
 ) -> Context:
-    """A context for windows of `n_ctx` tokens, as `plan` or `batch_plan_of` says."""
-    plan = plan or batch_plan_of(model.gguf, model.n_vocab, n_ctx, variant.kv_type, variant.backend, attention)
-    return variant.context(
-        model, n_ctx=n_ctx, n_batch=plan.n_batch, threads=threads, flash_attention=plan.flash_attention
-    )
+    """A context for windows of `n_ctx` tokens, with `batch_settings`."""
+    return Context(model, batch_settings(model.gguf, model.n_vocab, variant, n_ctx, threads, attention))

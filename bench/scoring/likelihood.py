@@ -1,7 +1,7 @@
-"""From logits to numbers, row by row: negative log-likelihoods, and how far two distributions are from each other.
+"""From logits to numbers, row by row: negative log-likelihoods, and divergences between two distributions.
 
-Rows are worked on in small blocks that stay in the cache, on several threads (NumPy lets go of the interpreter lock), so that
-memory is that of one batch of logits and a few rows.
+Rows are processed in small blocks that stay in the CPU cache, on several threads (NumPy releases the interpreter lock). Memory is
+one batch of logits and a few rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Divergences:
-    """Of each row: KL(base || other) in nats, negative log-likelihoods of the targets, whether both have the same top token."""
+    """For each row: KL(base || other) in nats, negative log-likelihoods of the target, whether both have the same top token."""
 
     kl: Float64
     nll: Float64
@@ -35,45 +35,45 @@ class Divergences:
 
 
 class Rows:
-    """Works on rows of logits with `threads` threads. Use as a context manager."""
+    """Processes rows of logits with `threads` threads. Use it as a context manager."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads)
 
     def nll(self, logits: Float32, targets: Int) -> Float64:
-        """Negative log-likelihood in nats of targets (n,) by logits (n, n_vocab); NaN or infinite where the logits are.
+        """Negative log-likelihoods in nats of targets (n,) under logits (n, n_vocab); NaN or infinite if the logits are.
 
-        exp in float32 and a pairwise sum: within 2e-6 nats of float64.
+        Computed with exp in float32 and a pairwise sum: within 2e-6 nats of float64.
         """
-        found = np.empty(len(targets))
+        nll = np.empty(len(targets))
 
         def work(rows: slice) -> None:
             part, peak = logits[rows], logits[rows].max(axis=1, keepdims=True)
             shifted = part - peak
             picked = np.take_along_axis(shifted, targets[rows, None], axis=1)[:, 0].astype(np.float64)
             np.exp(shifted, out=shifted)
-            found[rows] = np.log(shifted.sum(axis=1).astype(np.float64)) - picked
+            nll[rows] = np.log(shifted.sum(axis=1).astype(np.float64)) - picked
 
         self._over(logits, 1, work)
-        return found
+        return nll
 
     def log_normalizers(self, logits: Float32) -> Float64:
-        """log of the sum of exp of each row, (n,), in float64."""
-        found = np.empty(len(logits))
+        """The log of the sum of exp of each row, (n,), in float64."""
+        log_z = np.empty(len(logits))
 
         def work(rows: slice) -> None:
             peak = logits[rows].max(axis=1, keepdims=True).astype(np.float64)
             wide = logits[rows] - peak
             np.exp(wide, out=wide)
-            found[rows] = np.log(wide.sum(axis=1)) + peak[:, 0]
+            log_z[rows] = np.log(wide.sum(axis=1)) + peak[:, 0]
 
         self._over(logits, 2, work)
-        return found
+        return log_z
 
     def divergences(
         self, base: Float32, base_log_z: Float64, base_top: Int, other: Float32, targets: Int
     ) -> Divergences:
-        """Row by row, in float64: base and other are logits (n, n_vocab), base_log_z and base_top of the base's rows."""
+        """Divergences in float64. base, other: logits (n, n_vocab); base_log_z, base_top: log-normalizer and top token of base's rows."""
         n = len(targets)
         kl, other_nll, base_nll, same = np.empty(n), np.empty(n), np.empty(n), np.empty(n, dtype=bool)
 
@@ -88,7 +88,7 @@ class Rows:
             apart = np.subtract(ours, theirs, dtype=np.float64)
             with np.errstate(invalid="ignore"):
                 crossed = np.einsum("ij,ij->i", p, apart)
-                if not np.isfinite(crossed).all():  # tokens that the base rules out (-inf) do not count
+                if not np.isfinite(crossed).all():  # tokens that the base rules out (-inf) count nothing
                     np.copyto(apart, 0.0, where=p == 0)
                     crossed = np.einsum("ij,ij->i", p, apart)
             kl[rows] = crossed - base_log_z[rows] + log_z
@@ -100,11 +100,11 @@ class Rows:
         return Divergences(kl, other_nll, base_nll, same)
 
     def each(self, work: Callable[[int], T], n: int) -> list[T]:
-        """work(0), …, work(n - 1), on all threads."""
+        """[work(0), …, work(n - 1)], computed on all threads."""
         return list(self._pool.map(_quietly(work), range(n)))
 
     def _over(self, logits: Float32, widening: int, work: Callable[[slice], None]) -> None:
-        """Call `work` with slices that cover all rows."""
+        """Call `work` on slices that cover all rows."""
         n, step = len(logits), max(1, _BLOCK_BYTES // (logits.shape[1] * 4 * widening))
         slices = [slice(at, min(at + step, n)) for at in range(0, n, step)]
         for _ in self._pool.map(_quietly(work), slices):
@@ -120,7 +120,7 @@ class Rows:
 
 
 def _quietly(work: Callable[[S], T]) -> Callable[[S], T]:
-    """NaN and infinity are the caller's to judge, not warnings (NumPy's settings are each thread's own)."""
+    """`work` without NumPy's warnings: the caller judges NaN and infinity. NumPy's settings are per thread."""
 
     def quiet(what: S) -> T:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):

@@ -1,7 +1,7 @@
 """A model and how to run it, in one word: `model.gguf@kv=q4_0,yarn-factor=2`.
 
-So the errors of weights, cache and positions can be told apart: the same file runs with another cache type, another backend
-or another scaling, by arguments of the runtime and overrides of its metadata in memory; no file is written.
+This separates the errors of weights, cache and positions: the same file runs with another cache type, another backend or another
+scaling, through runtime arguments and metadata overrides in memory. No file is written.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import from_file, in_memory
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.runtime.attention import FlashAttention
-from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.attention import choose_attention
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.devices import devices_of, missing
+from yarn_edge.runtime.ggml import Device
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
 
@@ -32,7 +33,7 @@ KEYS = ("kv", "backend", *_SCALING)
 
 @dataclass(frozen=True)
 class Variant:
-    """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata, for this load only."""
+    """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata values for this load only."""
 
     label: str
     gguf: GGUFFile
@@ -48,32 +49,35 @@ class Variant:
 
     @property
     def weights(self) -> tuple[Any, ...]:
-        """Equal for variants that can share a loaded model."""
+        """A key that is equal for variants that can share a loaded model."""
         return (self.path.resolve(), self.backend, tuple(sorted(self.overrides.items())))
 
-    def load(self) -> Model:
-        """The model, on its backend. Raises YarnEdgeError where this machine has none: nothing takes its place."""
+    def device(self) -> Device:
+        """The device to run on. Raises YarnEdgeError if this machine has no such backend; it is never replaced by another."""
         devices = devices_of(self.backend)
         if not devices:
             raise YarnEdgeError(f"{self.label}: {missing(self.backend)}")
-        model = Model(self.path, device=devices[0], overrides=self.overrides, gguf=self.gguf)
+        return devices[0]
+
+    def load(self) -> Model:
+        """The loaded model, on its backend. Raises YarnEdgeError."""
+        model = Model(self.path, device=self.device(), overrides=self.overrides, gguf=self.gguf)
         if model.gguf.metadata.get(f"{model.gguf.architecture}.attention.causal") is False:
             model.close()
-            raise YarnEdgeError(f"{self.label}: is no language model: its tokens see those after them")
+            raise YarnEdgeError(f"{self.label}: is not a causal language model: its tokens see the tokens after them")
         return model
 
-    def context(
+    def settings(
         self,
-        model: Model,
+        file: GGUFFile,
         *,
         n_ctx: int,
         n_batch: int,
         threads: int | None = None,
         flash_attention: FlashAttention = "auto",
-    ) -> Context:
-        """A context of this variant in a model that `load` gave."""
-        return Context(
-            model,
+    ) -> ContextSettings:
+        """The settings of a context, with attention by the policy. file: the header of `path`."""
+        wanted = ContextSettings(
             n_ctx=n_ctx,
             n_batch=n_batch,
             kv_type=self.kv_type,
@@ -81,26 +85,27 @@ class Variant:
             arguments=self.arguments,
             flash_attention=flash_attention,
         )
+        return choose_attention(wanted, file, on_cpu=self.backend == "cpu")
 
 
 def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> Variant:
-    """`PATH`, `PATH@key=value,key=value`; KEYS are the keys. The others are the defaults. Raises YarnEdgeError."""
+    """The variant written as `PATH` or `PATH@key=value,key=value`, with the keys KEYS. kv_type, backend: defaults. Raises YarnEdgeError."""
     path, wanted = split_variant(text)
     given: dict[str, Any] = {}
     for item in wanted:
         key, _, value = item.partition("=")
         if key not in KEYS:
-            raise YarnEdgeError(f"{text}: {key!r} is unknown behind @; known: {', '.join(KEYS)}")
+            raise YarnEdgeError(f"{text}: {key!r} is unknown after @; known: {', '.join(KEYS)}")
         if key in given:
-            raise YarnEdgeError(f"{text}: {key} stands twice")
+            raise YarnEdgeError(f"{text}: {key} appears twice")
         given[key] = _VALUES[key](text, value)
     scaling = ScalingOverrides(**{_SCALING[key]: value for key, value in given.items() if key in _SCALING})
-    found = Variant(text, read_gguf(path), given.get("kv", kv_type), given.get("backend", backend))
-    return scaled(found, from_file(FilePositions(found.gguf), scaling)) if scaling else found
+    variant = Variant(text, read_gguf(path), given.get("kv", kv_type), given.get("backend", backend))
+    return scaled(variant, from_file(FilePositions(variant.gguf), scaling)) if scaling else variant
 
 
 def split_variant(text: str) -> tuple[str, list[str]]:
-    """The path and the items behind the last @; a file whose own name holds an @ is taken as it is."""
+    """(path, items after the last @). A file whose own name contains an @ is taken as it is."""
     path, at, rest = text.rpartition("@")
     if not at or "=" not in rest or Path(text).exists():
         return text, []
@@ -112,7 +117,7 @@ def _number(kind: Callable[[str], float]) -> Callable[[str, str], float]:
         try:
             return kind(value)
         except ValueError:
-            raise YarnEdgeError(f"{text}: {value!r} is no number") from None
+            raise YarnEdgeError(f"{text}: {value!r} is not a number") from None
 
     return parse
 
@@ -134,6 +139,6 @@ _VALUES: dict[str, Callable[[str, str], Any]] = {
 
 
 def scaled(variant: Variant, goal: RopeScaling) -> Variant:
-    """The variant with `goal` in place of the file's own scaling. Raises YarnEdgeError where arguments cannot do it."""
+    """The variant with `goal` in place of the file's own scaling. Raises YarnEdgeError if runtime arguments cannot express it."""
     arguments, overrides = in_memory(FilePositions(variant.gguf), goal, variant.label)
     return replace(variant, arguments=arguments, overrides=overrides)

@@ -24,17 +24,18 @@ import numpy as np
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.honoured import honoured
-from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.devices import devices_of
-from yarn_edge.runtime.kv_cache import known_kv_bytes
+from yarn_edge.runtime.kv_cache import has_plain_cache
 from yarn_edge.runtime.llama_api import captured_log
+from yarn_edge.runtime.load_log import buffers_in, flash_attention_in, offloaded_in
 from yarn_edge.runtime.machine import peak_resident_bytes
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.checks import check_kernel
 
 from ..scoring.variants import Variant, parse_variant
-from .configuration import buffers_in, flash_attention_in, misplaced, offloaded_in
+from .configuration import misplaced
 
 SEED = 1
 Tell = Callable[..., None]
@@ -88,8 +89,7 @@ def run_request(request: Request, tell: Tell) -> None:
 
 
 def _context(request: Request, variant: Variant, model: Model) -> Context:
-    return Context(
-        model,
+    settings = ContextSettings(
         n_ctx=request.n_ctx,
         n_batch=request.n_batch,
         n_ubatch=request.n_ubatch,
@@ -98,6 +98,7 @@ def _context(request: Request, variant: Variant, model: Model) -> Context:
         arguments=variant.arguments,
         flash_attention=request.flash_attention,
     )
+    return Context(model, settings)
 
 
 def _described(model: Model) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class Bench:
         if model.add_bos and model.bos >= 0:
             self.tokens[0] = model.bos
         # The cache of a sliding window forgets what is before the window: cut back, it would differ from a filled one.
-        self.cut_back = known_kv_bytes(model.gguf, 0, "f16") is not None
+        self.cut_back = has_plain_cache(model.gguf)
 
     def run(self) -> None:
         """Warm up, fill the cache to the depth, then every test."""

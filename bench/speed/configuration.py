@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context_settings import FlashAttention
+from yarn_edge.runtime.load_log import Buffer
 
 FLASH = {"auto": -1, "off": 0, "on": 1}  # llama.h: enum llama_flash_attn_type, as llama-bench prints it
 CMAKE_FLAGS = {"cuda": "-DGGML_CUDA=on", "metal": "-DGGML_METAL=on", "vulkan": "-DGGML_VULKAN=on"}
-_BUFFER = re.compile(r"(\S+) +(model|KV|RS|output|compute) buffer size = +([\d.]+) MiB")
-_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _ON_CPU = ("CPU", "AMX")  # what ggml's CPU backend names its buffers, such as CPU_REPACK
 GENERATED_COST = 6.0  # about how much longer than reading a token it takes to generate one: for the progress bar
-
-Buffer = tuple[str, str, int]  # where, of what, bytes
 
 
 @dataclass(frozen=True)
@@ -99,30 +95,6 @@ def how_to_build(backend: str, version: str) -> str:
         f'CMAKE_ARGS="{CMAKE_FLAGS[backend]}" pip install --no-binary llama-cpp-python --force-reinstall --no-cache-dir '
         f"llama-cpp-python=={version}"
     )
-
-
-def buffers_in(log: str) -> list[Buffer]:
-    """The buffers of llama.cpp's log of a loading: ("CPU_Mapped", "model", bytes), ("CUDA0", "KV", bytes), …
-
-    Those of computing may be told more than once, for they are made anew: the last counts.
-    """
-    found = [(where, what, round(float(mib) * 2**20)) for where, what, mib in _BUFFER.findall(log)]
-    lasting = [buffer for buffer in found if buffer[1] not in ("compute", "output") and buffer[2]]
-    return lasting + list({(b[0], b[1]): b for b in found if b[1] in ("compute", "output")}.values())
-
-
-def offloaded_in(log: str) -> list[int] | None:
-    """[layers on the GPU, all layers], the output being one; None where llama.cpp was built without any GPU."""
-    found = _OFFLOADED.findall(log)
-    return [int(n) for n in found[-1]] if found else None
-
-
-def flash_attention_in(log: str) -> bool | None:
-    """What became of flash attention; None where the log does not tell."""
-    if re.search(r"flash_attn += +auto", log) is None:
-        asked = re.search(r"flash_attn += +(enabled|disabled)", log)
-        return None if asked is None else asked[1] == "enabled"
-    return re.search(r"Flash Attention (was auto, set to )?enabled", log) is not None
 
 
 def buffer_places(buffers: Sequence[Buffer], *kinds: str) -> str:

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .configuration import FLASH, Buffer, Configuration, buffer_places, device_bytes, name_of_test
+from yarn_edge.runtime.load_log import Buffer
+
+from .configuration import FLASH, Configuration, buffer_places, device_bytes, name_of_test
 
 OK = "ok"
 

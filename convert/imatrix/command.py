@@ -21,7 +21,8 @@ from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
-from yarn_edge.runtime.context import MAX_SEQUENCES, Context
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import MAX_SEQUENCES, ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.stdout import write_json, write_text
 from yarn_edge.text_file import read_text
@@ -161,15 +162,10 @@ class _Collection:
                 "this model has no output.weight: it uses its token embeddings instead, which have no entry in llama.cpp either"
             )
         tap = ActivationTap(with_output=has_output)
-        with Context(
-            model,
-            n_ctx=settings.ctx,
-            n_seq=n_seq,
-            n_batch=settings.batch,
-            n_ubatch=UBATCH,
-            threads=settings.threads,
-            eval_callback=tap.callback,
-        ) as context:
+        wanted = ContextSettings(
+            n_ctx=settings.ctx, n_seq=n_seq, n_batch=settings.batch, n_ubatch=UBATCH, threads=settings.threads
+        )
+        with Context(model, wanted, eval_callback=tap.callback) as context:
             saved = time.monotonic()
             for at in range(0, len(chunks), n_seq):
                 self._take_in(chunks[at : at + n_seq], tap, context, advance)

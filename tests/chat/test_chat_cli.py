@@ -109,7 +109,7 @@ def test_base_model_wants_raw(base_model: Path) -> None:
             ["37 tokens fit into", "context 256 of 8192, f16 cache"],
         ),  # template, prompt and answer
         (("--max-tokens", "4", "--ctx", "1k"), ["context 1024 of 8192, f16 cache"]),
-        (("--max-tokens", "4", "--kv-type", "q4_0"), ["with a cache of q4_0", "context 256 of 8192, q4_0 cache"]),
+        (("--max-tokens", "4", "--kv-type", "q4_0"), ["with a q4_0 cache", "context 256 of 8192, q4_0 cache"]),
         (
             ("--max-tokens", "4", "--backend", "cpu", "--ctx", "9000"),
             ["warning: --ctx 9000 is beyond", "context 9216 of"],
@@ -306,4 +306,4 @@ def test_a_file_that_runs_otherwise_than_it_says_is_reported(tmp_path: Path) -> 
     edit_key(path, "yarn_edge.rope.attention_factor", 1.5)
     warned = run(*words)
     assert warned.returncode == 0
-    assert b"says other positions than llama.cpp runs" in warned.stderr
+    assert b"declares other positions than llama.cpp runs" in warned.stderr

@@ -28,6 +28,7 @@ from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 
 from support.gguf_files import write_gguf
@@ -101,7 +102,7 @@ class Recorder(Context):
     """A context that records what is really evaluated, and samples a given script."""
 
     def __init__(self, model: Model, n_ctx: int) -> None:
-        super().__init__(model, n_ctx=n_ctx, kv_type="f32", threads=1)
+        super().__init__(model, ContextSettings(n_ctx=n_ctx, kv_type="f32", threads=1))
         self.batches: list[int] = []
         self.sampled: list[int] = []
         self.script: list[int] = []
@@ -309,7 +310,7 @@ def test_closed_stream_keeps_what_was_said(context: Recorder, template: ChatTemp
     session = Session(context, template, GREEDY)
     with closing(session.stream(QUESTIONS[0])) as stream:
         said = "".join(next(stream) for _ in range(4))
-        with pytest.raises(RuntimeError, match="is answering"):
+        with pytest.raises(RuntimeError, match="is generating an answer"):
             next(session.stream("At the same time?"))
     assert session.conversation.turns[-1].answer == said
     assert session.stats is not None

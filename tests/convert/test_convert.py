@@ -26,6 +26,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.command import verify
 from yarn_edge.verify.transformers_reference import divergence, reference_logits
@@ -82,7 +83,9 @@ def interleaved(values: np.ndarray[Any, Any], n_heads: int) -> np.ndarray[Any, A
 def logits_of(path: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
     with (
         Model(path) as model,
-        Context(model, n_ctx=256, n_batch=len(tokens), kv_type="f32", flash_attention="off") as context,
+        Context(
+            model, ContextSettings(n_ctx=256, n_batch=len(tokens), kv_type="f32", flash_attention="off")
+        ) as context,
     ):
         context.evaluate(tokens, 0, "all")
         return context.logits()

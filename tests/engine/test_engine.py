@@ -33,7 +33,7 @@ FACTORS = {
         "auto",
         512,
         2.0,
-        "auto: 2 holds 512 tokens (original context 256, the file's is 4)",
+        "auto: 2 holds 512 tokens (original context 256, the file's factor is 4)",
     ),
     "none is needed": ("auto", 256, 1.0, "no position scaling"),
     "all of it": ("auto", 1024, 4.0, "auto: 4 holds 1024"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,18 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yarn_edge.engine import generation
 from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.prompt_lookup import PromptLookup
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.context import MAX_DRAFT, Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 
 from support import tiny_gguf
 
 GREEDY = Sampling(temperature=0)
+SAMPLED = Sampling(temperature=0.1, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture
 def context(tiny: Model) -> Iterator[Context]:
-    with Context(tiny, n_ctx=512, n_outputs=MAX_DRAFT + 1, n_batch=64, kv_type="f32", threads=1) as made:
+    with Context(
+        tiny, ContextSettings(n_ctx=512, n_outputs=MAX_DRAFT + 1, n_batch=64, kv_type="f32", threads=1)
+    ) as made:
         yield made
 
 
@@ -106,7 +108,7 @@ def test_logits_are_those_of_the_last_evaluation(context: Context) -> None:
 
 def test_one_token_is_evaluated_as_any_number(tiny: Model) -> None:
     """The short way to one token's logits, also behind sequences side by side."""
-    with Context(tiny, n_ctx=64, n_seq=2, n_batch=16, kv_type="f32", threads=1) as context:
+    with Context(tiny, ContextSettings(n_ctx=64, n_seq=2, n_batch=16, kv_type="f32", threads=1)) as context:
         for before in (lambda: None, lambda: context.evaluate_side_by_side([text_of(8), text_of(8, 1)])):
             made = []
             for outputs in ("last", 1):
@@ -125,11 +127,8 @@ def by_itself(context: Context) -> np.ndarray[Any, Any]:
     return context.logits()
 
 
-@pytest.mark.parametrize("margin", [0.0, 1.0])
-def test_greedy_answers_are_the_same_with_drafts(
-    margin: float, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(generation, "CLOSE_CALL", margin)
+def test_greedy_answers_are_the_same_with_drafts(context: Context) -> None:
+    """Where batches do not matter."""
     for seed in range(3):
         tokens = text_of(100, seed)
         context.clear()
@@ -138,8 +137,17 @@ def test_greedy_answers_are_the_same_with_drafts(
         lookup = PromptLookup(always=True)
         assert sampled(context, tokens, GREEDY, 120, lookup=lookup) == plain
         assert lookup.drafted > 0
-        if not margin:
-            assert lookup.accepted > 0
+        assert lookup.accepted > 0
+
+
+def test_greedy_answers_have_no_drafts_that_nobody_asked_for(context: Context) -> None:
+    """They are to be what they are without drafts, whose batches round otherwise; an answer that is sampled has drafts."""
+    tokens = text_of(100)
+    for sampling, drafts in ((GREEDY, False), (Sampling(temperature=0, repeat_penalty=1.1), False), (SAMPLED, True)):
+        lookup = PromptLookup()
+        context.clear()
+        sampled(context, tokens, sampling, 60, lookup=lookup)
+        assert (lookup.drafted > 0) is drafts
 
 
 def test_sampled_answers_are_the_same_with_drafts_and_a_seed(context: Context) -> None:
@@ -164,10 +172,7 @@ class Told(PromptLookup):
         return (self.drafts.pop(0) if self.drafts else [])[:room]
 
 
-def test_a_wrong_draft_changes_nothing_and_a_right_one_is_taken_whole(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(generation, "CLOSE_CALL", 0.0)
+def test_a_wrong_draft_changes_nothing_and_a_right_one_is_taken_whole(context: Context) -> None:
     tokens = text_of(50)
     plain = sampled(context, tokens, GREEDY, 40)
     wrong = [(token + 1) % 250 for token in plain]
@@ -179,57 +184,10 @@ def test_a_wrong_draft_changes_nothing_and_a_right_one_is_taken_whole(
     assert lookup.drafted == 4 + 3 + 3
 
 
-def test_a_close_call_is_decided_alone(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every choice close, each drafted token is evaluated again by itself."""
-    monkeypatch.setattr(generation, "CLOSE_CALL", 1e9)
-    tokens = text_of(50)
-    plain = sampled(context, tokens, GREEDY, 20)
-    batches: list[int] = []
-    evaluate = context.evaluate
-
-    def watched(part: Sequence[int], *args: Any) -> None:
-        batches.append(len(part))
-        evaluate(part, *args)
-
-    monkeypatch.setattr(context, "evaluate", watched)
-    context.clear()
-    lookup = PromptLookup(always=True)
-    assert sampled(context, tokens, GREEDY, 20, lookup=lookup) == plain
-    assert lookup.accepted == 0
-    assert Counter(batches)[1] >= 19
-
-
-@pytest.mark.parametrize("most", [512, 3])
-def test_a_tie_behind_a_draft_is_decided_behind_single_evaluations(
-    most: int, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With every choice doubtful, what came of a draft is evaluated again, one by one; not where that is too much."""
-    tokens = text_of(50)
-    plain = sampled(context, tokens, GREEDY, 20)
-    monkeypatch.setattr(generation, "CLOSE_CALL", 0.0)
-    monkeypatch.setattr(generation, "DOUBTFUL", 1e9)
-    monkeypatch.setattr(generation, "MOST_REDONE", most)
-    told: list[tuple[int, int]] = []  # (position, tokens)
-    evaluate = context.evaluate
-
-    def watched(part: Sequence[int], position: int, *args: Any) -> None:
-        told.append((position, len(part)))
-        evaluate(part, position, *args)
-
-    monkeypatch.setattr(context, "evaluate", watched)
-    context.clear()
-    told.clear()
-    lookup = Told([plain[1:5], []])  # the second token to the fifth, and from there one by one
-    assert sampled(context, tokens, GREEDY, 12, lookup=lookup) == plain[:12]
-    draft = told.index((50, 5))
-    redone = [(50 + number, 1) for number in range(6)]
-    assert told[draft + 1] == (55, 1)
-    assert (told[draft + 2 : draft + 8] == redone) == (most == 512)
-    assert Counter(told)[56, 1] == 1  # after that nothing is left to doubt
-
-
 def test_drafts_end_with_the_context(tiny: Model) -> None:
-    with Context(tiny, n_ctx=256, n_outputs=MAX_DRAFT + 1, n_batch=64, kv_type="f32", threads=1) as small:
+    with Context(
+        tiny, ContextSettings(n_ctx=256, n_outputs=MAX_DRAFT + 1, n_batch=64, kv_type="f32", threads=1)
+    ) as small:
         tokens = text_of(230)
         one = Generation(small, lookup=PromptLookup(always=True))
         list(one.generate(tokens, GREEDY))
@@ -254,7 +212,7 @@ def test_preloading_is_the_same_beginning(context: Context) -> None:
 
 
 def test_stopped_from_another_thread(tiny: Model) -> None:
-    with Context(tiny, n_ctx=32768, n_batch=64, kv_type="f32", threads=1) as long:
+    with Context(tiny, ContextSettings(n_ctx=32768, n_batch=64, kv_type="f32", threads=1)) as long:
         one = Generation(long)
         tokens = text_of(30000)
         timer = threading.Timer(0.3, one.stop)
@@ -288,7 +246,9 @@ def test_the_real_model_takes_drafts_and_says_the_same(smol_quants: dict[str, Pa
         prompt = model.tokenize(asked, add_special=False, parse_special=False)
         found = []
         for lookup in (None, PromptLookup(always=True)):
-            with Context(model, n_ctx=1024, n_outputs=MAX_DRAFT + 1, threads=2, flash_attention="off") as context:
+            with Context(
+                model, ContextSettings(n_ctx=1024, n_outputs=MAX_DRAFT + 1, threads=2, flash_attention="off")
+            ) as context:
                 found.append(sampled(context, prompt, GREEDY, 80, lookup=lookup))
         assert lookup is not None
         assert found[0] == found[1]

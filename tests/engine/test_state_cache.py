@@ -23,6 +23,7 @@ from yarn_edge.engine.state_cache import StateCache, run_key
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 
 from support import tiny_gguf
@@ -50,7 +51,9 @@ def answered(
     model: Model, tokens: list[int], states: StateCache | None, n_ctx: int = N_CTX, **made: Any
 ) -> tuple[str, Generation]:
     """A fresh context, one answer, and what was worth a file."""
-    with Context(model, n_ctx=n_ctx, n_batch=made.pop("n_batch", N_BATCH), threads=1, **made) as context:
+    with Context(
+        model, ContextSettings(n_ctx=n_ctx, n_batch=made.pop("n_batch", N_BATCH), threads=1, **made)
+    ) as context:
         one = Generation(context, states)
         text = "".join(one.generate(tokens, GREEDY, 12))
         one.keep_on_disk()
@@ -94,7 +97,7 @@ def test_restored_and_fresh_are_the_same_to_the_bit(model: Model, tmp_path: Path
     answered(model, text, states)
     seen = []
     for kept in (None, states):
-        with Context(model, n_ctx=N_CTX, n_batch=N_BATCH, threads=1) as context:
+        with Context(model, ContextSettings(n_ctx=N_CTX, n_batch=N_BATCH, threads=1)) as context:
             one = Generation(context, kept)
             next(one.generate(text, GREEDY, 1), None)
             seen.append(context.logits())
@@ -117,16 +120,16 @@ def test_another_run_is_another_key(model: Model, tmp_path: Path) -> None:
     copy.write_bytes(model.path.read_bytes())
     with Model(copy) as same:
         assert model_identity(same.gguf) == model_identity(model.gguf)
-    with closing(Context(model, n_ctx=N_CTX, n_batch=N_BATCH, threads=1)) as usual:
+    with closing(Context(model, ContextSettings(n_ctx=N_CTX, n_batch=N_BATCH, threads=1))) as usual:
         theirs = replace(usual.arguments, yarn_orig_ctx=17)
         made: list[dict[str, Any]] = [{"kv_type": "f32"}, {"n_batch": 16}, {"arguments": theirs}]
         keys = {run_key(usual)}
         for arguments in made:
-            with Context(model, n_ctx=N_CTX, threads=1, **({"n_batch": N_BATCH} | arguments)) as context:
+            with Context(model, ContextSettings(n_ctx=N_CTX, threads=1, **{"n_batch": N_BATCH} | arguments)) as context:
                 keys.add(run_key(context))
     assert len(keys) == 4
     with Context(
-        model, n_ctx=2 * N_CTX, n_batch=N_BATCH, threads=1
+        model, ContextSettings(n_ctx=2 * N_CTX, n_batch=N_BATCH, threads=1)
     ) as longer:  # the size of the context does not matter
         assert run_key(longer) in keys
 
@@ -230,15 +233,16 @@ def test_killed_while_writing(model: Model, tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from yarn_edge.engine import generation, state_cache
-from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.model import Model
 from yarn_edge.engine.sampling import Sampling
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.model import Model
 generation.KEEP_TOKENS = 64
 def slow(*_args, **_named):
     print("writing", flush=True)
     time.sleep(600)
 state_cache.publish = slow
-with Model({str(model.path)!r}) as model, Context(model, n_ctx=512, n_batch=32, threads=1) as context:
+with Model({str(model.path)!r}) as model, Context(model, ContextSettings(n_ctx=512, n_batch=32, threads=1)) as context:
     one = generation.Generation(context, state_cache.StateCache(Path({str(tmp_path)!r})))
     list(one.generate({document(300)!r}, Sampling(temperature=0), 2))
     one.keep_on_disk()

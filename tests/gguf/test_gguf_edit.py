@@ -25,6 +25,7 @@ from yarn_edge.gguf.edit import PADDING_KEY, pack_key
 from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 
 from support import tiny
@@ -125,7 +126,7 @@ def test_llama_cpp_runs_the_edited_file(model, tmp_path):
         path = tmp_path / f"{name}.gguf"
         added = {} if factors is None else {FREQS: factors.astype(np.float32)}
         edited(model, path, set_keys={"llama.rope.scaling.type": "none"}, set_tensors=added)
-        with Model(path) as loaded, Context(loaded, n_ctx=64, threads=1) as context:
+        with Model(path) as loaded, Context(loaded, ContextSettings(n_ctx=64, threads=1)) as context:
             context.evaluate(list(range(5, 45)), 0)
             logits[name] = context.logits()
     np.testing.assert_array_equal(logits["plain"], logits["ones"])
@@ -571,7 +572,7 @@ def test_a_split_model_is_edited_in_all_its_shards(shards, tmp_path):
         if old != shards[0]:  # whose keys alone llama.cpp reads
             assert keys(new).keys() == keys(old).keys()
         assert_laid_out_shard(new)
-    with Model(outputs[0]) as loaded, Context(loaded, n_ctx=32, threads=1) as context:
+    with Model(outputs[0]) as loaded, Context(loaded, ContextSettings(n_ctx=32, threads=1)) as context:
         context.evaluate([5, 6, 7], 0)
         assert np.isfinite(context.logits()).all()
     again = all_or_none(outputs[0], tmp_path / "again-00001-of-00003.gguf", **BAKED)

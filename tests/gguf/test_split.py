@@ -17,6 +17,7 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.gguf.split import parse_shard_name, shard_name
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 
 from support import tiny
@@ -69,7 +70,7 @@ def test_the_shards_together_are_the_whole_file(whole, shards):
 def test_llama_cpp_computes_the_same_with_the_split_model(whole, shards):
     logits = []
     for path in (whole, shards[0]):
-        with Model(path) as model, Context(model, n_ctx=32, threads=1) as context:
+        with Model(path) as model, Context(model, ContextSettings(n_ctx=32, threads=1)) as context:
             context.evaluate([5, 6, 7, 8], 0)
             logits.append(context.logits())
     np.testing.assert_array_equal(*logits)

@@ -13,6 +13,7 @@ from yarn_edge.bench.evidence.smollm2 import package_gguf
 from yarn_edge.cli import main
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import kv_bytes
 from yarn_edge.runtime.model import Model
 
@@ -101,7 +102,7 @@ def test_how_a_checkpoint_could_be_carried(tmp_path: Path, capsys: pytest.Captur
 def test_kv_bytes_are_what_llama_cpp_saves(kv_type: str) -> None:
     """The state of a full context is the cache and little else."""
     path = package_gguf()
-    with Model(path) as model, Context(model, n_ctx=256, n_batch=256, kv_type=kv_type) as context:
+    with Model(path) as model, Context(model, ContextSettings(n_ctx=256, n_batch=256, kv_type=kv_type)) as context:
         context.evaluate([1] * 256, 0, "none")
         saved = model.api.llama_state_seq_get_size(context.handle, 0)
     predicted = kv_bytes(read_gguf(path), 256, kv_type)

@@ -24,7 +24,7 @@ from yarn_edge.llama_rules.honoured import (
     Sliding,
     honoured,
 )
-from yarn_edge.runtime.ggml import ROPE_MODES, RopeArguments
+from yarn_edge.runtime.rope_kernel import ROPE_MODES, RopeArguments
 
 from support import tiny_gguf
 from support.tiny_gguf import HEAD_DIM

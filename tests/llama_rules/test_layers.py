@@ -26,7 +26,7 @@ from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import HONOURED, Honoured, Sliding
 from yarn_edge.llama_rules.layers import layer_kinds, sliding_scaling
 from yarn_edge.llama_rules.loadable import check_loadable
-from yarn_edge.runtime.ggml import RopeArguments, rope_arguments
+from yarn_edge.runtime.rope_kernel import RopeArguments, rope_arguments
 from yarn_edge.verify.command import verify
 
 from support import tiny_gguf, tiny_runs

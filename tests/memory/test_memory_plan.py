@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from yarn_edge.bench.fit.accuracy import compare_memory
 from yarn_edge.bench.fit.candidates import quant_of
 from yarn_edge.convert.quantize import quantize
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.memory.plan import CTX_STEP, LEAST_CTX, DoesNotFitError, Simulation, choose_context
+from yarn_edge.memory.choice import DoesNotFitError, choose_context
+from yarn_edge.memory.plan import LEAST_CTX, Simulation
 from yarn_edge.memory.weights import weights_in_memory
-from yarn_edge.runtime.attention import attention_for
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.kv_cache import CTX_STEP
 from yarn_edge.runtime.llama_api import captured_log
 from yarn_edge.runtime.machine import resident_bytes
 from yarn_edge.runtime.model import Model
@@ -43,19 +46,17 @@ def logged(log: list[str], pattern: str) -> float:
 def differences(path: Path, n_ctx: int, kv_type: str) -> dict[str, float]:
     """Bytes by which simulation and real load differ, part by part, as the loads log them."""
     with Simulation(path) as simulation:
-        plan = simulation.plan(n_ctx, kv_type, n_outputs=0)
+        settings = replace(simulation.settings(n_ctx, kv_type), n_outputs=0)
+        plan = simulation.plan_of(settings)
     with captured_log() as loading, Model(path) as model:
         pass
     found = {"repacked_bytes": plan.repacked_bytes - logged(loading, r"CPU_REPACK model buffer size = +([\d.]+) MiB")}
-    with Model(path) as model:
-        attention = attention_for(model.gguf, n_ctx, kv_type, None)
-        with (
-            captured_log() as log,
-            Context(model, n_ctx=n_ctx, n_ubatch=attention.n_ubatch, kv_type=kv_type, flash_attention=attention.flash),
-        ):
-            pass
+    with Model(path) as model, captured_log() as log, Context(model, settings):
+        pass
     for name, pattern in PARTS.items():
         found[name] = getattr(plan, name) - logged(log, pattern)
+    # llama.cpp makes the output buffer for one token; it grows when the logits of a whole batch are asked for.
+    found["output_bytes"] = plan.output_bytes / min(settings.n_batch, n_ctx) - logged(log, PARTS["output_bytes"])
     return found
 
 
@@ -271,7 +272,7 @@ def test_heads_that_no_quantized_cache_can_hold(tmp_path: Path) -> None:
 
 def test_outputs_beyond_what_is_reserved_are_refused(tmp_path: Path) -> None:
     path = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
-    with Model(path) as model, Context(model, n_ctx=512, n_outputs=1) as context:
+    with Model(path) as model, Context(model, ContextSettings(n_ctx=512, n_outputs=1)) as context:
         context.evaluate([1, 2, 3], 0)
         assert context.logits().shape[0] == 1
         with pytest.raises(ValueError, match="memory is reserved for 1"):

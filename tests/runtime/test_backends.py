@@ -17,7 +17,7 @@ from yarn_edge.flags import BACKENDS
 from yarn_edge.positions import error_budget as phase
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.runtime import ggml
+from yarn_edge.runtime import ggml, rope_kernel
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.verify.command import verify
@@ -90,7 +90,7 @@ def test_a_metadata_failure_counts_though_nothing_ran(model: Path, tmp_path: Pat
 @pytest.fixture
 def twin(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The CPU a second time, as a device of CUDA's library; which devices the kernel was asked to run on."""
-    real_devices, real_rope, asked = ggml.devices, ggml.rope, []
+    real_devices, real_rope, asked = ggml.devices, rope_kernel.rope, []
     cpu = next(d for d in real_devices() if d.kind == "cpu")
 
     def rope_on(x: Any, positions: Any, arguments: Any, device: ggml.Device | None = None, factors: Any = None) -> Any:
@@ -98,7 +98,7 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return real_rope(x, positions, arguments, device, factors)
 
     monkeypatch.setattr(ggml, "devices", lambda: [*real_devices(), replace(cpu, backend="CUDA", description="a twin")])
-    monkeypatch.setattr(ggml, "rope", rope_on)
+    monkeypatch.setattr(rope_kernel, "rope", rope_on)
     return asked
 
 

@@ -9,7 +9,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.positions import rope
 from yarn_edge.positions.error_budget import budget, rotation_error
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
-from yarn_edge.runtime import ggml
+from yarn_edge.runtime import ggml, rope_kernel
 
 POSITIONS = np.unique(
     np.append(np.geomspace(1, 131071, 200).astype(np.int32), [0, 4095, 4096, 8191, 32767, 65535, 131071])
@@ -41,7 +41,7 @@ SCALINGS = {
 def test_rope_kernel_stays_in_the_budget_up_to_131071(name: str, pairing: rope.Pairing) -> None:
     scaling = SCALINGS[name]
     x = np.random.default_rng(1).standard_normal((len(POSITIONS), 3, scaling.dim)).astype(np.float32)
-    y = ggml.rope(x, POSITIONS, ggml.rope_arguments(scaling, pairing))
+    y = rope_kernel.rope(x, POSITIONS, rope_kernel.rope_arguments(scaling, pairing))
     error = rotation_error(x, y, POSITIONS, scaling, pairing)
     assert error.of_budget <= 1, str(error)
 
@@ -67,7 +67,7 @@ def test_a_slightly_wrong_parameter_is_far_outside_the_budget(field: str, value:
     right = SCALINGS["smollm2"]
     wrong = right.with_overrides("test", **{field: value})
     x = np.random.default_rng(2).standard_normal((len(POSITIONS), 2, 64)).astype(np.float32)
-    y = ggml.rope(x, POSITIONS, ggml.rope_arguments(wrong, "half"))
+    y = rope_kernel.rope(x, POSITIONS, rope_kernel.rope_arguments(wrong, "half"))
     ratio = rotation_error(x, y, POSITIONS, right, "half").of_budget
     assert (
         ratio > 5 if matters else ratio <= 1
@@ -77,7 +77,7 @@ def test_a_slightly_wrong_parameter_is_far_outside_the_budget(field: str, value:
 def test_partial_rotation_passes_the_rest_through() -> None:
     scaling = yarn(10000.0, 32, 4096, 4.0)
     x = np.random.default_rng(3).standard_normal((len(POSITIONS), 2, 48)).astype(np.float32)
-    y = ggml.rope(x, POSITIONS, ggml.rope_arguments(scaling, "half"))
+    y = rope_kernel.rope(x, POSITIONS, rope_kernel.rope_arguments(scaling, "half"))
     np.testing.assert_array_equal(y[..., 32:], x[..., 32:])
     assert rotation_error(x, y, POSITIONS, scaling, "half").of_budget <= 1
 
@@ -109,7 +109,7 @@ def test_nan_counts_as_infinitely_wrong() -> None:
 )
 def test_what_the_kernel_cannot_do_is_an_error(scaling: RopeScaling) -> None:
     with pytest.raises(YarnEdgeError, match="no arguments"):
-        ggml.rope_arguments(scaling, "half")
+        rope_kernel.rope_arguments(scaling, "half")
 
 
 def test_there_is_a_cpu_device() -> None:

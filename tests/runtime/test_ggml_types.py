@@ -82,10 +82,10 @@ def test_halves_are_rounded_as_torch_does(name: str, dtype: torch.dtype) -> None
     "name, rows, weights, told",
     [
         ("Q8_0", ROWS[:, :33], None, "whole blocks"),
-        ("Q8_K", ROWS, None, "do not go into"),
-        ("I32", ROWS, None, "do not go into"),
+        ("Q8_K", ROWS, None, "do not fit into"),
+        ("I32", ROWS, None, "do not fit into"),
         ("IQ2_XXS", ROWS, None, "needs importance weights"),
-        ("Q4_K", ROWS, np.ones(511, np.float32), "do not go into"),
+        ("Q4_K", ROWS, np.ones(511, np.float32), "do not fit into"),
     ],
 )
 def test_what_would_end_the_process_is_an_error(
@@ -101,7 +101,7 @@ def test_an_unknown_type() -> None:
 
 
 def test_types_that_cannot_be_dequantized() -> None:
-    with pytest.raises(YarnEdgeError, match="no way from I32 to float"):
+    with pytest.raises(YarnEdgeError, match="cannot convert I32 to float"):
         dequantize_into(type_named("I32"), np.zeros(4, np.uint8), np.empty(1, np.float32))
 
 

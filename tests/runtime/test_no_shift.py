@@ -13,6 +13,7 @@ from yarn_edge.chat.template import ChatTemplate
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.transformers_reference import divergence
@@ -35,7 +36,9 @@ def shift_damage(path: Path, arguments: RuntimeArguments | None = None) -> tuple
     """(KL after one shift, KL of the same tokens evaluated elsewhere without one), against a fresh evaluation."""
     with Model(path) as model:
         tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[:N]
-        with Context(model, n_ctx=N + MOVED, kv_type="f32", flash_attention="off", arguments=arguments) as context:
+        with Context(
+            model, ContextSettings(n_ctx=N + MOVED, kv_type="f32", flash_attention="off", arguments=arguments)
+        ) as context:
             fresh = next_logits(context, tokens, 0, 0)
             shifted = next_logits(context, tokens, MOVED, MOVED)
             elsewhere = next_logits(context, tokens, MOVED, 0)
@@ -61,7 +64,7 @@ def test_our_conversation_that_outgrows_the_window_is_a_fresh_evaluation(smol_f3
     with (
         Model(smol_f32) as model,
         ChatTemplate.of(model) as template,
-        Context(model, n_ctx=192, kv_type="f32", flash_attention="off") as context,
+        Context(model, ContextSettings(n_ctx=192, kv_type="f32", flash_attention="off")) as context,
     ):
         session = Session(context, template, Sampling(temperature=0.0))
         for turn in range(4):

@@ -20,7 +20,8 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import FROM_MODEL, RuntimeArguments
 from yarn_edge.runtime import model as runtime
-from yarn_edge.runtime.ggml import RopeArguments, TensorPointer, function
+from yarn_edge.runtime.ggml import TensorPointer, function
+from yarn_edge.runtime.rope_kernel import RopeArguments
 from yarn_edge.verify import rope_nodes as tap
 
 from support import tiny_gguf

@@ -22,8 +22,8 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.positions.error_budget import rotation_error
-from yarn_edge.runtime.ggml import rope_arguments
 from yarn_edge.runtime.model import Model
+from yarn_edge.runtime.rope_kernel import rope_arguments
 from yarn_edge.verify.command import Check, check_kernel, check_logits, check_tokenizer, verify
 from yarn_edge.verify.rope_nodes import record_ropes
 from yarn_edge.verify.transformers_reference import divergence, log_softmax

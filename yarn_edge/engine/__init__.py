@@ -1,4 +1,4 @@
-"""Tokens after tokens: an opened model, generation, sampling, cached prompts, drafts.
+"""Generating text: an opened model, generation, sampling, cached prompts, drafts.
 
 May import: memory, runtime and below.
 """

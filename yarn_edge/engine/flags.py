@@ -1,4 +1,4 @@
-"""The flags that `chat` and `serve` share, and the engine settings that they stand for."""
+"""The flags that `chat` and `serve` share, and the engine settings that they set."""
 
 from __future__ import annotations
 
@@ -13,32 +13,37 @@ if TYPE_CHECKING:
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """What `chat` and `serve` share: where it runs, what is kept on the disk, drafts, another factor."""
+    """Add the flags that `chat` and `serve` share: device, memory, the cache on disk, drafts, attention, scaling factor."""
     add_backend_flag(parser)
     add_memory_flag(parser)
     parser.add_argument(
         "--cache", type=Path, nargs="?", const=Path(), metavar="DIR",
-        help="keep what was read of documents on the disk, for the next time (without DIR: in the user's cache folder)",
+        help="keep evaluated documents on disk for next time (without DIR: in the user's cache folder)",
     )  # fmt: skip
     parser.add_argument(
-        "--cache-size", type=memory_size, default=8 << 30, metavar="SIZE", help="of DIR at most (default: 8GiB)"
+        "--cache-size",
+        type=memory_size,
+        default=8 << 30,
+        metavar="SIZE",
+        help="maximum size of the cache folder (default: 8GiB)",
     )
     parser.add_argument(
         "--lookup", choices=("auto", "on", "off"), default="auto",
-        help="draft what was said before in the text; the model checks it (default: auto, where it is faster)",
+        help="draft tokens by copying from the text so far; the model checks each draft. auto: if that is faster, and not at "
+        "temperature 0, where batched evaluation could change the answer; on: always (default: auto)",
     )  # fmt: skip
     parser.add_argument(
         "--flash-attention", choices=("auto", "on", "off"), default="auto",
-        help="(default: auto: off on a CPU with a cache in 16 bits, where it is slow)",
+        help="auto: off on a CPU with a 16- or 32-bit cache, where flash attention is slow; on needs less memory (default: auto)",
     )  # fmt: skip
     parser.add_argument(
         "--yarn-factor", type=number_or_auto, metavar="N|auto",
-        help="another factor than the file's; auto: the smallest that holds the context (default: the file's)",
+        help="YaRN factor to use instead of the file's; auto: the smallest factor that holds the context",
     )  # fmt: skip
 
 
 def engine_settings(args: argparse.Namespace) -> EngineSettings:
-    """The flags of `add_engine_flags`."""
+    """The settings from the flags of `add_engine_flags`."""
     from yarn_edge.engine.opened import EngineSettings, user_cache_folder
 
     cache = args.cache if args.cache is None or args.cache.parts else user_cache_folder()

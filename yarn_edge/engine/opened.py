@@ -1,6 +1,6 @@
-"""A model ready to answer: placed, loaded, with a context, the states kept on the disk, drafts, and the scaling that was asked for.
+"""A model ready to answer: placed and loaded, with a context, states on disk, drafts, and the requested scaling.
 
-What `chat` and `serve` share. Whatever was chosen here, and not by the user, is said in a note.
+`chat` and `serve` share this. Every choice that is made here rather than by the user is reported in a note.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +22,7 @@ from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import base_scaling, in_memory, with_factor
 from yarn_edge.memory.placement import Placement, Wanted, place
-from yarn_edge.memory.plan import OUTPUTS
 from yarn_edge.progress import note
-from yarn_edge.runtime.attention import attention_for
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
 
@@ -33,7 +31,7 @@ _SCALINGS = {"yarn": "YaRN", "linear": "linear scaling", "ntk": "NTK-aware scali
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """cache: the folder of states, None for none. yarn_factor: None for the file's own scaling."""
+    """cache: the folder of saved states, or None. yarn_factor: None for the file's own scaling."""
 
     cache: Path | None = None
     cache_bytes: int = MAX_BYTES
@@ -43,25 +41,14 @@ class EngineSettings:
 
 @contextmanager
 def opened(path: Path, wanted: Wanted, settings: EngineSettings) -> Iterator[Generation]:
-    """The model, loaded, until the block ends. Raises YarnEdgeError."""
+    """The loaded model, open until the block ends. Raises YarnEdgeError."""
     states = None if settings.cache is None else StateCache(settings.cache, settings.cache_bytes)
     file = read_gguf(path)
     placed = place(path, wanted, file)
-    n_ctx, kv_type = placed.choice.n_ctx, placed.choice.kv_type
-    arguments, overrides, holds = _scaling(FilePositions(file), settings.yarn_factor, n_ctx)
-    attention = attention_for(file, n_ctx, kv_type, placed.device, wanted.flash_attention)
+    arguments, overrides, holds = _scaling(FilePositions(file), settings.yarn_factor, placed.choice.n_ctx)
     with (
         Model(path, device=placed.device, overrides=overrides, gguf=file) as model,
-        Context(
-            model,
-            n_ctx=n_ctx,
-            n_ubatch=attention.n_ubatch,
-            n_outputs=OUTPUTS,
-            kv_type=kv_type,
-            threads=wanted.threads,
-            arguments=arguments,
-            flash_attention=attention.flash,
-        ) as context,
+        Context(model, replace(placed.choice.settings, arguments=arguments)) as context,
     ):
         _say(placed, wanted, context, holds or model.n_ctx_train)
         if settings.yarn_factor is None:
@@ -71,7 +58,7 @@ def opened(path: Path, wanted: Wanted, settings: EngineSettings) -> Iterator[Gen
 
 
 def user_cache_folder() -> Path:
-    """Where this system keeps what programs can make anew."""
+    """This system's folder for files that programs can rebuild."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "yarn-edge"
     if sys.platform == "win32":
@@ -82,62 +69,60 @@ def user_cache_folder() -> Path:
 def _scaling(
     positions: FilePositions, factor: float | str | None, n_ctx: int
 ) -> tuple[RuntimeArguments | None, dict[str, float], int | None]:
-    """Arguments and overrides of another factor, and the tokens that it holds; nothing for the file's own."""
+    """(arguments, metadata overrides, tokens that fit) of another factor; (None, {}, None) for the file's own."""
     if factor is None:
         return None, {}, None
     path, base = positions.file.path, base_scaling(positions)
     if base.method not in ("yarn", "none"):
-        raise YarnEdgeError(f"{path}: has {base.method} scaling: --yarn-factor is for YaRN")
+        raise YarnEdgeError(f"{path}: has {base.method} scaling: --yarn-factor works with YaRN only")
     chosen = max(1.0, n_ctx / base.original_context) if factor == "auto" else float(factor)
     goal = with_factor(base, chosen)
     arguments, overrides = in_memory(positions, goal, str(path))
     holds = round(base.original_context * max(1.0, chosen))
     if factor == "auto":
-        own = f", the file's is {base.factor:g}" if base.method == "yarn" else ""
+        own = f", the file's factor is {base.factor:g}" if base.method == "yarn" else ""
         note(f"--yarn-factor auto: {chosen:g} holds {n_ctx} tokens (original context {base.original_context}{own})")
     return arguments, overrides, holds
 
 
 def _say(placed: Placement, wanted: Wanted, context: Context, holds: int) -> None:
     if placed.choice.n_ctx > holds:
-        note(f"warning: --ctx {placed.choice.n_ctx} is beyond the {holds} tokens that the model was made for")
+        note(f"warning: --ctx {placed.choice.n_ctx} exceeds the {holds} tokens that the model was trained for")
     if wanted.ctx is None or (wanted.kv_type is None and context.kv_type != "f16"):
         note(placed.choice.reason)
     note(what_runs(context))
 
 
 def what_runs(context: Context) -> str:
-    """One line: file, architecture, scaling that the runtime applies, context, cache type, device."""
+    """One line: file, architecture, the scaling that the runtime applies, context, cache type, device."""
     positions = context.model.positions
     gguf = positions.file
     try:
         scaling, error = positions.effective(context.arguments), positions.error(context.arguments)
     except YarnEdgeError:
-        told = "position scaling from the file, not checked"
+        summary = "position scaling from the file, not checked"
     else:
         if not error.any_difference:
-            scaling = (
-                positions.wanted
-            )  # the same angles in the words of the file's own description, such as YaRN for a baked file
-        told = "no position scaling" if scaling.frequency_factors is None else "frequency factors of its own"
+            scaling = positions.wanted  # the same angles, in the file's own terms, such as YaRN for a baked file
+        summary = "no position scaling" if scaling.frequency_factors is None else "frequency factors of its own"
         if scaling.method not in ("none", "llama3", "longrope"):
-            told = f"{_SCALINGS[scaling.method]} factor {scaling.factor:g} from {scaling.original_context}"
+            summary = f"{_SCALINGS[scaling.method]} factor {scaling.factor:g} from {scaling.original_context}"
         if scaling.method == "yarn" or scaling.attention_factor != 1:
-            told += f", attention factor {scaling.attention_factor:.4f}"
+            summary += f", attention factor {scaling.attention_factor:.4f}"
     trained = context.model.n_ctx_train
     size = f"context {context.n_ctx}" + ("" if context.n_ctx == trained else f" of {trained}")
     where = "" if context.model.device is None else f", on {context.model.device.name}"
-    return f"{gguf.path.name}: {gguf.architecture}, {told}, {size}, {context.kv_type} cache{where}"
+    return f"{gguf.path.name}: {gguf.architecture}, {summary}, {size}, {context.kv_type} cache{where}"
 
 
 def _warn_of_other_positions(positions: FilePositions) -> None:
-    """A file whose own description is not what runs gets a line; it still answers, as it would anywhere else."""
+    """Warn if the file's own description is not what runs. It still answers, as it would in any other program."""
     try:
         error = positions.error(positions.explicit_arguments)
     except YarnEdgeError:
-        return  # not judged: the line before says so
+        return  # not checked, as the previous line says
     if error.any_difference:
         note(
-            f"warning: {positions.file.path.name} says other positions than llama.cpp runs (frequencies up to "
+            f"warning: {positions.file.path.name} declares other positions than llama.cpp runs (frequencies up to "
             f"{error.frequency:.2%} off, attention factor {error.attention:.2%} off): see yarn-edge inspect"
         )

@@ -1,8 +1,9 @@
-"""Drafts of the next tokens, copied from the text itself: where an answer quotes, translates names or edits a document, it has been
-said before (Saxena 2023, "prompt lookup decoding").
+"""Drafts of the next tokens, copied from the text so far, which helps if an answer quotes or edits a document (Saxena 2023, "prompt
+lookup decoding").
 
-The model checks a draft in one evaluation, which costs less than as many single ones. What it would not have said is dropped, so
-a draft decides how fast an answer comes, not what it says. Where drafts do not pay (measured while they run), none are made for a while.
+The model checks a draft in one evaluation, which costs less than evaluating its tokens one by one, and drops the tokens that it
+would not have chosen. So drafts change how fast an answer comes and, but for the rounding of batches, not what it says. If drafts
+do not pay, which is measured while they run, none are made for a while.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from yarn_edge.runtime.context import MAX_DRAFT
 
 Lookup = Literal["auto", "on", "off"]
 
-_NGRAM = 3  # tokens that must have been said before, in this order
-_PLACES = 16  # where they were: so many of the last are looked at
-_LONGEST = 32  # of the tokens before them are compared
-_RECENT = 6  # drafts that tell whether drafting pays
-_PAUSE, _LONGEST_PAUSE = 32, 512  # tokens without a draft after it did not
+_NGRAM = 3  # tokens that must occur earlier, in this order
+_PLACES = 16  # number of latest occurrences that are considered
+_LONGEST = 32  # maximum number of preceding tokens that are compared
+_RECENT = 6  # drafts that decide whether drafting pays
+_PAUSE, _LONGEST_PAUSE = 32, 512  # tokens without drafts if it does not
 
 
 class PromptLookup:
-    """One text's n-grams, and what drafts cost and gained. limit: tokens of a draft; always: also where they do not pay."""
+    """The n-grams of one text, and the costs and gains of drafts. limit: tokens of a draft; always: draft even if it does not pay."""
 
     def __init__(self, limit: int = MAX_DRAFT, *, always: bool = False) -> None:
         self.limit, self.always = min(limit, MAX_DRAFT), always
@@ -31,12 +32,14 @@ class PromptLookup:
         self._tokens: list[int] = []
         self._places: dict[tuple[int, ...], deque[int]] = {}
         self._size = 4
-        self._plain_s = 0.0  # of one token evaluated alone: a moving average
-        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)  # tokens that came of a draft, and what it took
+        self._plain_s = 0.0  # seconds of one token evaluated alone, a moving average
+        self._recent: deque[tuple[int, float]] = deque(
+            maxlen=_RECENT
+        )  # tokens that a draft gave, and the seconds it took
         self._paused, self._pause = 0, _PAUSE
 
     def read(self, tokens: Sequence[int]) -> None:
-        """The text so far, which may be longer than before, or another."""
+        """Take in the text so far, which may be a longer version of the last one or a different one."""
         known = len(self._tokens)
         if self._tokens != list(tokens[:known]):
             self._tokens, self._places, known = [], {}, 0
@@ -44,22 +47,22 @@ class PromptLookup:
             self.add(token)
 
     def add(self, token: int) -> None:
-        """One more token of the text."""
+        """Append one token to the text."""
         self._tokens.append(token)
         end = len(self._tokens)
-        if end > _NGRAM:  # the place of the last n-gram is only known when something follows
+        if end > _NGRAM:  # an n-gram counts once something follows it
             key = tuple(self._tokens[end - 1 - _NGRAM : end - 1])
             self._places.setdefault(key, deque(maxlen=_PLACES)).append(end - 1)
 
     def draft(self, room: int) -> list[int]:
-        """What followed where the last tokens stood before, [] if they did not, or if drafts do not pay now.
+        """The tokens that followed an earlier occurrence of the last tokens; [] if there is none, or if drafts do not pay now.
 
-        room: at most so many tokens.
+        room: maximum number of tokens.
         """
         if self._paused:
             self._paused -= 1
             return []
-        if not self._plain_s:  # to know what a draft must beat
+        if not self._plain_s:  # unknown what a draft must beat
             return []
         places = self._places.get(tuple(self._tokens[-_NGRAM:]))
         if not places:
@@ -68,7 +71,7 @@ class PromptLookup:
         return self._tokens[best : best + min(self._size, self.limit, room)]
 
     def _common_before(self, place: int) -> int:
-        """How many tokens before `place` are those before the end."""
+        """How many tokens before `place` match those before the end."""
         tokens, end = self._tokens, len(self._tokens)
         same = _NGRAM
         while same < min(_LONGEST, place) and tokens[place - 1 - same] == tokens[end - 1 - same]:
@@ -76,19 +79,15 @@ class PromptLookup:
         return same
 
     def took(self, seconds: float) -> None:
-        """What a token took that was evaluated alone."""
+        """Record the time of a token that was evaluated alone."""
         self._plain_s = seconds if not self._plain_s else 0.9 * self._plain_s + 0.1 * seconds
 
     def judged(self, drafted: int, accepted: int, seconds: float) -> None:
-        """What became of a draft, and what its evaluation took."""
+        """Record how many tokens of a draft were accepted, and the time of its evaluation."""
         self.drafted += drafted
         self.accepted += accepted
         self._size = min(self.limit, 2 * self._size) if accepted == drafted else max(2, accepted + 1)
         self._spent(accepted + 1, seconds)
-
-    def redone(self, seconds: float) -> None:
-        """What it took to evaluate one by one what drafts had evaluated together."""
-        self._spent(0, seconds)
 
     def _spent(self, n_tokens: int, seconds: float) -> None:
         self._recent.append((n_tokens, seconds))

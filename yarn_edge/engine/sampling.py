@@ -1,6 +1,6 @@
-"""How the next token is chosen: llama.cpp's own samplers, chained in the order its tools use.
+"""How the next token is chosen: llama.cpp's own samplers, chained in the order that its tools use.
 
-`Sampling` is the description (a frozen value, checked when made); `Sampling.chain` is the native chain for one answer.
+`Sampling` is the description, a frozen value that is checked on creation; `Sampling.chain` is the native chain for one answer.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 
 # llama.cpp common/common.h, common_params_sampling: penalty_last_n.
 PENALTY_LAST_N = 64
-# llama.h: LLAMA_DEFAULT_SEED, which llama.cpp takes as "a random one".
+# llama.h: LLAMA_DEFAULT_SEED, which makes llama.cpp choose a random seed.
 _RANDOM_SEED = 0xFFFFFFFF
 _INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Parameters of the choice; the defaults are those of llama.cpp's tools (common_params_sampling).
+    """Sampling parameters; the defaults are those of llama.cpp's tools (common_params_sampling).
 
-    temperature: 0 takes the most probable token, always. top_k: 0 keeps every token. top_p: 1 and min_p: 0 switch them
-    off. repeat_penalty: 1 is none; it looks back over 64 tokens, the prompt's included. seed: None is a new one for
-    each answer; with a number, the same conversation gets the same answer. frequency_penalty, presence_penalty: as OpenAI has
-    them, -2 to 2, over the same 64 tokens.
-    Raises YarnEdgeError that names the flag, the value and the range.
+    temperature: 0 always takes the most probable token. top_k: 0 keeps every token. top_p: 1 and min_p: 0 turn these filters
+    off. repeat_penalty: 1 means none; it looks back over 64 tokens, including the prompt's. seed: None means a new one for each
+    answer; with a number, the same conversation gets the same answer. frequency_penalty, presence_penalty: OpenAI's, from -2
+    to 2, over the same 64 tokens. Raises YarnEdgeError that names the flag, the value and the range.
     """
 
     temperature: float = 0.8
@@ -51,7 +50,7 @@ class Sampling:
         _check("--min-p", self.min_p, 0, 1)
         _check("--repeat-penalty", self.repeat_penalty, 0, math.inf)
         if self.repeat_penalty == 0:
-            raise YarnEdgeError("--repeat-penalty is 0, must be above 0 (1 is none)")
+            raise YarnEdgeError("--repeat-penalty is 0, must be above 0 (1 means no penalty)")
         _check("frequency_penalty", self.frequency_penalty, -2, 2)
         _check("presence_penalty", self.presence_penalty, -2, 2)
         if self.seed is not None:
@@ -59,13 +58,14 @@ class Sampling:
 
     @property
     def penalizes(self) -> bool:
+        """Whether any penalty is on."""
         return self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
     @contextmanager
     def chain(self, model: Model, prompt: Sequence[int] = ()) -> Iterator[Any]:
-        """Yield the llama_sampler chain for one answer, to give to `Context.sample`; it is freed afterwards.
+        """Yield the llama_sampler chain for one answer, for `Context.sample`; it is freed afterwards.
 
-        None where it is to take the most probable token and nothing else. prompt: the tokens before the answer, for the repeat penalty.
+        None means simply the most probable token. prompt: the tokens before the answer, for the penalties.
         """
         if self.temperature == 0 and not self.penalizes:
             yield None
@@ -76,7 +76,7 @@ class Sampling:
         chain = api.llama_sampler_chain_init(params)
         try:
             for sampler in self._samplers(model):
-                api.llama_sampler_chain_add(chain, sampler)  # the chain owns it from here
+                api.llama_sampler_chain_add(chain, sampler)  # the chain owns it now
             if self.penalizes:
                 for token in prompt[-PENALTY_LAST_N:]:
                     api.llama_sampler_accept(chain, token)

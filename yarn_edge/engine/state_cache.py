@@ -1,9 +1,9 @@
-"""Evaluated prompts on the disk: what a document's keys and values were, so that they are not computed again tomorrow.
+"""Evaluated prompts on disk: the keys and values of documents, so that they are not computed again next time.
 
-One file for each, NAME.state: llama.cpp's own state of the sequence, then the tokens, then a line of JSON, its length and a mark.
-It is used only for the same run (`run_key`: the file of weights, scaling, cache type, kernels, version) and the same first tokens,
-and if its checksum is right; whatever is wrong with it is a note, and the prompt is evaluated. Files are written beside their name
-and renamed; the least recently used go when the folder grows over its limit.
+Each prompt is one file, NAME.state: llama.cpp's own state of the sequence, then the tokens, then a line of JSON, its length and a
+mark. It is used only for the same run (`run_key`: weights, scaling, cache type, kernels, version) and the same first tokens, and
+only if its checksum is right. If anything is wrong with it, there is a note, and the prompt is evaluated. Files are written under
+a temporary name and renamed; the least recently used ones are deleted when the folder exceeds its limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from yarn_edge.writer import digest, partial_file, publish
 MAX_BYTES = 8 << 30
 _FORMAT, _MARK, _SUFFIX = 1, b"yarn-edge state\n", ".state"
 _MAX_JSON, _MAX_TOKENS = 1 << 16, 1 << 26
-_STALE_S = 86400.0  # after which a partial file is nobody's
+_STALE_S = 86400.0  # after this time a partial file has no owner
 
 
 Tokens = npt.NDArray[np.int32]
@@ -37,7 +37,7 @@ Tokens = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Entry:
-    """One file. usable: so many of its first tokens were evaluated in whole batches from position 0, and are asked for."""
+    """One file. usable: how many of its first tokens were evaluated in whole batches from position 0 and are in the prompt."""
 
     path: Path
     tokens: Tokens
@@ -47,38 +47,38 @@ class Entry:
 
 
 class StateCache:
-    """A folder of states. It is made where it is missing. Raises YarnEdgeError where that is not possible."""
+    """A folder of states, created if it is missing. Raises YarnEdgeError if that is not possible."""
 
     def __init__(self, folder: Path, limit_bytes: int = MAX_BYTES) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # documents are nobody else's business
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # documents are private
         except OSError as error:
             raise os_error(error, folder) from error
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise YarnEdgeError(f"{folder}: no permission to write there")
+            raise YarnEdgeError(f"{folder}: no permission to write to this folder")
         self._remove_stale()
 
     def find(self, key: str, tokens: Sequence[int], n_batch: int, n_ctx: int) -> Entry | None:
-        """The entry that gives the most of the first tokens, None where none gives a whole batch. n_ctx: room for it."""
-        found = []
+        """The entry with the most usable tokens; None if no entry has a whole batch. n_ctx: tokens that the context holds."""
+        entries = []
         for path in self._files():
             entry = _read_trailer(path, key)
             if entry is not None and len(entry.tokens) <= n_ctx:
                 usable = _common(entry.tokens[: entry.usable], tokens)
-                found.append(replace(entry, usable=usable - usable % n_batch))
-        best = max(found, key=lambda entry: entry.usable, default=None)
+                entries.append(replace(entry, usable=usable - usable % n_batch))
+        best = max(entries, key=lambda entry: entry.usable, default=None)
         return best if best is not None and best.usable else None
 
     def load(self, context: Context, entry: Entry) -> bool:
-        """Fill the context with the entry's usable tokens. Where it is damaged: False, an empty context and a note."""
+        """Fill the context with the entry's usable tokens. If it is damaged: False, an empty context, and a note."""
         try:
             whole = entry.digest == digest(entry.path, entry.state_bytes)
         except OSError:
             whole = False
         if not whole or not context.load_state(entry.path, entry.tokens.tolist()):
             context.clear()
-            note(f"{entry.path}: is damaged: removed, and the document is read again")
+            note(f"{entry.path}: is damaged: it is removed, and the document is read again")
             _remove(entry.path)
             return False
         context.keep(entry.usable)
@@ -87,7 +87,7 @@ class StateCache:
         return True
 
     def keep(self, context: Context, key: str, tokens: Sequence[int], canonical: int) -> bool:
-        """Write the state of the context, which holds `tokens`. False, with a note, where that is not possible."""
+        """Write the state of the context, which holds `tokens`. False, with a note, if that is not possible."""
         name = hashlib.blake2b(key.encode() + np.asarray(tokens[:canonical], np.int32).tobytes(), digest_size=16)
         path = self.folder / (name.hexdigest() + _SUFFIX)
         if _read_trailer(path, key) is not None:
@@ -99,12 +99,12 @@ class StateCache:
                 context.save_state(partial, tokens)
                 size = partial.stat().st_size
                 if size > self.limit_bytes:
-                    raise YarnEdgeError(f"{size / 2**20:.0f} MiB are more than the limit of the cache")
+                    raise YarnEdgeError(f"{size / 2**20:.0f} MiB exceed the limit of the cache")
                 with partial.open("ab") as file:
                     file.write(_trailer(key, tokens, canonical, size, digest(partial, size)))
                 publish(partial, path, force=True)
         except (YarnEdgeError, OSError) as error:
-            note(f"what was read is not kept in {self.folder}: {error}")
+            note(f"the evaluated prompt is not kept in {self.folder}: {error}")
             return False
         self._shrink(path)
         return True
@@ -113,11 +113,11 @@ class StateCache:
         try:
             return [path for path in self.folder.iterdir() if path.name.endswith(_SUFFIX)]
         except OSError as error:
-            note(f"{self.folder}: {error.strerror}: nothing is taken from there")
+            note(f"{self.folder}: {error.strerror}: no saved states are used")
             return []
 
     def _shrink(self, newest: Path) -> None:
-        """Remove the least recently used until the rest is within the limit."""
+        """Remove the least recently used files until the others are within the limit."""
         states = []
         for path in self._files():
             with suppress(OSError):  # another process may have removed it
@@ -131,7 +131,7 @@ class StateCache:
                 total -= size
 
     def _remove_stale(self) -> None:
-        """What a process that was killed left half-written."""
+        """Remove files that a killed process left half-written."""
         with suppress(OSError):
             for path in self.folder.glob(f"*{_SUFFIX}.*.partial"):
                 with suppress(OSError):
@@ -146,10 +146,10 @@ def _common(kept: Tokens, tokens: Sequence[int]) -> int:
 
 
 def run_key(context: Context) -> str:
-    """What must be the same for a state to be the same, as one word."""
+    """A hash of everything that must be the same for a state to be reusable."""
     gguf = context.model.gguf
     device = context.model.device
-    told = {
+    fields = {
         "format": _FORMAT,
         "llama.cpp": str(context.api.__version__),
         "weights": model_identity(gguf),
@@ -158,14 +158,14 @@ def run_key(context: Context) -> str:
         "kv_type": context.kv_type,
         "n_batch": context.n_batch,
         "n_ubatch": context.n_ubatch,
-        "flash_attention": context.flash_attention,
+        "flash_attention": context.settings.flash_attention,
         "device": "CPU" if device is None else device.name,
     }
-    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _trailer(key: str, tokens: Sequence[int], canonical: int, state_bytes: int, digest: str) -> bytes:
-    told = {
+    fields = {
         "format": _FORMAT,
         "key": key,
         "tokens": len(tokens),
@@ -173,12 +173,12 @@ def _trailer(key: str, tokens: Sequence[int], canonical: int, state_bytes: int, 
         "state": state_bytes,
         "digest": digest,
     }
-    line = json.dumps(told).encode()
+    line = json.dumps(fields).encode()
     return np.asarray(tokens, np.int32).tobytes() + line + len(line).to_bytes(8, "little") + _MARK
 
 
 def _read_trailer(path: Path, key: str) -> Entry | None:
-    """The entry of a file of this run, None for another's and for what is no such file."""
+    """The entry in a file of this run; None if it belongs to another run or is not such a file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -188,9 +188,9 @@ def _read_trailer(path: Path, key: str) -> Entry | None:
             if end[8:] != _MARK or length > min(_MAX_JSON, size):
                 return None
             file.seek(size - len(end) - length)
-            told = json.loads(file.read(length))
-            n_tokens, canonical, state = (int(told[name]) for name in ("tokens", "canonical", "state"))
-            if told["format"] != _FORMAT or told["key"] != key or not 0 < canonical <= n_tokens <= _MAX_TOKENS:
+            fields = json.loads(file.read(length))
+            n_tokens, canonical, state = (int(fields[name]) for name in ("tokens", "canonical", "state"))
+            if fields["format"] != _FORMAT or fields["key"] != key or not 0 < canonical <= n_tokens <= _MAX_TOKENS:
                 return None
             if state + 4 * n_tokens + length + len(end) != size:
                 return None
@@ -198,7 +198,7 @@ def _read_trailer(path: Path, key: str) -> Entry | None:
             tokens = np.frombuffer(file.read(4 * n_tokens), np.int32)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Entry(path, tokens, canonical, state, str(told["digest"]))
+    return Entry(path, tokens, canonical, state, str(fields["digest"]))
 
 
 def _remove(path: Path) -> None:
@@ -207,7 +207,7 @@ def _remove(path: Path) -> None:
 
 
 def _runs(pid: str) -> bool:
-    """Whether a process of this number is there (that may be another one)."""
+    """Whether a process with this number exists; it may be a different one."""
     import psutil
 
     return pid.isdigit() and psutil.pid_exists(int(pid))

@@ -29,7 +29,7 @@ from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import plain_llama_cpp, plan_parts
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.progress import note
-from yarn_edge.runtime.kv_cache import PLAIN_CACHE, kv_bytes
+from yarn_edge.runtime.kv_cache import has_plain_cache, kv_bytes
 from yarn_edge.stdout import write_json, write_text
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
@@ -56,7 +56,7 @@ def inspect_gguf(positions: FilePositions) -> dict[str, Any]:
     refused = [Finding("cannot be judged", why, "the message", "correct what it names") for why in patient.refusals]
     longest = int(file.number("context_length") or 0)
     contexts = sorted({c for c in CONTEXTS if c < longest} | {longest})
-    knows_cache = file.tensors and file.architecture in PLAIN_CACHE
+    knows_cache = file.tensors and has_plain_cache(file)
     return {
         "model": str(file.path),
         "kind": "gguf",

@@ -1,8 +1,8 @@
-"""Where a conversation runs and how much of it there is room for: the device, the context and the type of the cache.
+"""Where a conversation runs, and with how much room: the device, the context and the cache type.
 
-What was asked for is taken or refused with what would fit, never made smaller in silence. What was not asked for is
-chosen by `memory_plan`: a GPU that holds all of the model and of the context (or much of it), else the CPU; all of the
-context that the model was made for; a cache in f16, or q8_0 where f16 does not fit.
+A request is met, or refused with what would fit; it is never silently reduced. Everything else is chosen by `choice`: a GPU
+that holds the whole model and the context (or much of it), else the CPU; the whole context that the model was trained for; an
+f16 cache, or q8_0 if f16 does not fit.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.memory.plan import ContextChoice, DoesNotFitError, Simulation, choose_context
+from yarn_edge.memory.choice import ContextChoice, DoesNotFitError, choose_context
+from yarn_edge.memory.plan import Simulation
 from yarn_edge.progress import note
 from yarn_edge.runtime import ggml
-from yarn_edge.runtime.attention import FlashAttention
+from yarn_edge.runtime.context_settings import FlashAttention
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.machine import spare_bytes
 from yarn_edge.runtime.model import Model
 
-ENOUGH_CTX = 8192  # a GPU with room for so many tokens is taken rather than a CPU with room for more
+ENOUGH_CTX = 8192  # a GPU with room for this many tokens is better than a CPU with room for more
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for, None for what may be chosen.
+    """The request; None for whatever may be chosen.
 
-    needed_ctx: of a model (of which only the vocabulary is loaded) the tokens that a prompt and its answer take.
-    memory_bytes: the budget on the backend that was asked for, or on the CPU. threads: that will run.
+    needed_ctx: returns how many tokens a prompt and its answer take, given a model of which only the vocabulary is loaded.
+    memory_bytes: the budget on the requested backend, or on the CPU. threads: how many will run.
     """
 
     backend: str | None = None
@@ -43,16 +44,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Placement:
-    """device: None for the CPU; choice: context, cache type, bytes and the reason."""
+    """device: None for the CPU. choice: context, cache type, bytes, and the reason for them."""
 
     device: ggml.Device | None
     choice: ContextChoice
 
 
 def place(path: Path, wanted: Wanted, gguf: GGUFFile | None = None) -> Placement:
-    """The placement of a model. gguf: its header, where it was read already.
+    """The placement of a model. gguf: its header, if it has been read.
 
-    Raises YarnEdgeError for a backend that is not there, DoesNotFitError for too much.
+    Raises YarnEdgeError if the backend is missing, DoesNotFitError if the request is too large.
     """
     *gpus, last = device_places(wanted.backend)
     for device in gpus:
@@ -64,13 +65,13 @@ def place(path: Path, wanted: Wanted, gguf: GGUFFile | None = None) -> Placement
 
 
 def device_places(backend: str | None) -> list[ggml.Device | None]:
-    """Where a model may go, the first that is good enough: the GPUs, then the CPU (None); of one backend its first device.
+    """Devices for a model in order of preference: the GPUs, then the CPU (None). With `backend`, its first device only.
 
-    Raises YarnEdgeError where that backend is not there.
+    Raises YarnEdgeError if that backend is missing.
     """
     if backend is None:
-        found = [d for d in ggml.devices() if d.kind in ("gpu", "igpu") and ggml.device_memory(d)[1]]
-        return [*found, None]
+        gpus = [d for d in ggml.devices() if d.kind in ("gpu", "igpu") and ggml.device_memory(d)[1]]
+        return [*gpus, None]
     devices = devices_of(backend)
     if not devices:
         raise YarnEdgeError(missing(backend))
@@ -78,14 +79,14 @@ def device_places(backend: str | None) -> list[ggml.Device | None]:
 
 
 def budget_bytes(device: ggml.Device | None, backend: str | None, given: int | None) -> int:
-    """What may be taken there: what was given for it, or what is free, less what others need."""
+    """The memory budget there: the given one if it is for this device, else `spare_bytes`."""
     if given is not None and (device is None or backend is not None):
         return given
     return spare_bytes(None if device is None else ggml.device_memory(device)[0])
 
 
 def _on(path: Path, device: ggml.Device | None, wanted: Wanted, enough: int, gguf: GGUFFile | None) -> Placement:
-    """Raises DoesNotFitError where fewer tokens would fit than all of the context, and than `enough`."""
+    """Raises DoesNotFitError if neither the whole context nor `enough` tokens would fit."""
     with Simulation(
         path, device=device, threads=wanted.threads, flash_attention=wanted.flash_attention, gguf=gguf
     ) as simulation:

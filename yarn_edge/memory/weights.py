@@ -1,8 +1,8 @@
-"""Bytes of a file's weights in memory: what stays mapped, and what the CPU backend keeps a second time, rearranged.
+"""Bytes of a file's weights in memory: what stays mapped, and what the CPU backend repacks into a second copy.
 
-Tensors of some types (Q4_K and Q4_0 with AVX2, more on ARM) are copied into an "extra" buffer type beside the mapped file.
-Whether that happens depends on type, shape, operation and processor; ggml is asked about each tensor in the way in which
-llama.cpp asks (llama-model-loader.cpp, weight_buft_supported).
+Tensors of some types (Q4_K and Q4_0 with AVX2, more on ARM) are copied into an "extra" buffer type, in addition to the mapped
+file. Whether that happens depends on type, shape, operation and processor. ggml is asked about each tensor in the same way as
+llama.cpp asks it (llama-model-loader.cpp, weight_buft_supported).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from yarn_edge.runtime.ggml import (
 from yarn_edge.runtime.ggml_types import types
 
 TOKEN_EMBEDDINGS, OUTPUT = "token_embd.weight", "output.weight"
-# llama-arch.cpp, LLM_TENSOR_INFOS: matrices whose rows are looked up, and stacks of matrices of which experts are chosen.
+# llama-arch.cpp, LLM_TENSOR_INFOS: matrices whose rows are looked up, and stacks of the experts' matrices.
 _LOOKED_UP = (
     TOKEN_EMBEDDINGS,
     "position_embd.weight",
@@ -43,19 +43,19 @@ _LOOKED_UP = (
 )
 _OF_EXPERTS = ("_exps.weight", "_chexps.weight")
 PAGE = mmap.PAGESIZE
-_N_TOKENS = 512  # llama.cpp asks with this many
+_N_TOKENS = 512  # of the operation that llama.cpp asks about
 
 
 @dataclass(frozen=True)
 class Repacked:
-    """The names of the tensors that get a copy, and the bytes of all copies. The embeddings may be copied as the output."""
+    """The names of the tensors that get a copy, and the bytes of all copies. Embeddings may be copied because they are the output."""
 
     names: frozenset[str]
     n_bytes: int
 
 
 def repacked(file: GGUFFile, unused: Collection[str] = ()) -> Repacked:
-    """What the CPU backend of this build copies on this machine. unused: tensors that llama.cpp does not load."""
+    """What this build's CPU backend copies on this machine. unused: tensors that llama.cpp does not load."""
     names, n_bytes = set(), 0
     for tensor in file.tensors.values():
         if len(tensor.shape) < 2 or tensor.name in unused or not tensor.name.endswith(".weight"):
@@ -63,7 +63,7 @@ def repacked(file: GGUFFile, unused: Collection[str] = ()) -> Repacked:
         if not tensor.name.endswith(_LOOKED_UP):
             size = _copy_bytes(tensor, tensor.name.endswith(_OF_EXPERTS))
         elif tensor.name == TOKEN_EMBEDDINGS and OUTPUT not in file.tensors:
-            size = _copy_bytes(tensor, False)  # tied: the same tensor is loaded once more as the output
+            size = _copy_bytes(tensor, False)  # tied: the same tensor is loaded again as the output
         else:
             size = 0
         if size:
@@ -78,10 +78,10 @@ def _copy_bytes(tensor: TensorInfo, of_experts: bool) -> int:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a model's weights in memory. at_load: of the file, mapped as a whole while it is loaded; mapped: afterwards.
+    """Bytes of a model's weights in memory. at_load: the whole file, mapped while it is loaded; mapped: what remains mapped.
 
-    repacked: of copies; tensors: of all tensors; embeddings: of those of the tokens, which stay on the CPU even where all
-    layers are on a device.
+    repacked: all copies; tensors: all tensors; embeddings: the token embeddings, which stay on the CPU even if all layers are
+    on a device.
     """
 
     at_load: int
@@ -90,12 +90,17 @@ class Weights:
     tensors: int
     embeddings: int
 
+    @property
+    def on_device(self) -> int:
+        """Bytes on a device that holds all layers: everything but the token embeddings."""
+        return self.tensors - self.embeddings
+
 
 def weights_in_memory(file: GGUFFile, unused: Collection[str] = ()) -> Weights:
-    """The weights of a file, loaded as `runtime.Model` loads it. unused: tensors that llama.cpp does not load.
+    """The weights of a file, loaded as `Model` loads it. unused: tensors that llama.cpp does not load.
 
-    After loading, llama.cpp unmaps what lies before the first and behind the last tensor that is used where it is (of each
-    shard; llama-model-loader.cpp, load_all_data): the header, and repacked tensors at the ends.
+    After loading, llama.cpp unmaps everything before the first and after the last tensor that is used in place, in each shard
+    (llama-model-loader.cpp, load_all_data): the header, and repacked tensors at the ends.
     """
     copies = repacked(file, unused)
     tied = OUTPUT not in file.tensors
@@ -114,7 +119,7 @@ def weights_in_memory(file: GGUFFile, unused: Collection[str] = ()) -> Weights:
 
 @cache
 def _copy_bytes_of(kind: int, ne: tuple[int, ...], of_experts: bool) -> int:
-    """Bytes of the copy of a weight of this type and shape, as ggml lays it out; 0 if there is none."""
+    """Bytes of the copy of a weight of this type and shape, in ggml's layout; 0 if there is none."""
     check_struct()
     cpu = next(d for d in devices() if d.kind == "cpu")
     for buffer_type in _extra_buffer_types():
@@ -142,7 +147,7 @@ def _operation(ctx: Any, weight: Any, ne: tuple[int, ...], of_experts: bool) -> 
 
 @contextmanager
 def _empty_buffer(buffer_type: int) -> Iterator[Any]:
-    """A buffer of no bytes, so that the backend sees where the weight would lie."""
+    """An empty buffer, to show the backend where the weight would be."""
     buffer = function("ggml_backend_buft_alloc_buffer")(buffer_type, 0)
     try:
         yield buffer
@@ -162,7 +167,7 @@ def _extra_buffer_types() -> tuple[int, ...]:
     if not address:
         return ()
     listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(cpu)
-    found: list[int] = []
-    while listed and listed[len(found)]:
-        found.append(int(listed[len(found)]))
-    return tuple(found)
+    buffer_types: list[int] = []
+    while listed and listed[len(buffer_types)]:
+        buffer_types.append(int(listed[len(buffer_types)]))
+    return tuple(buffer_types)

@@ -1,4 +1,4 @@
-"""llama.cpp and ggml, called: models, contexts, evaluation, devices, the nodes of the live graph.
+"""Running models with llama.cpp and ggml: models, contexts, evaluation, devices, the nodes of the live graph.
 
-May import: llama_rules, gguf, positions; llama_cpp is imported where it is first needed.
+May import: llama_rules, gguf, positions. llama_cpp is imported where it is first needed.
 """

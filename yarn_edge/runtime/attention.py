@@ -1,82 +1,78 @@
-"""Flash attention or not, and the tokens of one graph: what is faster here without taking more memory than it is worth.
+"""Flash attention or plain attention, and how many tokens one graph has: one policy for every command that chooses.
 
-llama.cpp's flash attention on a CPU reads the cache token by token: at a depth of 12288 it generates at a fifth of the speed of
-plain attention (docs/bench.md), which multiplies matrices and holds the scores of a batch: heads x tokens x context, in float32.
-So plain attention is taken on a CPU with a cache in 16 or 32 bits, with as many tokens in one graph as these scores allow.
-A quantized cache needs flash attention, and GPUs have fast kernels for it.
+On a CPU, llama.cpp's flash attention reads the cache token by token. Plain attention multiplies matrices, and holds the scores of a
+graph: heads x tokens x context, in float32. A quantized cache needs flash attention, and GPUs have fast kernels for it. So a CPU
+with a 16- or 32-bit cache gets plain attention, in graphs that are small enough to keep the scores within SCORE_BYTES.
+
+The constants were measured with SmolLM2-135M Q4_1 on an EPYC with AVX-512, one thread, in CPU time; medians of 5 (depth 128: 7):
+
+    depth   512 tokens read, s                                         one token generated, ms
+            flash   plain, in graphs of 32     64    128    256    512   flash   plain
+      128    2.17                 2.24   2.20   2.18      -   2.30     9.1     8.7
+     2048    2.95                 3.08   3.15   3.22   3.26   3.33    16.5    14.9
+     8192    8.45                 6.39   6.56   6.57   6.71   6.80    42.9    30.3
+
+Plain attention generates faster at every depth and reads faster when there is much to read. Graphs of 32 tokens read as fast as
+larger ones, so reading needs no larger minimum than generation; graphs of 16 and 8 tokens lose 7 and 14 % at depth 128. With
+LEAST_TOKENS fixed, SCORE_BYTES decides how long a context with plain attention can be: 256 MiB reach 65,536 tokens with 32 heads,
+192 and 128 MiB would reach 49,152 and 32,768, and read no faster.
+
+`bench` and `imatrix` leave the choice to llama.cpp, like llama-bench and llama-imatrix, with which they are compared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.runtime.ggml import Device
-
-FlashAttention = Literal["auto", "on", "off"]
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.kv_cache import CTX_STEP
 
 SCORE_BYTES = 256 << 20
-MOST_TOKENS, LEAST_TOKENS = 512, 32  # of one graph
+LEAST_TOKENS = 32  # of one graph
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Arguments of a context. n_ubatch: tokens of one graph."""
+def choose_attention(settings: ContextSettings, file: GGUFFile, *, on_cpu: bool) -> ContextSettings:
+    """The settings with flash_attention and n_ubatch chosen; settings.n_ubatch, or n_batch, is the largest graph.
 
-    flash: FlashAttention
-    n_ubatch: int
-
-
-def attention_for(
-    file: GGUFFile,
-    n_ctx: int,
-    kv_type: str,
-    device: Device | None,
-    wanted: FlashAttention = "auto",
-    n_batch: int = MOST_TOKENS,
-) -> Attention:
-    """The rule of this module. device: None for the CPU; n_batch: tokens of one call."""
-    if wanted == "on" or (device is not None and device.kind != "cpu"):
-        return Attention(wanted, n_batch)
-    plain = plain_batch(file, n_ctx, kv_type, most=n_batch, least=min(LEAST_TOKENS, n_batch))
-    if wanted == "off":
-        return Attention("off", plain or min(LEAST_TOKENS, n_batch))
-    return Attention("auto", n_batch) if plain is None else Attention("off", plain)
-
-
-def plain_batch(
-    file: GGUFFile, n_ctx: int, kv_type: str, *, most: int, least: int, score_bytes: int = SCORE_BYTES
-) -> int | None:
-    """The most tokens of one graph, halved from `most` down to `least`, whose scores take at most `score_bytes`.
-
-    None where there are none, or the cache needs flash attention.
+    settings.flash_attention: "auto" for the policy; "on" and "off" are kept.
     """
-    if not can_be_plain(file, kv_type):
+    most, wanted = settings.n_ubatch or settings.n_batch, settings.flash_attention
+    if wanted == "on" or (wanted == "auto" and not on_cpu):
+        return settings
+    n_ctx, least = settings.n_ctx or int(file.number("context_length") or 0), min(most, LEAST_TOKENS)
+    plain = plain_tokens(file, n_ctx, settings.kv_type, most, least)
+    if plain is None and wanted == "auto":
+        return settings
+    return replace(settings, n_ubatch=plain or least, flash_attention="off")
+
+
+def plain_tokens(file: GGUFFile, n_ctx: int, kv_type: str, most: int, least: int) -> int | None:
+    """Tokens of a graph: `most`, halved down to `least` until the scores take at most SCORE_BYTES.
+
+    None if they take more even then, or if plain attention is not possible: a quantized cache, or an unknown number of heads.
+    """
+    heads = n_heads(file)
+    if kv_type not in ("f32", "f16", "bf16") or not heads:
         return None
-    heads, tokens = n_heads(file), most
-    while tokens > least and heads * tokens * n_ctx * 4 > score_bytes:
+    cells, tokens = -(-n_ctx // CTX_STEP) * CTX_STEP, most
+    while tokens > least and heads * tokens * cells * 4 > SCORE_BYTES:
         tokens = max(least, tokens // 2)
-    return tokens if heads * tokens * n_ctx * 4 <= score_bytes else None
+    return tokens if heads * tokens * cells * 4 <= SCORE_BYTES else None
 
 
-def can_be_plain(file: GGUFFile, kv_type: str) -> bool:
-    """Whether a cache of this type can do without flash attention, and the scores of this model can be counted."""
-    return kv_type in ("f32", "f16", "bf16") and n_heads(file) > 0
-
-
-def last_contexts(file: GGUFFile, limit: int, most: int = MOST_TOKENS) -> list[int]:
-    """The longest contexts, ascending, up to which `plain_batch` has the same answer; `limit` is the last."""
-    heads, ends, tokens = n_heads(file), [], most
+def last_contexts(file: GGUFFile, limit: int, n_batch: int = 512) -> list[int]:
+    """The context lengths, ascending, after which `choose_attention` changes its answer; the last one is `limit`."""
+    heads, ends, tokens = n_heads(file), set(), n_batch
     while heads and tokens >= LEAST_TOKENS:
-        ends.append(SCORE_BYTES // (heads * tokens * 4))
+        ends.add(SCORE_BYTES // (heads * tokens * 4) // CTX_STEP * CTX_STEP)
         tokens //= 2
     return sorted({end for end in ends if 0 < end < limit} | {limit})
 
 
 def n_heads(file: GGUFFile) -> int:
-    """Query heads; of a number for each layer the greatest, 0 where the file has none."""
-    told = file.metadata.get(f"{file.architecture}.attention.head_count", 0)
-    return int(np.max(told)) if isinstance(told, (int, float, np.ndarray)) else 0
+    """The number of query heads: the largest one if it differs by layer, 0 if the file has none."""
+    count = file.metadata.get(f"{file.architecture}.attention.head_count", 0)
+    return int(np.max(count)) if isinstance(count, (int, float, np.ndarray)) else 0

@@ -1,6 +1,6 @@
-"""llama_batch: the tokens of one call of llama_decode, each with its position, its sequence, and whether it is an output.
+"""llama_batch: the tokens of one llama_decode call, each with its position, its sequence, and whether it is an output.
 
-Filled through NumPy views of its C arrays: an assignment by ctypes costs as much for one token as these for all.
+The C arrays are filled through NumPy views: assigning one token through ctypes costs as much as assigning all of them this way.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 
 
 class LlamaBatch:
-    """Room for `n_tokens` tokens, each in one sequence. `struct` is the llama_batch; call `free` at the end.
+    """Room for `n_tokens` tokens, each in one sequence. `struct` is the llama_batch. Call `free` when done.
 
-    n_outputs: tokens that are outputs.
+    n_outputs: number of tokens that are outputs.
     """
 
     def __init__(self, api: Any, n_tokens: int) -> None:
@@ -24,13 +24,13 @@ class LlamaBatch:
         views = (np.ctypeslib.as_array(data, (n_tokens,)) for data in self._arrays())
         self._token, self._pos, self._n_seq_id, self._logits = views
         self._n_seq_id[:] = 1
-        self._in_sequence_0 = 0  # how many tokens, from the first on, have that as their sequence
+        self._in_sequence_0 = 0  # number of leading tokens that belong to sequence 0
 
     def _arrays(self) -> tuple[Any, Any, Any, Any]:
         return self.struct.token, self.struct.pos, self.struct.n_seq_id, self.struct.logits
 
     def fill(self, sequences: Sequence[Sequence[int]], start: int, all_outputs: bool = False) -> None:
-        """Hold these tokens alone: sequence 0, 1, …, each at the positions start, start + 1, …"""
+        """Replace the contents with these sequences 0, 1, …, each at positions start, start + 1, …"""
         at = 0
         for number, tokens in enumerate(sequences):
             end = at + len(tokens)
@@ -43,24 +43,24 @@ class LlamaBatch:
         self.struct.n_tokens = at
 
     def fill_one(self, token: int, position: int) -> None:
-        """Hold one token of sequence 0 alone, an output: what generation does, in as few steps as it takes."""
+        """Replace the contents with one token of sequence 0, as an output: the fast path of generation."""
         self._token[0], self._pos[0], self._logits[0] = token, position, True
         if not self._in_sequence_0:
             self._put_into(0, 0, 1)
         self.n_outputs = self.struct.n_tokens = 1
 
     def _put_into(self, number: int, at: int, end: int) -> None:
-        """Tokens at … end - 1 belong to sequence `number`. Each has an array of its own for it: slow, and mostly done."""
+        """Assign tokens at … end - 1 to sequence `number`. Each token has its own array for that, so this is slow; most are set already."""
         for i in range(at if number else max(at, self._in_sequence_0), end):
             self.struct.seq_id[i][0] = number
         self._in_sequence_0 = min(self._in_sequence_0, at) if number else max(end, self._in_sequence_0)
 
     def mark_last(self, n_tokens: int) -> None:
-        """The last `n_tokens` tokens are outputs, besides those that are already."""
+        """Make the last `n_tokens` tokens outputs, in addition to those that already are."""
         count = self.struct.n_tokens
         self._logits[max(0, count - n_tokens) : count] = True
         self.n_outputs = max(self.n_outputs, min(n_tokens, count))
 
     def free(self) -> None:
-        """Give its memory back."""
+        """Free the C arrays."""
         self._api.llama_batch_free(self.struct)

@@ -17,12 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import MAX_THREADS
-from yarn_edge.llama_rules.effective import RuntimeArguments
-from yarn_edge.llama_rules.loadable import MAX_CONTEXT
-from yarn_edge.runtime.attention import FlashAttention
 from yarn_edge.runtime.batch import LlamaBatch
-from yarn_edge.runtime.kv_cache import KV_TYPES, check_memory
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.kv_cache import KV_TYPES, check_room
 from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, physical_threads
 from yarn_edge.runtime.model import Model
 
@@ -32,58 +29,21 @@ Outputs = Literal["none", "last", "all"]
 
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
-MAX_SEQUENCES = 256  # llama.h: LLAMA_MAX_SEQ
-
 
 class Context:
-    """A KV cache and the means to evaluate tokens in it. Use as a context manager, or call `close`.
+    """A KV cache and evaluation of tokens in it. Use it as a context manager, or call `close`.
 
-    n_ctx: tokens that the cache holds of each of its n_seq sequences (0: what the model declares). n_batch: tokens of one
-    call of llama.cpp, n_ubatch: of one graph (default: the same). n_outputs: tokens of one batch that may get logits, for
-    which memory is reserved (0: all). kv_type: a key of KV_TYPES, for keys and values.
-    arguments: scaling values; by default every value spelled out from the file. eval_callback: see `yarn_edge.runtime.graph_tap`.
-    Raises YarnEdgeError when llama.cpp cannot make it (out of memory, an impossible cache type, …).
+    eval_callback: see `yarn_edge.runtime.graph_tap`. Raises YarnEdgeError if llama.cpp cannot create the context (out of memory,
+    an impossible cache type, …).
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int = 0,
-        n_batch: int = 512,
-        n_ubatch: int | None = None,
-        n_seq: int = 1,
-        n_outputs: int = 0,
-        kv_type: str = "f16",
-        threads: int | None = None,
-        arguments: RuntimeArguments | None = None,
-        flash_attention: FlashAttention = "auto",
-        eval_callback: Any = None,
-    ) -> None:
-        if kv_type not in KV_TYPES:
-            raise YarnEdgeError(f"--kv-type {kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
-        if not 0 <= n_ctx <= MAX_CONTEXT or n_batch < 1 or not 1 <= n_seq <= MAX_SEQUENCES:
-            raise YarnEdgeError(f"{n_seq} contexts of {n_ctx} tokens in batches of {n_batch} are not possible")
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise YarnEdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
+    def __init__(self, model: Model, settings: ContextSettings, *, eval_callback: Any = None) -> None:
+        self.model, self.api, self.settings = model, model.api, settings
+        self.arguments = settings.arguments or model.positions.explicit_arguments
+        n_ctx = (settings.n_ctx or model.n_ctx_train) * settings.n_seq
         if not model.no_alloc:
-            check_memory(model.gguf, (n_ctx or model.n_ctx_train) * n_seq, kv_type)
-        self.model, self.api = model, model.api
-        self.arguments = model.positions.explicit_arguments if arguments is None else arguments
-        self.kv_type, self.flash_attention = kv_type, flash_attention
-        params = self.api.llama_context_default_params()
-        params.n_ctx = (n_ctx or model.n_ctx_train) * n_seq
-        params.n_seq_max = n_seq
-        params.n_batch = min(n_batch, params.n_ctx)
-        params.n_ubatch = min(n_ubatch or n_batch, params.n_batch)
-        params.n_outputs_max = self._max_outputs = min(n_outputs, params.n_batch)
-        params.n_threads = params.n_threads_batch = threads or physical_threads()
-        params.type_k = params.type_v = KV_TYPES[kv_type][0]
-        params.flash_attn_type = _FLASH[flash_attention]
-        params.offload_kqv = params.op_offload = model.device is not None
-        params.no_perf = True
-        for name, value in vars(self.arguments).items():
-            setattr(params, name, value)
+            check_room(model.gguf, n_ctx, settings.kv_type)
+        params = self._params(n_ctx)
         if eval_callback is not None:
             params.cb_eval = eval_callback
         self._callback = eval_callback  # must outlive the context
@@ -94,20 +54,42 @@ class Context:
                 self.api.llama_free(self._handle)
         if not self._handle:
             raise YarnEdgeError(
-                f"{model.path}: no context of {params.n_ctx} tokens with a {kv_type} cache: {failure_reason()}"
+                f"{model.path}: no context of {n_ctx} tokens with a {self.kv_type} cache: {failure_reason()}"
             )
         self.n_ctx: int = self.api.llama_n_ctx_seq(self._handle)
         self.n_batch: int = self.api.llama_n_batch(self._handle)
         self.n_ubatch: int = self.api.llama_n_ubatch(self._handle)
+        self._max_outputs: int = params.n_outputs_max
         self._memory = self.api.llama_get_memory(self._handle)
         self._batch = LlamaBatch(self.api, self.n_batch)
         self._n_outputs = 0
         self._logits_at = (0, 0)  # address and rows of the view
         self._logits_view = np.empty((0, model.n_vocab), np.float32)
 
+    def _params(self, n_ctx: int) -> Any:
+        """llama_context_params for a cache of `n_ctx` tokens, all sequences together."""
+        settings, params = self.settings, self.api.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = n_ctx, settings.n_seq
+        params.n_batch = min(settings.n_batch, n_ctx)
+        params.n_ubatch = min(settings.n_ubatch or settings.n_batch, params.n_batch)
+        params.n_outputs_max = min(settings.n_outputs, params.n_batch)
+        params.n_threads = params.n_threads_batch = settings.threads or physical_threads()
+        params.type_k = params.type_v = KV_TYPES[settings.kv_type][0]
+        params.flash_attn_type = _FLASH[settings.flash_attention]
+        params.offload_kqv = params.op_offload = self.model.device is not None
+        params.no_perf = True
+        for name, value in vars(self.arguments).items():
+            setattr(params, name, value)
+        return params
+
+    @property
+    def kv_type(self) -> str:
+        """The type of the cache, a key of KV_TYPES."""
+        return self.settings.kv_type
+
     @property
     def most_outputs(self) -> int:
-        """Tokens of one evaluation that may get logits."""
+        """Maximum number of tokens of one evaluation that can get logits."""
         return self._max_outputs or self.n_batch
 
     @property
@@ -124,10 +106,10 @@ class Context:
         outputs: Outputs | int = "last",
         advance: Callable[[float], None] | None = None,
     ) -> None:
-        """Evaluate `tokens` at positions start, start + 1, …, in batches. `advance` gets the tokens done so far.
+        """Evaluate `tokens` at positions start, start + 1, …, in batches. `advance` gets the number of tokens of each batch.
 
-        outputs: which tokens get logits; a number is that many of the last ones. More than one are for at most `n_batch`
-        tokens: read `logits` after each call.
+        outputs: which tokens get logits; a number means that many of the last ones. More than one output requires at most
+        `n_batch` tokens; read `logits` after each call.
         """
         if outputs == "last" and len(tokens) == 1:
             self._batch.fill_one(tokens[0], start)
@@ -137,7 +119,7 @@ class Context:
             return
         wanted = {"none": 0, "last": 1, "all": len(tokens)}[outputs] if isinstance(outputs, str) else outputs
         if wanted > 1 and len(tokens) > self.n_batch:
-            raise ValueError(f"logits of {wanted} of {len(tokens)} tokens at once, the batch holds {self.n_batch}")
+            raise ValueError(f"{wanted} logits of {len(tokens)} tokens at once: a batch holds {self.n_batch} tokens")
         for at in range(0, len(tokens), self.n_batch):
             part = tokens[at : at + self.n_batch]
             self._batch.fill([part], start + at)
@@ -148,20 +130,24 @@ class Context:
                 advance(len(part))
 
     def evaluate_side_by_side(self, sequences: Sequence[Sequence[int]], start: int = 0) -> None:
-        """Evaluate equally long sequences, each in a cache of its own, from position `start` on, in batches.
+        """Evaluate sequences of equal length, each in its own cache, starting at position `start`, in batches.
 
-        Every token is an output, so that no layer leaves any out; logits are held of the last batch only.
+        Every token is an output, so that the last layer computes them all; only the last batch's logits are kept.
         """
         step = self.n_batch // len(sequences)
         if not step or len({len(tokens) for tokens in sequences}) != 1:
-            raise ValueError(f"{len(sequences)} sequences in batches of {self.n_batch}, or of different lengths")
+            raise ValueError(
+                f"{len(sequences)} sequences must have the same length and fit into batches of {self.n_batch} tokens"
+            )
         for at in range(0, len(sequences[0]), step):
             self._batch.fill([tokens[at : at + step] for tokens in sequences], start + at, all_outputs=True)
             self._decode()
 
     def _decode(self) -> None:
         if self._max_outputs and self._batch.n_outputs > self._max_outputs:
-            raise ValueError(f"{self._batch.n_outputs} outputs of a batch, memory is reserved for {self._max_outputs}")
+            raise ValueError(
+                f"{self._batch.n_outputs} outputs in a batch, but memory is reserved for {self._max_outputs}"
+            )
         code = self.api.llama_decode(self.handle, self._batch.struct)
         if code == 1:
             raise YarnEdgeError(f"the context of {self.n_ctx} tokens is full")
@@ -172,26 +158,26 @@ class Context:
         self._n_outputs = self._batch.n_outputs
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Logits of the last `evaluate`, shape (n_outputs, n_vocab). A copy: the next evaluation may not change it."""
+        """Logits of the last `evaluate`, shape (n_outputs, n_vocab): a copy, which later evaluations do not change."""
         return self.logits_in_place().copy()
 
     def logits_in_place(self) -> npt.NDArray[np.float32]:
-        """`logits` without the copy: valid until the next evaluation, and only while the context is open."""
+        """`logits` without copying: valid until the next evaluation or until the context is closed."""
         if not self._n_outputs:
-            raise ValueError("the last evaluation was asked for no logits")
+            raise ValueError("the last evaluation requested no logits")
         data = self.api.llama_get_logits(self.handle)
         where = (ctypes.addressof(data.contents), self._n_outputs)
-        if where != self._logits_at:  # making a view takes longer than finding the best logit in it
+        if where != self._logits_at:  # creating a view takes longer than finding the best logit in it
             self._logits_view = np.ctypeslib.as_array(data, shape=(self._n_outputs, self.model.n_vocab))
             self._logits_at = where
         return self._logits_view
 
     def synchronize(self) -> None:
-        """Wait until the last evaluation is done (a GPU works on its own)."""
+        """Wait until the last evaluation is done (GPUs work asynchronously)."""
         self.api.llama_synchronize(self.handle)
 
     def save_state(self, path: Path, tokens: Sequence[int]) -> None:
-        """Write the cache of sequence 0, which holds `tokens`, to `path`. Raises YarnEdgeError (a full disk)."""
+        """Write the cache of sequence 0, which holds `tokens`, to `path`. Raises YarnEdgeError, for example if the disk is full."""
         data = (self.api.llama_token * len(tokens))(*tokens)
         with deferred_ctrl_c():
             written = self.api.llama_state_seq_save_file(self.handle, os.fsencode(path), 0, data, len(tokens))
@@ -199,9 +185,9 @@ class Context:
             raise YarnEdgeError(f"{path}: the cache of {len(tokens)} tokens cannot be written: {failure_reason()}")
 
     def load_state(self, path: Path, tokens: Sequence[int]) -> bool:
-        """Fill the cache from a file of `save_state`; False (and an empty cache) where it does not hold `tokens`.
+        """Fill the cache from a file written by `save_state`. False, with an empty cache, if the file does not hold `tokens`.
 
-        The file must be known to be whole: llama.cpp checks little of it.
+        The caller must know that the file is intact: llama.cpp checks very little of it.
         """
         room = len(tokens) + 1
         found, count = (self.api.llama_token * room)(), ctypes.c_size_t(0)
@@ -217,28 +203,28 @@ class Context:
         return False
 
     def sample(self, sampler: Any, output: int = -1) -> int:
-        """The next token by a llama_sampler chain (see `yarn_edge.engine.sampling`), from the logits of one of the outputs.
+        """The next token, chosen by a llama_sampler chain (see `yarn_edge.engine.sampling`) from the logits of one output.
 
-        sampler: None is the most probable token, the first of equals (or of NaNs); llama.cpp's chain for it copies all logits
-        before it looks.
-        output: its number in the last evaluation, of which the outputs must be the first tokens; -1 is the last one.
+        sampler: None takes the most probable token, and the first one among equals (or NaNs); llama.cpp's greedy chain copies
+        all logits first. output: index of the token in the last evaluation, whose first tokens must be the outputs; -1 means
+        the last token.
         """
         if sampler is None:
             return int(self.logits_in_place()[output].argmax())
         return int(self.api.llama_sampler_sample(sampler, self.handle, output))
 
     def keep(self, n_tokens: int) -> None:
-        """Forget everything from position `n_tokens` on. What stays is not moved: the cache is never shifted."""
+        """Drop everything from position `n_tokens` on. What remains is not moved: the cache is never shifted."""
         if not self.api.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
             raise YarnEdgeError("this model's cache cannot be cut")
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the cache."""
         self.api.llama_memory_clear(self._memory, False)
 
     @contextmanager
     def interruptible(self) -> Iterator[Callable[[], None]]:
-        """While open, calling the yielded function makes a running evaluation stop with KeyboardInterrupt (CPU only)."""
+        """While open, calling the yielded function stops a running evaluation with KeyboardInterrupt (CPU only)."""
         stop = [False]
 
         @self.api.ggml_abort_callback  # type: ignore[untyped-decorator]

@@ -1,6 +1,6 @@
-"""The backends by the names users know, and the devices of this build and machine that belong to each.
+"""Backends by the names that users know, and the devices of this build and machine that belong to each of them.
 
-A backend that is not there is never replaced by another: callers get an empty list and say so.
+A missing backend is never replaced by another one: callers get an empty list and report it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def devices_of(backend: str) -> list[Device]:
-    """The devices of one backend, in ggml's order; empty where this build or machine has none."""
+    """The devices of one backend, in ggml's order; empty if this build or machine has none."""
     from yarn_edge.runtime import ggml
 
     return [d for d in ggml.devices() if d.backend in BACKENDS[backend]]
 
 
 def backend_of(device: Device) -> str:
-    """The key of BACKENDS; the library's own name where none has it."""
+    """The key of BACKENDS for a device; ggml's own name if there is no such key."""
     return next((name for name, own in BACKENDS.items() if device.backend in own), device.backend)
 
 
 def missing(backend: str) -> str:
-    """Why there is nothing to run on, with what there is."""
+    """The error message for a missing backend, with the devices that there are."""
     from yarn_edge.runtime import ggml
 
     have = ", ".join(f"{d.name} ({d.description})" for d in ggml.devices())

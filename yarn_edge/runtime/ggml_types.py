@@ -1,7 +1,7 @@
-"""ggml's tensor types: sizes, names, and its own kernels that quantize and dequantize rows. Pointers, no copies.
+"""ggml's tensor types: sizes, names, and ggml's own kernels to quantize and dequantize rows. Pointers, no copies.
 
-Every function here works on memory that the caller owns and releases Python's lock while ggml works, so that threads
-can share the rows of a tensor. Source: ggml.h, ggml_quantize_chunk and ggml_type_traits in ggml.c.
+Every function works on memory that the caller owns, and releases Python's lock while ggml runs, so that threads can share
+the rows of a tensor. Source: ggml.h; ggml_quantize_chunk and ggml_type_traits in ggml.c.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.ggml import function
 
 FLOATS = ("F32", "F16", "BF16")
-# What ggml_quantize_chunk can make (ggml.c); for all others it ends the process.
+# The types that ggml_quantize_chunk can produce (ggml.c); any other one ends the process.
 QUANTIZABLE = (
     *FLOATS, "Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "NVFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
     "TQ1_0", "TQ2_0", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "IQ4_NL", "IQ4_XS",
 )  # fmt: skip
-TYPE_COUNT = 43  # ggml.h: GGML_TYPE_COUNT; ggml reads on behind its table for more
+TYPE_COUNT = 43  # ggml.h: GGML_TYPE_COUNT; ggml reads past its table for larger numbers
 _ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -43,7 +43,7 @@ class TraitsStruct(ctypes.Structure):
 
 @dataclass(frozen=True)
 class GGMLType:
-    """A tensor type: enum ggml_type, its name in capitals, weights and bytes of a block."""
+    """A tensor type: number (enum ggml_type), name in capitals, weights per block, bytes per block."""
 
     number: int
     name: str
@@ -52,17 +52,17 @@ class GGMLType:
 
     @property
     def is_float(self) -> bool:
-        """F32, F16 or BF16: nothing is lost but precision."""
+        """Whether it is F32, F16 or BF16."""
         return self.name in FLOATS
 
     def holds(self, width: int) -> bool:
-        """Whether rows of `width` weights are whole blocks."""
+        """Whether rows of `width` weights are made of whole blocks."""
         return width % self.block == 0
 
     def row_bytes(self, width: int) -> int:
-        """Bytes of a row of `width` weights; ValueError if it is not whole blocks."""
+        """Bytes of a row of `width` weights. Raises ValueError if these are not whole blocks."""
         if not self.holds(width):
-            raise ValueError(f"rows of {width} do not hold whole blocks of {self.name}")
+            raise ValueError(f"rows of {width} weights are not whole blocks of {self.name}")
         return width // self.block * self.block_bytes
 
 
@@ -80,7 +80,7 @@ def types() -> dict[str, GGMLType]:
 
 
 def type_named(name: str) -> GGMLType:
-    """The type with this name, in any case; YarnEdgeError where this build has none."""
+    """The type with this name, in upper or lower case. Raises YarnEdgeError if this build has no such type."""
     found = types().get(name.upper())
     if found is None:
         raise YarnEdgeError(f"this build of llama-cpp-python has no tensor type {name[:40]!r}")
@@ -88,7 +88,7 @@ def type_named(name: str) -> GGMLType:
 
 
 def requires_weights(kind: GGMLType) -> bool:
-    """Whether ggml's kernel cannot quantize to it at all without importance weights (ggml_quantize_requires_imatrix)."""
+    """Whether ggml cannot quantize to this type without importance weights (ggml_quantize_requires_imatrix)."""
     return bool(function("ggml_quantize_requires_imatrix")(kind.number))
 
 
@@ -96,14 +96,14 @@ def requires_weights(kind: GGMLType) -> bool:
 def _to_float(kind: GGMLType) -> Any:
     traits = TraitsStruct.from_address(function("ggml_get_type_traits")(kind.number))
     if (traits.blck_size, traits.type_size) != (kind.block, kind.block_bytes):
-        raise YarnEdgeError("this llama-cpp-python lays out ggml_type_traits differently: install the pinned version")
+        raise YarnEdgeError("this llama-cpp-python has another layout of ggml_type_traits: install the pinned version")
     if not traits.to_float:
-        raise YarnEdgeError(f"ggml has no way from {kind.name} to float")
+        raise YarnEdgeError(f"ggml cannot convert {kind.name} to float")
     return _ToFloat(traits.to_float)
 
 
 def dequantize_into(kind: GGMLType, source: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
-    """`source`'s bytes of type `kind` as float32 into `out`, which has the room; both contiguous."""
+    """Dequantize `source`, bytes of type `kind`, into `out`, float32 of the right size. Both are contiguous."""
     if kind.name == "F32":
         out[:] = source.view(np.float32)[: out.size]
     elif kind.name == "F16":
@@ -117,12 +117,12 @@ def dequantize_into(kind: GGMLType, source: npt.NDArray[np.uint8], out: npt.NDAr
 def check_rows(
     kind: GGMLType, rows: npt.NDArray[np.float32], out: npt.NDArray[np.uint8], weights: npt.NDArray[np.float32] | None
 ) -> None:
-    """Raises ValueError if these are not rows, room and weights of `quantize_into`, or the type is none that can be made."""
+    """Raise ValueError if these arguments do not suit `quantize_into`: wrong sizes, not contiguous, or a type that ggml cannot produce."""
     n, width = rows.shape
     fits = out.nbytes == n * kind.row_bytes(width) and (weights is None or weights.shape == (width,))
     contiguous = all(array.flags.c_contiguous for array in (rows, out, weights) if array is not None)
     if kind.name not in QUANTIZABLE or not fits or not contiguous:
-        raise ValueError(f"{rows.shape} rows do not go into {out.nbytes} bytes of {kind.name}")
+        raise ValueError(f"rows {rows.shape} do not fit into {out.nbytes} bytes of {kind.name}")
 
 
 def quantize_into(
@@ -131,10 +131,10 @@ def quantize_into(
     out: npt.NDArray[np.uint8],
     weights: npt.NDArray[np.float32] | None = None,
 ) -> None:
-    """Rows (n, width) of float32 as `kind` into `out` (n * row bytes), by ggml's own kernel.
+    """Quantize float32 rows (n, width) to `kind` into `out` (n * row bytes), with ggml's own kernel.
 
-    weights: (width,) importance of each column, or None. All contiguous. Raises ValueError for wrong sizes, and where
-    ggml would end the process: a type that it cannot make, or not without weights.
+    weights: (width,) importance of each column, or None. All arrays are contiguous. Raises ValueError for wrong sizes and
+    in the cases in which ggml would end the process: a type that it cannot produce, at all or without weights.
     """
     check_rows(kind, rows, out, weights)
     n, width = rows.shape
@@ -147,5 +147,5 @@ def quantize_into(
 
 
 def is_valid(kind: GGMLType, data: npt.NDArray[np.uint8]) -> bool:
-    """Whether quantized `data` has no scale that is infinite or no number (ggml_validate_row_data, which tells stderr)."""
+    """Whether no scale in quantized `data` is infinite or NaN (ggml_validate_row_data, which also writes to stderr)."""
     return bool(function("ggml_validate_row_data")(kind.number, data.ctypes.data, data.nbytes))

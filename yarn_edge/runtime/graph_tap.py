@@ -1,8 +1,8 @@
-"""Seeing the nodes of the live graph: what the callbacks of `tap` and `activation_tap` have in common.
+"""Watching the nodes of the live graph: the base class of the taps that read ropes and activations.
 
-ggml calls a `cb_eval` (llama_context_params) for every node twice. Asking: is its result wanted? Then, for wanted ones, when it
-is computed; nodes that nobody wants are computed together up to the next wanted one. False in that second call leaves the
-graph (ggml-backend.cpp, ggml_backend_sched_compute_splits).
+ggml calls `cb_eval` (llama_context_params) before each node, asking whether its result is wanted, and calls it again for wanted
+nodes once they are computed. Nodes that are not wanted are computed together, up to the next wanted one. Returning False from
+the second call abandons the graph (ggml-backend.cpp, ggml_backend_sched_compute_splits).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from yarn_edge.runtime.llama_api import deferred_ctrl_c, llama
 
 @cache
 def op_number(name: bytes) -> int:
-    """enum ggml_op of an operation by its name, such as b"ROPE"."""
+    """The number (enum ggml_op) of an operation by its name, such as b"ROPE"."""
     return next(op for op in range(128) if function("ggml_op_name")(op) == name)
 
 
 class GraphTap:
-    """`callback` is for `Context(eval_callback=…)`; it must outlive the context. Subclasses say what they `see`."""
+    """`callback` goes to `Context(eval_callback=…)` and must outlive the context. Subclasses implement `see`."""
 
     def __init__(self) -> None:
         check_struct()
@@ -32,11 +32,11 @@ class GraphTap:
         self.callback = llama().ggml_backend_sched_eval_callback(self._seen)
 
     def see(self, address: int, asking: bool) -> bool:
-        """One call for the ggml_tensor at `address`; the answers as above."""
+        """Handle one call for the ggml_tensor at `address`; the return value is the one that the module describes."""
         raise NotImplementedError
 
     def _seen(self, address: int, asking: bool, _user_data: object) -> bool:
-        """Called by ggml; must not raise through C. After an error every graph is left at its first node."""
+        """Called by ggml, so it must not raise. After an error every graph is abandoned at its first node."""
         if self.error is None:
             try:
                 return self.see(address, asking)
@@ -46,7 +46,7 @@ class GraphTap:
 
     @contextmanager
     def watching(self, context: Context) -> Iterator[None]:
-        """Around evaluations in `context`: Ctrl-C and SIGTERM end them, and what went wrong in `see` is raised."""
+        """Wrap evaluations in `context`: Ctrl-C and SIGTERM end them, and errors in `see` are raised."""
         with context.interruptible() as interrupt, deferred_ctrl_c(interrupt):
             try:
                 yield

@@ -1,4 +1,4 @@
-"""The llama_cpp module, imported and initialised once: its log as error messages, Ctrl-C around long calls into C."""
+"""The llama_cpp module, imported and initialized once; its log for error messages; Ctrl-C during long calls into C."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ DEFERRED = tuple(n for n in (getattr(signal, name, None) for name in ("SIGINT", 
 
 
 def llama() -> Any:
-    """The llama_cpp module, imported and initialised once, with its log kept for error messages."""
+    """The llama_cpp module, imported and initialized once. Its log is kept for error messages."""
     if "api" not in _state:
-        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort's backtrace would go to stdout
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # the backtrace of an abort would go to stdout
         import llama_cpp
 
         @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
         def log(level: int, text: bytes, _user_data: object) -> None:
-            told = text.decode("utf-8", errors="surrogateescape")
-            _LOG_LINES.append((level, told.rstrip()))
+            line = text.decode("utf-8", errors="surrogateescape")
+            _LOG_LINES.append((level, line.rstrip()))
             del _LOG_LINES[:-200]
             for captured in _CAPTURES:
-                captured.append(told)
+                captured.append(line)
 
         _state["log"] = log  # must outlive every call into llama.cpp
         llama_cpp.llama_log_set(log, c_void_p(0))
@@ -43,13 +43,13 @@ def llama() -> Any:
 
 
 def clear_log() -> None:
-    """Forget the log so far."""
+    """Discard the log so far."""
     _LOG_LINES.clear()
 
 
 @contextmanager
 def captured_log() -> Iterator[list[str]]:
-    """All that llama.cpp logs while open, one item for each call, as it is; `failure_reason` then tells of this part."""
+    """Everything that llama.cpp logs while open, one unchanged item per call. `failure_reason` then reports on this part only."""
     clear_log()
     lines: list[str] = []
     _CAPTURES.append(lines)
@@ -60,13 +60,13 @@ def captured_log() -> Iterator[list[str]]:
 
 
 def failure_reason() -> str:
-    """The first error that llama.cpp logged (the later ones only pass it on), for a message."""
+    """The first error that llama.cpp logged, for a message; later ones only pass it on."""
     errors = [text for level, text in _LOG_LINES if level == _LOG_ERROR and text]
     return one_line(errors[0].split(": ", 1)[-1], 300) if errors else "llama.cpp gave no reason"
 
 
 def physical_threads() -> int:
-    """Threads to use by default: the physical cores (a second thread on one only waits), at most those we may run on."""
+    """The default number of threads: one per physical core (a second one would only wait), of those that this process may use."""
     import psutil
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -75,10 +75,11 @@ def physical_threads() -> int:
 
 @contextmanager
 def deferred_ctrl_c(act: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
-    """Around a long call into C: Ctrl-C (and SIGTERM, SIGHUP) calls `act`, and is raised as it would have been at the end.
+    """Defer Ctrl-C (and SIGTERM, SIGHUP) during a long call into C: the signal calls `act`, and is raised at the end.
 
-    Python's own handlers would raise inside a callback (log, progress, abort), where ctypes prints and drops it. Yields
-    the question whether a signal came. Off the main thread, or for signals that nobody or someone else handles: nothing.
+    Python's own handlers would raise inside a callback (log, progress, abort), where ctypes prints and drops the exception.
+    Yields a function that returns whether a signal came. Does nothing outside the main thread, or for signals that have
+    other handlers than Python's and ours.
     """
     came: list[int] = []
 
@@ -96,7 +97,7 @@ def deferred_ctrl_c(act: Callable[[], None] | None = None) -> Iterator[Callable[
                 signal.signal(number, handler)
     try:
         yield lambda: bool(came)
-    except KeyboardInterrupt:  # how an evaluation says that it was stopped
+    except KeyboardInterrupt:  # how an evaluation reports that it was stopped
         if not came:
             raise
     finally:
@@ -107,7 +108,7 @@ def deferred_ctrl_c(act: Callable[[], None] | None = None) -> Iterator[Callable[
 
 
 def kv_overrides(api: Any, values: Mapping[str, str | bool | int | float]) -> Any:
-    """A C array of llama_model_kv_override, ended by an empty key."""
+    """A C array of llama_model_kv_override, terminated by an empty key."""
     array = (api.llama_model_kv_override * (len(values) + 1))()
     for item, (key, value) in zip(array, values.items(), strict=False):
         item.key = key.encode()

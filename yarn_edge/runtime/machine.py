@@ -1,4 +1,4 @@
-"""Memory in bytes: what the machine has, what is free, and what this process holds."""
+"""Memory in bytes: of the machine, free, and held by this process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import psutil
 
 STATUS = Path("/proc/self/status")
-RESERVED_BYTES = 1 << 30  # for the rest of the system; llama-fit-params leaves as much on each device
+RESERVED_BYTES = 1 << 30  # for the rest of the system; llama-fit-params leaves the same amount on each device
 
 
 def available_bytes() -> int:
-    """Memory that a new program can have without swapping, in bytes."""
+    """Memory that a new program can use without swapping, in bytes."""
     return int(psutil.virtual_memory().available)
 
 
@@ -21,21 +21,21 @@ def machine_bytes() -> int:
 
 
 def spare_bytes(free: int | None = None) -> int:
-    """What a model may take of the free memory (the machine's, or a device's) so that the rest of the system goes on.
+    """How much of the free memory (of the machine, or of a device) a model may take: all but 1 GiB or an eighth, whichever is less.
 
-    That is all but 1 GiB, or but an eighth where that is less.
+    The remainder is for the rest of the system.
     """
     free = available_bytes() if free is None else free
     return free - min(RESERVED_BYTES, free // 8)
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process holds now, its own pages and those of mapped files."""
+    """Resident memory of this process in bytes: its own pages and those of mapped files."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident_bytes() -> int:
-    """The most that `resident_bytes` ever was."""
+    """The peak of `resident_bytes`."""
     try:
         for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

@@ -1,8 +1,7 @@
-"""Load a GGUF, make a context, evaluate, logits, sample.
+"""A loaded GGUF: weights, vocabulary, tokenizer.
 
-It goes through the low-level API, because `llama_cpp.Llama` passes its own YaRN defaults over the file's values. Here
-every scaling value is spelled out (`FilePositions.explicit_arguments`), llama.cpp's log becomes error messages, and the KV
-cache is never shifted: on a YaRN model a shift multiplies every cached key by the attention factor once more.
+This uses the low-level API, because `llama_cpp.Llama` passes its own YaRN defaults over the file's values. llama.cpp's log
+becomes error messages.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reas
 
 
 class Model:
-    """A loaded GGUF. Use as a context manager, or call `close`.
+    """A loaded GGUF. Use it as a context manager, or call `close`.
 
-    `overrides` replace metadata values for this load only (str, bool, int or float by key). `device`: where all the layers
-    and the cache go (`yarn_edge.runtime.devices`); the CPU by default, whatever else this build could use. no_alloc: read the
-    header and the vocabulary only; contexts of such a model can be asked for their sizes (`yarn_edge.memory.plan`), not run.
-    gguf: the header, if it was just read.
-    Raises YarnEdgeError when the file is invalid or llama.cpp refuses it.
+    overrides: metadata values for this load only (str, bool, int or float by key). device: where all layers and the cache go
+    (`yarn_edge.runtime.devices`); by default the CPU, even if this build could use a GPU. no_alloc: read only the header and
+    the vocabulary; contexts of such a model report their sizes (`yarn_edge.memory.plan`) but cannot run. gguf: the header, if
+    it was already read. Raises YarnEdgeError if the file is invalid or llama.cpp refuses it.
     """
 
     def __init__(
@@ -54,11 +52,14 @@ class Model:
         params = self.api.llama_model_default_params()
         params.vocab_only = vocab_only
         if no_alloc:
-            params.no_alloc, params.load_mode = True, self.api.LLAMA_LOAD_MODE_NONE  # it asserts that nothing is mapped
+            params.no_alloc, params.load_mode = (
+                True,
+                self.api.LLAMA_LOAD_MODE_NONE,
+            )  # llama.cpp asserts that nothing is mapped
         self.device = device if device is not None and device.kind != "cpu" else None
         chosen = [] if self.device is None else [ggml.device_handle(self.device)]
         params.use_extra_bufts = extra_buffers()
-        self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # ended by NULL
+        self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # terminated by NULL
         params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         params.n_gpu_layers = 0 if self.device is None else -1
         self.overrides = dict(overrides or {})
@@ -109,12 +110,12 @@ class Model:
 
     @property
     def chat_template(self) -> str | None:
-        """`tokenizer.chat_template`, if the file has one."""
+        """The file's `tokenizer.chat_template`, None if it has none."""
         value = self.gguf.metadata.get("tokenizer.chat_template")
         return value if isinstance(value, str) else None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`. add_special: with the BOS/EOS that the file asks for; parse_special: markup is tokens."""
+        """Token ids of `text`. add_special: add the BOS/EOS that the file asks for; parse_special: markup becomes special tokens."""
         data = text.encode("utf-8", errors="surrogatepass")
         room = len(data) + 16
         for _ in range(2):
@@ -126,7 +127,7 @@ class Model:
         raise YarnEdgeError(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes")
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
-        """The bytes of one token (part of a character, perhaps); special: markup tokens as their text, else b""."""
+        """The bytes of one token, possibly part of a character. special: whether markup tokens give their text or b""."""
         room = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(room)
@@ -137,11 +138,11 @@ class Model:
         raise YarnEdgeError(f"{self.path}: token {token} has no text")
 
     def is_end(self, token: int) -> bool:
-        """True for tokens that end a generation (EOS, end of turn, …)."""
+        """Whether the token ends a generation (EOS, end of turn, …)."""
         return bool(self.api.llama_vocab_is_eog(self._vocab, token))
 
     def close(self) -> None:
-        """Free the weights. Contexts made from the model must be closed first."""
+        """Free the weights. Contexts of the model must be closed first."""
         if self._handle:
             self.api.llama_model_free(self._handle)
         self._handle = None

@@ -19,7 +19,7 @@ from yarn_edge.llama_rules.planner import in_keys
 from yarn_edge.positions import error_budget as phase
 from yarn_edge.positions.error_budget import rotation_error
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
-from yarn_edge.runtime import ggml
+from yarn_edge.runtime import ggml, rope_kernel
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.rope_nodes import RopeNode, record_ropes
@@ -121,7 +121,7 @@ def check_kernel(
     positions = phase.sample_positions(max(LONGEST_POSITION + 1, goal.extended_context), goal.original_context)
     x = np.random.default_rng(0).standard_normal((len(positions), 1, goal.dim)).astype(np.float32)
     try:
-        y = ggml.rope(x, positions, ggml.rope_arguments(runs, pairing), device, runs.frequency_factors)
+        y = rope_kernel.rope(x, positions, rope_kernel.rope_arguments(runs, pairing), device, runs.frequency_factors)
     except YarnEdgeError as refusal:
         return Check(name, "fail", float("inf"), 1.0, str(refusal))
     errors = phase.rotation_errors(x, y, positions, goal, pairing)
@@ -159,13 +159,13 @@ def check_live_graph(
     judged: list[tuple[list[RopeNode], RopeScaling]] = []
     for some, rules, target in ((full, runs, goal), (sliding, slides, sliding_goal or slides)):
         if some and rules is not None and target is not None:
-            told += _wrong_parameters(some, ggml.rope_arguments(rules, pairing), rules.frequency_factors)
+            told += _wrong_parameters(some, rope_kernel.rope_arguments(rules, pairing), rules.frequency_factors)
             judged.append((some, target))
     said, canonical = positions.declared, positions.canonical
     in_words = in_keys(goal)
     # Keys in other words than the goal's are told even if they make the same angles.
     if said.differences(goal) and in_words and _has_arguments(in_words) and runs.frequency_factors is None:
-        told += _wrong_parameters(full, ggml.rope_arguments(in_words, pairing), None)
+        told += _wrong_parameters(full, rope_kernel.rope_arguments(in_words, pairing), None)
     error = angle_error(runs, goal)
     if error.any_difference:
         told.append(
@@ -206,7 +206,7 @@ def _elsewhere(nodes: list[RopeNode], device: ggml.Device | None) -> list[str]:
 
 
 def _wrong_parameters(
-    nodes: list[RopeNode], expected: ggml.RopeArguments, factors: tuple[float, ...] | None
+    nodes: list[RopeNode], expected: rope_kernel.RopeArguments, factors: tuple[float, ...] | None
 ) -> list[str]:
     """The parameters in which a node differs from llama.cpp's rules, each told once."""
     told: dict[str, str] = {}

@@ -13,6 +13,7 @@ from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import bar
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -58,17 +59,14 @@ def check_logits(
     with bar("Running the checkpoint in transformers", 1):
         truth = reference_logits(checkpoint, tokens, replaced)
     parts: list[Divergence] = []
-    with (
-        Context(
-            model,
-            n_ctx=len(tokens),
-            n_batch=LOGIT_BATCH,
-            kv_type=kv_type,
-            threads=threads,
-            flash_attention="on" if kv_type in QUANTIZED_CACHES else "off",
-        ) as c,
-        bar("Comparing logits", len(tokens), "tokens") as advance,
-    ):
+    settings = ContextSettings(
+        n_ctx=len(tokens),
+        n_batch=LOGIT_BATCH,
+        kv_type=kv_type,
+        threads=threads,
+        flash_attention="on" if kv_type in QUANTIZED_CACHES else "off",
+    )
+    with Context(model, settings) as c, bar("Comparing logits", len(tokens), "tokens") as advance:
         for start in range(0, len(tokens), LOGIT_BATCH):
             c.evaluate(tokens[start : start + LOGIT_BATCH], start, "all", advance)
             parts.append(divergence(truth[start : start + LOGIT_BATCH], c.logits()))

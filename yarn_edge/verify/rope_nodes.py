@@ -18,9 +18,11 @@ import numpy.typing as npt
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.ggml import RopeArguments, TensorPointer, function, read_tensor
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.ggml import TensorPointer, function, read_tensor
 from yarn_edge.runtime.graph_tap import GraphTap, op_number
 from yarn_edge.runtime.model import Model
+from yarn_edge.runtime.rope_kernel import RopeArguments
 
 _NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
 
@@ -88,16 +90,11 @@ def record_ropes(
     `arguments`: scaling values for the context; by default those our loader spells out from the file.
     """
     recorder = _Recorder()
-    with Context(
-        model,
-        n_ctx=max(64, len(tokens)),
-        n_batch=max(64, len(tokens)),
-        kv_type="f32",
-        arguments=arguments,
-        eval_callback=recorder.callback,
-        threads=threads,
-        flash_attention="off",
-    ) as context:
+    n_ctx = max(64, len(tokens))
+    settings = ContextSettings(
+        n_ctx=n_ctx, n_batch=n_ctx, kv_type="f32", arguments=arguments, threads=threads, flash_attention="off"
+    )
+    with Context(model, settings, eval_callback=recorder.callback) as context:
         for start in starts:
             context.clear()
             with recorder.watching(context):

@@ -33,6 +33,7 @@ from yarn_edge.bench.scoring.variants import Variant
 from yarn_edge.cli import main
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 
@@ -265,7 +266,7 @@ def test_reuse_of_the_cache_changes_nothing(smol_f32: Path, monkeypatch: pytest.
         prompts = prompts_of(model, Passkey(), (128, 192), midpoints(2))
         prompts += prompts_of(model, Passkey(), (192,), [0.4], trials=2)
         prompts += prompts_of(model, Needle(STORY), (160,), [0.5]) + prompts[-1:]
-        with Context(model, **exact) as context, Context(model, **exact) as fresh:
+        with Context(model, ContextSettings(**exact)) as context, Context(model, ContextSettings(**exact)) as fresh:
             monkeypatch.setattr(Context, "evaluate", followed)
             reader = Reader(context)
             for prompt in prompts:
@@ -299,7 +300,7 @@ def test_progress_knows_the_tokens_before(smol: Path, monkeypatch: pytest.Monkey
     with Model(smol) as model:
         prompts = prompts_of(model, Passkey(), (128, 200), midpoints(2))
         monkeypatch.setattr("yarn_edge.bench.quality.retrieval.bar", Bar)
-        with Context(model, n_ctx=256, n_batch=64, threads=THREADS) as context:
+        with Context(model, ContextSettings(n_ctx=256, n_batch=64, threads=THREADS)) as context:
             test = Retrieval(context, prompts)
             assert test.cells == []
             assert test.tok_per_s is None
@@ -442,7 +443,7 @@ def test_lengths_beyond_the_context_are_what_it_is_for(
         (["--seed", "x"], "'x' is not a whole number"),
         (["--variant", "hay"], "invalid choice"),
         (["--text", "DIR/good.txt"], "it needs --variant needle"),
-        (["--variant", "needle", "--text", "DIR/empty.txt"], "empty.txt: holds no text"),
+        (["--variant", "needle", "--text", "DIR/empty.txt"], "empty.txt: contains no text"),
         (["--variant", "needle", "--text", "DIR/latin.txt"], "latin.txt: is not UTF-8: byte 1 is 0xe9"),
         (["--variant", "needle", "--text", "DIR/missing.txt"], "missing.txt: No such file"),
         (["--variant", "needle", "--text", "DIR/mark.txt"], "mark.txt: holds no text"),

@@ -20,12 +20,14 @@ from yarn_edge.bench.quality.perplexity import score_text
 from yarn_edge.bench.quality.perplexity_outcome import summarize
 from yarn_edge.bench.quality.text_settings import TextSettings
 from yarn_edge.bench.scoring.averages import perplexity_by_position
-from yarn_edge.bench.scoring.evaluate import BatchPlan, Scores, batch_plan_of, token_nll
-from yarn_edge.bench.scoring.variants import parse_variant
+from yarn_edge.bench.scoring.evaluate import Scores, batch_settings, token_nll
+from yarn_edge.bench.scoring.variants import Variant, parse_variant
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.llama_api import captured_log
+from yarn_edge.runtime.load_log import flash_attention_in
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.transformers_reference import log_softmax, reference_logits
@@ -57,10 +59,13 @@ def test_nll_equals_transformers(whole_smol_f32: Path, truth: tuple[list[int], A
 def test_flash_attention_only_rounds(whole_smol_f32: Path, truth: tuple[list[int], Any]) -> None:
     tokens, wanted = truth
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yarn_edge.bench.scoring.evaluate.SCORE_BYTES", 0)
+        patch.setattr("yarn_edge.runtime.attention.SCORE_BYTES", 0)
         with Model(whole_smol_f32) as model:
-            assert batch_plan_of(model.gguf, model.n_vocab, 700, "f32", "cpu").flash_attention == "on"
-            ours = token_nll(model, tokens, kv_type="f32")
+            variant = Variant("m", read_gguf(whole_smol_f32), "f32")
+            assert batch_settings(model.gguf, model.n_vocab, variant, 700).flash_attention == "auto"
+            with captured_log() as log:
+                ours = token_nll(model, tokens, kv_type="f32")
+            assert flash_attention_in("".join(log)) is True
     np.testing.assert_allclose(ours, wanted, atol=2e-2)
     assert abs(ours.mean() - wanted.mean()) < 1e-3
 
@@ -125,21 +130,24 @@ def test_buckets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_vocab", "n_ctx", "kv", "device", "wanted", "plan"),
+    ("n_vocab", "n_ctx", "kv", "device", "wanted", "batch"),
     [
-        (49152, 8192, "f16", "cpu", "auto", BatchPlan(512, "off")),
-        (49152, 16384, "f16", "cpu", "auto", BatchPlan(256, "off")),
-        (49152, 131072, "f16", "cpu", "auto", BatchPlan(512, "on")),
-        (49152, 8192, "q8_0", "cpu", "auto", BatchPlan(512, "auto")),
-        (49152, 8192, "f16", "cuda", "auto", BatchPlan(512, "auto")),
-        (49152, 131072, "f16", "cpu", "off", BatchPlan(64, "off")),
-        (152064, 4096, "f16", "cpu", "on", BatchPlan(128, "on")),
+        (49152, 8192, "f16", "cpu", "auto", (512, "off")),
+        (49152, 16384, "f16", "cpu", "auto", (256, "off")),
+        (49152, 131072, "f16", "cpu", "auto", (32, "off")),
+        (49152, 262144, "f16", "cpu", "auto", (512, "auto")),
+        (49152, 8192, "q8_0", "cpu", "auto", (512, "auto")),
+        (49152, 8192, "f16", "cuda", "auto", (512, "auto")),
+        (49152, 262144, "f16", "cpu", "off", (32, "off")),
+        (152064, 4096, "f16", "cpu", "on", (128, "on")),
     ],
 )
 def test_the_batch_follows_vocabulary_and_length(
-    smol_f32: Path, n_vocab: int, n_ctx: int, kv: str, device: str, wanted: Any, plan: BatchPlan
+    smol_f32: Path, n_vocab: int, n_ctx: int, kv: str, device: str, wanted: Any, batch: tuple[int, str]
 ) -> None:
-    assert batch_plan_of(read_gguf(smol_f32), n_vocab, n_ctx, kv, device, wanted) == plan
+    variant = Variant("m", smol_f32, kv, device)
+    settings = batch_settings(read_gguf(smol_f32), n_vocab, variant, n_ctx, attention=wanted)
+    assert (settings.n_batch, settings.flash_attention) == batch
 
 
 # ---- the command
@@ -183,7 +191,7 @@ def test_beyond_the_context_and_shorter_than_it(
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "empty text": (["--text", "empty.txt"], "holds no text"),
+    "empty text": (["--text", "empty.txt"], "contains no text"),
     "no text": (["--text", "none.txt"], "No such file"),
     "too short for the protocol": (["--protocol", "llama.cpp", "--ctx", "1000"], "scores windows of 1000 tokens"),
     "stride": (["--protocol", "sliding", "--ctx", "64", "--stride", "64"], "--stride 64 must be below the context"),
@@ -248,7 +256,7 @@ def test_what_is_not_a_number_is_an_error_and_what_was_scored_is_told(
 def test_a_model_whose_tokens_see_the_next_ones_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny_gguf.write(tmp_path / "m.gguf", "llama", {"attention.causal": False})
     assert main(["perplexity", str(path), "--ctx", "64"]) == 2
-    assert "is no language model" in capsys.readouterr().err
+    assert "is not a causal language model" in capsys.readouterr().err
 
 
 def test_scores_that_cannot_be_kept_are_told(

@@ -89,9 +89,9 @@ def test_words(smol_f32: Path, tmp_path: Path) -> None:
 
 BAD = {
     "@kv=q9": "'q9' is unknown; known: f32",
-    "@cache=q8_0": "'cache' is unknown behind @; known: kv, backend, yarn-factor",
-    "@kv=f16,kv=f32": "kv stands twice",
-    "@yarn-factor=x": "'x' is no number",
+    "@cache=q8_0": "'cache' is unknown after @; known: kv, backend, yarn-factor",
+    "@kv=f16,kv=f32": "kv appears twice",
+    "@yarn-factor=x": "'x' is not a number",
     "@yarn-factor=nan": "factor is nan",
     "@yarn-factor=0.5": "below 1",
     "@yarn-orig-ctx=1.5": "is no number",

@@ -85,7 +85,7 @@ def test_only_whole_chunks_count_for_llama_cpp() -> None:
 
 
 def test_too_short_and_how_much_is_needed() -> None:
-    with pytest.raises(YarnEdgeError, match="2 tokens are the least"):
+    with pytest.raises(YarnEdgeError, match="the minimum is 2"):
         windows_of("curve", [[1]], Cut(8))
     assert [tokens_needed(p, Cut(8, 2, 3)) for p in ("curve", "llama.cpp", "sliding", "truncated")] == [24, 24, 12, 8]
     assert [tokens_needed(p, Cut(8)) for p in ("curve", "llama.cpp", "sliding")] == [8, None, None]
@@ -132,7 +132,7 @@ def test_files_folders_and_json_lines(model: Model, tmp_path: Path) -> None:
 
 
 BAD = {
-    "empty": (b" \n", "text", "holds no text"),
+    "empty": (b" \n", "text", "contains no text"),
     "not UTF-8": (b"abc\xff\xfe", "text", "is not UTF-8: byte 3 is 0xff"),
     "cut in a character": ("abcü".encode()[:-1], "text", "is not UTF-8"),
 }
@@ -140,7 +140,7 @@ BAD_LINES = {
     "no JSON": ("{", "is not JSON"),
     "another key": ('{"content": "x"}', "has no text under 'text'.*it has content.*--field"),
     "no object": ("[1]", "has no text under 'text'"),
-    "no text": ('{"text": ""}', "holds no text"),
+    "no text": ('{"text": ""}', "contains no text"),
     "deep": ("[" * 100_000, "is not JSON"),
 }
 
@@ -172,17 +172,17 @@ def test_pipes_are_read_and_devices_are_not(tmp_path: Path) -> None:
     writer.join()
     assert document.read() == ("some words", True)
     for device in ("/dev/zero", "/dev/null"):
-        with pytest.raises(YarnEdgeError, match="is no file of text"):
+        with pytest.raises(YarnEdgeError, match="is not a text file"):
             documents_of(device)
 
 
 def test_no_documents(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     for path in (tmp_path / "empty.jsonl", tmp_path / "none"):
-        with pytest.raises(YarnEdgeError, match=r"holds no documents|No such file"):
+        with pytest.raises(YarnEdgeError, match=r"contains no documents|No such file"):
             [d.read() for d in documents_of(path)]
     (tmp_path / "none").mkdir()
-    with pytest.raises(YarnEdgeError, match="holds no documents"):
+    with pytest.raises(YarnEdgeError, match="contains no documents"):
         documents_of(tmp_path / "none")
 
 

@@ -24,12 +24,9 @@ from yarn_edge.bench.speed.child import Bench, Request
 from yarn_edge.bench.speed.configuration import (
     Configuration,
     buffer_places,
-    buffers_in,
     device_bytes,
-    flash_attention_in,
     misplaced,
     name_of_test,
-    offloaded_in,
     product_of,
 )
 from yarn_edge.bench.speed.outcome import SpeedOutcome
@@ -38,6 +35,8 @@ from yarn_edge.cli import main
 from yarn_edge.report import environment
 from yarn_edge.report.environment import machine_state
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.load_log import buffers_in, flash_attention_in, offloaded_in
 from yarn_edge.runtime.machine import peak_resident_bytes
 from yarn_edge.runtime.model import Model
 
@@ -154,7 +153,7 @@ def test_the_tests_are_those_of_llama_bench(tiny: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Context, "keep", kept)
     request = Request(str(tiny), "cpu", "f16", 32, 20, 3, 64, 1, 16, 16, "auto", 2)
     told: list[tuple[str, dict[str, Any]]] = []
-    with Model(tiny) as model, Context(model, n_ctx=64, n_batch=16, threads=1) as context:
+    with Model(tiny) as model, Context(model, ContextSettings(n_ctx=64, n_batch=16, threads=1)) as context:
         monkeypatch.setattr(model, "add_bos", True)
         bench = Bench(request, model, context, lambda event, **values: told.append((event, values)))
         calls.clear()
@@ -182,7 +181,7 @@ def test_a_cache_that_forgets_is_filled_anew(tmp_path: Path) -> None:
     path = tiny_gguf.write(tmp_path / "gemma3.gguf", "gemma3")
     request = Request(str(path), "cpu", "f16", 32, 16, 0, 64, 1, 16, 16, "auto", 3)
     told: list[str] = []
-    with Model(path) as model, Context(model, n_ctx=64, n_batch=16, threads=1) as context:
+    with Model(path) as model, Context(model, ContextSettings(n_ctx=64, n_batch=16, threads=1)) as context:
         bench = Bench(request, model, context, lambda event, **values: told.append(values.get("what", event)))
         assert not bench.cut_back
         bench.run()

@@ -25,6 +25,7 @@ from yarn_edge.convert.imatrix.matrix import ImportanceMatrix, read_imatrix
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.ggml import TensorStruct, read_tensor
 from yarn_edge.runtime.graph_tap import GraphTap, op_number
 from yarn_edge.runtime.model import Model
@@ -175,7 +176,9 @@ def test_squares_are_those_of_a_naive_reading(architecture: str, with_output: bo
         with (
             Model(path) as model,
             Context(
-                model, n_ctx=CTX * 2, n_seq=3, n_batch=210, n_ubatch=48, eval_callback=callback, threads=1
+                model,
+                ContextSettings(n_ctx=CTX * 2, n_seq=3, n_batch=210, n_ubatch=48, threads=1),
+                eval_callback=callback,
             ) as context,
         ):
             if callback is tap.callback:
@@ -206,7 +209,10 @@ def test_shared_inputs_are_read_once_and_the_output_matrix_only_if_it_counts(
     with_output: bool, tiny_model: Path
 ) -> None:
     tap = Watched(with_output)
-    with Model(tiny_model) as model, Context(model, n_ctx=CTX, eval_callback=tap.callback, threads=1) as context:
+    with (
+        Model(tiny_model) as model,
+        Context(model, ContextSettings(n_ctx=CTX, threads=1), eval_callback=tap.callback) as context,
+    ):
         tap.measure(context, [list(range(32))])
     computed = [name for name, asking in tap.calls if not asking]
     inputs = tiny_gguf.N_LAYERS * 4 + with_output  # of q, k, v; of the heads' output; of gate and up; of down
@@ -222,7 +228,7 @@ def test_graphs_without_the_last_node_are_read_to_their_end(tiny_model: Path, mo
         tap = ActivationTap()
         with (
             Model(tiny_model) as model,
-            Context(model, n_ctx=CTX, n_batch=20, eval_callback=tap.callback, threads=1) as context,
+            Context(model, ContextSettings(n_ctx=CTX, n_batch=20, threads=1), eval_callback=tap.callback) as context,
         ):
             advanced: list[float] = []
             found.append(tap.measure(context, [list(range(40))], advanced.append))
@@ -237,7 +243,10 @@ def test_values_on_a_device_are_copied(tiny_model: Path, monkeypatch: pytest.Mon
         ask = {"ggml_backend_buffer_name": lambda _buffer, name=name: name}
         monkeypatch.setattr(activation_tap, "function", ask.__getitem__)
         tap = ActivationTap()
-        with Model(tiny_model) as model, Context(model, n_ctx=CTX, eval_callback=tap.callback, threads=1) as context:
+        with (
+            Model(tiny_model) as model,
+            Context(model, ContextSettings(n_ctx=CTX, threads=1), eval_callback=tap.callback) as context,
+        ):
             found.append(tap.measure(context, [list(range(40))]))
     for weight, squares in found[0].items():
         assert squares.sums.tobytes() == found[1][weight].sums.tobytes()
@@ -261,7 +270,10 @@ def test_a_failure_inside_the_callback_is_raised(tiny_model: Path) -> None:
             raise ZeroDivisionError("oh no")
 
     tap = Broken()
-    with Model(tiny_model) as model, Context(model, n_ctx=CTX, eval_callback=tap.callback, threads=1) as context:
+    with (
+        Model(tiny_model) as model,
+        Context(model, ContextSettings(n_ctx=CTX, threads=1), eval_callback=tap.callback) as context,
+    ):
         for _ in range(2):
             with pytest.raises(YarnEdgeError, match="the graph tap failed: ZeroDivisionError: oh no"):
                 tap.measure(context, [list(range(32))])
@@ -272,7 +284,7 @@ def test_sequences_side_by_side_do_not_see_each_other(tiny_model: Path) -> None:
     first, second = random.integers(0, 256, (2, 30)).tolist()
     with (
         Model(tiny_model) as model,
-        Context(model, n_ctx=CTX, n_seq=2, n_batch=128, kv_type="f32", threads=1) as context,
+        Context(model, ContextSettings(n_ctx=CTX, n_seq=2, n_batch=128, kv_type="f32", threads=1)) as context,
     ):
         logits = []
         for sequences in ([first, second], [first], [second]):

@@ -217,7 +217,7 @@ def test_importance_makes_a_difference_and_belongs_to_its_column(fast: Kernels) 
     ids=["bytes", "weights", "order"],
 )
 def test_wrong_sizes_are_errors(rows: Floats, out_bytes: int, weights: Floats | None, fast: Kernels) -> None:
-    with pytest.raises(ValueError, match="do not go into"):
+    with pytest.raises(ValueError, match="do not fit into"):
         fast.quantize_into(type_named("Q4_K"), rows, np.zeros(out_bytes, np.uint8), weights)
 
 

@@ -1,0 +1,47 @@
+"""The settings of a context as one value, checked when it is made: what `Context` takes, and what a memory plan is of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import MAX_THREADS
+from yarn_edge.llama_rules.effective import RuntimeArguments
+from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.runtime.kv_cache import KV_TYPES
+
+FlashAttention = Literal["auto", "on", "off"]  # auto: llama.cpp decides
+
+MAX_SEQUENCES = 256  # llama.h: LLAMA_MAX_SEQ
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """n_ctx: tokens that the cache holds for each of its n_seq sequences (0: the context that the model declares).
+
+    n_batch: tokens of one llama.cpp call. n_ubatch: tokens of one graph (None: n_batch). n_outputs: tokens of one batch that
+    may get logits, for which memory is reserved (0: all). kv_type: a key of KV_TYPES, for both keys and values. threads: None
+    for the number of physical cores. arguments: scaling values (None: every value spelled out from the file).
+    Raises YarnEdgeError for values that llama.cpp cannot take.
+    """
+
+    n_ctx: int = 0
+    n_batch: int = 512
+    n_ubatch: int | None = None
+    n_seq: int = 1
+    n_outputs: int = 0
+    kv_type: str = "f16"
+    threads: int | None = None
+    arguments: RuntimeArguments | None = None
+    flash_attention: FlashAttention = "auto"
+
+    def __post_init__(self) -> None:
+        if self.kv_type not in KV_TYPES:
+            raise YarnEdgeError(f"--kv-type {self.kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
+        if not 0 <= self.n_ctx <= MAX_CONTEXT or self.n_batch < 1 or not 1 <= self.n_seq <= MAX_SEQUENCES:
+            raise YarnEdgeError(
+                f"{self.n_seq} contexts of {self.n_ctx} tokens in batches of {self.n_batch} are not possible"
+            )
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise YarnEdgeError(f"{self.threads} threads: llama.cpp takes 1 to {MAX_THREADS}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from support.made_once import Shelf
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="every test, every layer, every example (make test-all)")
+    parser.addoption("--full", action="store_true", help="every layer, every proof (make test-all)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,13 +26,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
         processes.take_share_of_cores(number, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `full` are for --full alone."""
-    if not depth.full and (left_out := [item for item in items if item.get_closest_marker("full")]):
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +38,14 @@ def no_quiet_left() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def proofs() -> Iterator[None]:
     """Without --full `convert` proves each tokenizer once a process; test_vocab asks `prove` itself."""
-    from yarn_edge.convert import hf_to_gguf
+    from yarn_edge.convert.hf_to_gguf import plan_conversion
 
     from support.proofs import proved_once
 
+    asking = sys.modules[plan_conversion.__module__]
     with pytest.MonkeyPatch.context() as patch:
         if not depth.full:
-            patch.setattr(hf_to_gguf, "prove", proved_once(hf_to_gguf.prove))
+            patch.setattr(asking, "prove", proved_once(asking.prove))
         yield
 
 

@@ -27,7 +27,7 @@ demo: $(VENV)/.demo
 test: check
 	$(PYTEST)
 
-# The whole model, every example, every test: docs/testing.md.
+# All layers of the real model, every proof: docs/testing.md.
 test-all: check
 	$(PYTEST) --full
 

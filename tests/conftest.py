@@ -15,7 +15,7 @@ from support.made_once import Shelf
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="every test, every layer, every example (make test-all)")
+    parser.addoption("--full", action="store_true", help="every layer, every proof (make test-all)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,13 +25,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
         processes.take_share_of_cores(number, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `full` are for --full alone."""
-    if not depth.full and (left_out := [item for item in items if item.get_closest_marker("full")]):
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,3 @@ CUT_LAYERS, ALL_LAYERS = 4, 30
 def smol_layers() -> int:
     """Layers of the real small model behind most tests. A wrong position shows in the first ones already."""
     return ALL_LAYERS if full else CUT_LAYERS
-
-
-def examples(n: int) -> int:
-    """Examples for hypothesis where the full depth has `n`."""
-    return n if full else max(25, n // 5)

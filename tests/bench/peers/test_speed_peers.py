@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from yarn_edge.bench.peers import bench as bench_race
@@ -145,10 +146,11 @@ def test_a_program_that_is_not_there() -> None:
 def test_nobody_is_left_standing_when_we_are_killed() -> None:
     code = f"""
 import sys
+import psutil
 from yarn_edge.bench.peers.lockstep import Paced
 one = Paced("peer", [sys.executable, "-S", "-c", {TICKING!r}], lambda line: b" run " in line, "stderr")
 one.go(60)
-print(one._process.pid, flush=True)
+print(*(child.pid for child in psutil.Process().children()), flush=True)
 sys.stdin.read()
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -341,20 +343,20 @@ def test_the_output_of_llama_bench_is_read() -> None:
 
 def test_ctrl_c_ends_both() -> None:
     """A stopped side ends with us, as a running one does."""
-    pids = []
+    pids, others = [], set(psutil.Process().children())
 
     def until_ctrl_c() -> None:
         with closing(Paced("peer", program(TICKING), starts, "stderr")) as one:
             assert one.go(60)
-            assert one._process is not None
-            pids.append(one._process.pid)
+            pids.extend(child.pid for child in set(psutil.Process().children()) - others)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
 
     with pytest.raises(KeyboardInterrupt):
         until_ctrl_c()
+    (pid,) = pids
     with pytest.raises(ProcessLookupError):
-        os.kill(pids[0], 0)
+        os.kill(pid, 0)
 
 
 @pytest.mark.parametrize(

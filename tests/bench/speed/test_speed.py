@@ -513,7 +513,7 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_power_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "POWER", tmp_path / "power")
-    assert environment._power_source() == "unknown"
+    assert environment.environment()["power source"] == "unknown"
     for name, files in (
         ("AC", {"type": "Mains", "online": "0"}),
         ("BAT0", {"type": "Battery", "status": "Discharging"}),
@@ -521,9 +521,9 @@ def test_the_power_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (tmp_path / "power" / name).mkdir(parents=True)
         for file, text in files.items():
             (tmp_path / "power" / name / file).write_text(f"{text}\n")
-    assert environment._power_source() == "battery"
+    assert environment.environment()["power source"] == "battery"
     (tmp_path / "power" / "AC" / "online").write_text("1\n")
-    assert environment._power_source() == "mains"
+    assert environment.environment()["power source"] == "mains"
 
 
 def test_peak_memory_is_the_kernels_high_water_mark() -> None:

@@ -165,7 +165,9 @@ LONG = ("long factors, yarn", "long factors, long context", "long factors, short
 REASONS: dict[str, tuple[str, ...]] = {
     "LongRoPE, whose frequencies depend on the requested context": LONG,
     "has rope_freqs.weight, which architecture .* does not load or does not use": ("factors",),
-    "llama.cpp runs .* only if it (is|equals)": ("sliding dims, layer 0 does not",),  # it would do with a pattern like this
+    "llama.cpp runs .* only if it (is|equals)": (
+        "sliding dims, layer 0 does not",
+    ),  # it would do with a pattern like this
     "llama.cpp then rotates nothing at all": (),
 }
 

@@ -1,7 +1,8 @@
-"""`yarn-edge patch`: repair or add scaling in an existing GGUF. The weights are copied as they are, byte for byte.
+"""`yarn-edge patch`: repair or add scaling in an existing GGUF. The weights are copied byte for byte.
 
-What the file shall run comes from its own description, from a checkpoint, or from flags; the planner decides how a file of
-this architecture can carry it; `gguf_edit` rewrites the header. The outcome is read back and judged before it gets its name.
+What the file should run comes from its own description, from a checkpoint, or from flags. The planner decides how a file of
+this architecture can carry it, and `yarn_edge.gguf.edit` rewrites the header. The result is read back and checked before it
+gets its name.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ _SIZES = {
 
 
 def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -> Mapping[str, RopeScaling]:
-    """The scaling of the checkpoint that `file` was made from, by layer type where it differs ("" alone where not).
+    """The scaling of the checkpoint that `file` was made from, by layer type if it differs, else under "".
 
-    Raises YarnEdgeError if it was made from another.
+    Raises YarnEdgeError if the file was made from another checkpoint.
     """
     config = read_config(folder)
     architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
@@ -69,22 +70,24 @@ def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -
         raise config.error(
             "model_type",
             f"is {one_line(repr(config.values.get('model_type')), 60)}, the GGUF's architecture "
-            f"{file.architecture}: this is not the checkpoint of that file",
+            f"{file.architecture}: the file was not made from this checkpoint",
         )
     text, extra = text_section(config), file.number("nextn_predict_layers", 0) or 0
     for key, name in _SIZES.items():
         if isinstance(file.metadata.get(f"{file.architecture}.{name}"), np.ndarray):
-            continue  # one number a layer
+            continue  # one number per layer
         theirs, ours = text.integer(key), file.number(name)
         if theirs is not None and ours is not None and ours not in (theirs, theirs + extra * (name == "block_count")):
             raise config.error(
-                key, f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: another model's checkpoint"
+                key,
+                f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: this is another model's checkpoint",
             )
     parts = read_positions(config, overrides).parts
     for scaling in parts.values():
         if scaling.dim != rotated_dims(file):
             raise YarnEdgeError(
-                f"{scaling.source('dim')}: {scaling.dim} dimensions are rotated, in {file.path} {rotated_dims(file)}: another model"
+                f"{scaling.source('dim')}: {scaling.dim} dimensions are rotated, in {file.path} {rotated_dims(file)}: "
+                "this is another model's checkpoint"
             )
     return parts
 
@@ -98,7 +101,7 @@ def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str,
     stale += [k for k in (f"{file.architecture}.rope.scale_linear",) if k in file.metadata]
     tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
     if plan.factors is None and FREQUENCY_FACTORS in file.tensors:
-        # A tensor cannot be taken out, but it can be made to do nothing.
+        # A tensor cannot be removed, but factors of 1 do nothing.
         tensors[FREQUENCY_FACTORS] = np.ones(goal.dim // 2, np.float32)
     return keys, stale, tensors
 
@@ -113,11 +116,11 @@ def patch(
     force: bool = False,
     sync: bool = False,
 ) -> tuple[list[Path], RopePlan, list[str]]:
-    """Write `source` to `output` with its scaling put right. Returns (files, form and numbers, what changed in sentences).
+    """Write `source` to `output` with another scaling. Returns (files, the plan, the changes as sentences).
 
-    The scaling is that of `checkpoint`, else what the file describes; `overrides` on top. Raises
-    YarnEdgeError where it cannot be carried or is not known; then nothing is written. sync: wait until all of it is on the
-    disk; otherwise the system writes it out when it will, as after cp.
+    The scaling is that of `checkpoint`, or else what the file describes, with `overrides` on top. planner: which forms may be
+    written. sync: wait until everything is on the disk; otherwise the system writes it later, as after cp.
+    Raises YarnEdgeError if the scaling is unknown or no GGUF can carry it; then nothing is written.
     """
     file = read_gguf(source, vocabulary=False)
     check_loadable(file)
@@ -132,7 +135,7 @@ def patch(
         note(plan.told)
     base = file.number("rope.freq_base")
     if checkpoint is not None and base and goal.method != "ntk" and abs(base / goal.rope_theta - 1) > SAME_RELATIVE:
-        note(f"warning: the base becomes {goal.rope_theta:g}, it was {base:g}: is this the checkpoint of that file?")
+        note(f"warning: the base changes from {base:g} to {goal.rope_theta:g}: was the file made from this checkpoint?")
     keys, stale, tensors = _edits(file, goal, plan)
     total = shards_bytes(file)
     check_space(outputs[0].parent, total, "the patched file")
@@ -147,37 +150,37 @@ def patch(
 
 
 def _check(path: Path, goal: RopeScaling, plan: RopePlan) -> None:
-    """Read the outcome back: its description, and what llama.cpp runs of it."""
+    """Read the result back, and check its description and what llama.cpp runs of it."""
     written = read_gguf(path, vocabulary=False)
     check_loadable(written)
     positions = FilePositions(written)
     if positions.canonical != goal or angle_error(positions.runs, plan.runs).any_difference:
-        raise YarnEdgeError(f"{path}: the patched file would not run what was asked for")
+        raise YarnEdgeError(f"{path}: the patched file would not run the requested scaling")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge patch`."""
-    parser.add_argument("model", metavar="IN.gguf", help="a GGUF; of a split one the first file")
+    parser.add_argument("model", metavar="IN.gguf", help="a GGUF (of a split one, the first file)")
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT.gguf", help="the new file; IN.gguf is never changed"
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--from", dest="checkpoint", metavar="CHECKPOINT", help="take the scaling of this folder's config"
+        "--from", dest="checkpoint", metavar="CHECKPOINT", help="use the scaling in this checkpoint folder's config"
     )
     where.add_argument("--repair", action="store_true", help="make the file run what it describes")
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--sync", action="store_true", help="wait until the new file is on the disk (cp does not)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_planner_flags(parser)
-    add_scaling_flags(parser, "what the file shall run, on top of its own description or of CHECKPOINT")
+    add_scaling_flags(parser, "what the file should run, on top of its own description or of CHECKPOINT")
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge patch`: prints what changed."""
     overrides = scaling_overrides(args)
     if not (args.repair or args.checkpoint or overrides.fields):
-        raise YarnEdgeError("nothing to do: give --repair, --from CHECKPOINT, or --yarn-… flags")
+        raise YarnEdgeError("nothing to do: pass --repair, --from CHECKPOINT, or --yarn-… flags")
     if overrides.freeze_at is not None and not args.checkpoint:
         raise YarnEdgeError("--freeze-at needs --from CHECKPOINT: a GGUF is static")
     outputs, plan, changes = patch(

@@ -1,6 +1,6 @@
-"""A file of weights while it is read: opened once, read by position, and the same file from beginning to end.
+"""A file of weights while it is read: opened once, read by position, and checked to stay the same file throughout.
 
-Weights are read, not mapped: a mapped file that shrinks ends the process (SIGBUS) where a read is an error with a name,
+Weights are read, not mapped. If a mapped file shrinks, the process ends (SIGBUS); a read that fails is an error with a name,
 and what was read does not count as this process's memory.
 """
 
@@ -16,14 +16,14 @@ from yarn_edge.errors import YarnEdgeError, os_error
 
 
 def changed(path: Path) -> YarnEdgeError:
-    """What a source gets whose size or time is no longer what it was."""
-    return YarnEdgeError(f"{path}: was changed while it was read; run this again when it is complete")
+    """The error for a source whose size or modification time has changed."""
+    return YarnEdgeError(f"{path}: was changed while it was read; run this again when the file is complete")
 
 
 class SourceFile:
-    """An open file, remembered by size and time. Any thread may read. Raises YarnEdgeError where it cannot be opened.
+    """An open file, with its size and modification time. Any thread may read. Raises YarnEdgeError if it cannot be opened.
 
-    size, mtime_ns: the state that an earlier reading of its header saw; another state now is an error.
+    size, mtime_ns: the file's state when its header was read earlier; a different state now is an error.
     """
 
     def __init__(self, path: Path, *, size: int | None = None, mtime_ns: int | None = None) -> None:
@@ -43,13 +43,13 @@ class SourceFile:
             raise
 
     def check_unchanged(self) -> None:
-        """Raise YarnEdgeError if the file is no longer what it was when it was opened."""
+        """Raise YarnEdgeError if the file has changed since it was opened."""
         state = os.fstat(self._file.fileno())
         if (state.st_size, state.st_mtime_ns) != (self.size, self.mtime_ns):
             raise changed(self.path)
 
     def read_into(self, buffer: Any, offset: int) -> None:
-        """Fill `buffer` from byte `offset`. Raises YarnEdgeError where the file ends before that, or cannot be read."""
+        """Fill `buffer` from byte `offset` on. Raises YarnEdgeError if the file ends too early or cannot be read."""
         view = memoryview(buffer).cast("B")
         try:
             while view:
@@ -68,14 +68,14 @@ class SourceFile:
             return self._file.readinto(view) or 0
 
     def read(self, n_bytes: int, offset: int = 0) -> bytes:
-        """`n_bytes` from byte `offset`."""
+        """`n_bytes` from byte `offset` on."""
         data = bytearray(n_bytes)
         self.read_into(data, offset)
         return bytes(data)
 
     @property
     def raw(self) -> io.FileIO:
-        """The open file, for copies inside the kernel."""
+        """The open file, for copies within the kernel."""
         return self._file
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ def test_a_lost_attention_factor_is_told(
     assert main(["inspect", str(models["lost factor"]), "--plot", str(tmp_path / "p.png")]) == 0
     off = abs(A4 / 1.35 - 1)
     assert (
-        f"0 of 32 pairs would be wrong in plain llama.cpp, and the attention factor {off:.2%} off"
+        f"0 of 32 pairs would be wrong in plain llama.cpp, and the attention factor would be {off:.2%} off"
         in capsys.readouterr().err
     )
 
@@ -122,7 +122,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no suffix": (lambda f: f / "p", "a picture's name ends with one of"),
     "no such folder": (lambda f: f / "none" / "p.png", "No such file or directory"),
     "a file as folder": (lambda f: f / "a file" / "p.png", "Not a directory"),
-    "a folder": (lambda f: f / "folder.png", "is no picture to write over"),
+    "a folder": (lambda f: f / "folder.png", "is not a picture that may be overwritten"),
 }
 
 
@@ -183,7 +183,7 @@ def test_what_llama_cpp_runs_may_be_unknown(tmp_path: Path, capsys: pytest.Captu
     }
     folder = tiny.write_checkpoint(tmp_path / "ck", rope_scaling=llama3, max_position_embeddings=2048)
     assert main(["inspect", str(folder), "--plot", str(tmp_path / "p.png")]) == 0
-    assert capsys.readouterr().err == f"{tmp_path / 'p.png'}: what plain llama.cpp would run of this is not known\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'p.png'}: it is not known what plain llama.cpp would run of this\n"
 
 
 QWEN = RopeScaling("yarn", 1e6, 128, 32768, 4.0, beta_fast=8.0, beta_slow=4.0, attention_factor=A4)

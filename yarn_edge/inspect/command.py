@@ -1,6 +1,6 @@
 """`yarn-edge inspect`: what a GGUF or a checkpoint declares about positions, and what the runtime will really apply.
 
-Only headers are read, no weights. Findings are sentences for people; `runtime_arguments` are what a plain
+It reads headers only, no weights. Findings are sentences for people. `runtime_arguments` are what a plain
 `llama_cpp.Llama(path, **arguments)` needs to run the file's own scaling.
 """
 
@@ -40,14 +40,6 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def _try(function: Any, *arguments: Any) -> tuple[Any, str]:
-    """(result, "") or (None, why it was refused)."""
-    try:
-        return function(*arguments), ""
-    except YarnEdgeError as error:
-        return None, str(error)
-
-
 def inspect_gguf(positions: FilePositions) -> dict[str, Any]:
     """The report on a GGUF as a JSON-able dict (see docs/inspect.md for its keys)."""
     file = positions.file
@@ -80,7 +72,7 @@ def inspect_gguf(positions: FilePositions) -> dict[str, Any]:
 def inspect_checkpoint(folder: Path, freeze_at: int | None = None) -> dict[str, Any]:
     """The report on a checkpoint's config: its dialect, its scaling by part, and how a GGUF could carry it.
 
-    Raises YarnEdgeError where the config cannot be read at all.
+    Raises YarnEdgeError if the config cannot be read at all.
     """
     config = read_config(folder)
     positions = read_positions(config, ScalingOverrides(freeze_at=freeze_at))
@@ -90,20 +82,23 @@ def inspect_checkpoint(folder: Path, freeze_at: int | None = None) -> dict[str, 
         findings.append(
             Finding(
                 "unknown family",
-                "convert does not know this family",
+                "convert does not know this model family",
                 f"model_type {model_type!r}",
-                "give a GGUF by llama.cpp's converter its positions: yarn-edge patch MODEL.gguf -o FIXED.gguf --from CHECKPOINT",
+                "give a GGUF made by llama.cpp's converter these positions: yarn-edge patch MODEL.gguf -o FIXED.gguf "
+                "--from CHECKPOINT",
             )
         )
     architecture = CHECKPOINT_ARCHITECTURES.get(model_type)
     plans = {}
     if architecture is not None:
-        plan, refusal = _try(plan_parts, positions.parts, architecture)
-        if refusal:
-            remedy = "the nearest that can be carried, known to be wrong: --allow-approximate-rope"
+        try:
+            plan = plan_parts(positions.parts, architecture)
+        except YarnEdgeError as refusal:
+            remedy = "--allow-approximate-rope writes the nearest scaling that a GGUF can carry, which is wrong"
             if any(not scaling.is_static for scaling in positions.parts.values()):
-                remedy = "--freeze-at N, the length in tokens whose angles are taken"
-            findings.append(Finding("cannot be carried", refusal, ", ".join(positions.parts) or "all layers", remedy))
+                remedy = "--freeze-at N, the length in tokens whose angles are used"
+            layers = ", ".join(positions.parts) or "all layers"
+            findings.append(Finding("cannot be carried", str(refusal), layers, remedy))
         else:
             plans["" if len(positions.parts) == 1 else "full_attention"] = {
                 "architecture": architecture,
@@ -167,7 +162,7 @@ def _number(value: Any) -> str:
 
 
 def _columns(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Column title -> scaling as JSON: the three readings of a GGUF, the parts of a checkpoint."""
+    """Column title -> scaling as JSON: the three readings of a GGUF, or the parts of a checkpoint."""
     if report["kind"] == "checkpoint":
         return {part or "declared": scaling for part, scaling in report["parts"].items()}
     return {side: report[side] for side in ("declared", "effective", "wanted") if report[side]}
@@ -194,8 +189,8 @@ def _print(report: dict[str, Any]) -> None:
             out(f"{field:<18}{row}{first['provenance'].get(field, '')}\n")
     for part, plan in report.get("plans", {}).items():
         out(f"\nplan for {plan['architecture']}{f' ({part})' if part else ''}: {plan['form']}\n")
-    for told in report.get("notes", []):
-        out(f"\nnote: {told}\n")
+    for sentence in report.get("notes", []):
+        out(f"\nnote: {sentence}\n")
     for context, sizes in report.get("kv_bytes", {}).items():
         if context == next(iter(report["kv_bytes"])):
             out("\nKV cache" + " " * 10 + "".join(f"{t:<16}" for t in sizes) + "\n")
@@ -209,7 +204,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _checkpoint_sides(folder: Path, freeze_at: int | None) -> tuple[RopeScaling, RopeScaling | None]:
-    """(what a checkpoint wants, what plain llama.cpp would run of it, None where that is not known)."""
+    """(what a checkpoint wants, what plain llama.cpp would run of it; None if that is unknown)."""
     config = read_config(folder)
     wanted = read_scaling(config, ScalingOverrides(freeze_at=freeze_at))
     if not wanted.is_static:
@@ -221,20 +216,20 @@ def _checkpoint_sides(folder: Path, freeze_at: int | None) -> tuple[RopeScaling,
 def _plot(target: Path, name: str, wanted: RopeScaling, runs: RopeScaling | None) -> None:
     n_wrong = plot_scaling(target, name, wanted, runs)
     if runs is None or n_wrong is None:
-        note(f"{target}: what plain llama.cpp would run of this is not known")
+        note(f"{target}: it is not known what plain llama.cpp would run of this")
         return
     attention = abs(runs.attention_factor / wanted.attention_factor - 1)
-    also = f", and the attention factor {attention:.2%} off" if attention > SAME_RELATIVE else ""
+    also = f", and the attention factor would be {attention:.2%} off" if attention > SAME_RELATIVE else ""
     note(f"{target}: {n_wrong} of {wanted.dim // 2} pairs would be wrong in plain llama.cpp{also}")
 
 
 def _check_picture(target: Path, source: Path, force: bool) -> None:
-    """Refuse to write over what is there, and over the model whatever is said."""
+    """Refuse to overwrite an existing file without `force`, and the model in any case."""
     if not target.name:
-        raise YarnEdgeError("--plot is empty; give the name of a file")
+        raise YarnEdgeError("--plot is empty: give it the name of a file")
     if target.is_symlink() or target.exists():
         if not target.is_file() or target.is_symlink() or (source.is_file() and target.samefile(source)):
-            raise YarnEdgeError(f"{target}: is no picture to write over; give the name of a new file")
+            raise YarnEdgeError(f"{target}: is not a picture that may be overwritten: give the name of a new file")
         if not force:
             raise YarnEdgeError(f"{target}: exists already; --force overwrites it")
 
@@ -246,7 +241,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot",
         metavar="FILE.png",
-        help="draw wavelengths by pair before and after, and what plain llama.cpp gets wrong",
+        help="draw the wavelength of each pair before and after scaling, and the pairs that plain llama.cpp gets wrong",
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
     add_freeze_flag(parser)

@@ -1,4 +1,4 @@
-"""The picture of a scaling: wavelength by pair before and after, the ramp, the original context, and the pairs that run wrong."""
+"""The picture of a scaling: wavelengths by pair before and after, the ramp, the original context, and the wrong pairs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from yarn_edge.report.ticks import set_ticks
 from yarn_edge.writer import write_file
 
 BLUE, GREY, ORANGE, RED = "#1f5fa8", "#888888", "#c77700", "#c02020"
-
-
 KINDS = ("png", "svg", "pdf", "jpg")
 
 
 def plot_scaling(path: Path, title: str, wanted: RopeScaling, runs: RopeScaling | None) -> int | None:
-    """Draw `wanted` to `path` (.png, .svg, .pdf, …). `runs`: what llama.cpp computes, or None where that is not known.
+    """Draw `wanted` to `path` (.png, .svg, .pdf or .jpg). runs: what llama.cpp computes, None if that is unknown.
 
-    Returns the number of pairs that llama.cpp would compute wrongly, None where that is not known. Raises YarnEdgeError
-    without matplotlib, for a suffix that it does not know, and where `path` cannot be written; then nothing is left of it.
+    Returns the number of pairs that llama.cpp would compute wrongly, None if that is unknown. Raises YarnEdgeError without
+    matplotlib, for an unknown suffix, and if `path` cannot be written; then no file is left.
     """
     need_matplotlib()
     from matplotlib.figure import Figure
@@ -43,7 +41,7 @@ def plot_scaling(path: Path, title: str, wanted: RopeScaling, runs: RopeScaling 
 
 
 def wrong_pairs(wanted: RopeScaling, runs: RopeScaling | None) -> npt.NDArray[np.bool_] | None:
-    """Which pairs of `wanted` run at another frequency, (D/2,); None where what runs is not known."""
+    """Which pairs of `wanted` run at another frequency, shape (D/2,); None if it is unknown what runs."""
     if runs is None:
         return None
     if runs.dim != wanted.dim:
@@ -60,8 +58,8 @@ def _draw(
     style: dict[str, Any] = {"marker": "o", "ms": 3}
     axes.semilogy(pairs, rope.wavelengths(plain), lw=1, color=GREY, label="plain RoPE", **style)
     if not np.array_equal(plain, scaled):
-        said = "frequency factors" if wanted.method == "none" else f"{wanted.method}, factor {wanted.factor:g}"
-        axes.semilogy(pairs, rope.wavelengths(scaled), lw=1.5, color=BLUE, label=said, **style)
+        label = "frequency factors" if wanted.method == "none" else f"{wanted.method}, factor {wanted.factor:g}"
+        axes.semilogy(pairs, rope.wavelengths(scaled), lw=1.5, color=BLUE, label=label, **style)
     if runs is not None and wrong is not None and wrong.any():
         _draw_wrong(axes, pairs, scaled, runs, wrong)
     axes.axhline(
@@ -90,7 +88,7 @@ def _draw(
     axes.xaxis.get_major_locator().set_params(integer=True)
     set_ticks(axes.yaxis, axes.get_ylim(), log=True, tokens=True)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    axes.set_zorder(2)  # the lines before the shade
+    axes.set_zorder(2)  # the lines in front of the shade
     axes.patch.set_visible(False)
 
 

@@ -195,10 +195,10 @@ def plain_llama_cpp(scaling: RopeScaling, architecture: str) -> RopeScaling | No
 
 
 def _native(scaling: RopeScaling, architecture: str) -> RopePlan | None:
-    said = in_keys(scaling)
-    if said is None or said.frequency_factors is not None:
+    native = in_keys(scaling)
+    if native is None or native.frequency_factors is not None:
         return None
-    return _simulated("native", scaling, architecture, native_keys(said, architecture), None, FROM_MODEL)
+    return _simulated("native", scaling, architecture, native_keys(native, architecture), None, FROM_MODEL)
 
 
 def _baked(scaling: RopeScaling, architecture: str) -> RopePlan:
@@ -212,12 +212,12 @@ def _baked(scaling: RopeScaling, architecture: str) -> RopePlan:
 
 
 def _with_arguments(scaling: RopeScaling, architecture: str) -> RopePlan | None:
-    said = in_keys(scaling)
-    if said is None or said.frequency_factors is not None:
+    native = in_keys(scaling)
+    if native is None or native.frequency_factors is not None:
         return None
-    keys = native_keys(said, architecture)
+    keys = native_keys(native, architecture)
     ratio = keys.get(f"{architecture}.rope.scaling.attn_factor", 1.0)
-    return _simulated("arguments", scaling, architecture, keys, None, spelled_out(said, ratio))
+    return _simulated("arguments", scaling, architecture, keys, None, spelled_out(native, ratio))
 
 
 def _simulated(

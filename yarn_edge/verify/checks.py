@@ -1,4 +1,4 @@
-"""The checks of `verify` that need no checkpoint: metadata, ggml's rope kernel, the live graph. Each is a number and its limit."""
+"""The checks of `verify` that need no checkpoint: metadata, ggml's rope kernel, the live graph. Each is a number with a limit."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from yarn_edge.verify.rope_nodes import RopeNode, record_ropes
 Status = Literal["pass", "fail", "skip"]
 LONGEST_POSITION = 131071
 LIVE_TOKENS = 16
-CHECKPOINT = "the checkpoint"  # whose word the goal is, in messages
+CHECKPOINT = "the checkpoint"  # in messages, where the goal comes from
 KEYS, CANONICAL_KEYS = "the rope keys", f"{CANONICAL}*"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its number, the limit it must not exceed (both None where it was skipped), and what they mean.
+    """One check: its number, the limit that it must not exceed (both None if it was skipped), and what they mean.
 
-    data: what lies behind the number, as plain values for JSON (docs/verify.md).
+    data: the measurements behind the number, as plain values for JSON (docs/verify.md).
     """
 
     name: str
@@ -47,73 +47,75 @@ class Check:
 
 
 def judge(name: str, value: float, limit: float, detail: str, data: Mapping[str, Any] | None = None) -> Check:
-    """A check that passes where `value` <= `limit`; not-a-number fails."""
+    """A check that passes if `value` <= `limit`. NaN fails."""
     return Check(name, "pass" if value <= limit else "fail", value, limit, detail, data or {})
 
 
 def skipped(name: str, why: str) -> Check:
-    """A check that was not made."""
+    """A check that was not run. why: the reason."""
     return Check(name, "skip", None, None, why)
 
 
 def on_backend(name: str, backend: str) -> str:
-    """A check's name: the CPU is the ordinary case and stays unnamed."""
+    """The name of a check on a backend. The CPU is the usual case and is left out."""
     return name if backend == "cpu" else f"{name}:{backend}"
 
 
 def check_metadata(positions: FilePositions, goal: RopeScaling, goal_name: str) -> Check:
-    """The declared keys, what llama.cpp runs of them, the canonical description and the context length, against `goal`.
+    """The declared keys, what llama.cpp runs, the file's own description and its context length, against `goal`.
 
-    Angles are compared; words too where both sides use the same ones, because another origin with the same angles is still
-    not what was written.
+    Angles are compared. Fields are compared too if both sides use the same method: another original context with the same
+    angles is still not what was written. goal_name: where the goal comes from, for messages.
     """
-    file, said, canonical = positions.file, positions.declared, positions.canonical
+    file, declared, canonical = positions.file, positions.declared, positions.canonical
     sides = {"what llama.cpp runs": positions.runs}
-    worst, told, besides = 0.0, [], ""
+    worst, faults, remark = 0.0, [], ""
     if canonical is not None:
-        sides |= {KEYS: said, CANONICAL_KEYS: canonical}
+        sides |= {KEYS: declared, CANONICAL_KEYS: canonical}
     elif goal_name != CHECKPOINT:
-        sides[KEYS] = said
-    elif angle_error(said, goal).any_difference:  # somebody else's dead keys beside a checkpoint: what runs is judged
-        besides = "; its keys, read literally, say other positions (yarn-edge inspect shows them)"
+        sides[KEYS] = declared
+    elif angle_error(
+        declared, goal
+    ).any_difference:  # another converter's dead keys: with a checkpoint, what runs is judged
+        remark = "; its keys, read literally, declare other positions (yarn-edge inspect shows them)"
     for side, scaling in sides.items():
         error = angle_error(scaling, goal)
         worst = max(worst, error.frequency, error.attention)
-        words = side == CANONICAL_KEYS or (
+        compare_fields = side == CANONICAL_KEYS or (
             side == KEYS and scaling.method == goal.method and scaling.frequency_factors is None
         )
-        differing = goal.differences(scaling) if error.any_difference or words else {}
+        differing = goal.differences(scaling) if error.any_difference or compare_fields else {}
         if differing and not error.any_difference:
             worst = max(worst, 1.0)
         for n, (a, b) in sorted(differing.items()):
             if n == "frequency_factors":
-                told.append(f"{side}: frequencies up to {error.frequency:.2%} off (pair {error.pair})")
+                faults.append(f"{side}: frequencies up to {error.frequency:.2%} off (pair {error.pair})")
             else:
-                told.append(f"{side}: {n} is {b!r}, {goal_name} says {a!r}")
+                faults.append(f"{side}: {n} is {b!r}, {goal_name} says {a!r}")
     context = file.required_int("context_length")
     assumed = goal.method == "linear" and goal.source("original_context").startswith(NOT_IN_THE_FILE)
     if context != goal.extended_context and not assumed:
         worst = max(worst, 1.0)
-        told.append(f"context_length is {context}, {goal_name} makes it {goal.extended_context}")
-    detail = "; ".join(told) or f"the keys say what {goal_name} says"
-    if angle_error(positions.effective(), goal).any_difference and not told:
-        detail += "; only with the runtime arguments that yarn-edge passes: other programs run other positions"
+        faults.append(f"context_length is {context}, {goal_name} makes it {goal.extended_context}")
+    detail = "; ".join(faults) or f"the keys say what {goal_name} says"
+    if angle_error(positions.effective(), goal).any_difference and not faults:
+        detail += "; this takes the runtime arguments that yarn-edge passes: other programs run other positions"
     open_factor = open_attention_factor(file)
     if open_factor is not None and goal_name != CHECKPOINT:
-        besides += (
-            f"; yarn_attn_factor is {open_factor:.7g}: if that is the model's attention_factor, A should be it and is not: "
-            "only --against CHECKPOINT can tell"
+        remark += (
+            f"; yarn_attn_factor is {open_factor:.7g}: if that is the model's attention_factor, A should have this value but does "
+            "not; only --against CHECKPOINT can decide that"
         )
-    return judge("metadata", worst, SAME_RELATIVE, detail + besides)
+    return judge("metadata", worst, SAME_RELATIVE, detail + remark)
 
 
 def check_kernel(
     runs: RopeScaling, goal: RopeScaling, architecture: str, device: ggml.Device | None = None, backend: str = "cpu"
 ) -> Check:
-    """ggml's rope kernel on one device, given what the file makes it compute (`runs`), against the reference of `goal`.
+    """ggml's rope kernel on one device with the parameters of `runs`, which the file makes it use, against the reference of `goal`.
 
-    Positions across the context and up to 131071; data["phase"] is the worst error in radians up to each of some positions,
-    for this kernel and for the float32 arithmetic of transformers.
+    Positions are spread over the context, at least up to 131071. data["phase"] has the worst error in radians up to several
+    positions, for this kernel and for the float32 arithmetic of transformers. device: None for the CPU.
     """
     pairing, name = honoured(architecture).pairing, on_backend("kernel", backend)
     if runs.dim != goal.dim:
@@ -140,9 +142,9 @@ def check_live_graph(
 ) -> Check:
     """Every layer's ROPE nodes, in windows at the start, around the original context and at the end of the extended one.
 
-    Their parameters against llama.cpp's rules for this file, their outputs against the reference on their actual inputs, and
-    the memory they ran in against the device that was asked for. sliding_goal: of layers with a sliding window, None where only
-    the file tells.
+    Compares their parameters with llama.cpp's rules for this file, their outputs with the reference on their actual inputs, and
+    the memory they ran in with the model's device. sliding_goal: that of layers with a sliding window, None if only the file
+    has it.
     """
     positions, name = model.positions, on_backend("live-graph", backend)
     file, runs = positions.file, positions.runs
@@ -152,39 +154,43 @@ def check_live_graph(
     nodes = record_ropes(model, tokens, starts, threads=threads)
     kinds = layer_kinds(file, model.n_layer)
     slides = sliding_scaling(file, runs)
-    told = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)
+    faults = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)
     full, sliding = (
         [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == kind] for kind in ("full", "sliding")
     )
     judged: list[tuple[list[RopeNode], RopeScaling]] = []
     for some, rules, target in ((full, runs, goal), (sliding, slides, sliding_goal or slides)):
         if some and rules is not None and target is not None:
-            told += _wrong_parameters(some, rope_kernel.rope_arguments(rules, pairing), rules.frequency_factors)
+            faults += _wrong_parameters(some, rope_kernel.rope_arguments(rules, pairing), rules.frequency_factors)
             judged.append((some, target))
-    said, canonical = positions.declared, positions.canonical
-    in_words = in_keys(goal)
-    # Keys in other words than the goal's are told even if they make the same angles.
-    if said.differences(goal) and in_words and _has_arguments(in_words) and runs.frequency_factors is None:
-        told += _wrong_parameters(full, rope_kernel.rope_arguments(in_words, pairing), None)
+    declared, canonical = positions.declared, positions.canonical
+    native = in_keys(goal)
+    # Keys that differ from the goal's are reported even if they make the same angles.
+    if declared.differences(goal) and native and _has_arguments(native) and runs.frequency_factors is None:
+        faults += _wrong_parameters(full, rope_kernel.rope_arguments(native, pairing), None)
     error = angle_error(runs, goal)
     if error.any_difference:
-        told.append(
+        faults.append(
             f"llama.cpp runs frequencies up to {error.frequency:.2%} off (pair {error.pair}), "
             f"an attention factor {error.attention:.2%} off"
         )
     if canonical is not None:
-        for side, scaling in ((f"{file.architecture}.rope.scaling.*", said), (CANONICAL_KEYS, canonical)):
+        for side, scaling in ((f"{file.architecture}.rope.scaling.*", declared), (CANONICAL_KEYS, canonical)):
             if angle_error(scaling, goal).any_difference:
-                told.append(f"{side} says other positions")
+                faults.append(f"{side} says other positions")
     if not judged or any(n.arguments.n_dims != g.dim or n.x.shape[-1] < g.dim for some, g in judged for n in some):
-        return Check(name, "fail", float("inf"), 1.0, "; ".join([*told, f"nodes do not rotate {goal.dim} dimensions"]))
+        return Check(
+            name, "fail", float("inf"), 1.0, "; ".join([*faults, f"nodes do not rotate {goal.dim} dimensions"])
+        )
     errors = (rotation_error(n.x, n.y, n.positions, g, pairing) for some, g in judged for n in some)
     worst = max(errors, key=lambda e: e.of_budget)
-    value = max(worst.of_budget, float("inf") if told else 0.0)
+    value = max(worst.of_budget, float("inf") if faults else 0.0)
     detail = f"{len(nodes)} nodes at positions from {', '.join(map(str, starts))}: worst {worst}"
     if slides is not None and sliding_goal is None:
-        detail += "; layers with a sliding window are held against the file's own keys only"
-    return judge(name, value, 1.0, "; ".join([*dict.fromkeys(told), detail]), {"n_nodes": len(nodes), "starts": starts})
+        detail += "; layers with a sliding window are compared with the file's own keys only"
+    return judge(
+        name, value, 1.0, "; ".join([*dict.fromkeys(faults), detail]), {"n_nodes": len(nodes), "starts": starts}
+    )
 
 
 def _missing_layers(nodes: list[RopeNode], kinds: list[Kind], n_starts: int) -> list[str]:
@@ -208,8 +214,8 @@ def _elsewhere(nodes: list[RopeNode], device: ggml.Device | None) -> list[str]:
 def _wrong_parameters(
     nodes: list[RopeNode], expected: rope_kernel.RopeArguments, factors: tuple[float, ...] | None
 ) -> list[str]:
-    """The parameters in which a node differs from llama.cpp's rules, each told once."""
-    told: dict[str, str] = {}
+    """The parameters in which a node differs from llama.cpp's rules, each of them once."""
+    faults: dict[str, str] = {}
     ramped = expected.ext_factor != 0
     for node in nodes:
         for name, want in asdict(expected).items():
@@ -217,9 +223,9 @@ def _wrong_parameters(
                 continue
             have = getattr(node.arguments, name)
             if abs(have - want) > SAME_RELATIVE * abs(want):
-                told.setdefault(name, f"{node.name} runs {name} {have:.7g}, expected {want:.7g}")
+                faults.setdefault(name, f"{node.name} runs {name} {have:.7g}, expected {want:.7g}")
         if (node.factors is None) != (factors is None) or (
             node.factors is not None and not np.array_equal(node.factors, np.asarray(factors, np.float32))
         ):
-            told.setdefault("factors", f"{node.name} has other frequency factors than rope_freqs.weight")
-    return list(told.values())
+            faults.setdefault("factors", f"{node.name} has other frequency factors than rope_freqs.weight")
+    return list(faults.values())

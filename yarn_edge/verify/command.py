@@ -1,8 +1,8 @@
 """`yarn-edge verify`: does this GGUF run the positions that were fine-tuned? Each check is a number and its limit.
 
-metadata    the file's keys say the same as its own description, as what llama.cpp runs, and as the checkpoint
-kernel      ggml's rope kernel of each backend asked for against the float64 reference, up to the end of the context
-live-graph  every layer's ROPE nodes in a real evaluation: parameters, and outputs against the reference on actual inputs
+metadata    the file's keys agree with its own description, with what llama.cpp runs, and with the checkpoint
+kernel      ggml's rope kernel on each requested backend against the float64 reference, up to the end of the context
+live-graph  every layer's ROPE nodes in a real evaluation: parameters, and outputs against the reference on the actual inputs
 tokenizer   token ids against the checkpoint's tokenizer
 logits      next-token distributions against transformers in float32
 """
@@ -49,13 +49,13 @@ from yarn_edge.verify.logits import LOGIT_TOKENS, check_logits, checkpoint_scali
 
 
 def check_tokenizer(model: Model, checkpoint: Path) -> Check:
-    """Token ids of a stress text against the checkpoint's own tokenizer."""
+    """The token ids of stress texts against the checkpoint's own tokenizer."""
     from yarn_edge.verify.tokenizer import check_tokens, reference_encoder
 
-    found = check_tokens(model, reference_encoder(checkpoint))
-    same = f"{found.n_texts} texts, {found.n_tokens} tokens: the same ids"
-    detail = "; ".join([str(found.mismatch) if found.mismatch is not None else same, *found.notes])
-    return judge("tokenizer", float(found.n_different), 0.0, detail)
+    outcome = check_tokens(model, reference_encoder(checkpoint))
+    same = f"{outcome.n_texts} texts, {outcome.n_tokens} tokens: the same ids"
+    detail = "; ".join([str(outcome.mismatch) if outcome.mismatch is not None else same, *outcome.notes])
+    return judge("tokenizer", float(outcome.n_different), 0.0, detail)
 
 
 def verify(
@@ -69,10 +69,10 @@ def verify(
     kv_type: str = "f32",
     on_check: Callable[[Check], None] = lambda _check: None,
 ) -> list[Check]:
-    """Run every check; each result is also passed to `on_check` as soon as it is there.
+    """Run every check, and pass each result to `on_check` as soon as it is known.
 
-    backend: a key of BACKENDS, or "all". One that is not there is skipped, never replaced. overrides: what convert was
-    given. kv_type: the cache for the logits.
+    against: the checkpoint folder. backend: a key of BACKENDS, or "all"; a missing one is skipped, never replaced. overrides:
+    the flags that convert was given. n_tokens, kv_type: of the logits check.
     Raises YarnEdgeError for a file that cannot be judged at all (not a GGUF, an architecture outside the table).
     """
     file = read_gguf(path)
@@ -97,9 +97,8 @@ def verify(
                 add(skipped(on_backend(what, name), missing(name)))
             continue
         runs = positions.runs
-        reference = (
-            runs if angle_error(runs, goal).any_difference else goal
-        )  # what the file runs is for the other checks
+        # The kernel is checked on what runs; whether that is the goal is for the other checks.
+        reference = runs if angle_error(runs, goal).any_difference else goal
         for device in devices:
             add(check_kernel(runs, reference, file.architecture, device, name))
         with Model(path, device=devices[0], gguf=file) as model:
@@ -117,35 +116,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge verify`."""
     parser.add_argument("model", metavar="MODEL.gguf")
     parser.add_argument(
-        "--against", metavar="CHECKPOINT", help="the folder it was made from: its config, tokenizer, logits"
+        "--against",
+        metavar="CHECKPOINT",
+        help="compare with the config, tokenizer and logits of the source checkpoint folder",
     )
     parser.add_argument(
         "--tokens",
         type=count(2, 4096),
         default=LOGIT_TOKENS,
         metavar="N",
-        help="tokens to compare logits on (%(default)s)",
+        help="number of tokens on which to compare logits (default: %(default)s)",
     )
     parser.add_argument(
         "--backend",
         choices=(*BACKENDS, "all"),
         default="cpu",
-        help="where to run kernel, graph and logits (%(default)s)",
+        help="where to run the kernel, live-graph and logits checks (default: %(default)s)",
     )
-    parser.add_argument("--kv-type", choices=tuple(KV_TYPES), default="f32", help="cache for the logits (%(default)s)")
+    parser.add_argument(
+        "--kv-type",
+        choices=tuple(KV_TYPES),
+        default="f32",
+        help="cache type for the logits check (default: %(default)s)",
+    )
     add_threads_flag(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_scaling_flags(parser, "the flags that convert was given, if any")
+    add_scaling_flags(parser, "the scaling flags that convert was given, if any")
 
 
 def run(args: argparse.Namespace) -> int:
-    """`yarn-edge verify`: exit code 0 when nothing failed, 1 otherwise, also where nothing could be run at all."""
+    """`yarn-edge verify`: returns 0 if nothing failed, 1 otherwise and if nothing could be run at all."""
     overrides = scaling_overrides(args)
     if args.against is None and overrides:
         raise YarnEdgeError(
             "the --yarn-… flags and --freeze-at describe how CHECKPOINT was converted: they need --against"
         )
-    with np.errstate(all="ignore"):  # wild weights: their checks fail, the warnings tell nothing more
+    with np.errstate(all="ignore"):  # with broken weights checks fail, and NumPy's warnings add nothing
         checks = verify(
             args.model,
             args.against,
@@ -178,7 +184,7 @@ def print_check(check: Check) -> None:
 
 
 def show_tables(checks: list[Check]) -> None:
-    """What lies behind the numbers: phase error by position, divergence by position."""
+    """The data behind the numbers: phase error by position, divergence by position."""
     out = _out
     for check in checks:
         rows = check.data.get("phase")

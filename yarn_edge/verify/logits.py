@@ -23,16 +23,16 @@ from yarn_edge.verify.transformers_reference import Divergence, divergence, merg
 LOGIT_TOKENS = 768
 LOGIT_BATCH = 128
 # general.file_type (llama.h: enum llama_ftype) -> the largest mean KL in nats that the type itself explains: rounding for
-# F32, at least twice what SmolLM2-135M shows for the others (docs/verify.md). Larger models lose less.
+# F32, at least twice the value of SmolLM2-135M for the others (docs/verify.md). Larger models lose less.
 KL_LIMITS = {0: 1e-8, 1: 1e-4, 32: 1e-3, 7: 1.5e-2, 18: 4e-2, 8: 0.35, 9: 0.35, 14: 0.35, 15: 0.35, 16: 0.35, 17: 0.35}
 KL_LIMIT_OTHERS = 1.3
-# What the cache adds to that: SmolLM2-135M in F32 shows 2e-6, 1e-4, 7e-4, 3e-2 and 1e-1; a large attention factor more.
+# What the cache adds to that: SmolLM2-135M in F32 shows 2e-6, 1e-4, 7e-4, 3e-2 and 1e-1; a large attention factor adds more.
 CACHE_LIMITS = {"f32": 0.0, "f16": 5e-4, "bf16": 5e-3, "q8_0": 1.5e-2, "q5_1": 0.15, "q5_0": 0.15}
 CACHE_LIMIT_OTHERS = 0.5
-# What a GPU adds: float32 products in TF32 (10 bits of mantissa). An H200 shows 8e-6, 4e-5 with attention factor 1.35.
+# What a GPU adds: float32 products in TF32 (10 bits of mantissa). An H200 shows 8e-6, and 4e-5 with attention factor 1.35.
 GPU_LIMIT = 2e-4
-QUANTIZED_CACHES = frozenset(KV_TYPES) - {"f32", "f16", "bf16"}  # which llama.cpp reads by flash attention only
-# Rope types of checkpoints' own code, of which transformers computes nothing.
+QUANTIZED_CACHES = frozenset(KV_TYPES) - {"f32", "f16", "bf16"}  # llama.cpp reads them by flash attention only
+# Rope types that only checkpoints' own code computes, not transformers.
 NOT_IN_TRANSFORMERS = frozenset({"deepseek_yarn", "telechat3-yarn", "dynamic-yarn"})
 
 
@@ -46,9 +46,9 @@ def check_logits(
     kv_type: str = "f32",
     backend: str = "cpu",
 ) -> Check:
-    """Mean KL divergence to transformers in float32 over `n_tokens` of English, and by buckets of position.
+    """Mean KL divergence from transformers in float32 over `n_tokens` of English, in total and by buckets of position.
 
-    replaced: a scaling to give transformers in place of the checkpoint's own (see `checkpoint_scaling`).
+    replaced: a scaling for transformers to use instead of the checkpoint's own (see `checkpoint_scaling`).
     """
     name = on_backend("logits", backend)
     tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[:n_tokens]
@@ -70,19 +70,19 @@ def check_logits(
         for start in range(0, len(tokens), LOGIT_BATCH):
             c.evaluate(tokens[start : start + LOGIT_BATCH], start, "all", advance)
             parts.append(divergence(truth[start : start + LOGIT_BATCH], c.logits()))
-    found = merge(parts)
+    whole = merge(parts)
     ftype = model.gguf.metadata.get("general.file_type")
     limit = KL_LIMITS.get(ftype, KL_LIMIT_OTHERS) if isinstance(ftype, int) else KL_LIMIT_OTHERS
     limit += CACHE_LIMITS.get(kv_type, CACHE_LIMIT_OTHERS) + (0.0 if backend == "cpu" else GPU_LIMIT)
     detail = (
-        f"mean KL (nats) over {found.n_tokens} tokens, {kv_type} cache; max {found.kl_max:.2e}, top-1 {found.top1:.2%}"
+        f"mean KL (nats) over {whole.n_tokens} tokens, {kv_type} cache; max {whole.kl_max:.2e}, top-1 {whole.top1:.2%}"
     )
     if replaced is not None:
-        detail += "; transformers was given the scaling as yarn-edge reads it"
-    return judge(name, found.kl_mean, limit, detail, _data(found, parts, kv_type))
+        detail += "; transformers used the scaling as yarn-edge reads it"
+    return judge(name, whole.kl_mean, limit, detail, _data(whole, parts, kv_type))
 
 
-def _data(found: Divergence, parts: list[Divergence], kv_type: str) -> dict[str, Any]:
+def _data(whole: Divergence, parts: list[Divergence], kv_type: str) -> dict[str, Any]:
     buckets = [
         {
             "start": i * LOGIT_BATCH,
@@ -94,10 +94,10 @@ def _data(found: Divergence, parts: list[Divergence], kv_type: str) -> dict[str,
         for i, p in enumerate(parts)
     ]
     return {
-        "n_tokens": found.n_tokens,
+        "n_tokens": whole.n_tokens,
         "kv_type": kv_type,
-        "kl_max": found.kl_max,
-        "top1": found.top1,
+        "kl_max": whole.kl_max,
+        "top1": whole.top1,
         "buckets": buckets,
     }
 
@@ -105,11 +105,10 @@ def _data(found: Divergence, parts: list[Divergence], kv_type: str) -> dict[str,
 def checkpoint_scaling(
     folder: Path, overrides: ScalingOverrides = NO_OVERRIDES
 ) -> tuple[RopeScaling, RopeScaling | None, RopeScaling | None]:
-    """(scaling, that of layers with a sliding window if it is another, what to give transformers where it would not read this
-    config itself).
+    """(scaling, that of layers with a sliding window if it differs, the scaling that transformers must be given, if any).
 
-    transformers ignores the flags and --freeze-at, and of the Nous code all that its own YaRN has not (0.07, attn_factor, other
-    betas): there our own reading is given to it, and its logits then prove all but that reading.
+    transformers ignores the flags and --freeze-at, and it ignores what the Nous code has beyond transformers' own YaRN (0.07,
+    attn_factor, other betas). It then gets our reading of the config, and its logits prove everything except that reading.
     """
     config = read_config(folder)
     parts = read_positions(config, overrides).parts

@@ -1,7 +1,7 @@
-"""Reading the live graph: every ROPE node of a real evaluation, with its parameters, inputs and outputs.
+"""Reads the live graph: every ROPE node of a real evaluation, with its parameters, inputs and outputs.
 
-A rope may write over its own input, so the input is copied in the asking call (`yarn_edge.runtime.graph_tap`); to have it ready
-then, every node is computed on its own. That is slow, and for a few dozen tokens it does not matter.
+A rope may overwrite its own input, so the input is copied in the asking call (`yarn_edge.runtime.graph_tap`). For the input to be
+ready by then, every node is computed separately. That is slow, but does not matter for a few dozen tokens.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _NAME = re.compile(r"^(?P<which>[A-Za-z_]*)-(?P<layer>\d+)")
 
 @dataclass(frozen=True)
 class RopeNode:
-    """One rope as it was computed. Arrays: positions (n,), x and y (n, n_heads, head_dim) float32; factors (D/2,).
+    """One rope as it was computed. positions: (n,). x, y: input and output, (n, n_heads, head_dim) float32. factors: (D/2,).
 
-    buffer: the memory that holds the result, by ggml's name ("CPU", "CUDA0", …).
+    buffer: ggml's name for the memory that holds the result ("CPU", "CUDA0", …).
     """
 
     name: str
@@ -71,7 +71,7 @@ class _Recorder(GraphTap):
         match = _NAME.match(name)
         arguments = RopeArguments.from_node(tensor.contents.op_params)
         y = read_tensor(tensor, np.float32)[0]
-        before = self.nodes[-1].layer if self.nodes else -1  # some K nodes have no name of their own
+        before = self.nodes[-1].layer if self.nodes else -1  # some K nodes have no name
         layer = int(match["layer"]) if match else before
         buffer = tensor.contents.buffer
         where = function("ggml_backend_buffer_name")(buffer).decode(errors="replace") if buffer else ""
@@ -85,9 +85,9 @@ def record_ropes(
     arguments: RuntimeArguments | None = None,
     threads: int | None = None,
 ) -> list[RopeNode]:
-    """Evaluate `tokens` beginning at each position of `starts`, each in an empty cache; all ROPE nodes seen.
+    """Evaluate `tokens` from each position of `starts` on, each time in an empty cache. Returns all ROPE nodes.
 
-    `arguments`: scaling values for the context; by default those our loader spells out from the file.
+    arguments: scaling values for the context; by default the file's own, spelled out by our loader.
     """
     recorder = _Recorder()
     n_ctx = max(64, len(tokens))

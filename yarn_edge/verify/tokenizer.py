@@ -1,8 +1,8 @@
-"""The proof that a GGUF cuts text into the same tokens as its checkpoint: used when converting and by `verify`.
+"""The proof that a GGUF splits text into the same tokens as its checkpoint, used by `convert` and `verify`.
 
-Texts that are hard for tokenizers, and a sample of the vocabulary's own pieces, go through llama.cpp and through the
-checkpoint's tokenizer; the ids must be equal. Where llama.cpp is known to lack something (`known_gaps`), the texts that
-need it may differ, and then the difference is reported.
+Texts that are hard for tokenizers and a sample of the vocabulary's own pieces go through llama.cpp and through the
+checkpoint's tokenizer; the ids must be equal. If llama.cpp is known to lack something (`known_gaps`), texts that need it
+may differ, and the difference is reported.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ STRESS_TEXTS: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The first text that is cut differently: ids from where they begin to differ, the whole text shortened."""
+    """The first text that is split differently: its ids from the first difference on, and the text, shortened."""
 
     text: str
     add_special: bool
@@ -81,9 +81,9 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Gap:
-    """Something the checkpoint does and llama.cpp does not. concerns: the texts that need it.
+    """Something that the checkpoint does and llama.cpp does not. concerns: whether a text needs it.
 
-    remedy: what the text would have to become for llama.cpp to give the checkpoint's ids; where given, that is checked.
+    remedy: the text for which llama.cpp would return the checkpoint's ids; if there is one, that is checked.
     """
 
     note: str
@@ -93,10 +93,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class TokenComparison:
-    """What `compare_tokens` found.
+    """The outcome of `compare_tokens`.
 
-    n_different: comparisons that differ; mismatch: the first of them. n_explained: those that differ as a known gap
-    foretells, which are not counted as different; notes: these gaps.
+    n_different: comparisons that differ; mismatch: the first of them. n_explained: those that differ as a known gap predicts,
+    which do not count as different; notes: these gaps.
     """
 
     n_texts: int
@@ -108,16 +108,16 @@ class TokenComparison:
 
 
 def reference_encoder(checkpoint: Path) -> TokenizersReference | SentencePieceReference:
-    """(text, add_special) -> ids, as the checkpoint's own tokenizer gives them; tokenizer.json before tokenizer.model.
+    """The checkpoint's own tokenizer, (text, add_special) -> ids. tokenizer.json takes precedence over tokenizer.model.
 
-    Raises YarnEdgeError if there is none or it is not a BPE.
+    Raises YarnEdgeError if there is neither, or if it is not a BPE.
     """
     if (checkpoint / "tokenizer.json").exists():
         return TokenizersReference(checkpoint)
     if (checkpoint / "tokenizer.model").exists():
         return SentencePieceReference(checkpoint)
     raise YarnEdgeError(
-        f"{checkpoint}: no tokenizer.json and no tokenizer.model; make one with "
+        f"{checkpoint}: has no tokenizer.json and no tokenizer.model; make one with "
         "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
     )
 
@@ -125,7 +125,7 @@ def reference_encoder(checkpoint: Path) -> TokenizersReference | SentencePieceRe
 def stress_texts(tokens: Sequence[str], markup: Iterable[str] = ()) -> list[str]:
     """STRESS_TEXTS, an even sample of the vocabulary's own pieces as text, and special tokens (`markup`) inside text.
 
-    tokens: the vocabulary as GGUF writes it, byte-level (Ġ is a space) or SentencePiece (▁ is a space).
+    tokens: the vocabulary in GGUF's form, byte-level (Ġ is a space) or SentencePiece (▁ is a space).
     """
     texts = [*STRESS_TEXTS]
     byte_of = None if "<0x00>" in tokens else _byte_alphabet()
@@ -143,7 +143,7 @@ def stress_texts(tokens: Sequence[str], markup: Iterable[str] = ()) -> list[str]
 
 
 def known_gaps(reference: Reference, pre: str) -> tuple[Gap, ...]:
-    """The gaps between this checkpoint and llama.cpp with `tokenizer.ggml.pre` = `pre`."""
+    """What llama.cpp with `tokenizer.ggml.pre` = `pre` does not do and this checkpoint does."""
     gaps = []
     texts = [m.content for m in reference.markup.values() if m.content]
     stripping = [m.content for m in reference.markup.values() if m.content and m.strips]
@@ -166,7 +166,7 @@ def known_gaps(reference: Reference, pre: str) -> tuple[Gap, ...]:
         note = f"the checkpoint takes white space and word ends around {shown} into account, llama.cpp does not"
         gaps.append(Gap(note, lambda text: any(t in text and t != text for t in stripping)))
     if pre in _CASE_BLIND:
-        note = f"llama.cpp's {pre} pre-tokenizer cuts words at combining marks and at some capitals outside ASCII"
+        note = f"llama.cpp's {pre} pre-tokenizer splits words at combining marks and at some capitals outside ASCII"
         gaps.append(Gap(f"{note}: these words tokenize differently", _has_marks_or_capitals))
     return tuple(gaps)
 
@@ -174,9 +174,9 @@ def known_gaps(reference: Reference, pre: str) -> tuple[Gap, ...]:
 def compare_tokens(
     model: Model, encode: Encode, texts: Iterable[str], gaps: Sequence[Gap] = (), give_up: int | None = None
 ) -> TokenComparison:
-    """Every text, with and without special tokens, through llama.cpp and through `encode`.
+    """Compare llama.cpp's ids with those of `encode` for every text, with and without special tokens.
 
-    give_up: stop when more than this many comparisons differ.
+    give_up: stop after more than this many differing comparisons.
     """
     n_texts = n_tokens = n_different = n_explained = 0
     first: Mismatch | None = None
@@ -187,25 +187,25 @@ def compare_tokens(
         n_texts += 1
         for add_special in (False, True):
             expected = encode(text, add_special)
-            found = model.tokenize(text, add_special=add_special, parse_special=True)
+            ids = model.tokenize(text, add_special=add_special, parse_special=True)
             n_tokens += len(expected)
-            if expected == found:
+            if expected == ids:
                 continue
             explained = [gap for gap in gaps if gap.concerns(text)]
             for gap in explained:
                 if gap.remedy is not None:
-                    found = model.tokenize(gap.remedy(text), add_special=add_special, parse_special=True)
-            if explained and (found == expected or any(gap.remedy is None for gap in explained)):
+                    ids = model.tokenize(gap.remedy(text), add_special=add_special, parse_special=True)
+            if explained and (ids == expected or any(gap.remedy is None for gap in explained)):
                 n_explained += 1
                 notes.update(dict.fromkeys(gap.note for gap in explained))
             else:
                 n_different += 1
-                first = first or _mismatch(text, add_special, expected, found)
+                first = first or _mismatch(text, add_special, expected, ids)
     return TokenComparison(n_texts, n_tokens, n_different, first, n_explained, tuple(notes))
 
 
 def check_tokens(model: Model, reference: Reference) -> TokenComparison:
-    """The whole proof for a loaded GGUF: its tokens against the checkpoint it came from."""
+    """The whole proof for a loaded GGUF: its tokens against those of its checkpoint."""
     tokens = model.gguf.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise YarnEdgeError(f"{model.path}: tokenizer.ggml.tokens is missing; convert the checkpoint again")
@@ -214,7 +214,7 @@ def check_tokens(model: Model, reference: Reference) -> TokenComparison:
     return compare_tokens(model, reference, texts, known_gaps(reference, pre))
 
 
-# llama.cpp replaces these checkpoints' \p{Lu}, \p{Ll} and \p{M} by ASCII ranges and "any other letter".
+# For these pre-tokenizers llama.cpp replaces \p{Lu}, \p{Ll} and \p{M} by ASCII ranges and "any other letter".
 _CASE_BLIND = {
     "tekken",
     "gpt-4o",
@@ -233,10 +233,10 @@ def _has_marks_or_capitals(text: str) -> bool:
     kinds = [unicodedata.category(c) for c in text]
     if any(kind[0] == "M" for kind in kinds):
         return True
-    neighbours = zip([" ", *text], text, [*text[1:], " "], strict=False)
+    neighbors = zip([" ", *text], text, [*text[1:], " "], strict=False)
     return any(
         c > "\x7f" and kind in ("Lu", "Lt") and (before.isalpha() or after.isupper())
-        for (before, c, after), kind in zip(neighbours, kinds, strict=True)
+        for (before, c, after), kind in zip(neighbors, kinds, strict=True)
     )
 
 
@@ -248,14 +248,14 @@ def _mismatch(text: str, add_special: bool, expected: list[int], found: list[int
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's characters for the 256 bytes: printable Latin-1 stands for itself, the others for U+0100 and up."""
+    """GPT-2's characters for the 256 bytes: printable Latin-1 maps to itself, the others to U+0100 and up."""
     itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in itself]
     return {chr(b): b for b in itself} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
 def _piece_text(token: str, byte_of: dict[str, int] | None) -> str:
-    """The text that a piece stands for; "" for one that is no whole text, such as half a character."""
+    """The text of a piece; "" if it is not whole text, such as half a character."""
     if byte_of is None:
         return token.replace(SPACE, " ")
     try:

@@ -1,4 +1,4 @@
-"""The truth to compare with: the checkpoint itself, run by transformers in float32."""
+"""The reference for logits: the checkpoint itself, run by transformers in float32."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yarn_edge.positions.scaling import RopeScaling
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far logits are from the truth, over `n_tokens` predictions. KL in nats, KL(truth || other)."""
+    """How far logits are from the reference over `n_tokens` predictions. KL is KL(reference || other) in nats."""
 
     n_tokens: int
     kl_mean: float
@@ -28,10 +28,11 @@ class Divergence:
 def reference_logits(
     folder: Path, tokens: Sequence[int], replaced: RopeScaling | None = None
 ) -> npt.NDArray[np.float32]:
-    """Logits of every position by transformers, float32, shape (n_tokens, n_vocab).
+    """The logits of every position by transformers, float32, shape (n_tokens, n_vocab).
 
-    replaced: a static scaling whose frequencies and A its rotary embedding gets, in place of what transformers would read
-    from config.json (only for flags and for dialects that transformers itself reads otherwise).
+    replaced: a static scaling whose frequencies and A replace those that transformers reads from config.json (only for flags,
+    and for dialects that transformers reads differently). Raises YarnEdgeError without transformers, and if it cannot load
+    the checkpoint.
     """
     try:
         import torch
@@ -52,7 +53,7 @@ def reference_logits(
             trust_remote_code=False,
             attn_implementation="eager",
         )
-    except Exception as error:  # of many libraries, many kinds
+    except Exception as error:  # many libraries raise many kinds
         raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
     if replaced is not None:
         _replace_rotary(model, replaced)
@@ -63,42 +64,42 @@ def reference_logits(
 
 
 def _replace_rotary(model: Any, scaling: RopeScaling) -> None:
-    """Give every rotary embedding of a transformers model the reference's frequencies and A."""
+    """Set the reference's frequencies and A in every rotary embedding of a transformers model."""
     import torch
 
-    found = [m for m in model.modules() if hasattr(m, "inv_freq") and hasattr(m, "attention_scaling")]
-    if not found or any(m.inv_freq.shape != (scaling.dim // 2,) for m in found):
+    rotary = [m for m in model.modules() if hasattr(m, "inv_freq") and hasattr(m, "attention_scaling")]
+    if not rotary or any(m.inv_freq.shape != (scaling.dim // 2,) for m in rotary):
         raise YarnEdgeError("transformers keeps this model's positions elsewhere: they cannot be replaced")
-    for module in found:
+    for module in rotary:
         module.inv_freq = torch.from_numpy(rope.inv_freq(scaling).astype(np.float32))
         module.attention_scaling = scaling.attention_factor
 
 
 def rope_parameters(scaling: RopeScaling) -> dict[str, Any]:
-    """A RopeScaling in transformers v5's own words."""
+    """A RopeScaling as transformers v5's rope_parameters."""
     if scaling.method == "none":
         return {"rope_type": "default", "rope_theta": scaling.rope_theta}
-    found = {"rope_type": scaling.method, "rope_theta": scaling.rope_theta, "factor": scaling.factor}
+    parameters = {"rope_type": scaling.method, "rope_theta": scaling.rope_theta, "factor": scaling.factor}
     if scaling.method == "yarn":
-        found |= {
+        parameters |= {
             "original_max_position_embeddings": scaling.original_context,
             "attention_factor": scaling.attention_factor,
             "beta_fast": scaling.beta_fast,
             "beta_slow": scaling.beta_slow,
             "truncate": scaling.truncate,
         }
-    return found
+    return parameters
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Row by row in float64, shape (n, n_vocab)."""
+    """The log-softmax of each row in float64, shape (n, n_vocab)."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
     return np.asarray(wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))
 
 
 def divergence(truth: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Divergence:
-    """KL and top-1 agreement of two sets of logits, each (n_tokens, n_vocab)."""
+    """KL divergence and top-1 agreement of two sets of logits, each (n_tokens, n_vocab)."""
     if truth.shape != other.shape:
         raise YarnEdgeError(f"logits of shape {truth.shape} and {other.shape} cannot be compared")
     kls: list[float] = []
@@ -111,7 +112,7 @@ def divergence(truth: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -
 
 
 def merge(parts: Sequence[Divergence]) -> Divergence:
-    """The divergence over all the tokens of `parts`."""
+    """The divergence over all tokens of `parts`."""
     n = sum(p.n_tokens for p in parts)
     mean, top1 = (sum(getattr(p, name) * p.n_tokens for p in parts) / n for name in ("kl_mean", "top1"))
     return Divergence(n, mean, max(p.kl_max for p in parts), top1)

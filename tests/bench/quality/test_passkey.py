@@ -432,7 +432,7 @@ def test_lengths_beyond_the_context_are_what_it_is_for(
 @pytest.mark.parametrize(
     "words, error",
     [
-        (["--lengths", "100k,2x"], "'2x' is no number of tokens"),
+        (["--lengths", "100k,2x"], "'2x' is not a number of tokens"),
         (["--lengths", "2k:1k:1k"], "no first:last:step"),
         (["--lengths", "64,4k"], "--lengths 64: task, question and answer alone take"),
         (["--lengths", "1"], "is not from 2"),

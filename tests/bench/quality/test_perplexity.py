@@ -202,7 +202,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "save in the folder of texts": (["--text", "texts", "--save", "texts/s.npz"], "would become one of the documents"),
     "save nowhere": (["--save", "/proc/s.npz"], "/proc"),
     "ctx": (["--ctx", "1"], "is not from 2"),
-    "lengths": (["--lengths", "2k:1k:1k"], "is no length and no first:last:step"),
+    "lengths": (["--lengths", "2k:1k:1k"], "is neither a length nor first:last:step"),
     "unknown cache": (["--kv-type", "q9"], "invalid choice"),
     "no such backend": (["--backend", "cuda"], "no cuda device"),
     "variant key": (["@kv=q9"], "'q9' is unknown"),

@@ -441,7 +441,7 @@ REFUSED = {
     "too deep": (["MODEL", "--depth", "2000000000", "-p", "2000000000"], "llama.cpp takes at most"),
     "backend": (["MODEL", "--backend", "tpu"], "'tpu' is unknown; known: cpu"),
     "cache": (["MODEL", "--kv-type", "f16,q9"], "'q9' is unknown"),
-    "depth": (["MODEL", "--depth", "0,many"], "'many' is no number of tokens"),
+    "depth": (["MODEL", "--depth", "0,many"], "'many' is not a number of tokens"),
     "empty list": (["MODEL", "--depth", ""], "no number of tokens"),
     "threads": (["MODEL", "--threads", "0"], "not from 1"),
     "variant": (["MODEL@kv=f16,size=3"], "'size' is unknown behind @"),

@@ -58,7 +58,7 @@ def test_factors(
 
 def test_a_context_beyond_the_factor_is_told(yarn_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with opened(yarn_file, Wanted("cpu", 1024, threads=1), EngineSettings(yarn_factor=2.0)):
-        assert "beyond the 512 tokens" in capsys.readouterr().err
+        assert "exceeds the 512 tokens" in capsys.readouterr().err
 
 
 def test_a_file_that_holds_its_frequencies_is_refused(tmp_path: Path) -> None:

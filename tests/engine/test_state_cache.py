@@ -198,7 +198,7 @@ def test_the_least_recently_used_goes(model: Model, tmp_path: Path) -> None:
 def test_a_state_beyond_the_limit_is_a_note(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, _one = answered(model, document(300), StateCache(tmp_path, limit_bytes=1000))
     assert text == answered(model, document(300), None)[0]
-    assert "more than the limit" in capsys.readouterr().err
+    assert "exceed the limit" in capsys.readouterr().err
     assert files(tmp_path) == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from yarn_edge.bench.fit.accuracy import main as accuracy
+from yarn_edge.bench.fit.speed import Speed
 from yarn_edge.cli import main
 from yarn_edge.flags import memory_size
 from yarn_edge.memory.plan import Simulation
@@ -193,6 +194,20 @@ def test_without_bandwidth_there_is_no_estimate(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["tok_per_s_estimate"] is None
     assert "no memory for it" in printed.err
+
+
+def test_a_measurement_that_takes_too_long_is_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process is waited for: else a warning of it comes up later, wherever garbage is collected."""
+    monkeypatch.setattr("yarn_edge.bench.fit.speed._PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr("yarn_edge.bench.fit.speed.LIMIT_S", 0.05)
+    with Speed(1) as speed:
+        process = speed._process
+        assert process is not None
+        assert speed.bandwidth is None
+    assert process.returncode is not None
+    assert "timed out" in capsys.readouterr().err
 
 
 def test_a_picture(whole_smol_quants: dict[str, Path], tmp_path: Path) -> None:

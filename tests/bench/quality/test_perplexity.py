@@ -401,13 +401,16 @@ def test_signals(number: signal.Signals, smol_quants: dict[str, Path], tmp_path:
         str(save),
         "--json",
     ]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "s.npz.cache").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while not (tmp_path / "s.npz.cache").exists():
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+            time.sleep(0.3)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # left running, it would be reported as unclosed in whichever test collects garbage next
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number], err
     kept = np.load(save)
     assert np.isfinite(kept["nll"]).sum() >= 64

@@ -170,7 +170,7 @@ class SweepOutcome:
 
     def _values_table(self) -> Table:
         rows: tuple[tuple[Cell, ...], ...] = tuple(
-            (v.value, *v.score, v.behind.mean, v.behind.stderr, v.mean.n) for v in self.values
+            (v.value, v.score[0], v.score[1], v.behind.mean, v.behind.stderr, v.mean.n) for v in self.values
         )
         columns = (self.over, self._unit, "±", "behind best (nats)", "±", "tokens")
         explained = (
@@ -180,7 +180,7 @@ class SweepOutcome:
         return Table(f"{self._unit} over {self.over}", columns, rows, explained)
 
     def _position_table(self) -> Table:
-        rows = tuple(
+        rows: tuple[tuple[Cell, ...], ...] = tuple(
             (f"{bucket.start}-{bucket.end}", *(v.buckets[i].perplexity for v in self.values))
             for i, bucket in enumerate(self.values[0].buckets)
         )

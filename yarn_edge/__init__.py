@@ -54,7 +54,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "read_gguf": ("yarn_edge.gguf.read", "read_gguf"),
     "read_scaling": ("yarn_edge.inspect.scaling", "model_scaling"),
     "verify_model": ("yarn_edge.verify.command", "verify"),
-}  # fmt: skip
+}
 
 __all__ = [
     "Context",

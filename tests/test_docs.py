@@ -22,9 +22,7 @@ from support.documented import PAGES, flags_of, inline, parser_of_command, parse
 ROOT = Path(__file__).parent.parent
 COMMANDS_PAGE = ROOT / "docs" / "commands.md"
 IDS = [page.name for page in PAGES]
-ROOMS = sorted(
-    path.parent for top in ("yarn_edge", "convert", "bench") for path in (ROOT / top).rglob("__init__.py")
-)  # fmt: skip
+ROOMS = sorted(path.parent for top in ("yarn_edge", "convert", "bench") for path in (ROOT / top).rglob("__init__.py"))
 # Flags that the pages name of other programs.
 OTHERS_FLAGS = {
     "--in-file": "llama-imatrix", "--kl-divergence": "llama-perplexity", "--truncate": "the authors' perplexity.py",

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from yarn_edge.convert.hf_to_gguf import convert as convert_checkpoint
     from yarn_edge.convert.patch import patch as patch_gguf
     from yarn_edge.convert.quantize import quantize as quantize_gguf
+    from yarn_edge.convert.recipe import QuantOptions
     from yarn_edge.engine.opened import opened as open_engine
     from yarn_edge.engine.sampling import Sampling
     from yarn_edge.errors import YarnEdgeError
+    from yarn_edge.flags import PlannerOptions, ScalingOverrides
     from yarn_edge.gguf.read import read_gguf
     from yarn_edge.inspect.command import inspect_model
     from yarn_edge.inspect.scaling import model_scaling as read_scaling
     from yarn_edge.positions.scaling import RopeScaling
     from yarn_edge.runtime.context import Context
+    from yarn_edge.runtime.context_settings import ContextSettings
     from yarn_edge.runtime.model import Model
     from yarn_edge.verify.command import verify as verify_model
 
@@ -32,9 +35,13 @@ __version__ = "0.1.0"
 # importing the subpackage would replace it.
 _PUBLIC: dict[str, tuple[str, str]] = {
     "Context": ("yarn_edge.runtime.context", "Context"),
+    "ContextSettings": ("yarn_edge.runtime.context_settings", "ContextSettings"),
     "Model": ("yarn_edge.runtime.model", "Model"),
+    "PlannerOptions": ("yarn_edge.flags", "PlannerOptions"),
+    "QuantOptions": ("yarn_edge.convert.recipe", "QuantOptions"),
     "RopeScaling": ("yarn_edge.positions.scaling", "RopeScaling"),
     "Sampling": ("yarn_edge.engine.sampling", "Sampling"),
+    "ScalingOverrides": ("yarn_edge.flags", "ScalingOverrides"),
     "YarnEdgeError": ("yarn_edge.errors", "YarnEdgeError"),
     "compare_models": ("yarn_edge.bench.quality.functions", "compare_models"),
     "convert_checkpoint": ("yarn_edge.convert.hf_to_gguf", "convert"),
@@ -47,13 +54,17 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "read_gguf": ("yarn_edge.gguf.read", "read_gguf"),
     "read_scaling": ("yarn_edge.inspect.scaling", "model_scaling"),
     "verify_model": ("yarn_edge.verify.command", "verify"),
-}  # fmt: skip
+}
 
 __all__ = [
     "Context",
+    "ContextSettings",
     "Model",
+    "PlannerOptions",
+    "QuantOptions",
     "RopeScaling",
     "Sampling",
+    "ScalingOverrides",
     "YarnEdgeError",
     "compare_models",
     "convert_checkpoint",

@@ -120,7 +120,7 @@ def accuracy_report(measured: Sequence[MeasuredMemory]) -> Report:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all combinations. Returns 1 if any prediction is below the measurement or too far above it, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="fit_accuracy", description="Compare the memory that fit predicts with real loads."
+        prog="fit.accuracy", description="Compare the memory that fit predicts with real loads."
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help="GGUF files")
     parser.add_argument(
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [{**asdict(m), "error": m.error, "ok": m.ok} for m in measured]
         deliver(args, {"rows": rows, "most_above": MOST_ABOVE}, accuracy_report(measured), args.models)
     except YarnEdgeError as error:
-        sys.stderr.write(f"fit_accuracy: error: {error}\n")
+        sys.stderr.write(f"fit.accuracy: error: {error}\n")
         return 2
     return 0 if all(m.ok for m in measured) else 1
 

@@ -34,7 +34,8 @@ def measure_perplexity(
     truncated. chunks: maximum number of windows. max_tokens: maximum number of tokens over all documents.
     Raises YarnEdgeError for bad input; if the run ends early, raises whatever ended it.
     """
-    variant, settings = parse_variant(str(model)), _settings(text, ctx, protocol, chunks, max_tokens)
+    settings = _settings(text, ctx, protocol, chunks, max_tokens)  # refuses bad arguments before a file is read
+    variant = parse_variant(str(model))
     scored = score_text(variant, settings, threads=threads)
     if scored.ended is not None:
         raise scored.ended
@@ -57,8 +58,8 @@ def compare_models(
     base, others: GGUFs, or variants of them: "model.gguf@kv=q8_0". The other parameters are those of `measure_perplexity`.
     Raises YarnEdgeError for bad input, such as models with different vocabularies.
     """
-    first, *rest = (parse_variant(str(model)) for model in (base, *others))
     settings = _settings(text, ctx, protocol, chunks, max_tokens)
+    first, *rest = (parse_variant(str(model)) for model in (base, *others))
     comparison, n_ctx = compare(first, rest, settings, threads=threads)
     if comparison.ended is not None:
         raise comparison.ended

@@ -39,9 +39,13 @@ class EngineSettings:
     yarn_factor: float | Literal["auto"] | None = None
 
 
+ANY_PLACE, DEFAULTS = Wanted(), EngineSettings()
+
+
 @contextmanager
-def opened(path: Path, wanted: Wanted, settings: EngineSettings) -> Iterator[Generation]:
+def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSettings = DEFAULTS) -> Iterator[Generation]:
     """The loaded model, open until the block ends. Raises YarnEdgeError."""
+    path = Path(path)
     states = None if settings.cache is None else StateCache(settings.cache, settings.cache_bytes)
     file = read_gguf(path)
     placed = place(path, wanted, file)

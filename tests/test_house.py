@@ -86,6 +86,11 @@ def test_a_function_name_means_one_thing() -> None:
     assert {name: found for name, found in homes.items() if len(found) > 1 and name not in CONTRACT} == {}
 
 
+def test_only_one_module_writes_to_stdout() -> None:
+    writers = [str(p.relative_to(ROOT)) for p in MODULES if "sys.stdout.write" in p.read_text(encoding="utf-8")]
+    assert writers == ["yarn_edge/stdout.py"]
+
+
 def test_no_name_says_nothing() -> None:
     assert [path for path in MODULES if path.stem in ("utils", "util", "common", "helpers", "misc")] == []
 

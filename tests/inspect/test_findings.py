@@ -58,7 +58,7 @@ def write(folder: Path, architecture: str, keys: dict[str, Any], tensors: dict[s
 def found(path: Path) -> dict[str, list[dict[str, str]]]:
     """Findings by name."""
     told: dict[str, list[dict[str, str]]] = {}
-    for finding in inspect_gguf(FilePositions(read_gguf(path)))["findings"]:
+    for finding in inspect_gguf(FilePositions(read_gguf(path))).as_json()["findings"]:
         told.setdefault(finding["name"], []).append(finding)
     return told
 
@@ -330,14 +330,14 @@ def test_our_own_files_are_healthy(form: str, family: str, tmp_path: Path) -> No
     scaling = {**tiny.YARN["rope_scaling"], "attention_factor": 1.2, **betas}
     folder = tiny.write_checkpoint(tmp_path / "ck", family, rope_scaling=scaling)
     path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
-    assert inspect_gguf(FilePositions(read_gguf(path)))["form"] == form
+    assert inspect_gguf(FilePositions(read_gguf(path))).as_json()["form"] == form
     assert found(path) == {}
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt-oss"])
 def test_the_arguments_form_has_the_one_finding_that_helps(architecture: str, tmp_path: Path) -> None:
     path = own(tmp_path, architecture, YARN, beta_fast=8.0, beta_slow=2.0)
-    report = inspect_gguf(FilePositions(read_gguf(path)))
+    report = inspect_gguf(FilePositions(read_gguf(path))).as_json()
     assert report["form"] == "arguments"
     (finding,) = report["findings"]
     assert finding["name"] == OTHER

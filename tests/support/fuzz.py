@@ -78,7 +78,7 @@ def read_gguf_everywhere(path: Path) -> None:
     positions = FilePositions(file)
     _each(
         [
-            lambda: json.dumps(inspect_gguf(positions)["findings"]),
+            lambda: json.dumps(inspect_gguf(positions).as_json()["findings"]),
             lambda: plan_rope(from_file(positions), file.architecture, APPROXIMATE),
             lambda: plan_rope(
                 from_file(positions, ScalingOverrides(4.0, 256)), file.architecture, PlannerOptions("always")
@@ -93,7 +93,7 @@ def read_config_everywhere(folder: Path) -> None:
     config = read_config(folder)
     _each(
         [
-            lambda: json.dumps(inspect_checkpoint(folder)["findings"]),
+            lambda: json.dumps(inspect_checkpoint(folder).as_json()["findings"]),
             lambda: read_positions(config, ScalingOverrides(freeze_at=65536)),
             lambda: read_positions(config, ScalingOverrides(4.0, 4096)),
             lambda: plan_rope(read_scaling(config), "llama", APPROXIMATE),

@@ -147,21 +147,57 @@ DEEP: list = []
 for _ in range(500):
     DEEP = [DEEP]
 HOSTILE = [
-    10**400, 10**5000, -(10**400), -1, 0, 1e308, 1e-320, math.nan, math.inf, -math.inf, True, "4", "x" * 1_000_000, "\n\x00\x1b[2J",
-    [], [1] * 100_000, {}, {"a": {"b": {}}}, DEEP, {"full_attention": DEEP}, 3.5,
-]  # fmt: skip
+    10**400,
+    10**5000,
+    -(10**400),
+    -1,
+    0,
+    1e308,
+    1e-320,
+    math.nan,
+    math.inf,
+    -math.inf,
+    True,
+    "4",
+    "x" * 1_000_000,
+    "\n\x00\x1b[2J",
+    [],
+    [1] * 100_000,
+    {},
+    {"a": {"b": {}}},
+    DEEP,
+    {"full_attention": DEEP},
+    3.5,
+]
 TARGETS = {
-    "yarn": LLAMA | scaled(**YARN, beta_fast=32, beta_slow=1, truncate=True, attention_factor=1.1, mscale=1.0, mscale_all_dim=1.0),
-    "nous": LLAMA | NOUS | {"rope_theta": 1e4} | scaled(**YARN, extrapolation_factor=1.0, attn_factor=1.1, finetuned=True),
-    "llama3": LLAMA | scaled(**LLAMA3), "longrope": PHI3 | scaled(**SU), "dynamic": LLAMA | scaled(type="dynamic", factor=2.0),
+    "yarn": LLAMA
+    | scaled(**YARN, beta_fast=32, beta_slow=1, truncate=True, attention_factor=1.1, mscale=1.0, mscale_all_dim=1.0),
+    "nous": LLAMA
+    | NOUS
+    | {"rope_theta": 1e4}
+    | scaled(**YARN, extrapolation_factor=1.0, attn_factor=1.1, finetuned=True),
+    "llama3": LLAMA | scaled(**LLAMA3),
+    "longrope": PHI3 | scaled(**SU),
+    "dynamic": LLAMA | scaled(type="dynamic", factor=2.0),
     "latent": MLA | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 1e4}},
-    "nested": LLAMA | LAYERS | {"partial_rotary_factor": 0.5, "rotary_dim": 64, "rope_parameters": {
-        "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "nested": LLAMA
+    | LAYERS
+    | {
+        "partial_rotary_factor": 0.5,
+        "rotary_dim": 64,
+        "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    },
     "gemma": LLAMA | {"model_type": "gemma3_text", "head_dim": 128, "rope_local_base_freq": 1e4},
-    "text": {"model_type": "mistral3", "text_config": LLAMA | {"model_type": "ministral3", "rope_parameters": YARN | {
-        "llama_4_scaling_beta": 0.1, "max_position_embeddings": 8192}}},
+    "text": {
+        "model_type": "mistral3",
+        "text_config": LLAMA
+        | {
+            "model_type": "ministral3",
+            "rope_parameters": YARN | {"llama_4_scaling_beta": 0.1, "max_position_embeddings": 8192},
+        },
+    },
     "params": params(),
-}  # fmt: skip
+}
 
 
 def paths(value, prefix=()):

@@ -1,4 +1,4 @@
-"""What commands say of the build of llama-cpp-python, which depends on who compiled it and is no part of what they did."""
+"""The note about the build of llama-cpp-python. It depends on who compiled it, so tests of a command's output leave it out."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The fuzz target: mutated GGUFs and configs go through everything that reads them; only a YarnEdgeError may come out.
 
-`make fuzz` (`python tests/fuzz/fuzz.py --inputs 100000`) runs and prints a record (docs/fuzzing.md). Each input is reproducible from its number. An
-input fails by another exception, by taking over 2 s, by allocating more than its size justifies, or by ending the process.
-`--deep N` also lets `verify` load N mutated files into llama.cpp, each in a child process of its own.
+`make fuzz` (`cd tests && python -m support.fuzz --inputs 120000 --deep 1000`) prints a record (docs/fuzzing.md). Each input is
+reproducible from its number. An input fails if it raises another exception, takes over 2 s, allocates more than its size justifies, or
+ends the process. With `--deep N`, `verify` also loads N mutated files into llama.cpp, each in its own child process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the fuzz target is fed: seeds (small GGUFs of every form, configs of every dialect) and how they are mutated."""
+"""Inputs of the fuzz target: seeds (small GGUFs of every form, configs of every dialect) and their mutations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUFs packed by hand, byte by byte: what no writer makes. Well-formed ones are gguf_files'."""
+"""GGUFs packed by hand, byte by byte, for what no writer produces. `gguf_files` writes well-formed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Well-formed GGUFs, all written by gguf-py. What no writer makes is packed by hand: gguf_bytes."""
+"""Well-formed GGUFs, written by gguf-py. `gguf_bytes` packs what no writer produces."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def write_gguf(
 ) -> Path:
     """A file of these keys (full names) and tensors (NumPy's order of dimensions). Returns `path`.
 
-    A key's type is that of its value: int is uint32, float is float32, a list an array of what gguf-py takes it for;
-    `kinds` names others, for a list the type of its elements. raw_types: of tensors given as a quantized type's bytes.
+    A value's Python type decides its GGUF type: int is uint32, float is float32, a list is an array of the type gguf-py infers.
+    `kinds` overrides it, for a list the type of its elements. raw_types: the types of tensors given as quantized bytes.
     """
     writer = gguf.GGUFWriter(path, architecture)
     if alignment:

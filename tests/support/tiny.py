@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights, for shapes and for bad input (their attention is flat: no use for positions)."""
+"""Tiny checkpoints with random weights, for shapes and bad input. Their attention is flat, so wrong positions do not show."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TEXT = ["the quick brown fox jumps over the lazy dog", "in the beginning was th
 
 
 def config(family: str = "llama", **changes: Any) -> dict[str, Any]:
-    """config.json of a tiny model; `changes` on top (a value of ... removes the key)."""
+    """config.json of a tiny model; `changes` are merged over it; a value of ... removes the key."""
     values = {
         "architectures": [CLASSES[family]],
         "model_type": family,
@@ -47,7 +47,7 @@ def config(family: str = "llama", **changes: Any) -> dict[str, Any]:
 
 
 def tensors(values: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Random weights by transformers' own class: names and shapes are the library's, not ours."""
+    """Random weights from transformers' own class, so names and shapes are the library's."""
     import transformers
 
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def tensors(values: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE tokenizer in GPT-2's manner, smaller than the tiny models' 320 embeddings."""
+    """A byte-level BPE tokenizer like GPT-2's, smaller than the tiny models' 320 embeddings."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -90,7 +90,7 @@ def write_checkpoint(
 
 
 def write_weights(folder: Path, state: dict[str, torch.Tensor], form: str = "single") -> None:
-    """Weights as one file or two, safetensors or torch."""
+    """Write the weights as one file or two, in safetensors' or torch's format."""
     suffix = "bin" if form.startswith("bin") else "safetensors"
     stem = "pytorch_model" if suffix == "bin" else "model"
 

@@ -1,6 +1,6 @@
-"""Tiny GGUFs with random weights, one row per architecture: what llama.cpp asks of a file before it builds a graph.
+"""Tiny GGUFs with random weights, one row per architecture: what llama.cpp requires of a file to build a graph.
 
-Not by way of convert, so that architectures which it does not know can be run too.
+They do not come from `convert`, so architectures that it does not support can be run too.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ ARCHITECTURES: dict[str, Tiny] = {
 
 
 def model_keys(architecture: str) -> dict[str, Any]:
-    """The keys of a file without its positions (those that depend on nothing but the architecture)."""
+    """The keys that depend only on the architecture: all but those of positions."""
     row = ARCHITECTURES[architecture]
     moe = {"expert_count": EXPERTS, "expert_used_count": 2, "expert_shared_count": 1}
     lengths = {f"{n}feed_forward_length": SIZES["F"] for n in ("", "expert_", "expert_shared_")}
@@ -151,7 +151,7 @@ def model_keys(architecture: str) -> dict[str, Any]:
 
 
 def tensor_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors, as NumPy has them (the last dimension varies fastest)."""
+    """Names and shapes of the tensors in NumPy's order: the last dimension varies fastest."""
     row, keys = ARCHITECTURES[architecture], model_keys(architecture)
     kv_width = keys["attention.head_count_kv"] * HEAD_DIM
     sizes = SIZES | {"K": kv_width, "Q": SIZES["A"] + 2 * kv_width}
@@ -178,7 +178,7 @@ def write(
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> Path:
-    """A file of random weights. keys: more metadata, without the architecture's prefix; tensors: more of them."""
+    """A file of random weights. keys: more metadata, without the architecture's prefix. tensors: more tensors."""
     own = model_keys(architecture) | dict(keys or {})
     prefixed = {key if key.startswith("xielu.") else f"{architecture}.{key}": value for key, value in own.items()}
     weights = random_tensors(tensor_shapes(architecture))

@@ -99,7 +99,7 @@ Observed = dict[tuple[str, str], Seen | str]  # (file, arguments) -> what was se
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that did not come to its end by itself."""
+    """A process that ended before its work was done."""
 
     code: int | None
 
@@ -132,7 +132,7 @@ def run(model: runtime.Model, arguments: RuntimeArguments) -> Seen | str:
 
 
 def child(connection: Connection, architecture: str, folder: Path, files: list[str]) -> None:
-    """Files of one architecture, in a process of its own; results are sent one by one, for any may end it."""
+    """Files of one architecture, in its own process. Results are sent one by one, since any file may end the process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tap._Recorder = Recorder  # type: ignore[misc]
     runtime.check_loadable = lambda _file: None  # type: ignore[assignment]  # it would keep from llama.cpp what is tried here

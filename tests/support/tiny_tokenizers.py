@@ -58,7 +58,7 @@ def save(folder: Path, tokenizer: Any, **config: Any) -> Path:
 
 
 def train(pre_tokenizer: Any, normalizer: Any = None, ignore_merges: bool = False) -> Any:
-    """A byte-level BPE with <|start|>, <|end|> and, last, <think>, which is no special token."""
+    """A byte-level BPE with <|start|>, <|end|> and, last, <think>, which is not a special token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoders.ByteLevel()
     if normalizer is not None:

@@ -43,7 +43,7 @@ GREEDY = Sampling(temperature=0)
 QUESTIONS = ("Who are the people in this text?", "What happens at the end of it?")
 ROOM = 1024  # tokens of context beside the document
 PLACES = 3  # of the document that are copied
-LOOKUPS: tuple[Lookup, ...] = ("off", "auto", "on")
+LOOKUPS: tuple[Lookup, ...] = ("off", "on")  # at temperature 0 "auto" makes no drafts
 
 
 def document_of(model: Path, text: Path, n_tokens: int) -> str:

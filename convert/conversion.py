@@ -91,8 +91,8 @@ def plan_conversion(
             "only if all are"
         )
     rope_plan = plan_rope(scaling, row.gguf, planner)
-    if rope_plan.told:
-        note(rope_plan.told)
+    if rope_plan.message:
+        note(rope_plan.message)
     check_sliding_window(row, config, scaling)
     sizes = model_sizes(row, config)
     rows = _match_tensors(checkpoint, row, sizes, scaling)

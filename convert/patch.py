@@ -131,8 +131,8 @@ def patch(
         parts = {"": from_file(FilePositions(file), overrides)}
     plan = plan_parts(parts, file.architecture, planner)
     goal = parts["full_attention"] if len(parts) > 1 else next(iter(parts.values()))
-    if plan.told:
-        note(plan.told)
+    if plan.message:
+        note(plan.message)
     base = file.number("rope.freq_base")
     if checkpoint is not None and base and goal.method != "ntk" and abs(base / goal.rope_theta - 1) > SAME_RELATIVE:
         note(f"warning: the base changes from {base:g} to {goal.rope_theta:g}: was the file made from this checkpoint?")

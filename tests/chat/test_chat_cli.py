@@ -112,7 +112,7 @@ def test_base_model_wants_raw(base_model: Path) -> None:
         (("--max-tokens", "4", "--kv-type", "q4_0"), ["with a q4_0 cache", "context 256 of 8192, q4_0 cache"]),
         (
             ("--max-tokens", "4", "--backend", "cpu", "--ctx", "9000"),
-            ["warning: --ctx 9000 is beyond", "context 9216 of"],
+            ["warning: --ctx 9000 exceeds", "context 9216 of"],
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -70,7 +70,7 @@ def test_forms(name: str, arch: str) -> None:
     assert plan.runs.attention_factor == pytest.approx(scaling.attention_factor, rel=1e-6)
     assert (plan.factors is not None) == (want == "baked")
     assert (plan.arguments == FROM_MODEL) == (want != "arguments")
-    assert bool(plan.told) == (want != "native")
+    assert bool(plan.message) == (want != "native")
 
 
 def test_the_baked_form_by_hand() -> None:
@@ -115,7 +115,7 @@ def test_a_refusal_tells_the_size_of_the_error() -> None:
 def test_approximate_is_the_nearest_and_says_so() -> None:
     plan = plan_rope(scaled(truncate=False, beta_fast=8.0), "qwen3", APPROXIMATE)
     assert plan.form == "approximate"
-    assert "APPROXIMATE" in plan.told
+    assert "APPROXIMATE" in plan.message
     assert 0 < plan.error.frequency < angle_error(scaled(), scaled(truncate=False, beta_fast=8.0)).frequency
     assert plan.runs.beta_fast == 8.0
     assert plan_rope(scaled(), "qwen3", APPROXIMATE).form == "native"
@@ -144,7 +144,7 @@ def test_betas_that_llama_cpp_reads_and_llama_cpp_python_overrides() -> None:
     assert plan_rope(scaled(attention_factor=1.35), "mistral3").form == "native"
     grok = plan_rope(OWN, "grok")
     assert (grok.form, grok.in_llama_class) == ("native", False)
-    assert "override the betas" in grok.told
+    assert "override the betas" in grok.message
 
 
 def test_in_keys_keeps_the_angles() -> None:

@@ -119,7 +119,7 @@ class GGUFFile:
 
 
 @contextmanager
-def told_of(file: GGUFFile) -> Iterator[None]:
+def errors_naming(file: GGUFFile) -> Iterator[None]:
     """Errors raised inside name the file, unless they do already."""
     try:
         yield

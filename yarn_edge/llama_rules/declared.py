@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf.file import GGUFFile, told_of
+from yarn_edge.gguf.file import GGUFFile, errors_naming
 from yarn_edge.llama_rules.description import is_described
 from yarn_edge.llama_rules.effective import (
     DEFAULT_FREQ_BASE,
@@ -64,7 +64,7 @@ def declared(file: GGUFFile) -> RopeScaling:
         field: f"{arch}.{key}" if f"{arch}.{key}" in file.metadata else f"{NOT_IN_THE_FILE} {arch}.{key}"
         for field, key in keys.items()
     }
-    with told_of(file):
+    with errors_naming(file):
         return RopeScaling(
             method=method,  # type: ignore[arg-type]
             rope_theta=file_base(file)

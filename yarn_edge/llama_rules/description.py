@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.gguf.file import GGUFFile, told_of
+from yarn_edge.gguf.file import GGUFFile, errors_naming
 from yarn_edge.positions.scaling import MAX_DIM, OPTIONAL, RopeScaling
 
 CANONICAL = "yarn_edge.rope."
@@ -55,7 +55,7 @@ def canonical(file: GGUFFile) -> RopeScaling | None:
     factors = values.get("frequency_factors")
     if isinstance(factors, np.ndarray) and factors.size <= MAX_DIM:
         values["frequency_factors"] = tuple(factors.tolist())
-    with told_of(file):
+    with errors_naming(file):
         return RopeScaling(**values, provenance={n: CANONICAL + n for n in names} | _stored_provenance(file))
 
 

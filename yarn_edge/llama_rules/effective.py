@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.gguf.file import GGUFFile, told_of
+from yarn_edge.gguf.file import GGUFFile, errors_naming
 from yarn_edge.llama_rules.honoured import HONOURED, Honoured, LogMultiplier, honoured
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import MAX_DIM, SAME_RELATIVE, RopeScaling, yarn_attention_factor
@@ -146,7 +146,7 @@ def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, 
         ext = 1.0 if kind == ROPE_SCALING_TYPES["yarn"] else 0.0
     factor = 1.0 / scale
     attention, softmax = magnitudes(file, row, arguments, factor, ext)
-    with told_of(file):
+    with errors_naming(file):
         return RopeScaling(
             method="yarn" if ext != 0 else "linear" if factor != 1 else "none",
             rope_theta=arguments.rope_freq_base or file_base(file),

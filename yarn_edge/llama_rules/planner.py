@@ -55,7 +55,7 @@ class RopePlan:
     in_llama_class: bool = True  # also exact in llama_cpp.Llama with its own defaults
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """What the form means for the user; empty for plain keys."""
         return {
             "native": ""

@@ -144,13 +144,13 @@ def test_stored_distributions_in_odd_forms() -> None:
         assert np.isnan(kept.add(ScoredBatch(1, at, np.full((1, 9), np.nan, np.float32)), rows)).all()
 
 
-def test_what_fits_together(smol_quants: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_together(whole_smol_quants: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     variants = [
-        Variant("a", read_gguf(smol_quants["F16"])),
-        Variant("b", read_gguf(smol_quants["F16"]), "q4_0"),
-        Variant("c", read_gguf(smol_quants["Q8_0"])),
+        Variant("a", read_gguf(whole_smol_quants["F16"])),
+        Variant("b", read_gguf(whole_smol_quants["F16"]), "q4_0"),
+        Variant("c", read_gguf(whole_smol_quants["Q8_0"])),
     ]
-    size = {name: path.stat().st_size for name, path in smol_quants.items()}
+    size = {name: path.stat().st_size for name, path in whole_smol_quants.items()}
     caches = 8192 * 30 * 2 * 3 * 64 * (2 + 18 / 32 + 2)
     needed = size["F16"] + size["Q8_0"] + caches + 3 * 2 * 4 * 512 * 49152  # the logits, in the graph and behind it
     for free, fits in ((needed * 0.95, False), (needed * 1.2, True)):

@@ -443,7 +443,7 @@ def test_lengths_beyond_the_context_are_what_it_is_for(
         (["--seed", "x"], "'x' is not a whole number"),
         (["--variant", "hay"], "invalid choice"),
         (["--text", "DIR/good.txt"], "it needs --variant needle"),
-        (["--variant", "needle", "--text", "DIR/empty.txt"], "empty.txt: contains no text"),
+        (["--variant", "needle", "--text", "DIR/empty.txt"], "empty.txt: holds no text"),
         (["--variant", "needle", "--text", "DIR/latin.txt"], "latin.txt: is not UTF-8: byte 1 is 0xe9"),
         (["--variant", "needle", "--text", "DIR/missing.txt"], "missing.txt: No such file"),
         (["--variant", "needle", "--text", "DIR/mark.txt"], "mark.txt: holds no text"),

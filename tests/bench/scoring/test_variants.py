@@ -94,7 +94,7 @@ BAD = {
     "@yarn-factor=x": "'x' is not a number",
     "@yarn-factor=nan": "factor is nan",
     "@yarn-factor=0.5": "below 1",
-    "@yarn-orig-ctx=1.5": "is no number",
+    "@yarn-orig-ctx=1.5": "is not a number",
     "@backend=tpu": "'tpu' is unknown; known: cpu, cuda",
     "@kv=": "'' is unknown",
 }
@@ -162,7 +162,7 @@ def test_values(smol_f32: Path) -> None:
     with pytest.raises(YarnEdgeError, match="'yam' is unknown"):
         method_values(base, ["yam"], 4)
     plain = replace(base, method="none", factor=1.0, attention_factor=1.0)
-    with pytest.raises(YarnEdgeError, match="the file has none, so give --yarn-factor"):
+    with pytest.raises(YarnEdgeError, match="the file has none, so pass --yarn-factor"):
         attention_values(plain, None)
 
 

@@ -442,9 +442,9 @@ REFUSED = {
     "backend": (["MODEL", "--backend", "tpu"], "'tpu' is unknown; known: cpu"),
     "cache": (["MODEL", "--kv-type", "f16,q9"], "'q9' is unknown"),
     "depth": (["MODEL", "--depth", "0,many"], "'many' is not a number of tokens"),
-    "empty list": (["MODEL", "--depth", ""], "no number of tokens"),
+    "empty list": (["MODEL", "--depth", ""], "is not a number of tokens"),
     "threads": (["MODEL", "--threads", "0"], "not from 1"),
-    "variant": (["MODEL@kv=f16,size=3"], "'size' is unknown behind @"),
+    "variant": (["MODEL@kv=f16,size=3"], "'size' is unknown after @"),
     "no folder": (["MODEL", "--csv", "no/such/folder.csv"], "no such folder"),
     "suffix": (["MODEL", "--plot", "x.pdf"], "must end in .png"),
 }

@@ -178,7 +178,9 @@ class Simulation:
                 continue
             if end < limit and taken(end) <= budget_bytes:
                 return end
-            steps = _last_that_fits(lambda n: taken(n * CTX_STEP), begin // CTX_STEP, -(-end // CTX_STEP), budget_bytes)
+            steps = _last_that_fits(
+                lambda n: taken(min(n * CTX_STEP, limit)), begin // CTX_STEP, -(-end // CTX_STEP), budget_bytes
+            )
             return steps * CTX_STEP
         return 0
 

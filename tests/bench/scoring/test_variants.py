@@ -92,7 +92,7 @@ BAD = {
     "@yarn-factor=x": "'x' is not a number",
     "@yarn-factor=nan": "factor is nan",
     "@yarn-factor=0.5": "below 1",
-    "@yarn-orig-ctx=1.5": "is no number",
+    "@yarn-orig-ctx=1.5": "is not a number",
     "@backend=tpu": "'tpu' is unknown; known: cpu, cuda",
     "@kv=": "'' is unknown",
 }

@@ -290,7 +290,7 @@ def test_sequences_side_by_side_do_not_see_each_other(tiny_model: Path) -> None:
             context.evaluate_side_by_side(sequences)
             logits.append(context.logits())
         np.testing.assert_allclose(logits[0], np.concatenate(logits[1:]), atol=1e-4)
-        with pytest.raises(ValueError, match="different lengths"):
+        with pytest.raises(ValueError, match="must have the same length"):
             context.evaluate_side_by_side([first, second[:-1]])
 
 

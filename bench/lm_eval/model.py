@@ -59,7 +59,6 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
             self._model: Model = stack.enter_context(self.variant.load())
             self._max_length = wanted.ctx or min(self._model.n_ctx_train, DEFAULT_CTX)
             settings = self.variant.settings(
-                self._model.gguf,
                 n_ctx=self._max_length,
                 n_batch=wanted.batch,
                 threads=wanted.threads,

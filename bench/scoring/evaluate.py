@@ -19,6 +19,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.progress import bar
+from yarn_edge.runtime.attention import choose_attention
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.llama_api import deferred_ctrl_c, physical_threads
@@ -48,7 +49,8 @@ def batch_settings(
     n_batch = MAX_BATCH
     while n_batch > MIN_BATCH and n_batch * n_vocab * 4 > LOGIT_BYTES:
         n_batch //= 2
-    chosen = variant.settings(file, n_ctx=n_ctx, n_batch=n_batch, threads=threads, flash_attention=attention)
+    wanted = variant.settings(n_ctx=n_ctx, n_batch=n_batch, threads=threads, flash_attention=attention)
+    chosen = choose_attention(wanted, file, on_cpu=variant.backend == "cpu")
     return replace(chosen, n_batch=chosen.n_ubatch or n_batch)
 
 

@@ -19,7 +19,6 @@ from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import from_file, in_memory
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.runtime.attention import choose_attention
 from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.ggml import Device
@@ -68,16 +67,10 @@ class Variant:
         return model
 
     def settings(
-        self,
-        file: GGUFFile,
-        *,
-        n_ctx: int,
-        n_batch: int,
-        threads: int | None = None,
-        flash_attention: FlashAttention = "auto",
+        self, *, n_ctx: int, n_batch: int, threads: int | None = None, flash_attention: FlashAttention = "auto"
     ) -> ContextSettings:
-        """The settings of a context, with attention by the policy. file: the header of `path`."""
-        wanted = ContextSettings(
+        """The settings of a context of this variant; "auto" leaves attention to llama.cpp."""
+        return ContextSettings(
             n_ctx=n_ctx,
             n_batch=n_batch,
             kv_type=self.kv_type,
@@ -85,7 +78,6 @@ class Variant:
             arguments=self.arguments,
             flash_attention=flash_attention,
         )
-        return choose_attention(wanted, file, on_cpu=self.backend == "cpu")
 
 
 def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> Variant:

@@ -109,7 +109,7 @@ def test_base_model_wants_raw(base_model: Path) -> None:
             ["37 tokens fit into", "context 256 of 8192, f16 cache"],
         ),  # template, prompt and answer
         (("--max-tokens", "4", "--ctx", "1k"), ["context 1024 of 8192, f16 cache"]),
-        (("--max-tokens", "4", "--kv-type", "q4_0"), ["with a q4_0 cache", "context 256 of 8192, q4_0 cache"]),
+        (("--max-tokens", "4", "--kv-type", "q4_0"), ["with a cache of type q4_0", "context 256 of 8192, q4_0 cache"]),
         (
             ("--max-tokens", "4", "--backend", "cpu", "--ctx", "9000"),
             ["warning: --ctx 9000 exceeds", "context 9216 of"],
@@ -126,7 +126,7 @@ def test_what_is_not_given_is_chosen_and_reported(words: tuple[str, ...], notes:
 @pytest.mark.parametrize(
     "words, message",
     [
-        (("--memory", "100MiB"), "even 512 tokens with a q4_0 cache take"),
+        (("--memory", "100MiB"), "even 512 tokens with a cache of type q4_0 take"),
         (
             ("--memory", "300MiB", "--ctx", "32k"),
             "a context of 32768 tokens does not fit into 300 MiB; the longest are",

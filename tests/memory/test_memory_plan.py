@@ -255,7 +255,7 @@ def test_a_context_that_was_asked_for_is_not_shortened(simulation: Simulation) -
 
 
 def test_where_nothing_fits_the_least_is_told(simulation: Simulation) -> None:
-    with pytest.raises(DoesNotFitError, match=r"even 512 tokens with a q4_0 cache take [\d.]+ [MG]iB"):
+    with pytest.raises(DoesNotFitError, match=r"even 512 tokens with a cache of type q4_0 take [\d.]+ [MG]iB"):
         choose_context(simulation, 10 * MIB, None)
 
 

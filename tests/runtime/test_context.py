@@ -48,7 +48,9 @@ def test_a_cache_larger_than_the_free_memory_is_refused(model: Model, monkeypatc
     with Context(model, settings) as context:
         assert context.n_ctx == 512
     monkeypatch.setattr(kv_cache, "available_bytes", lambda: needed - 1)
-    with pytest.raises(YarnEdgeError, match=r"a context of 1024 tokens with a f32 cache needs .* GiB") as refusal:
+    with pytest.raises(
+        YarnEdgeError, match=r"a context of 1024 tokens with a cache of type f32 needs .* GiB"
+    ) as refusal:
         Context(model, settings)
     assert "\n" not in str(refusal.value)
 

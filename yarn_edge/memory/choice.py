@@ -58,14 +58,16 @@ def choose_context(
     longest = {t: model.longest_context(budget_bytes, t, limit, weights=weights) for t in types}
     for chosen in types:
         if longest[chosen] == limit:
-            reason = f"{whole} fit into {gib(budget_bytes)} with a {chosen} cache"
+            reason = f"{whole} fit into {gib(budget_bytes)} with a cache of type {chosen}"
             if chosen != types[0]:
                 reason += f" ({types[0]}: {longest[types[0]]})"
             return _choice(model, limit, chosen, weights, reason)
     n_ctx = longest[types[-1]]
     if n_ctx and not wanted_ctx:
         taken = gib(model.plan(limit, types[-1], weights=weights).taken_bytes)
-        reason = f"{whole} with a {types[-1]} cache would take {taken}, more than {gib(budget_bytes)}: {n_ctx} fit"
+        reason = (
+            f"{whole} with a cache of type {types[-1]} would take {taken}, more than {gib(budget_bytes)}: {n_ctx} fit"
+        )
         return _choice(model, n_ctx, types[-1], weights, reason)
     raise DoesNotFitError(_why_not(model, budget_bytes, limit, types, weights))
 
@@ -81,7 +83,7 @@ def _why_not(model: Simulation, budget_bytes: int, limit: int, types: list[str],
     if not any(longest.values()):
         least = model.plan(LEAST_CTX, types[-1], weights=weights)
         return (
-            f"{path}: does not fit into {gib(budget_bytes)}: even {LEAST_CTX} tokens with a {types[-1]} cache take "
+            f"{path}: does not fit into {gib(budget_bytes)}: even {LEAST_CTX} tokens with a cache of type {types[-1]} take "
             f"{gib(least.taken_bytes)}, {gib(least.weights_bytes + least.repacked_bytes)} of them weights: take a smaller "
             "quantization or another machine"
         )

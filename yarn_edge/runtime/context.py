@@ -54,7 +54,7 @@ class Context:
                 self.api.llama_free(self._handle)
         if not self._handle:
             raise YarnEdgeError(
-                f"{model.path}: no context of {n_ctx} tokens with a {self.kv_type} cache: {failure_reason()}"
+                f"{model.path}: no context of {n_ctx} tokens with a cache of type {self.kv_type}: {failure_reason()}"
             )
         self.n_ctx: int = self.api.llama_n_ctx_seq(self._handle)
         self.n_batch: int = self.api.llama_n_batch(self._handle)

@@ -46,6 +46,6 @@ def check_room(file: GGUFFile, n_ctx: int, kv_type: str) -> None:
     needed, free = kv_bytes(file, n_ctx, kv_type), available_bytes()
     if needed is not None and needed > free:
         raise YarnEdgeError(
-            f"{file.path}: a context of {n_ctx} tokens with a {kv_type} cache needs {needed / 2**30:.1f} GiB, but only "
+            f"{file.path}: a context of {n_ctx} tokens with a cache of type {kv_type} needs {needed / 2**30:.1f} GiB, but only "
             f"{free / 2**30:.1f} GiB are free: choose a smaller context or cache type"
         )

@@ -50,13 +50,13 @@ $(VENV)/bin/python:
 
 # llama-cpp-python is compiled here, once: about five minutes on two cores.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing (llama-cpp-python is compiled: about five minutes on two cores)"
+	@echo "installing (the first time, llama-cpp-python is compiled: about five minutes on two cores)"
 	$(ENGINE)
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing (llama-cpp-python is compiled: about five minutes on two cores)"
+	@echo "installing (the first time, llama-cpp-python is compiled: about five minutes on two cores)"
 	$(ENGINE)
 	$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/.demo

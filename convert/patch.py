@@ -198,5 +198,5 @@ def run(args: argparse.Namespace) -> int:
         write_text("".join(f"{change}\n" for change in changes or ["no key had to change"]))
     for path in outputs:
         note(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    note(f"yarn-edge verify {outputs[0]} proves it")
+    note(f"to prove it: yarn-edge verify {outputs[0]}")
     return 0

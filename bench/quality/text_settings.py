@@ -45,7 +45,9 @@ def plan_windows(model: Model, settings: TextSettings) -> tuple[list[Window], in
     windows = windows_of(settings.protocol, tokens, cut)
     longest = max(len(w.tokens) for w in windows)
     if longest < ctx:
-        note(f"the longest text has {longest} tokens, less than the context of {ctx}: nothing is measured beyond them")
+        note(
+            f"the longest text has {longest} tokens, fewer than the context of {ctx}: nothing is measured beyond token {longest}"
+        )
     if longest > model.n_ctx_train:
         note(
             f"{model.path.name} declares a context of {model.n_ctx_train} tokens: it was not made for positions beyond them"

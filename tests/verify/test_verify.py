@@ -45,7 +45,7 @@ def test_float32_is_the_checkpoint(whole_smol_f32: Path, whole_smol_checkpoint: 
     assert 0 <= checks["logits"].value <= 1e-8
     assert "over 768 tokens" in checks["logits"].detail
     assert "top-1 100.00%" in checks["logits"].detail
-    assert "180 nodes at positions from 0, 8184, 32752" in checks["live-graph"].detail
+    assert "180 nodes, in batches from positions 0, 8184, 32752" in checks["live-graph"].detail
 
 
 def test_float16_is_rounding_only(smol_quants: dict[str, Path], smol_checkpoint: Path) -> None:

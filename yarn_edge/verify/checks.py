@@ -130,7 +130,9 @@ def check_kernel(
     worst = phase.worst(errors, positions, goal)
     table = phase.error_by_position(errors.max(axis=1), positions, goal)
     where = device.name if device else "CPU"
-    return judge(name, worst.of_budget, 1.0, f"{where}: worst {worst}", {"device": where, "phase": table})
+    return judge(
+        name, worst.of_budget, 1.0, f"{where}: closest to its error budget: {worst}", {"device": where, "phase": table}
+    )
 
 
 def check_live_graph(
@@ -185,7 +187,7 @@ def check_live_graph(
     errors = (rotation_error(n.x, n.y, n.positions, g, pairing) for some, g in judged for n in some)
     worst = max(errors, key=lambda e: e.of_budget)
     value = max(worst.of_budget, float("inf") if faults else 0.0)
-    detail = f"{len(nodes)} nodes at positions from {', '.join(map(str, starts))}: worst {worst}"
+    detail = f"{len(nodes)} nodes, in batches from positions {', '.join(map(str, starts))}; closest to its error budget: {worst}"
     if slides is not None and sliding_goal is None:
         detail += "; layers with a sliding window are compared with the file's own keys only"
     return judge(

@@ -185,7 +185,7 @@ def test_beyond_the_context_and_shorter_than_it(
     words = ["perplexity", str(tiny_model), "--text", str(tmp_path / "t.txt"), "--json"]
     assert main([*words, "--ctx", "4096"]) == 0
     told = capsys.readouterr()
-    assert "less than the context of 4096" in told.err
+    assert "fewer than the context of 4096" in told.err
     assert "declares a context of 1024 tokens" in told.err
     assert json.loads(told.out)["n_tokens"] > 1024
 

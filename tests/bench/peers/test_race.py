@@ -55,8 +55,8 @@ def test_a_process_is_timed_and_its_streams_are_kept_apart() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is sampled from /proc")
 def test_peaks_of_memory() -> None:
-    """64 MiB are written and given back before the end: the peak holds them."""
-    code = "import time; x = bytearray(b'x') * (64 << 20); time.sleep(0.5); del x; time.sleep(0.2)"
+    """72 MiB are written and given back before the end: the peak holds them, give or take the pages of two interpreters."""
+    code = "import time; x = bytearray(b'x') * (72 << 20); time.sleep(0.5); del x; time.sleep(0.2)"
     big, small = run_process("side", python(code)), run_process("side", python("import time; time.sleep(0.2)"))
     assert 64 << 20 <= big.rss_bytes - small.rss_bytes < 80 << 20
     assert 64 << 20 <= big.anonymous_bytes - small.anonymous_bytes < 80 << 20

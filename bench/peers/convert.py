@@ -23,7 +23,7 @@ from yarn_edge.convert.quant_types import parse_quants
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 
-from .race import Race, Results
+from .race import Race, Results, add_folder_flag
 from .turns import YARN_EDGE, Contender, command_line, run_turns, timing_table, timings
 
 OURS, THEIRS = "yarn-edge", "llama.cpp"
@@ -80,14 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bin", type=Path, metavar="DIR", help="folder with llama-quantize (default: build/bin of --peer)")
     add("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]", help="types to make (default: Q4_K_M)")
     add("--kernels", choices=(GGML, FAST), help="kernels of yarn-edge convert (default: its own choice)")
-    folder = Path(tempfile.gettempdir())
-    add(
-        "--folder",
-        type=Path,
-        default=folder,
-        metavar="DIR",
-        help="where to write the files (default: temporary folder)",
-    )
+    add_folder_flag(parser)
 
 
 def run(args: argparse.Namespace, results: Results) -> None:

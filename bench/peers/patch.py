@@ -24,7 +24,7 @@ from yarn_edge.progress import bar
 from yarn_edge.runtime.ggml_types import type_named
 from yarn_edge.writer import check_space
 
-from .race import Race, Results
+from .race import Race, Results, add_folder_flag
 from .turns import YARN_EDGE, Contender, command_line, run_turns, timing_table, timings
 
 LIMIT = 1.2  # ours / cp
@@ -71,14 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this race."""
     add = parser.add_argument
     add("--size", type=memory_size, default=2 * 10**9, metavar="SIZE", help="size of the file (default: 2GB)")
-    folder = Path(tempfile.gettempdir())
-    add(
-        "--folder",
-        type=Path,
-        default=folder,
-        metavar="DIR",
-        help="where to write the files (default: temporary folder)",
-    )
+    add_folder_flag(parser)
 
 
 def run(args: argparse.Namespace, results: Results) -> None:

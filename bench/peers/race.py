@@ -7,8 +7,10 @@ turns (`turns`), or timed runs within two processes (`lockstep`).
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
@@ -74,3 +76,9 @@ class Race:
             write_json({"env": env, **results, "complete": complete})
         else:
             write_text(self.tables(results))
+
+
+def add_folder_flag(parser: argparse.ArgumentParser) -> None:
+    """--folder, for a race that writes large files."""
+    text = "where to write the files (default: temporary folder)"
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), metavar="DIR", help=text)

@@ -10,7 +10,7 @@ import re
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile, TensorInfo
-from yarn_edge.runtime.kv_cache import has_plain_cache, kv_bytes
+from yarn_edge.runtime.kv_cache import kv_bytes
 
 from .bandwidth import last_level_cache_bytes, read_bandwidth
 
@@ -23,15 +23,10 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 def bytes_per_token(file: GGUFFile, depth: int, kv_type: str) -> int:
     """Bytes that must be read to generate one token after `depth` others: the weights that take part, and the cache.
 
-    For an architecture whose form of cache we cannot count (`counts_cache`), the weights alone: still a bound, but a looser one.
+    For an architecture whose form of cache we cannot count (`has_plain_cache`), the weights alone: still a bound, but a looser one.
     Raises YarnEdgeError for a file whose keys make no sense.
     """
     return weight_bytes_per_token(file) + (kv_bytes(file, depth, kv_type) or 0)
-
-
-def counts_cache(file: GGUFFile) -> bool:
-    """Whether `bytes_per_token` knows this architecture's cache."""
-    return has_plain_cache(file)
 
 
 def weight_bytes_per_token(file: GGUFFile) -> int:

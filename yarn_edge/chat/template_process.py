@@ -26,7 +26,7 @@ def _environment() -> Any:
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(Extension):
+    class GenerationTag(Extension):
         """`{% generation %}` marks the assistant's text for training; here only its body matters."""
 
         tags = {"generation"}  # noqa: RUF012
@@ -43,7 +43,7 @@ def _environment() -> Any:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    extensions = [Generation, loopcontrols]
+    extensions = [GenerationTag, loopcontrols]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception

@@ -12,10 +12,11 @@ import pytest
 
 from yarn_edge.bench.speed import bandwidth, ceilings
 from yarn_edge.bench.speed.bandwidth import Work, copy_bandwidth, last_level_cache_bytes, read_bandwidth
-from yarn_edge.bench.speed.ceilings import Ceilings, bytes_per_token, counts_cache, weight_bytes_per_token
+from yarn_edge.bench.speed.ceilings import Ceilings, bytes_per_token, weight_bytes_per_token
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.runtime.kv_cache import has_plain_cache
 
 from support import tiny_gguf
 
@@ -37,7 +38,7 @@ def test_a_dense_model_reads_every_weight_and_one_row_of_its_embeddings(tmp_path
     assert bytes_per_token(file, 0, "f16") == weights
     assert bytes_per_token(file, 1000, "f16") == weights + 1000 * cache
     assert bytes_per_token(file, 1000, "q8_0") == weights + 1000 * cache * 34 // 64
-    assert counts_cache(file)
+    assert has_plain_cache(file)
 
 
 def test_embeddings_that_are_the_output_matrix_are_read_whole(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_embeddings_that_are_the_output_matrix_are_read_whole(tmp_path: Path) ->
     assert "output.weight" not in all_of
     assert weight_bytes_per_token(file) == sum(all_of.values()) + 4 * tiny_gguf.EMBEDDING
     # its cache is of another form: a bound without it
-    assert not counts_cache(file)
+    assert not has_plain_cache(file)
     assert bytes_per_token(file, 5000, "f16") == weight_bytes_per_token(file)
 
 

@@ -23,6 +23,7 @@ from yarn_edge.gguf.header import pack_key
 from yarn_edge.gguf.read import DEFAULT_ALIGNMENT
 from yarn_edge.llama_rules.description import canonical_keys
 from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error
+from yarn_edge.llama_rules.ends import token_names
 from yarn_edge.llama_rules.planner import RopePlan, plan_rope
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
@@ -209,12 +210,13 @@ def _factors_tensor(factors: npt.NDArray[np.float32]) -> SourceTensor:
 
 
 def check_written(plan: ConversionPlan, path: Path) -> None:
-    """Read a written file back and check its positions by llama.cpp's rules, its description, and its token ids.
+    """Read a written file back and check its positions by llama.cpp's rules, its description, its token ids and ends.
 
     Raises YarnEdgeError for the first that differs from the checkpoint.
     """
     with Model(path, vocab_only=True) as model:
         mismatch = check_tokens(model, plan.reference).mismatch
+        endless = [token for token in plan.vocabulary.ends if not model.is_end(token)]
     runs = model.positions.runs
     if angle_error(runs, plan.rope.runs).any_difference or model.positions.canonical != plan.scaling:
         raise YarnEdgeError(f"{path}: the written file would not run with the checkpoint's positions")
@@ -223,3 +225,7 @@ def check_written(plan: ConversionPlan, path: Path) -> None:
         raise YarnEdgeError(f"{path}: ggml's RoPE kernel computes other positions on this machine: {kernel.detail}")
     if mismatch is not None:
         raise YarnEdgeError(f"{path}: the written file tokenizes differently from the checkpoint: {mismatch}")
+    if endless:
+        raise YarnEdgeError(
+            f"{path}: the written file would not end answers at {token_names(plan.vocabulary.tokens, endless)}"
+        )

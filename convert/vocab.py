@@ -5,10 +5,12 @@ Its pre-tokenizer is only a guess here; `vocab_proof.prove` finds the right one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from yarn_edge.checkpoint.ends import end_ids
 from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
 from yarn_edge.checkpoint.tokenizer import (
     SPACE,
@@ -17,7 +19,6 @@ from yarn_edge.checkpoint.tokenizer import (
     chat_template,
     read_json_if_there,
     steps,
-    token_text,
 )
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.verify.tokenizer import reference_encoder
@@ -45,7 +46,8 @@ class _Parts(NamedTuple):
 class Vocabulary:
     """What a GGUF says about its tokenizer. model: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE).
 
-    special_ids: by "bos", "eos", "unk", "pad". notes: known differences between llama.cpp and the checkpoint.
+    special_ids: by "bos", "eos", "unk", "pad". ends: the ids at which an answer ends; end_keys: the keys for those that llama.cpp
+    would miss (`vocab_proof`). notes: known differences between llama.cpp and the checkpoint.
     """
 
     model: str
@@ -60,6 +62,8 @@ class Vocabulary:
     add_space_prefix: bool | None
     chat_template: str | None
     notes: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
+    end_keys: Mapping[str, Any] = field(default_factory=dict)
 
     def keys(self) -> dict[str, Any]:
         """GGUF key -> value, in writing order: int is uint32, list[int] an int32 array, list[float] a float32 array."""
@@ -76,7 +80,7 @@ class Vocabulary:
             "add_space_prefix": self.add_space_prefix,
         }
         keys = {f"tokenizer.ggml.{name}": value for name, value in values.items() if value is not None}
-        return keys | ({} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template})
+        return keys | dict(self.end_keys) | ({} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template})
 
 
 def read_vocabulary(
@@ -97,7 +101,8 @@ def read_vocabulary(
     types = parts.token_types
     for index, markup in reference.markup.items():
         types[index] = CONTROL if markup.special else USER_DEFINED
-    ids = _special_ids(checkpoint, reference, len(tokens))
+    ends = end_ids(checkpoint, reference, len(tokens))
+    ids = _special_ids(checkpoint, reference, len(tokens)) | ({"eos": ends[0]} if ends else {})
     if "unk" in ids and parts.model == "llama":
         types[ids["unk"]] = UNKNOWN
     prefix, suffix = reference.added_around()
@@ -120,6 +125,7 @@ def read_vocabulary(
         add_eos=bool(suffix),
         chat_template=chat_template(checkpoint, reference.config),
         notes=tuple(notes),
+        ends=ends,
     )
 
 
@@ -199,16 +205,11 @@ def _pair(source: Path, merge: object) -> tuple[str, str]:
 
 
 def _special_ids(checkpoint: Path, reference: Reference, n_tokens: int) -> dict[str, int]:
-    """Ids of the tokens that tokenizer_config.json names, else the ids in generation_config.json or config.json."""
-    ids = dict(reference.ids) if isinstance(reference, SentencePieceReference) else {}
+    """Ids of BOS, UNK and PAD: the tokenizer's, else those in generation_config.json or config.json."""
+    ids = {name: index for name, index in reference.ids.items() if name != "eos"}
     fallbacks = [read_json_if_there(checkpoint / name) for name in ("generation_config.json", "config.json")]
     fallbacks += [text for config in fallbacks if isinstance(text := config.get("text_config"), dict)]
-    for name in _ID_KEYS:
-        text = token_text(reference.config.get(f"{name}_token"))
-        if text is not None and text in reference.vocabulary:
-            ids[name] = reference.vocabulary[text]
-        if name in ids:
-            continue
+    for name in [name for name in _ID_KEYS if name != "eos" and name not in ids]:
         for config in fallbacks:
             value = config.get(f"{name}_token_id")
             value = value[0] if isinstance(value, list) and value else value

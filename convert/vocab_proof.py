@@ -1,19 +1,22 @@
 """The pre-tokenizer of a checkpoint's vocabulary, proved rather than guessed.
 
 llama.cpp loads the vocabulary under each name of `pretokenizers.PRETOKENIZERS` until its token ids equal those of the
-checkpoint's own tokenizer.
+checkpoint's own tokenizer. The same file shows which ends of an answer llama.cpp knows by itself.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from yarn_edge.checkpoint.tokenizer import Reference, TokenizersReference
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.gguf.header import pack_key, write_arrays
+from yarn_edge.llama_rules.ends import END_SLOTS, OWN_ENDS, token_names
 from yarn_edge.progress import bar
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.tokenizer import (
@@ -59,8 +62,10 @@ def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
                 result = compare_tokens(model, encode, STRESS_TEXTS, gaps, closest[0] if closest else None)
                 if result.mismatch is None:  # the full proof takes ten times as long
                     result = compare_tokens(model, encode, texts, gaps)
+                missing = [token for token in vocabulary.ends if not model.is_end_in_llama_cpp(token)]
             if result.mismatch is None:
-                return replace(vocabulary, pre=name, notes=(*vocabulary.notes, *result.notes))
+                proved = replace(vocabulary, pre=name, notes=(*vocabulary.notes, *result.notes))
+                return _with_ends(proved, path, missing)
             advance(1)
             distance = result.n_different + result.n_explained
             if closest is None or distance < closest[0]:
@@ -72,6 +77,32 @@ def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
         f"tokenizer.ggml.pre={name}, which differs in {result.n_different} of {2 * result.n_texts} comparisons, first in "
         f"{one_line(str(result.mismatch), 300)}"
     )
+
+
+def _with_ends(vocabulary: Vocabulary, path: Path, missing: Sequence[int]) -> Vocabulary:
+    """The vocabulary with keys for the ends that llama.cpp misses: its own keys as far as it heeds them, then ours.
+
+    path: the file of `write_vocab_gguf`.
+    """
+    slots: dict[str, int] = {}
+    own: list[int] = []
+    for token in missing:
+        free = END_SLOTS[len(slots) :][:1]
+        trial = slots | dict.fromkeys(free, token)
+        with Model(path, vocab_only=True, overrides={"tokenizer.ggml.pre": vocabulary.pre, **trial}) as model:
+            heeded = model.is_end_in_llama_cpp(token)
+        if heeded:
+            slots = trial
+        else:
+            own.append(token)
+    notes = [f"answers also end at {token_names(vocabulary.tokens, [i])}, written as {key}" for key, i in slots.items()]
+    if own:
+        notes.append(
+            f"answers also end at {token_names(vocabulary.tokens, own)}, but only in yarn-edge: llama.cpp has no key for "
+            "them, so give other programs these texts as stop strings"
+        )
+    keys: dict[str, Any] = {**slots, **({OWN_ENDS: own} if own else {})}
+    return replace(vocabulary, end_keys=keys, notes=(*vocabulary.notes, *notes))
 
 
 def write_vocab_gguf(vocabulary: Vocabulary, path: Path) -> Path:

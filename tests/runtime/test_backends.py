@@ -21,6 +21,7 @@ from yarn_edge.runtime import ggml, rope_kernel
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.verify.command import verify
+from yarn_edge.verify.vocabulary import VOCABULARY_CHECKS
 
 from support import tiny
 from support.gguf_bytes import edit_key
@@ -107,7 +108,7 @@ def test_a_second_device_is_really_used(
 ) -> None:
     told = report([str(model), "--against", str(checkpoint), "--backend", "cuda", "--tokens", "64"], capsys)
     assert told["ok"] is True
-    assert list(told["by_name"]) == ["metadata", "kernel:cuda", "live-graph:cuda", "tokenizer", "logits:cuda"]
+    assert list(told["by_name"]) == ["metadata", "kernel:cuda", "live-graph:cuda", *VOCABULARY_CHECKS, "logits:cuda"]
     assert {c["status"] for c in told["checks"]} == {"pass"}
     assert twin == ["CUDA"]
 

@@ -24,9 +24,11 @@ from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.positions.error_budget import rotation_error
 from yarn_edge.runtime.model import Model
 from yarn_edge.runtime.rope_kernel import rope_arguments
-from yarn_edge.verify.command import Check, check_kernel, check_logits, check_tokenizer, verify
+from yarn_edge.verify.command import Check, check_kernel, check_logits, verify
 from yarn_edge.verify.rope_nodes import record_ropes
+from yarn_edge.verify.tokenizer import reference_encoder
 from yarn_edge.verify.transformers_reference import divergence, log_softmax
+from yarn_edge.verify.vocabulary import check_tokenizer
 
 from support import depth, tiny
 from support.build_note import without_build_note
@@ -101,6 +103,9 @@ def test_the_unchanged_file_passes(rich_file: Path) -> None:
         ("kernel", "pass"),
         ("live-graph", "pass"),
         ("tokenizer", "skip"),
+        ("ends", "skip"),
+        ("bos", "skip"),
+        ("template", "skip"),
         ("logits", "skip"),
     ]
 
@@ -182,7 +187,8 @@ def test_another_checkpoint_fails(rich_file: Path, tmp_path: Path, capsys: pytes
     status = {c["name"]: c["status"] for c in report["checks"]}
     assert report["ok"] is False
     del status["logits"]  # a tiny random model's attention is flat: its logits may hide positions
-    assert status == {"metadata": "fail", "kernel": "pass", "live-graph": "fail", "tokenizer": "pass"}
+    same = dict.fromkeys(("kernel", "tokenizer", "ends", "bos", "template"), "pass")
+    assert status == {"metadata": "fail", "live-graph": "fail"} | same
     metadata_check = report["checks"][0]
     assert set(metadata_check) == {"name", "status", "value", "limit", "detail", "data"}
     assert "attention_factor is 1.35" in metadata_check["detail"]
@@ -196,7 +202,7 @@ def test_another_tokenizer_fails(rich_file: Path, tmp_path: Path) -> None:
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     path.write_text(json.dumps(values))
     with Model(rich_file) as model:
-        assert check_tokenizer(model, folder).status == "fail"
+        assert check_tokenizer(model, folder, reference_encoder(folder)).status == "fail"
 
 
 def test_flags_are_told_to_verify_too(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class VocabularyPiece:
 class SentencePieceReference(Reference):
     """`tokenizer.model`, with BOS and EOS if add_bos_token and add_eos_token of tokenizer_config.json are true.
 
-    pieces: those of the model itself. ids: of "bos", "eos", "unk" and "pad", as far as the model or the config names them.
+    pieces: those of the model itself. ids: as the config names them, else as the model does.
     """
 
     def __init__(self, checkpoint: Path) -> None:

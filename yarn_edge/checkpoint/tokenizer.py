@@ -15,6 +15,7 @@ from yarn_edge.checkpoint.config_file import read_json
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 
 SPACE = "▁"  # how SentencePiece writes a space
+SPECIAL = ("bos", "eos", "unk", "pad")  # the roles that GGUF has a key for
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
@@ -44,7 +45,8 @@ class Reference:
     """A checkpoint's tokenizer: calling it with (text, add_special) returns token ids.
 
     source: the file that it was read from. settings: tokenizer.json without its model ({} for a SentencePiece model).
-    markup: added tokens by id. vocabulary: ids by text, with the added tokens. notes: decisions that users should know.
+    markup: added tokens by id. vocabulary: ids by text, with the added tokens. ids: of "bos", "eos", "unk" and "pad", as far as
+    the tokenizer names them. notes: decisions that users should know.
     """
 
     source: Path
@@ -52,6 +54,7 @@ class Reference:
     settings: dict[str, Any]
     markup: dict[int, Markup]
     vocabulary: dict[str, int]
+    ids: dict[str, int]
     notes: tuple[str, ...] = ()
 
     def __call__(self, text: str, add_special: bool) -> list[int]:
@@ -110,6 +113,8 @@ class TokenizersReference(Reference):
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        named = {name: token_text(self.config.get(f"{name}_token")) for name in SPECIAL}
+        self.ids = {name: self.vocabulary[text] for name, text in named.items() if text in self.vocabulary}
         self.markup = {
             index: Markup(t.content, t.special, bool(t.lstrip or t.rstrip or t.single_word))
             for index, t in self.tokenizer.get_added_tokens_decoder().items()

@@ -17,6 +17,7 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.ends import own_ends
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar
@@ -48,6 +49,7 @@ class Model:
         self.no_alloc = no_alloc
         self.gguf: GGUFFile = gguf or read_gguf(path)
         check_loadable(self.gguf)
+        self._own_ends = own_ends(self.gguf)
         self.api = llama()
         params = self.api.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -138,7 +140,11 @@ class Model:
         raise YarnEdgeError(f"{self.path}: token {token} has no text")
 
     def is_end(self, token: int) -> bool:
-        """Whether the token ends a generation (EOS, end of turn, …)."""
+        """Whether the token ends a generation, for llama.cpp or by the file's own list (`yarn_edge.llama_rules.ends`)."""
+        return token in self._own_ends or self.is_end_in_llama_cpp(token)
+
+    def is_end_in_llama_cpp(self, token: int) -> bool:
+        """Whether the token ends a generation in every program that asks llama.cpp (EOS, end of turn, …)."""
         return bool(self.api.llama_vocab_is_eog(self._vocab, token))
 
     def close(self) -> None:

@@ -4,6 +4,9 @@ metadata    the file's keys agree with its own description, with what llama.cpp 
 kernel      ggml's rope kernel on each requested backend against the float64 reference, up to the end of the context
 live-graph  every layer's ROPE nodes in a real evaluation: parameters, and outputs against the reference on the actual inputs
 tokenizer   token ids against the checkpoint's tokenizer
+ends        where answers end, against the checkpoint's files
+bos         the token before texts, against the checkpoint's tokenizer
+template    the chat template, against the checkpoint's
 logits      next-token distributions against transformers in float32
 """
 
@@ -41,21 +44,11 @@ from yarn_edge.verify.checks import (
     check_kernel,
     check_live_graph,
     check_metadata,
-    judge,
     on_backend,
     skipped,
 )
 from yarn_edge.verify.logits import LOGIT_TOKENS, check_logits, checkpoint_scaling
-
-
-def check_tokenizer(model: Model, checkpoint: Path) -> Check:
-    """The token ids of stress texts against the checkpoint's own tokenizer."""
-    from yarn_edge.verify.tokenizer import check_tokens, reference_encoder
-
-    outcome = check_tokens(model, reference_encoder(checkpoint))
-    same = f"{outcome.n_texts} texts, {outcome.n_tokens} tokens: the same ids"
-    detail = "; ".join([str(outcome.mismatch) if outcome.mismatch is not None else same, *outcome.notes])
-    return judge("tokenizer", float(outcome.n_different), 0.0, detail)
+from yarn_edge.verify.vocabulary import VOCABULARY_CHECKS, vocabulary_checks
 
 
 def verify(
@@ -104,10 +97,11 @@ def verify(
         with Model(path, device=devices[0], gguf=file) as model:
             add(check_live_graph(model, goal, threads, name, sliding))
             if against is None:
-                for what in ("tokenizer", "logits"):
+                for what in (*VOCABULARY_CHECKS, "logits"):
                     add(skipped(on_backend(what, name), "needs --against CHECKPOINT"))
                 continue
-            add(check_tokenizer(model, Path(against)))
+            for check in vocabulary_checks(model, Path(against)):
+                add(check)
             add(check_logits(model, Path(against), replaced, n_tokens, threads, kv_type=kv_type, backend=name))
     return checks
 
@@ -118,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="CHECKPOINT",
-        help="compare with the config, tokenizer and logits of the source checkpoint folder",
+        help="compare with the config, tokenizer, chat template and logits of the source checkpoint folder",
     )
     parser.add_argument(
         "--tokens",

@@ -126,6 +126,9 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit_config(f, architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=128), "sliding_window is 128, shorter"),
     "tied but different": (lambda f: edit_config(f, tie_word_embeddings=True), "lm_head.weight differs"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
+    "an end that is no token": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": [1, 320]}'), "eos_token_id holds 320"),
+    "generation config not JSON": (lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json: not valid JSON"),
     "tokenizer not JSON": (lambda f: (f / "tokenizer.json").write_text("{,"), "tokenizer.json"),
     "more tokens than embeddings": (lambda f: edit_config(f, vocab_size=100), "100"),
 }  # fmt: skip

@@ -80,7 +80,8 @@ class Vocabulary:
             "add_space_prefix": self.add_space_prefix,
         }
         keys = {f"tokenizer.ggml.{name}": value for name, value in values.items() if value is not None}
-        return keys | dict(self.end_keys) | ({} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template})
+        template = {} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template}
+        return {**keys, **self.end_keys, **template}
 
 
 def read_vocabulary(

@@ -47,23 +47,37 @@ def proved(
     return prove(read_vocabulary(folder, SIZE), folder)
 
 
+LLAMA3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
 # tokens added, ends by text, EOS, keys by text, words of the note
 WRITTEN: dict[str, tuple[list[str], list[str], str, dict[str, Any], list[str]]] = {
     "the tokenizer's alone": ([], ["<|end|>"], "<|end|>", {}, []),
-    "Llama 3.1": (
-        names := ["<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"], names[1:], "<|eot_id|>", {}, []),
+    "Llama 3.1": (LLAMA3, LLAMA3[1:], "<|eot_id|>", {}, []),
     "Gemma": (["<eos>", "<end_of_turn>"], ["<eos>", "<end_of_turn>"], "<eos>", {}, []),
     "ChatML on a base model": (["<|endoftext|>", "<|im_end|>"], ["<|im_end|>"], "<|endoftext|>", {}, []),
     "one that llama.cpp does not know": (["<turn>"], ["<turn>"], "<|end|>", {EOT: "<turn>"}, ["'<turn>' (", EOT]),
     "two, and one that it knows": (
-        ["<a>", "<|im_end|>", "<b>"], ["<a>", "<|im_end|>", "<b>"], "<|end|>", {EOT: "<a>", EOM: "<b>"}, ["'<a>'", "'<b>'"]),
+        ["<a>", "<|im_end|>", "<b>"],
+        ["<a>", "<|im_end|>", "<b>"],
+        "<|end|>",
+        {EOT: "<a>", EOM: "<b>"},
+        ["'<a>'", "'<b>'"],
+    ),
     "more than it has keys for": (
-        ["<a>", "<b>", "<c>", "<d>"], ["<a>", "<b>", "<c>", "<d>"], "<|end|>", {EOT: "<a>", EOM: "<b>", OWN_ENDS: ["<c>", "<d>"]},
-        ["'<c>'", "'<d>'", "only in yarn-edge", "stop strings"]),
+        ["<a>", "<b>", "<c>", "<d>"],
+        ["<a>", "<b>", "<c>", "<d>"],
+        "<|end|>",
+        {EOT: "<a>", EOM: "<b>", OWN_ENDS: ["<c>", "<d>"]},
+        ["'<c>'", "'<d>'", "only in yarn-edge", "stop strings"],
+    ),
     "a piece of text": ([], ["!"], "<|end|>", {EOT: "!"}, ["'!'"]),
     "EOS, which it takes from its list as in gpt-oss": (
-        ["<|return|>", "<|call|>"], ["<|end|>", "<|return|>"], "<|end|>", {OWN_ENDS: ["<|end|>"]}, ["'<|end|>'", "only in yarn-edge"]),
-}  # fmt: skip
+        ["<|return|>", "<|call|>"],
+        ["<|end|>", "<|return|>"],
+        "<|end|>",
+        {OWN_ENDS: ["<|end|>"]},
+        ["'<|end|>'", "only in yarn-edge"],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", WRITTEN)

@@ -101,15 +101,33 @@ OTHERS: dict[str, tuple[Callable[[Vocabulary], Vocabulary], str, list[str]]] = {
     "without our own key": (with_ends(eot="<a>", eom="<b>"), "ends", ["would not end at '<c>'"]),
     "an end in the middle of text": (with_ends(eot="!", eom="<a>"), "ends", [EOT, "'!' (2), which is text"]),
     "our own key ends at text": (
-        lambda v: replace(v, end_keys=v.end_keys | {OWN_ENDS: [*v.end_keys[OWN_ENDS], 2]}), "ends", [OWN_ENDS, "'!' (2), which is text"]),
+        lambda v: replace(v, end_keys=v.end_keys | {OWN_ENDS: [*v.end_keys[OWN_ENDS], 2]}),
+        "ends",
+        [OWN_ENDS, "'!' (2), which is text"],
+    ),
     "another BOS": (with_ids(bos="<tool>"), "bos", ["BOS is '<tool>'", "the checkpoint's is '<|start|>' (0)"]),
-    "a BOS before texts": (lambda v: replace(v, add_bos=True), "bos", ["a BOS is put before texts", "puts no BOS there"]),
-    "no template": (with_template(None), "template", ["no tokenizer.chat_template", f"one of {len(TEMPLATE)} characters"]),
+    "a BOS before texts": (
+        lambda v: replace(v, add_bos=True),
+        "bos",
+        ["a BOS is put before texts", "puts no BOS there"],
+    ),
+    "no template": (
+        with_template(None),
+        "template",
+        ["no tokenizer.chat_template", f"one of {len(TEMPLATE)} characters"],
+    ),
     "another template": (
-        with_template(TEMPLATE.replace("content", "role")), "template", ["from character 28 on", "'role }}", "'content }}"]),
-    "a template that goes on": (with_template(TEMPLATE + "x"), "template", [f"from character {len(TEMPLATE) - 1} on", r"has '\nx'", "template ''"]),
+        with_template(TEMPLATE.replace("content", "role")),
+        "template",
+        ["from character 28 on", "'role }}", "'content }}"],
+    ),
+    "a template that goes on": (
+        with_template(TEMPLATE + "x"),
+        "template",
+        [f"from character {len(TEMPLATE) - 1} on", r"has '\nx'", "template ''"],
+    ),
     "an empty line that Jinja keeps": (with_template(TEMPLATE + "\n"), "template", [r"has '\n'"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OTHERS)
@@ -125,10 +143,13 @@ def test_another_one_fails_with_both_values(case: str, vocabulary: Vocabulary, f
 
 SAME: dict[str, Callable[[Vocabulary], Vocabulary]] = {
     "another of the ends as EOS": lambda v: replace(
-        v, special_ids=v.special_ids | {"eos": v.tokens.index("<a>")}, end_keys=v.end_keys | {EOT: v.tokens.index("<|end|>")}),
+        v,
+        special_ids=v.special_ids | {"eos": v.tokens.index("<a>")},
+        end_keys=v.end_keys | {EOT: v.tokens.index("<|end|>")},
+    ),
     "one line break less": with_template(TEMPLATE.removesuffix("\n")),
     "line breaks of Windows": with_template(TEMPLATE.replace("\n", "\r\n")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SAME)

@@ -139,8 +139,11 @@ def _no_config(folder: Path) -> YarnEdgeError:
         return YarnEdgeError(
             f"{folder}: holds {adapter.what} ({', '.join(adapter.files)}) and no model (no config.json): {adapter.remedy}"
         )
-    inner = sorted(path.parent.name for name in ("config.json", CONFIG) for path in folder.glob(f"*/{name}"))
-    hint = f"; its folders {one_line(', '.join(dict.fromkeys(inner)), 100)} have one: pass one of them" if inner else ""
+    places = (f"{depth}/{name}" for depth in ("*", "snapshots/*") for name in ("config.json", CONFIG))
+    inner = dict.fromkeys(
+        str(path.parent.relative_to(folder)) for place in places for path in sorted(folder.glob(place))
+    )
+    hint = f"; there is one in {one_line(', '.join(inner), 100)}: pass such a folder" if inner else ""
     return YarnEdgeError(f"{folder}: has no config.json, so it is not a Hugging Face checkpoint{hint}")
 
 

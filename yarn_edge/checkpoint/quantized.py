@@ -70,6 +70,7 @@ METHODS: tuple[QuantMethod, ...] = (
     QuantMethod("Metal", ("metal",)),
     QuantMethod("Quark", ("quark",), "", runs_quantized=True),
     QuantMethod("BitNet", ("bitnet",), "", runs_quantized=True),
+    QuantMethod("Gemma", ("gemma",), "", runs_quantized=True),
     QuantMethod("FP-Quant", ("fp_quant",), r"\.(?:forward_hadamard_matrix|qweight_master)$", runs_quantized=True),
     QuantMethod("Four Over Six", ("fouroversix",), "", runs_quantized=True),
 )  # fmt: skip

@@ -24,13 +24,13 @@ def check_rows(source: Path, vocabulary: Mapping[str, int], n_rows: int) -> None
         )
     more = f", nor have {len(rowless) - 1} more" if len(rowless) > 1 else ""
     raise YarnEdgeError(
-        f"{source.parent / place[0]}: {place[1]} brings the token {name}, which has no row in the embedding of {n_rows} rows{more}: "
+        f"{source.parent / place[0]}: {f'{place[1]} brings'.strip()} the token {name}, which has no row in the embedding of {n_rows} rows{more}: "
         f"add rows (model.resize_token_embeddings({rowless[-1][0] + 1})) and train them, or remove the token"
     )
 
 
 def origin(folder: Path, text: str) -> tuple[str, str] | None:
-    """(file, key) that adds a token to the tokenizer's own vocabulary; None if it belongs to that vocabulary."""
+    """(file, its key or "") that adds a token to the tokenizer's own vocabulary; None if it belongs to that vocabulary."""
     own = read_json_if_there(folder / "tokenizer.json")
     model = own.get("model")
     if isinstance(model, dict) and text in (model.get("vocab") or ()):
@@ -38,7 +38,7 @@ def origin(folder: Path, text: str) -> tuple[str, str] | None:
     if any(isinstance(token, dict) and token.get("content") == text for token in own.get("added_tokens") or ()):
         return "tokenizer.json", "added_tokens"
     if text in read_json_if_there(folder / "added_tokens.json"):
-        return "added_tokens.json", "it"
+        return "added_tokens.json", ""
     config = tokenizer_config(folder)
     for key, token in (config.get("added_tokens_decoder") or {}).items():
         if token_text(token) == text:

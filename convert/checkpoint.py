@@ -33,10 +33,13 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 # safetensors dtype -> (NumPy dtype that holds its bits, is it bfloat16?)
 DTYPES: dict[str, tuple[str, bool]] = {"F32": ("<f4", False), "F16": ("<f2", False), "BF16": ("<u2", True)}
 # Bytes of the others, which only buffers and quantized weights have.
-_OTHER_DTYPES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "I16": 2, "U16": 2,
-    "I32": 4, "U32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
+_OTHERS = {
+    1: "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+    2: "I16 U16",
+    4: "I32 U32",
+    8: "I64 U64 F64 C64",
+}
+_OTHER_DTYPES = {name: size for size, names in _OTHERS.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
         if len(shape) > MAX_DIMS or any(n > size for n in shape):
             raise bad(f"tensor {name} has the shape {shape[:8]}")
         item = _item_bytes(dtype) if isinstance(dtype, str) else None
-        if item is None:
+        if not isinstance(dtype, str) or item is None:
             raise YarnEdgeError(
                 f"{path}: tensor {one_line(name, 100)} has dtype {one_line(str(dtype), 20)}; supported: {', '.join(DTYPES)}"
             )

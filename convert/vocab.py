@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
-from yarn_edge.checkpoint.token_rows import check_rows
+from yarn_edge.checkpoint.token_rows import check_token_rows
 from yarn_edge.checkpoint.tokenizer import (
     SPACE,
     Reference,
@@ -126,7 +126,7 @@ def read_vocabulary(
 
 def _tokens(reference: Reference, vocab_size: int) -> list[str]:
     """Texts by id; ids without a token, below vocab_size, become `[PAD7]` and so on."""
-    check_rows(reference.source, reference.vocabulary, vocab_size)
+    check_token_rows(reference.source, reference.vocabulary, vocab_size)
     tokens: list[str | None] = [None] * vocab_size
     for text, index in reference.vocabulary.items():
         if tokens[index] is not None:

@@ -25,7 +25,7 @@ OTHERS = (
     ("flax_model*.msgpack", "Flax's format: save the model as safetensors"),
     ("*.onnx", "ONNX, which holds no weights that can be converted: take the original checkpoint"),
     ("*.safetensors", "another name: if it holds the weights, rename it to model.safetensors"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -26,27 +26,52 @@ GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
 BNB = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
 # config, tensors beside the others, and what the message must say
 QUANTIZED: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]] = {
-    "gptq": (GPTQ, {"qweight": INTEGERS}, ["by GPTQ (", "quantization_config", "q_proj.qweight has dtype I32", "original checkpoint"]),
+    "gptq": (
+        GPTQ,
+        {"qweight": INTEGERS},
+        ["by GPTQ (", "quantization_config", "q_proj.qweight has dtype I32", "original checkpoint"],
+    ),
     "gptq without config": ({}, {"qweight": INTEGERS, "g_idx": INTEGERS[0]}, ["by GPTQ (", "q_proj.g_idx"]),
     "awq": ({"quantization_config": {"quant_method": "awq"}}, {"qweight": INTEGERS}, ["by AWQ ("]),
     "awq without config": ({}, {"qweight": INTEGERS, "qzeros": INTEGERS}, ["by GPTQ or AWQ ("]),
-    "bitsandbytes, 4 bits": (BNB, {"weight": BYTES, "weight.absmax": FLOATS}, ["by bitsandbytes (", "model.dequantize()"]),
+    "bitsandbytes, 4 bits": (
+        BNB,
+        {"weight": BYTES, "weight.absmax": FLOATS},
+        ["by bitsandbytes (", "model.dequantize()"],
+    ),
     "bitsandbytes, 8 bits, without config": ({}, {"weight": BYTES, "SCB": FLOATS}, ["by bitsandbytes (", "q_proj.SCB"]),
-    "an old config of bitsandbytes": ({"quantization_config": {"load_in_8bit": True}}, {"weight": BYTES}, ["by bitsandbytes ("]),
+    "an old config of bitsandbytes": (
+        {"quantization_config": {"load_in_8bit": True}},
+        {"weight": BYTES},
+        ["by bitsandbytes ("],
+    ),
     "fp8": (
-        {"quantization_config": {"quant_method": "fp8"}}, {"weight": EIGHT, "weight_scale_inv": FLOATS},
-        ["by FP8 in blocks (", "FineGrainedFP8Config(dequantize=True)"]),
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"weight": EIGHT, "weight_scale_inv": FLOATS},
+        ["by FP8 in blocks (", "FineGrainedFP8Config(dequantize=True)"],
+    ),
     "compressed-tensors": (
-        {"quantization_config": {"quant_method": "compressed-tensors"}}, {"weight": EIGHT, "weight_scale": FLOATS},
-        ["by compressed-tensors (", "CompressedTensorsConfig(dequantize=True)"]),
+        {"quantization_config": {"quant_method": "compressed-tensors"}},
+        {"weight": EIGHT, "weight_scale": FLOATS},
+        ["by compressed-tensors (", "CompressedTensorsConfig(dequantize=True)"],
+    ),
     "compressed-tensors, floats with scales": (
-        {"quantization_config": {"quant_method": "compressed-tensors"}}, {"weight": FLOATS, "weight_scale": FLOATS}, ["by compressed-tensors ("]),
+        {"quantization_config": {"quant_method": "compressed-tensors"}},
+        {"weight": FLOATS, "weight_scale": FLOATS},
+        ["by compressed-tensors ("],
+    ),
     "hqq": ({}, {"W_q": BYTES}, ["by HQQ ("]),
     "mlx": (
         {"quantization": {"bits": 4}, "quantization_config": {"bits": 4}},
-        {"weight": INTEGERS.view(torch.uint32), "scales": FLOATS, "biases": FLOATS}, ["by MLX (", "mlx_lm.convert --dequantize"]),
-    "an unknown method": ({"quantization_config": {"quant_method": "new"}}, {"weight": BYTES}, ["is quantized (config.json", "U8"]),
-}  # fmt: skip
+        {"weight": INTEGERS.view(torch.uint32), "scales": FLOATS, "biases": FLOATS},
+        ["by MLX (", "mlx_lm.convert --dequantize"],
+    ),
+    "an unknown method": (
+        {"quantization_config": {"quant_method": "new"}},
+        {"weight": BYTES},
+        ["is quantized (config.json", "U8"],
+    ),
+}
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], form: str = "safetensors") -> Path:

@@ -68,22 +68,46 @@ CHOICES: dict[str, tuple[Callable[[Path], Any], str]] = {
         f"{INDEX} names files that are missing: model.safetensors is read instead",
     ),
     "a stale index of .bin": (
-        lambda f: (torchs(f, 7, "pytorch_model.bin"), index(f, "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json")),
+        lambda f: (
+            torchs(f, 7, "pytorch_model.bin"),
+            index(f, "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"),
+        ),
         "pytorch_model.bin is read instead",
     ),
     "a variant beside": (lambda f: (safe(f, 7, "model.safetensors"), safe(f, 8, "model.fp16.safetensors")), ""),
-    "a variant of another format": (lambda f: (torchs(f, 7, "pytorch_model.bin"), safe(f, 8, "model.fp16.safetensors")), ""),
+    "a variant of another format": (
+        lambda f: (torchs(f, 7, "pytorch_model.bin"), safe(f, 8, "model.fp16.safetensors")),
+        "",
+    ),
     "both formats": (lambda f: (safe(f, 7, "model.safetensors"), torchs(f, 8, "pytorch_model.bin")), ""),
     "other programs' files": (
-        lambda f: (safe(f, 7, "model.safetensors"), safe(f, 8, "consolidated.safetensors"),
-                   *((f / name).write_text("x") for name in ("model.onnx", "model-optimizer.bin", "training_args.bin", "pytorch_model_fsdp.bin"))),
-        ""),
+        lambda f: (
+            safe(f, 7, "model.safetensors"),
+            safe(f, 8, "consolidated.safetensors"),
+            *(
+                (f / name).write_text("x")
+                for name in ("model.onnx", "model-optimizer.bin", "training_args.bin", "pytorch_model_fsdp.bin")
+            ),
+        ),
+        "",
+    ),
     "a shard left over": (
-        lambda f: (safe(f, 7, "model-00001-of-00001.safetensors"), index(f, "model-00001-of-00001.safetensors"), safe(f, 8, "model-00002-of-00003.safetensors")),
-        ""),
+        lambda f: (
+            safe(f, 7, "model-00001-of-00001.safetensors"),
+            index(f, "model-00001-of-00001.safetensors"),
+            safe(f, 8, "model-00002-of-00003.safetensors"),
+        ),
+        "",
+    ),
     "named by the config": (
-        lambda f: (safe(f, 7, "ema.safetensors"), safe(f, 8, "model.safetensors"), edit(f / "config.json", transformers_weights="ema.safetensors")), ""),
-}  # fmt: skip
+        lambda f: (
+            safe(f, 7, "ema.safetensors"),
+            safe(f, 8, "model.safetensors"),
+            edit(f / "config.json", transformers_weights="ema.safetensors"),
+        ),
+        "",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CHOICES)
@@ -100,19 +124,37 @@ def test_the_files_that_transformers_takes(case: str, folder: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two whole sets": (
-        lambda f: (safe(f, 7, "model.safetensors"), safe(f, 8, "a.safetensors"), index(f, "a.safetensors")), "remove one of the two sets"),
+        lambda f: (safe(f, 7, "model.safetensors"), safe(f, 8, "a.safetensors"), index(f, "a.safetensors")),
+        "remove one of the two sets",
+    ),
     "shards without index": (
         lambda f: (safe(f, 7, "model-1.safetensors"), safe(f, 8, "model-2.safetensors")),
-        r"2 files of weights \(model-1.safetensors, model-2.safetensors\), but model.safetensors.index.json is missing"),
+        r"2 files of weights \(model-1.safetensors, model-2.safetensors\), but model.safetensors.index.json is missing",
+    ),
     "an index of nothing": (lambda f: (f / INDEX).write_text('{"weight_map": {}}'), "weight_map is missing"),
-    "a missing shard beside .bin": (lambda f: (index(f, "x.safetensors"), torchs(f, 7, "pytorch_model.bin")), "the shard is missing"),
-    "mistral's layout": (lambda f: safe(f, 7, "consolidated.safetensors"), "consolidated.safetensors is Mistral's own layout: take"),
+    "a missing shard beside .bin": (
+        lambda f: (index(f, "x.safetensors"), torchs(f, 7, "pytorch_model.bin")),
+        "the shard is missing",
+    ),
+    "mistral's layout": (
+        lambda f: safe(f, 7, "consolidated.safetensors"),
+        "consolidated.safetensors is Mistral's own layout: take",
+    ),
     "a GGUF": (lambda f: (f / "x.gguf").write_text("x"), "x.gguf is a GGUF already: pass the file"),
-    "a file of gptq": (lambda f: safe(f, 7, "gptq_model-4bit.safetensors"), "gptq_model-4bit.safetensors is another name"),
+    "a file of gptq": (
+        lambda f: safe(f, 7, "gptq_model-4bit.safetensors"),
+        "gptq_model-4bit.safetensors is another name",
+    ),
     "deepspeed's state": (lambda f: (f / "global_step10").mkdir(), "run zero_to_fp32.py"),
-    "named, but elsewhere": (lambda f: edit(f / "config.json", transformers_weights="../x.safetensors"), "not a safetensors file of this"),
-    "named, but missing": (lambda f: edit(f / "config.json", transformers_weights="x.safetensors"), "transformers_weights .* is missing"),
-}  # fmt: skip
+    "named, but elsewhere": (
+        lambda f: edit(f / "config.json", transformers_weights="../x.safetensors"),
+        "not a safetensors file of this",
+    ),
+    "named, but missing": (
+        lambda f: edit(f / "config.json", transformers_weights="x.safetensors"),
+        "transformers_weights .* is missing",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -227,10 +269,16 @@ def test_verify_fails_on_a_dropped_adapter(file: Path, folder: Path) -> None:
 
 
 UNREAD = {
-    "an unmerged adapter": ({"model.norm.base_layer.weight": STATE[MARK], "model.norm.lora_A.weight": STATE[MARK].clone()}, "not merged"),
+    "an unmerged adapter": (
+        {"model.norm.base_layer.weight": STATE[MARK], "model.norm.lora_A.weight": STATE[MARK].clone()},
+        "not merged",
+    ),
     "quantized": ({"model.norm.qweight": STATE[MARK].int()}, "is quantized by GPTQ or AWQ"),
-    "another name": ({"model.last_norm.weight": STATE[MARK]}, "transformers does not find model.norm.weight .it has model.last_norm.weight"),
-}  # fmt: skip
+    "another name": (
+        {"model.last_norm.weight": STATE[MARK]},
+        "transformers does not find model.norm.weight .it has model.last_norm.weight",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", UNREAD)

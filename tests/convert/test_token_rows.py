@@ -87,10 +87,17 @@ PADS: dict[str, list[Callable[[Path], None]]] = {
     "named as an object": [in_config(pad_token={"__type": "AddedToken", "content": "[PAD]", "lstrip": False})],
     "in tokenizer.json": [PAD, in_tokenizer_json("[PAD]")],
     "in added_tokens.json": [PAD, in_added(**{"[PAD]": N})],
-    "in added_tokens_decoder": [in_config(pad_token="[PAD]", added_tokens_decoder={N: {"content": "[PAD]", "special": True}})],
-    "in special_tokens_map.json": [lambda f: edit(f / "special_tokens_map.json", lambda c: c.update(pad_token="[PAD]"))],
-    "its id in generation_config.json": [PAD, lambda f: edit(f / "generation_config.json", lambda c: c.update(pad_token_id=N))],
-}  # fmt: skip
+    "in added_tokens_decoder": [
+        in_config(pad_token="[PAD]", added_tokens_decoder={N: {"content": "[PAD]", "special": True}})
+    ],
+    "in special_tokens_map.json": [
+        lambda f: edit(f / "special_tokens_map.json", lambda c: c.update(pad_token="[PAD]"))
+    ],
+    "its id in generation_config.json": [
+        PAD,
+        lambda f: edit(f / "generation_config.json", lambda c: c.update(pad_token_id=N)),
+    ],
+}
 
 
 @pytest.mark.parametrize("case", PADS)
@@ -114,17 +121,30 @@ def test_a_pad_token_with_a_row_stays(case: str, bpe: Path) -> None:
 
 # rows, changes, and the words of the message
 ROWLESS: dict[str, tuple[list[Callable[[Path], None]], list[str]]] = {
-    "a named token": ([in_config(eos_token="<|stop|>")], ["tokenizer_config.json: eos_token brings", f"'<|stop|>' (id {N})"]),
-    "a listed token": ([in_config(additional_special_tokens=["<tool>"])], ["additional_special_tokens brings", f"'<tool>' (id {N})"]),
+    "a named token": (
+        [in_config(eos_token="<|stop|>")],
+        ["tokenizer_config.json: eos_token brings", f"'<|stop|>' (id {N})"],
+    ),
+    "a listed token": (
+        [in_config(additional_special_tokens=["<tool>"])],
+        ["additional_special_tokens brings", f"'<tool>' (id {N})"],
+    ),
     "the map's token": (
-        [lambda f: edit(f / "special_tokens_map.json", lambda c: c.update(sep_token="<sep>"))], ["special_tokens_map.json: sep_token brings"]),
+        [lambda f: edit(f / "special_tokens_map.json", lambda c: c.update(sep_token="<sep>"))],
+        ["special_tokens_map.json: sep_token brings"],
+    ),
     "tokenizer.json's": ([in_tokenizer_json("<tool>")], ["tokenizer.json: added_tokens brings", f"'<tool>' (id {N})"]),
     "added_tokens.json's": ([in_added(tool=N)], ["added_tokens.json: brings", "'tool'"]),
     "added_tokens_decoder's": (
-        [in_config(added_tokens_decoder={9: {"content": "<tool>"}})], ["tokenizer_config.json: added_tokens_decoder.9 brings", "'<tool>'"]),
+        [in_config(added_tokens_decoder={9: {"content": "<tool>"}})],
+        ["tokenizer_config.json: added_tokens_decoder.9 brings", "'<tool>'"],
+    ),
     "pad is eos": ([in_config(eos_token="<|stop|>", pad_token="<|stop|>")], ["'<|stop|>'"]),
-    "pad and another": ([in_config(pad_token="[PAD]", mask_token="[MASK]")], ["pad_token brings", "'[PAD]'", "nor have 1 more", f"({N + 2})"]),
-}  # fmt: skip
+    "pad and another": (
+        [in_config(pad_token="[PAD]", mask_token="[MASK]")],
+        ["pad_token brings", "'[PAD]'", "nor have 1 more", f"({N + 2})"],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", ROWLESS)

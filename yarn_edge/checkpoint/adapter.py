@@ -15,13 +15,28 @@ from yarn_edge.errors import YarnEdgeError, one_line
 
 CONFIG = "adapter_config.json"
 _FILES = (
-    CONFIG, "adapter_model*.safetensors", "adapter_model*.bin", "adapter_model*.index.json", "non_lora_trainables.bin",
-    "pytorch_adapter.bin", "adapters.safetensors", "*_adapters.safetensors",
-)  # fmt: skip
+    CONFIG,
+    "adapter_model*.safetensors",
+    "adapter_model*.bin",
+    "adapter_model*.index.json",
+    "non_lora_trainables.bin",
+    "pytorch_adapter.bin",
+    "adapters.safetensors",
+    "*_adapters.safetensors",
+)
 # peft.PeftType: what adds inputs or layers instead of changing weights cannot be merged into them.
 UNMERGEABLE = frozenset(
-    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE", "XLORA"}
-)  # fmt: skip
+    {
+        "PROMPT_TUNING",
+        "MULTITASK_PROMPT_TUNING",
+        "P_TUNING",
+        "PREFIX_TUNING",
+        "ADAPTION_PROMPT",
+        "CPT",
+        "CARTRIDGE",
+        "XLORA",
+    }
+)
 _PEFT = (
     "merge it first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload(), then save_pretrained) and convert the "
     "merged model"

@@ -41,8 +41,12 @@ class QuantMethod:
 
 # Sources: transformers/quantizers, and the files that each library writes. Of two rows whose marks fit, the first counts.
 METHODS: tuple[QuantMethod, ...] = (
-    QuantMethod("bitsandbytes", ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"),
-                r"\.(?:absmax|quant_map|nested_absmax|quant_state\.\w+|SCB|weight_format)$", _CALL),
+    QuantMethod(
+        "bitsandbytes",
+        ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"),
+        r"\.(?:absmax|quant_map|nested_absmax|quant_state\.\w+|SCB|weight_format)$",
+        _CALL,
+    ),
     QuantMethod("GPTQ", ("gptq", "marlin"), r"\.g_idx$"),
     QuantMethod("AWQ", ("awq",)),
     QuantMethod("AutoRound", ("auto-round", "intel/auto-round")),
@@ -50,8 +54,12 @@ METHODS: tuple[QuantMethod, ...] = (
     QuantMethod("FP8 in blocks", ("fp8",), r"\.weight_scale_inv$", _with("FineGrainedFP8Config")),
     QuantMethod("FBGEMM FP8", ("fbgemm_fp8",), r"\.input_scale_ub$"),
     QuantMethod("NVFP4", ("nvfp4", "modelopt"), r"\.weight_scale_2$"),
-    QuantMethod("compressed-tensors", ("compressed-tensors", "compressed_tensors"),
-                r"\.(?:weight_packed|weight_scale|weight_zero_point|input_scale)$", _with("CompressedTensorsConfig")),
+    QuantMethod(
+        "compressed-tensors",
+        ("compressed-tensors", "compressed_tensors"),
+        r"\.(?:weight_packed|weight_scale|weight_zero_point|input_scale)$",
+        _with("CompressedTensorsConfig"),
+    ),
     QuantMethod("HQQ", ("hqq",), r"\.W_q(?:\.\w+)?$"),
     QuantMethod("AQLM", ("aqlm",), r"\.(?:codes|codebooks)$"),
     QuantMethod("VPTQ", ("vptq",), r"\.(?:centroids|indices|res_centroids)(?:\.weight)?$"),
@@ -73,7 +81,7 @@ METHODS: tuple[QuantMethod, ...] = (
     QuantMethod("Gemma", ("gemma",), "", runs_quantized=True),
     QuantMethod("FP-Quant", ("fp_quant",), r"\.(?:forward_hadamard_matrix|qweight_master)$", runs_quantized=True),
     QuantMethod("Four Over Six", ("fouroversix",), "", runs_quantized=True),
-)  # fmt: skip
+)
 
 
 def _declared(config: ConfigFile) -> tuple[str, Any] | None:

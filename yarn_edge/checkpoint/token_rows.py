@@ -9,7 +9,7 @@ from yarn_edge.checkpoint.tokenizer import read_json_if_there, special_texts, to
 from yarn_edge.errors import YarnEdgeError, one_line
 
 
-def check_rows(source: Path, vocabulary: Mapping[str, int], n_rows: int) -> None:
+def check_token_rows(source: Path, vocabulary: Mapping[str, int], n_rows: int) -> None:
     """Raise YarnEdgeError if a token has no row in the embedding. source: tokenizer.json or tokenizer.model."""
     rowless = sorted((index, text) for text, index in vocabulary.items() if index >= n_rows)
     if not rowless:
@@ -22,10 +22,11 @@ def check_rows(source: Path, vocabulary: Mapping[str, int], n_rows: int) -> None
             f"{source}: has {max(vocabulary.values()) + 1} tokens, but the embedding has {n_rows} rows, and {name} is the first "
             "without one: the tokenizer belongs to another model"
         )
+    file, key = place
     more = f", nor have {len(rowless) - 1} more" if len(rowless) > 1 else ""
     raise YarnEdgeError(
-        f"{source.parent / place[0]}: {f'{place[1]} brings'.strip()} the token {name}, which has no row in the embedding of {n_rows} rows{more}: "
-        f"add rows (model.resize_token_embeddings({rowless[-1][0] + 1})) and train them, or remove the token"
+        f"{source.parent / file}: {key and key + ' '}brings the token {name}, which has no row in the embedding of {n_rows} rows"
+        f"{more}: add rows (model.resize_token_embeddings({rowless[-1][0] + 1})) and train them, or remove the token"
     )
 
 

@@ -18,20 +18,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.checkpoint.config_file import POINTER, ConfigFile, read_config, read_json, refuse_pointer
+from yarn_edge.checkpoint.adapter import refuse_unmerged
+from yarn_edge.checkpoint.config_file import POINTER, ConfigFile, read_config, refuse_adapter, refuse_pointer
+from yarn_edge.checkpoint.quantized import left_over_note, refuse_quantized
+from yarn_edge.checkpoint.tensor_names import canonical_names, is_computed
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.source_file import SourceFile
+
+from .weight_files import find_weights
 
 MAX_DIMS = 8
 _COMPARED_BYTES = 4 << 20
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 # safetensors dtype -> (NumPy dtype that holds its bits, is it bfloat16?)
 DTYPES: dict[str, tuple[str, bool]] = {"F32": ("<f4", False), "F16": ("<f2", False), "BF16": ("<u2", True)}
+# Bytes of the others, which only buffers and quantized weights have.
+_OTHERS = {
+    1: "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+    2: "I16 U16",
+    4: "I32 U32",
+    8: "I64 U64 F64 C64",
+}
+_OTHER_DTYPES = {name: size for size, names in _OTHERS.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the checkpoint: F32, F16 or BF16. read(offset, buffer): fill a buffer from byte `offset` of the tensor."""
+    """One tensor. name: in the file. dtype: F32, F16 or BF16, of others the values are not read.
+
+    read(offset, buffer): fill a buffer from byte `offset` of the tensor.
+    """
 
     name: str
     dtype: str
@@ -69,12 +85,16 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json and weights. tensors: by name, in the order of `files`, which stay open."""
+    """A folder with config.json and weights. tensors: by their names in transformers, in the order of `files`, which stay open.
+
+    notes: decisions that users should know.
+    """
 
     path: Path
     config: ConfigFile
     tensors: Mapping[str, Tensor]
     files: tuple[SourceFile, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def check_unchanged(self) -> None:
         """Raise YarnEdgeError if a weight file has changed since it was opened."""
@@ -82,51 +102,53 @@ class Checkpoint:
             file.check_unchanged()
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same bits (tied embeddings that were saved twice). Compares some rows at a time."""
-    if a.shape != b.shape or a.dtype != b.dtype:
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values (tied embeddings that were saved twice). Compares some rows at a time."""
+    if a.shape != b.shape:
         return False
-    step = max(1, _COMPARED_BYTES // max(1, a.row_bytes))
-    starts = range(0, a.shape[0], step)
-    return all(a.bits(i, i + step).tobytes() == b.bits(i, i + step).tobytes() for i in starts)
+    step = max(1, _COMPARED_BYTES // max(1, a.row_bytes, b.row_bytes))
+    parts = ((a.bits(i, i + step), b.bits(i, i + step)) for i in range(0, a.shape[0], step))
+    if a.dtype == b.dtype:
+        return all(x.tobytes() == y.tobytes() for x, y in parts)
+    return all(np.array_equal(to_float32(x, a.dtype), to_float32(y, b.dtype)) for x, y in parts)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Open a checkpoint folder and check that all of its tensors are there. No weights are read."""
+    """Open a checkpoint folder and check that all of its tensors are there. No weights are read.
+
+    Raises YarnEdgeError for what is not a model in floats: quantized weights, an adapter beside or inside them.
+    """
     folder = Path(folder)
     config = read_config(folder)
-    for index_name, pattern, read in FORMATS:
-        located = _shards(folder, index_name, pattern)
-        if located is not None:
-            files, weight_map = located
-            sources = tuple(SourceFile(file) for file in files)
-            return Checkpoint(folder, config, _gather(sources, weight_map, read), sources)
-    raise YarnEdgeError(f"{folder}: has no model*.safetensors and no pytorch_model*.bin")
+    refuse_adapter(folder)
+    weights = find_weights(folder, config)
+    sources = tuple(SourceFile(file) for file in weights.files)
+    read = read_safetensors if weights.files[0].suffix == ".safetensors" else read_torch
+    tensors, notes = _usable(folder, config, _gather(sources, weights.index, read))
+    notes = tuple(text for text in (weights.note, *notes) if text)
+    return Checkpoint(folder, config, tensors, sources, notes)
 
 
-def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], dict[str, str] | None] | None:
-    """(files, weight map of the index if there is one), or None if the folder has no such files."""
-    index = folder / index_name
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise YarnEdgeError(f"{index}: weight_map is missing or does not map names to files")
-        names = sorted(set(weight_map.values()))
-        for name in names:
-            if Path(name).name != name:
-                raise YarnEdgeError(f"{index}: weight_map names {one_line(name, 100)}, outside the folder")
-            if not (folder / name).exists():
-                raise YarnEdgeError(f"{folder / name}: the shard is missing, but {index.name} names it")
-        whole = index_name.removesuffix(".index.json")
-        if (folder / whole).exists() and whole not in names:
+def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """(the weights under their names in transformers, notes). Raises YarnEdgeError for what no model in floats has."""
+    source = str(folder)
+    refuse_unmerged(source, saved)
+    computed = [name for name, tensor in saved.items() if is_computed(name, tensor.shape)]
+    weights = {name: tensor for name, tensor in saved.items() if name not in computed}
+    refuse_quantized(config, source, {name: t.dtype for name, t in weights.items()}, DTYPES)
+    for name, tensor in weights.items():
+        if tensor.dtype not in DTYPES:
             raise YarnEdgeError(
-                f"{folder}: has {whole} and other files named by {index_name}: remove one of the two sets"
+                f"{source}: tensor {one_line(name, 100)} has dtype {one_line(tensor.dtype, 20)}; supported: {', '.join(DTYPES)}: "
+                "save the model in one of them"
             )
-        return [folder / name for name in names], weight_map
-    files = sorted(folder.glob(pattern))
-    if len(files) > 1:
-        raise YarnEdgeError(f"{folder}: {len(files)} files match {pattern}, but {index_name} is missing")
-    return (files, None) if files else None
+    names, wrapper = canonical_names(source, weights)
+    notes = [left_over_note(config)]
+    if wrapper:
+        notes.append(f"note: the names of all tensors begin with {one_line(wrapper, 60)}: read without it")
+    if computed:
+        notes.append(f"note: {len(computed)} saved buffers ({one_line(computed[0], 60)}, …) are not weights: left out")
+    return {known: weights[name] for known, name in names.items()}, tuple(notes)
 
 
 def _gather(
@@ -183,23 +205,28 @@ def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
             raise bad(f"tensor {name} has no valid dtype, shape and data_offsets")
         if len(shape) > MAX_DIMS or any(n > size for n in shape):
             raise bad(f"tensor {name} has the shape {shape[:8]}")
-        if not isinstance(dtype, str) or dtype not in DTYPES:
+        item = _item_bytes(dtype) if isinstance(dtype, str) else None
+        if not isinstance(dtype, str) or item is None:
             raise YarnEdgeError(
                 f"{path}: tensor {one_line(name, 100)} has dtype {one_line(str(dtype), 20)}; supported: {', '.join(DTYPES)}"
             )
-        numpy_dtype = np.dtype(DTYPES[dtype][0])
         begin, end = span
         if base + end > size:
             raise YarnEdgeError(
                 f"{path}: truncated: tensor {one_line(name, 100)} ends at byte {base + end}, the file at {size}"
             )
-        if begin != covered or end - begin != math.prod(shape) * numpy_dtype.itemsize:
+        if begin != covered or end - begin != math.prod(shape) * item:
             raise bad(f"tensor {name} of shape {shape} and dtype {dtype} does not fill bytes {begin} to {end}")
         covered = end
         tensors[name] = Tensor(name, dtype, tuple(shape), _reader(source, base + begin))
     if base + covered != size:
         raise bad(f"{size - base - covered} bytes after the last tensor")
     return tensors
+
+
+def _item_bytes(dtype: str) -> int | None:
+    """Bytes of one value; None for a dtype that is not known."""
+    return np.dtype(DTYPES[dtype][0]).itemsize if dtype in DTYPES else _OTHER_DTYPES.get(dtype)
 
 
 def _reader(source: SourceFile, start: int) -> Callable[[int, Any], None]:
@@ -235,13 +262,14 @@ def read_torch(source: SourceFile) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         name = str(key)
-        if not isinstance(value, torch.Tensor) or value.dtype not in names:
-            kind = getattr(value, "dtype", type(value).__name__)
-            raise YarnEdgeError(f"{path}: {one_line(name, 100)} is a {kind}; supported: {', '.join(DTYPES)}")
-        dtype = names[value.dtype]
-        bits = value.detach().contiguous()
+        if not isinstance(value, torch.Tensor):
+            raise YarnEdgeError(
+                f"{path}: {one_line(name, 100)} is a {type(value).__name__}, not a tensor; supported: {', '.join(DTYPES)}"
+            )
+        dtype = names.get(value.dtype, str(value.dtype).removeprefix("torch."))
+        bits = value.detach().contiguous() if dtype in DTYPES else torch.empty(0)
         held = bits.view(torch.uint16).numpy() if dtype == "BF16" else bits.numpy()
-        tensors[name] = Tensor(name, dtype, held.shape, _copier(source, held))
+        tensors[name] = Tensor(name, dtype, tuple(value.shape), _copier(source, held))
     return tensors
 
 
@@ -254,10 +282,3 @@ def _copier(source: SourceFile, held: npt.NDArray[Any]) -> Callable[[int, Any], 
         buffer[:] = data[offset : offset + len(buffer)]
 
     return read
-
-
-# Index, files, reader. The first that a folder has is used, in the order of transformers.
-FORMATS: tuple[tuple[str, str, Callable[[SourceFile], dict[str, Tensor]]], ...] = (
-    ("model.safetensors.index.json", "model*.safetensors", read_safetensors),
-    ("pytorch_model.bin.index.json", "pytorch_model*.bin", read_torch),
-)

@@ -6,7 +6,8 @@ every tensor of the checkpoint with a row of the family; prove the tokenizer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.verify.checks import check_kernel
 from yarn_edge.verify.tokenizer import check_tokens, reference_encoder
 
-from .checkpoint import DTYPES, Checkpoint, Tensor, open_checkpoint, same_bits
+from .checkpoint import DTYPES, Checkpoint, Tensor, open_checkpoint, same_values
 from .families.architectures import (
     Architecture,
     ModelSizes,
@@ -50,6 +51,8 @@ from .file_plan import Source
 from .one_pass import SourceTensor
 from .vocab import Vocabulary, read_vocabulary
 from .vocab_proof import prove
+
+_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def plan_conversion(
 ) -> ConversionPlan:
     """Read and check everything but the weights' values. Raises YarnEdgeError for anything that cannot be carried over."""
     checkpoint = open_checkpoint(folder)
+    for text in checkpoint.notes:
+        note(text)
     config = checkpoint.config
     row = architecture_of(config)
     scaling = read_scaling(config, overrides)
@@ -126,9 +131,12 @@ def _match_tensors(
     """The rows to write. Every tensor of the checkpoint must be used and have the shape that the config implies."""
     rows = tensor_rows(row, checkpoint.config, sizes)
     tensors = checkpoint.tensors
+    if _EMBEDDINGS not in tensors and _HEAD in tensors and _HEAD not in {r.source for r in rows}:
+        # Of tied weights one name is saved, whichever; transformers takes it for both.
+        rows = [replace(r, source=_HEAD) if r.source == _EMBEDDINGS else r for r in rows]
     for r in rows:
         if r.source not in tensors:
-            raise YarnEdgeError(f"{checkpoint.path}: tensor {r.source} is missing")
+            raise YarnEdgeError(f"{checkpoint.path}: tensor {r.source} is missing{_similar(r.source, tensors)}")
         expected = tuple(sizes.dimension(name) for name in r.shape)
         if tensors[r.source].shape != expected:
             raise YarnEdgeError(
@@ -141,15 +149,28 @@ def _match_tensors(
             continue
         if name.endswith("rotary_emb.inv_freq"):
             _check_inv_freq(checkpoint, tensor, scaling)
-        elif name == "lm_head.weight":
-            if not same_bits(tensor, tensors["model.embed_tokens.weight"]):
+        elif name == _HEAD:
+            if not same_values(tensor, tensors[_EMBEDDINGS]):
                 raise YarnEdgeError(
                     f"{checkpoint.path}: lm_head.weight differs from the embeddings, but config.json ties them "
                     "(tie_word_embeddings): correct one of them"
                 )
         else:
-            raise unknown_tensor(name)
+            raise unknown_tensor(tensor.name)
     return rows
+
+
+def _similar(missing: str, tensors: Mapping[str, Tensor]) -> str:
+    """Why a tensor is missing, as far as the names of the others show it."""
+    tail = "." + missing.removeprefix("model.")
+    for tensor in tensors.values():
+        if tensor.name.endswith(tail):
+            return f", but {one_line(tensor.name, 100)} is there: rename the tensors as transformers does"
+    if missing == _HEAD:
+        return (
+            ": save the model with its head, or set tie_word_embeddings in config.json if the embeddings are the head"
+        )
+    return ""
 
 
 def _check_inv_freq(checkpoint: Checkpoint, tensor: Tensor, scaling: RopeScaling) -> None:

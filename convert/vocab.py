@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from yarn_edge.checkpoint.ends import end_ids
 from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
+from yarn_edge.checkpoint.token_rows import check_token_rows
 from yarn_edge.checkpoint.tokenizer import (
     SPACE,
     Reference,
@@ -131,25 +132,16 @@ def read_vocabulary(
 
 
 def _tokens(reference: Reference, vocab_size: int) -> list[str]:
-    """Texts by id; ids without a token, up to vocab_size, become `[PAD7]` and so on."""
-    source, vocabulary = reference.source, reference.vocabulary
-    count = max(vocabulary.values()) + 1
-    if count > vocab_size:
-        raise YarnEdgeError(
-            f"{source}: has {count} tokens, but the embedding has {vocab_size} rows: the tokenizer belongs to another model"
-        )
+    """Texts by id; ids without a token, below vocab_size, become `[PAD7]` and so on."""
+    check_token_rows(reference.source, reference.vocabulary, vocab_size)
     tokens: list[str | None] = [None] * vocab_size
-    for text, index in vocabulary.items():
+    for text, index in reference.vocabulary.items():
         if tokens[index] is not None:
             raise YarnEdgeError(
-                f"{source}: id {index} is both {one_line(repr(tokens[index]), 40)} and {one_line(repr(text), 40)}: "
+                f"{reference.source}: id {index} is both {one_line(repr(tokens[index]), 40)} and {one_line(repr(text), 40)}: "
                 "each token needs its own id"
             )
         tokens[index] = text
-    if None in tokens[:count]:
-        raise YarnEdgeError(
-            f"{source}: no token has the id {tokens.index(None)}, but ids go up to {count - 1}: ids must have no gaps"
-        )
     return [f"[PAD{index}]" if text is None else text for index, text in enumerate(tokens)]
 
 
@@ -214,7 +206,7 @@ def _special_ids(checkpoint: Path, reference: Reference, n_tokens: int) -> dict[
         for config in fallbacks:
             value = config.get(f"{name}_token_id")
             value = value[0] if isinstance(value, list) and value else value
-            if type(value) is int and value >= 0:
+            if type(value) is int and value >= 0 and value not in reference.left_out.values():
                 if value >= n_tokens:
                     raise YarnEdgeError(
                         f"{checkpoint}: {name}_token_id is {value}, but the vocabulary has {n_tokens} tokens: "

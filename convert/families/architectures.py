@@ -120,7 +120,7 @@ class Architecture:
 
 
 _COMMON_DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
-_COMMON_CONSTANTS = {"hidden_act": "silu", "quantization_config": None}
+_COMMON_CONSTANTS = {"hidden_act": "silu"}
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(

@@ -94,11 +94,11 @@ def model_of(**values: Any) -> Callable[[Any], None]:
     return lambda t: t["model"].update(values)
 
 
-def grow(*texts: str, gap: int = 0) -> Callable[[Any], None]:
-    """Adds tokens to the vocabulary in place of <think>, the first one `gap` ids too high."""
+def grow(*texts: str) -> Callable[[Any], None]:
+    """Adds tokens to the vocabulary in place of <think>."""
 
     def change(tokenizer: dict[str, Any]) -> None:
-        first = tokenizer["added_tokens"].pop()["id"] + gap
+        first = tokenizer["added_tokens"].pop()["id"]
         tokenizer["model"]["vocab"].update({text: first + i for i, text in enumerate(texts)})
 
     return change
@@ -129,7 +129,6 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], list[str]]] = {
     "merge of three": ("tokenizer.json", model_of(merges=["a b c"]), ["tokenizer.json"]),
     "merge of unknown pieces": ("tokenizer.json", model_of(merges=["a ☃"]), ["tokenizers library refuses"]),
     "id twice": ("tokenizer.json", lambda t: t["model"]["vocab"].update({"new": 9}), ["model.vocab", "id 9", "'new'"]),
-    "hole": ("tokenizer.json", grow("new", gap=1), ["no token has the id", "gaps"]),
     "hole among added": (
         "tokenizer.json",
         lambda t: t["added_tokens"].append(t["added_tokens"][0] | {"id": 1300, "content": "<new>"}),
@@ -142,6 +141,11 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], list[str]]] = {
     ),
     "no byte fallback": ("tokenizer.json", lambda t: t.update(pre_tokenizer=METASPACE), ["<0x00>", "byte fallback"]),
     "a space in a merge": ("tokenizer.json", space_in_merge, ["model.merges", "'a b'", "space"]),
+    "an added token's id is taken": (
+        "tokenizer.json",
+        lambda t: t["added_tokens"].append(t["added_tokens"][0] | {"id": 9, "content": "<new>"}),
+        ["added_tokens", "'<new>'", "the id 9", "is", "too: each token needs its own id"],
+    ),
     "NUL": ("tokenizer.json", grow("a\0"), ["NUL", "a\\x00"]),
     "a list": ("tokenizer.json", lambda _: [1], ["tokenizer.json", "list"]),
     "no eos": ("tokenizer_config.json", lambda c: c.pop("eos_token") and None, ["eos_token", "add it"]),

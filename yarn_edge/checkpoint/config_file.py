@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.checkpoint.adapter import CONFIG, Adapter, adapter_files, described
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 
 MAX_JSON_BYTES = 100_000_000
@@ -127,5 +128,36 @@ def read_config(folder: Path) -> ConfigFile:
     if path.exists():
         return ConfigFile(str(path), read_json(path), siblings, params=params)
     if params is None:
-        raise YarnEdgeError(f"{folder}: has no config.json, so it is not a Hugging Face checkpoint")
+        raise _no_config(folder)
     return params
+
+
+def _no_config(folder: Path) -> YarnEdgeError:
+    """The error for a folder without config.json, which says what the folder holds instead."""
+    adapter = find_adapter(folder)
+    if adapter is not None:
+        return YarnEdgeError(
+            f"{folder}: holds {adapter.what} ({', '.join(adapter.files)}) and no model (no config.json): {adapter.remedy}"
+        )
+    places = (f"{depth}/{name}" for depth in ("*", "snapshots/*") for name in ("config.json", CONFIG))
+    inner = dict.fromkeys(
+        str(path.parent.relative_to(folder)) for place in places for path in sorted(folder.glob(place))
+    )
+    hint = f"; there is one in {one_line(', '.join(inner), 100)}: pass such a folder" if inner else ""
+    return YarnEdgeError(f"{folder}: has no config.json, so it is not a Hugging Face checkpoint{hint}")
+
+
+def find_adapter(folder: Path) -> Adapter | None:
+    """The adapter whose files lie in a folder, beside weights or alone; None if there is none."""
+    files = adapter_files(folder)
+    return described(files, read_json(folder / CONFIG) if CONFIG in files else {}) if files else None
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise YarnEdgeError if an adapter lies beside the weights of a folder: without it they are another model."""
+    adapter = find_adapter(folder)
+    if adapter is not None:
+        raise YarnEdgeError(
+            f"{folder}: holds {adapter.what} ({', '.join(adapter.files)}), which would be left out: {adapter.remedy}; or remove "
+            "these files to convert the weights without it"
+        )

@@ -13,14 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.checkpoint.tokenizer import (
-    Markup,
-    Reference,
-    read_json_if_there,
-    special_texts,
-    token_text,
-    tokenizer_config,
-)
+from yarn_edge.checkpoint.added_tokens import left_out_notes, pad_without_row, read_added_tokens
+from yarn_edge.checkpoint.tokenizer import Markup, Reference, named_texts, special_texts, token_text, tokenizer_config
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 
 # A second normalizer_spec (field 3) with add_dummy_prefix (field 3) = 0: protobuf merges it into the first.
@@ -65,22 +59,19 @@ class SentencePieceReference(Reference):
             raise YarnEdgeError(f"{self.source}: the same piece appears twice; add the checkpoint's tokenizer.json")
         self.markup = {i: Markup(p.text, p.kind != 4, False) for i, p in enumerate(self.pieces) if p.kind in (2, 3, 4)}
         self._read_added(checkpoint)
+        self._place_pad(checkpoint)
         self._id_of = {m.content: index for index, m in self.markup.items()}
         longest_first = sorted((text for text in self._id_of if text), key=len, reverse=True)
         self._split = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.ids = self._special_ids(checkpoint)
         if "add_bos_token" not in self.config:
             self.notes = ("tokenizer_config.json has no add_bos_token: no BOS is added, as in transformers 5",)
+        self.notes += left_out_notes(self.left_out)
 
     def _read_added(self, checkpoint: Path) -> None:
         """added_tokens.json and added_tokens_decoder: {"<tool>": 32000} and {"32000": {"content": "<tool>", …}}."""
         special = set(special_texts(self.config))
-        file = checkpoint / "added_tokens.json"
-        for name, index in read_json_if_there(file).items():
-            if type(index) is not int or index < 0:
-                raise YarnEdgeError(
-                    f"{file}: {one_line(repr(name), 60)} is {one_line(repr(index), 60)}, expected a token id"
-                )
+        for name, index in read_added_tokens(checkpoint).items():
             self._add(index, Markup(name, name in special, False))
         for key, token in (self.config.get("added_tokens_decoder") or {}).items():
             if isinstance(token, dict) and (text := token_text(token)):
@@ -88,6 +79,15 @@ class SentencePieceReference(Reference):
                 self._add(int(key), Markup(text, bool(token.get("special")) or text in special, strips))
         for known in sorted(special & self.vocabulary.keys()):
             self._add(self.vocabulary[known], Markup(known, True, False))
+
+    def _place_pad(self, checkpoint: Path) -> None:
+        """A pad token that is only named gets the next id, as in transformers. Without a row, it is left out."""
+        text = token_text(self.config.get("pad_token"))
+        if text is not None and text not in self.vocabulary:
+            self._add(max(self.vocabulary.values()) + 1, Markup(text, True, False))
+        self.left_out = pad_without_row(checkpoint, named_texts(self.config), self.vocabulary)
+        for left, index in self.left_out.items():
+            del self.vocabulary[left], self.markup[index]
 
     def _add(self, index: int, token: Markup) -> None:
         previous = self.vocabulary.setdefault(token.content, index)
@@ -104,6 +104,9 @@ class SentencePieceReference(Reference):
         ids = {name: index for name, index in model.items() if index >= 0}
         for name in model:
             text = token_text(self.config.get(f"{name}_token"))
+            if text in self.left_out:
+                ids.pop(name, None)
+                continue
             if text is not None and text not in self.vocabulary:
                 raise YarnEdgeError(
                     f"{checkpoint / 'tokenizer_config.json'}: {name}_token {one_line(repr(text), 60)} is not in the "

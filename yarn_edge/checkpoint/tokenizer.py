@@ -6,11 +6,13 @@ them, but without transformers. `sentencepiece_model` is for checkpoints that ha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.checkpoint.added_tokens import left_out_notes, pad_without_row, read_added_tokens
 from yarn_edge.checkpoint.config_file import read_json
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 
@@ -46,7 +48,7 @@ class Reference:
 
     source: the file that it was read from. settings: tokenizer.json without its model ({} for a SentencePiece model).
     markup: added tokens by id. vocabulary: ids by text, with the added tokens. ids: of "bos", "eos", "unk" and "pad", as far as
-    the tokenizer names them. notes: decisions that users should know.
+    the tokenizer names them. left_out: `pad_without_row`, in none of the others. notes: decisions that users should know.
     """
 
     source: Path
@@ -55,6 +57,7 @@ class Reference:
     markup: dict[int, Markup]
     vocabulary: dict[str, int]
     ids: dict[str, int]
+    left_out: dict[str, int]
     notes: tuple[str, ...] = ()
 
     def __call__(self, text: str, add_special: bool) -> list[int]:
@@ -102,10 +105,15 @@ class TokenizersReference(Reference):
             raise YarnEdgeError(f"{self.source}: model.type is {one_line(repr(kind), 60)}; only BPE can be converted")
         self.model: dict[str, Any] = model
         _check_bpe(self.source, self.model)
+        self.left_out = {}
         try:
             self.tokenizer = Tokenizer.from_file(str(self.source))
             self._check_ids()
-            self._add_tokens()
+            self._add_tokens(checkpoint)
+            self.left_out = pad_without_row(checkpoint, named_texts(self.config), self.tokenizer.get_vocab())
+            if self.left_out:
+                self.tokenizer = Tokenizer.from_str(json.dumps(self._without_left_out()))
+                self._add_tokens(checkpoint)
         except (YarnEdgeError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises nothing narrower, and its panics are not Exceptions
@@ -119,6 +127,7 @@ class TokenizersReference(Reference):
             index: Markup(t.content, t.special, bool(t.lstrip or t.rstrip or t.single_word))
             for index, t in self.tokenizer.get_added_tokens_decoder().items()
         }
+        self.notes = left_out_notes(self.left_out)
 
     def _refused(self, error: BaseException) -> YarnEdgeError:
         reason = one_line(str(error) or type(error).__name__, 200)
@@ -129,22 +138,40 @@ class TokenizersReference(Reference):
         for token in self.settings.get("added_tokens") or []:
             index = self.tokenizer.token_to_id(token["content"])
             if index != token["id"]:
-                raise YarnEdgeError(
+                gives = (
                     f"{self.source}: added_tokens gives {one_line(repr(token['content']), 60)} the id {token['id']}, "
-                    f"the tokenizers library {index}; ids must follow the vocabulary without gaps"
+                )
+                taken = self.tokenizer.id_to_token(token["id"])
+                if taken is not None:
+                    raise YarnEdgeError(f"{gives}which is {one_line(repr(taken), 60)} too: each token needs its own id")
+                raise YarnEdgeError(
+                    f"{gives}the tokenizers library {index}; ids must follow the vocabulary without gaps"
                 )
 
-    def _add_tokens(self) -> None:
+    def _without_left_out(self) -> dict[str, Any]:
+        """The contents of tokenizer.json without the tokens of `left_out`."""
+        added = [t for t in self.settings.get("added_tokens") or [] if t["content"] not in self.left_out]
+        vocab = {text: index for text, index in self.model["vocab"].items() if text not in self.left_out}
+        return {**self.settings, "added_tokens": added, "model": {**self.model, "vocab": vocab}}
+
+    def _add_tokens(self, checkpoint: Path) -> None:
         """Add what transformers adds after loading: added_tokens_decoder in the order of its ids, then the named tokens."""
         from tokenizers import AddedToken
 
         flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
-        decoder = self.config.get("added_tokens_decoder") or {}
+        special = special_texts(self.config)
+        decoder = self.config.get("added_tokens_decoder")
+        if decoder is None:
+            decoder = {
+                index: {"content": text, "special": text in special, "normalized": text not in special}
+                for text, index in read_added_tokens(checkpoint).items()
+            }
         for _, token in sorted(decoder.items(), key=lambda item: int(item[0])):
-            if isinstance(token, dict) and (text := token_text(token)):
+            if isinstance(token, dict) and (text := token_text(token)) and text not in self.left_out:
                 self.tokenizer.add_tokens([AddedToken(text, **{k: bool(token[k]) for k in flags if k in token})])
-        for text in special_texts(self.config):
-            self.tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
+        for text in special:
+            if text not in self.left_out:
+                self.tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
 
     def __call__(self, text: str, add_special: bool) -> list[int]:
         try:
@@ -208,6 +235,11 @@ def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
                 f"{checkpoint}: chat_template is a {type(template).__name__}, not text: correct or remove it"
             )
     return None
+
+
+def named_texts(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """The texts of NAMED in tokenizer_config.json."""
+    return {name: token_text(config.get(name)) for name in NAMED}
 
 
 def special_texts(config: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.config_file import find_adapter, read_config
 from yarn_edge.checkpoint.dialects import recognise, text_section
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
@@ -55,6 +55,11 @@ def check_logits(
     n_embeddings = read_config(checkpoint).required_integer("vocab_size")
     if n_embeddings != model.n_vocab:
         detail = f"the file has {model.n_vocab} tokens, the checkpoint {n_embeddings} embeddings"
+        return Check(name, "fail", float("inf"), 0.0, detail)
+    adapter = find_adapter(checkpoint)
+    if adapter is not None:
+        files = ", ".join(adapter.files)
+        detail = f"the checkpoint holds {adapter.what} ({files}), which is not in the file: {adapter.remedy}"
         return Check(name, "fail", float("inf"), 0.0, detail)
     with bar("Running the checkpoint in transformers", 1):
         truth = reference_logits(checkpoint, tokens, replaced)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.checkpoint.adapter import refuse_unmerged
+from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.quantized import left_over, refuse_quantized
+from yarn_edge.checkpoint.tensor_names import KEY_MAPPING
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
@@ -45,22 +49,42 @@ def reference_logits(
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if replaced is not None:
             config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta}
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        if left_over(read_config(folder)) and hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             attn_implementation="eager",
+            key_mapping=KEY_MAPPING,
+            output_loading_info=True,
         )
+    except YarnEdgeError:
+        raise
     except Exception as error:  # many libraries raise many kinds
         raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
+    _check_found(folder, found)
     if replaced is not None:
         _replace_rotary(model, replaced)
     model.eval()
     with torch.inference_mode():
         logits = model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
     return np.asarray(logits.numpy(), dtype=np.float32)
+
+
+def _check_found(folder: Path, found: Mapping[str, Any]) -> None:
+    """Raise YarnEdgeError if tensors are missing: transformers would start them at random. found: its loading info."""
+    missing, others = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if not missing:
+        return
+    refuse_unmerged(str(folder), others)
+    refuse_quantized(read_config(folder), str(folder), dict.fromkeys(others, ""), {""})
+    there = f" (it has {one_line(others[0], 100)})" if others else ""
+    raise YarnEdgeError(
+        f"{folder}: transformers does not find {one_line(missing[0], 100)}{there} and {len(missing) - 1} more: no reference"
+    )
 
 
 def _replace_rotary(model: Any, scaling: RopeScaling) -> None:

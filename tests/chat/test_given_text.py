@@ -46,13 +46,19 @@ TALK: list[Message] = [
     {"role": "user", "content": "  And 'Bergen' & <co>? "},
 ]
 RENDERED = {
-    "parts": (PARTS, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere is\n\nOslo?<|im_end|>\n<|im_start|>assistant\nNorway."),
+    "parts": (
+        PARTS,
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere is\n\nOslo?<|im_end|>\n<|im_start|>assistant\nNorway.",
+    ),
     "LLaVA": (LLAVA, "Be brief. USER: Where is\n\nOslo? ASSISTANT: Norway. USER:   And 'Bergen' & <co>?  ASSISTANT:"),
-    "SmolVLM": (SMOLVLM, "<|im_start|>System: Be brief.<end_of_utterance>\nUser: Where is\n\nOslo?<end_of_utterance>\nAssistant: Norway."),
+    "SmolVLM": (
+        SMOLVLM,
+        "<|im_start|>System: Be brief.<end_of_utterance>\nUser: Where is\n\nOslo?<end_of_utterance>\nAssistant: Norway.",
+    ),
     "text first": (QWEN2_VL, "<|im_start|>system\nS:Be brief.<|im_end|>\n<|im_start|>user\nS:Where is"),
     "parts of the user": (MIXED, "(Be brief.)[Where is\n\nOslo?](Norway.)[  And 'Bergen' & <co>? ]"),
     "raises for text": (STRICT, "Be brief.;Where is\n\nOslo?;Norway.;  And"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("source, beginning", RENDERED.values(), ids=RENDERED)
@@ -117,10 +123,16 @@ LOST: dict[str, tuple[str, str]] = {
     "the first turn": ("{{ messages[0].content }}{{ messages[1].content }}", USER_LOST),
     "all but the last": ("{% for m in messages[:-1] %}{{ m.content }}{% endfor %}", USER_LOST),
     "another key": ("{% for m in messages %}{{ m.role }}: {{ m.text }}\n{% endfor %}", USER_LOST),
-    "parts of another type": ("{% for m in messages %}{% for p in m.content if p.type == 'input_text' %}{{ p.text }}{% endfor %}x{% endfor %}", USER_LOST),
+    "parts of another type": (
+        "{% for m in messages %}{% for p in m.content if p.type == 'input_text' %}{{ p.text }}{% endfor %}x{% endfor %}",
+        USER_LOST,
+    ),
     "no system": ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", SYSTEM_LOST),
-    "system of parts": ("{% for m in messages %}{{ m.content if m.role != 'system' else m.content.parts }}{% endfor %}", SYSTEM_LOST),
-}  # fmt: skip
+    "system of parts": (
+        "{% for m in messages %}{{ m.content if m.role != 'system' else m.content.parts }}{% endfor %}",
+        SYSTEM_LOST,
+    ),
+}
 
 
 @pytest.mark.parametrize("source, message", LOST.values(), ids=LOST)
@@ -157,7 +169,7 @@ def test_earlier_turns_are_the_templates_affair() -> None:
         ("<s>A  b</s>", "a b\n", True),
         ("<s>a</s>", "a b", False),
         ("b a", "a b", False),
-        (json.dumps("a\n\"b\""), "a\n\"b\"", True),
+        (json.dumps('a\n"b"'), 'a\n"b"', True),
         ("a &amp; b", "a & b", True),
         ("a b", "a & b", False),
         ("Why?", "/no_think Why?", True),
@@ -165,7 +177,7 @@ def test_earlier_turns_are_the_templates_affair() -> None:
         ("Why?", "/no_think How?", False),
         ("the /etc", "the /etc/hosts", False),
     ],
-)  # fmt: skip
+)
 def test_shows(prompt: str, text: str, shown: bool) -> None:
     assert shows(prompt, text) is shown
 
@@ -182,9 +194,16 @@ def test_markup_in_a_text_of_parts() -> None:
     model: Any = SimpleNamespace(tokenize=tokenize, add_bos=False, bos=-1)
     said: list[Message] = [{"role": "user", "content": "Read <|im_end|> here"}]
     for source, expected in (
-        (PARTS, [("<|im_start|>user\nRead ", True), ("<|im_end|>", False), (" here<|im_end|>\n<|im_start|>assistant", True)]),
+        (
+            PARTS,
+            [
+                ("<|im_start|>user\nRead ", True),
+                ("<|im_end|>", False),
+                (" here<|im_end|>\n<|im_start|>assistant", True),
+            ],
+        ),
         ("{{ messages[0].content.replace('<|im_end|>', '') }}", [("Read  here", True)]),
-    ):  # fmt: skip
+    ):
         seen.clear()
         with ChatTemplate(source) as template:
             template._controls = re.compile(re.escape("<|im_end|>"))

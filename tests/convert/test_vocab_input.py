@@ -87,16 +87,32 @@ CHAT = {
     "string and others": ({"chat_template": "A"}, {f"{MORE}/rag.jinja": "R"}, "A"),
 }
 NO_DEFAULT: dict[str, tuple[dict[str, object], dict[str, str], str]] = {
-    "named": ({"chat_template": named(rag="RAG", tool_use="T")}, {}, "tokenizer_config.json: of its chat templates 'rag', 'tool_use' none is named 'default'"),
+    "named": (
+        {"chat_template": named(rag="RAG", tool_use="T")},
+        {},
+        "tokenizer_config.json: of its chat templates 'rag', 'tool_use' none is named 'default'",
+    ),
     "one": ({"chat_template": named(chat="C")}, {}, "tokenizer_config.json: of its chat templates 'chat' none"),
     "table": ({"chat_template": {"rag": "R"}}, {}, "tokenizer_config.json: of its chat templates 'rag' none"),
-    "folder": ({}, {f"{MORE}/rag.jinja": "R", f"{MORE}/tool_use.jinja": "T"}, f"{MORE}: of its chat templates 'rag', 'tool_use' none"),
-    "json file": ({}, {"chat_template.json": json.dumps({"chat_template": named(rag="R")})}, "chat_template.json: of its chat templates 'rag' none"),
-    "two defaults": ({"chat_template": [*named(default="A"), *named(default="B")]}, {}, "two chat templates are named 'default'"),
+    "folder": (
+        {},
+        {f"{MORE}/rag.jinja": "R", f"{MORE}/tool_use.jinja": "T"},
+        f"{MORE}: of its chat templates 'rag', 'tool_use' none",
+    ),
+    "json file": (
+        {},
+        {"chat_template.json": json.dumps({"chat_template": named(rag="R")})},
+        "chat_template.json: of its chat templates 'rag' none",
+    ),
+    "two defaults": (
+        {"chat_template": [*named(default="A"), *named(default="B")]},
+        {},
+        "two chat templates are named 'default'",
+    ),
     "no text": ({"chat_template": named(default=None)}, {}, "chat_template is a NoneType, not text"),
     "no name": ({"chat_template": [{"template": "T"}]}, {}, "chat_template is a NoneType, not text"),
     "a list of texts": ({"chat_template": ["T"]}, {}, "chat_template is a NoneType, not text"),
-}  # fmt: skip
+}
 
 
 def with_templates(folder: Path, config: dict[str, object], files: dict[str, str]) -> None:

@@ -35,6 +35,7 @@ Message = Mapping[str, str]  # "role": system, user or assistant; "content"
 MAX_TEMPLATE_CHARS = 1 << 20
 TIME_LIMIT_S = 10.0
 _LITERAL, _END = "\ue0f0", "\ue0f1"  # private use: around names of control tokens that are part of a message
+_REMEDY = "use --raw to do without it"
 _LOSSES = {
     "user": "makes a prompt without all of the user's last message; {remedy}",
     "system": "makes a prompt without all of the system message: put that text into the user's message",
@@ -87,7 +88,7 @@ class ChatTemplate:
         bos_token: str = "",
         eos_token: str = "",
         origin: str = "chat template",
-        remedy: str = "use --raw to do without it",
+        remedy: str = _REMEDY,
         time_limit_s: float = TIME_LIMIT_S,
     ) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
@@ -99,8 +100,8 @@ class ChatTemplate:
         self._controls: re.Pattern[str] | None = None
 
     @classmethod
-    def of(cls, model: Model, **names: str) -> ChatTemplate:
-        """The template in the model's file. names: origin and remedy, for whom they should not be a path and a flag of chat.
+    def of(cls, model: Model, *, origin: str | None = None, remedy: str = _REMEDY) -> ChatTemplate:
+        """The template in the model's file. origin, remedy: for those who should not read of the file's path and chat's flag.
 
         Raises YarnEdgeError if there is none.
         """
@@ -109,8 +110,8 @@ class ChatTemplate:
                 f"{model.path}: has no tokenizer.chat_template (a base model?); use --raw to continue text without one"
             )
         bos, eos = (model.token_bytes(t).decode("utf-8", "replace") if t >= 0 else "" for t in (model.bos, model.eos))
-        names = {"origin": f"{model.path}: tokenizer.chat_template", **names}
-        template = cls(model.chat_template, bos_token=bos, eos_token=eos, **names)
+        origin = origin or f"{model.path}: tokenizer.chat_template"
+        template = cls(model.chat_template, bos_token=bos, eos_token=eos, origin=origin, remedy=remedy)
         template._controls = _control_names(model)
         template._start()  # it imports Jinja2 while the caller makes a context
         return template

@@ -17,11 +17,10 @@ import psutil
 import pytest
 
 from yarn_edge.cli import main
-from yarn_edge.runtime.model import Model
 from yarn_edge.serve.command import is_loopback
 
-from support.gguf_bytes import edit_key
 from support.serving import KEY, MODEL, QUESTION, Server
+from support.templates import with_template
 
 
 @pytest.fixture(scope="module")
@@ -276,18 +275,12 @@ def test_a_base_model_completes(tmp_path: Path) -> None:
 
 def test_clients_see_no_paths(tmp_path: Path) -> None:
     """A template refuses a role, loses a text, or is broken: its words, and neither the file's folder nor a flag."""
-    with Model(MODEL, vocab_only=True) as model:
-        assert model.chat_template
-        length = len(model.chat_template.encode())
     source = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "{{ m.content if m.role == 'user' and m.content != 'lost' and m.content != 'nothing' }}{% endfor %}"
         "{{ 'x' if messages[-1].content == 'lost' }}{{ 1 / 0 if messages[0].content == 'broken' }}"
     )
-    path = tmp_path / "picky.gguf"
-    path.write_bytes(MODEL.read_bytes())
-    edit_key(path, "tokenizer.chat_template", source + "{#" + "-" * (length - len(source) - 4) + "#}")
-    made = Server(model=path)
+    made = Server(model=with_template(tmp_path / "picky.gguf", source))
     system = {"role": "system", "content": "Be brief."}
     refused = {
         "TemplateError: no system": [system, *QUESTION],

@@ -19,7 +19,7 @@ from typing import Any
 
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_threads_flag
+from yarn_edge.flags import add_threads_flag, length
 from yarn_edge.llama_rules.effective import ROPE_SCALING_TYPES, RuntimeArguments
 from yarn_edge.progress import note
 from yarn_edge.report.pictures import draw
@@ -140,7 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokens",
-        type=int,
+        type=length,
         default=DEFAULT_TOKENS,
         metavar="N",
         help="tokens of text to measure perplexity on (default: %(default)s)",

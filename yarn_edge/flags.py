@@ -18,10 +18,35 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 
 MAX_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS; more threads end the process
 
+
+def parse_length(text: str) -> int:
+    """A number of tokens, such as 4096 or 4k (k is 1024). Raises ValueError for anything else."""
+    digits, unit = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
+    return int(digits) * unit
+
+
+def length_from(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """An argparse type: a number of tokens from `low` to `high`, as `parse_length` reads it."""
+
+    def parse(text: str) -> int:
+        try:
+            value = parse_length(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens, such as 4096 or 4k") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+
+    return parse
+
+
+length = length_from(2)
+
+
 # RopeScaling field -> (flag, type, help)
-_ROWS: dict[str, tuple[str, type, str]] = {
+_ROWS: dict[str, tuple[str, Callable[[str], float], str]] = {
     "factor": ("--yarn-factor", float, "s, the new context divided by the original context"),
-    "original_context": ("--yarn-orig-ctx", int, "original context in tokens, before the extension"),
+    "original_context": ("--yarn-orig-ctx", length_from(1), "original context in tokens, before the extension"),
     "attention_factor": ("--yarn-attention-factor", float, "A, the multiplier of cos and sin (default: 0.1 ln s + 1)"),
     "ext_factor": ("--yarn-ext-factor", float, "1 for YaRN, 0 for plain interpolation (default: 1)"),
     "beta_fast": ("--yarn-beta-fast", float, "turns above which a pair keeps its frequency (default: 32)"),
@@ -83,7 +108,7 @@ def add_scaling_flags(parser: argparse.ArgumentParser, purpose: str) -> None:
 def add_freeze_flag(parser: argparse._ActionsContainer) -> None:
     """--freeze-at, None if it is not given."""
     text = "for dynamic scaling: use the angles of a length of N tokens"
-    parser.add_argument("--freeze-at", type=count(1, 2**31 - 1), metavar="N", help=text)
+    parser.add_argument("--freeze-at", type=length_from(1), metavar="N", help=text)
 
 
 def add_planner_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,18 +160,6 @@ def add_threads_flag(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of threads (default: the number of physical cores)",
     )
-
-
-def length(text: str) -> int:
-    """An argparse type: a number of tokens, such as 4096 or 4k (k is 1024)."""
-    digits, unit = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
-    try:
-        value = int(digits) * unit
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens, such as 4096 or 4k") from None
-    if not 1 < value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text} is not from 2 to {2**31 - 1}")
-    return value
 
 
 def lengths(text: str) -> list[int]:

@@ -6,7 +6,7 @@ Unknown names are errors: with a misspelled kv_typ something else would be evalu
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import FLAGS, MAX_THREADS
+from yarn_edge.flags import FLAGS, MAX_THREADS, parse_length
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.runtime.context_settings import FlashAttention
 
@@ -63,8 +63,8 @@ def parse_arguments(given: Mapping[str, Any]) -> Arguments:
         raise YarnEdgeError(f"--model_args: flash_attention is {flash!r}, must be auto, on or off")
     return Arguments(
         variant=parse_variant(path),
-        ctx=_whole(words, "ctx", 2, MAX_CONTEXT),
-        batch=_whole(words, "batch", 1, MAX_CONTEXT) or 512,
+        ctx=_whole(words, "ctx", 2, MAX_CONTEXT, parse_length),
+        batch=_whole(words, "batch", 1, MAX_CONTEXT, parse_length) or 512,
         threads=_whole(words, "threads", 1, MAX_THREADS),
         flash_attention=_FLASH[flash],
         add_bos_token=None if bos is None else bool(bos),
@@ -72,12 +72,12 @@ def parse_arguments(given: Mapping[str, Any]) -> Arguments:
     )
 
 
-def _whole(words: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+def _whole(words: Mapping[str, Any], name: str, low: int, high: int, parse: Callable[[str], int] = int) -> int | None:
     value = words.get(name)
     if value is None:
         return None
     try:
-        number = int(str(value))
+        number = parse(str(value))
     except ValueError:
         raise YarnEdgeError(f"--model_args: {name} is {value!r}, not a whole number") from None
     if not low <= number <= high:

@@ -237,7 +237,9 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         if self._template is None:
             self.chat_template(True)
-            self._template = self._held.enter_context(ChatTemplate.of(self._model))
+            self._template = self._held.enter_context(
+                ChatTemplate.of(self._model, remedy="leave out --apply_chat_template")
+            )
         if add_generation_prompt:
             return self._template.render(messages)
         last = {**messages[-1], "content": messages[-1]["content"] + _TAG}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import BACKENDS, count
+from yarn_edge.flags import BACKENDS, count, length_from
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.devices import devices_of, missing
@@ -112,7 +112,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this race."""
-    add, tokens = parser.add_argument, count(1, MAX_TOKENS)
+    add, tokens = parser.add_argument, length_from(1, MAX_TOKENS)
     add("model", type=Path, metavar="MODEL.gguf")
     add("--peer", type=Path, required=True, metavar="DIR", help="folder with llama-bench")
     add(

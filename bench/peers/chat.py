@@ -28,7 +28,7 @@ from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.prompt_lookup import Lookup
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import count, length
+from yarn_edge.flags import count, length, length_from
 from yarn_edge.memory.placement import Wanted
 from yarn_edge.progress import note
 from yarn_edge.runtime.context_settings import FlashAttention
@@ -128,7 +128,7 @@ def _copied(args: argparse.Namespace, prompt: str, lookup: Lookup) -> dict[str, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this race."""
-    add, some = parser.add_argument, count(2, 10**6)
+    add, some = parser.add_argument, length_from(2, 10**6)
     add("model", type=Path, metavar="MODEL.gguf")
     add("--text", type=Path, required=True, metavar="FILE", help="text that the document is cut from")
     add("--tokens", type=length, default=12000, metavar="N", help="tokens of the document (default: 12000)")

@@ -15,7 +15,7 @@ import numpy as np
 
 from yarn_edge.convert.imatrix.matrix import ImportanceMatrix, read_imatrix
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import count
+from yarn_edge.flags import count, length_from
 from yarn_edge.sample_text import sample_text
 
 from .llama_bench import executable
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", type=Path, metavar="MODEL.gguf")
     add("--peer", type=Path, required=True, metavar="DIR", help="folder with llama-imatrix")
     add("--text", type=Path, metavar="FILE", help="text to read (default: the bundled text)")
-    add("--ctx", type=count(16, 2**31 - 1), default=512, metavar="N", help="tokens of a chunk (default: 512)")
+    add("--ctx", type=length_from(16), default=512, metavar="N", help="tokens of a chunk (default: 512)")
     add("--chunks", type=count(1, 2**31 - 1), default=20, metavar="N", help="chunks to read (default: 20)")
 
 

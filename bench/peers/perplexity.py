@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import count, lengths
+from yarn_edge.flags import count, length_from, lengths
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.kv_cache import kv_bytes
@@ -145,7 +145,7 @@ def by_length(runs: TextRuns, points: Sequence[int]) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this race."""
-    add, tokens = parser.add_argument, count(8, 2**31 - 1)
+    add, tokens = parser.add_argument, length_from(8)
     add("model", type=Path, metavar="MODEL.gguf")
     add("--text", type=Path, required=True, metavar="FILE", help="text of at least twice --ctx tokens")
     add("--peer", type=Path, required=True, metavar="DIR", help="folder with llama-perplexity")

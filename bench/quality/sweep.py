@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides, add_scaling_flags, count, scaling_overrides
+from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides, add_scaling_flags, length_from, scaling_overrides
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
@@ -156,7 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bucket_flag(parser)
     parser.add_argument(
         "--dynamic-step",
-        type=count(1, MAX_CONTEXT),
+        type=length_from(1, MAX_CONTEXT),
         metavar="N",
         help="for dynamic methods: one pass for every N tokens beyond the original context "
         "(default: an eighth of --ctx, at least 512)",

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from yarn_edge.errors import Terminated, YarnEdgeError
-from yarn_edge.flags import BACKENDS, add_threads_flag, count
+from yarn_edge.flags import BACKENDS, add_threads_flag, count, length_from
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.progress import note
 from yarn_edge.runtime.kv_cache import KV_TYPES
@@ -72,7 +72,7 @@ def add_text_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seed of the sample that --documents draws (default: %(default)s)",
     )
-    add("--ctx", type=count(2, MAX_CONTEXT), metavar="N", help="tokens per window (default: the model's context)")
+    add("--ctx", type=length_from(2, MAX_CONTEXT), metavar="N", help="tokens per window (default: the model's context)")
     add(
         "--chunks",
         type=count(1, 10**9),
@@ -80,7 +80,7 @@ def add_text_flags(parser: argparse.ArgumentParser) -> None:
         help="maximum number of windows: in total for llama.cpp (default: all), "
         "per document for curve (default: 1) and sliding (default: all)",
     )
-    add("--max-tokens", type=count(2, 10**12), metavar="N", help="maximum number of tokens over all documents")
+    add("--max-tokens", type=length_from(2, 10**12), metavar="N", help="maximum number of tokens over all documents")
     add(
         "--protocol",
         choices=tuple(PROTOCOLS),
@@ -90,7 +90,7 @@ def add_text_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--stride",
-        type=count(1, MAX_CONTEXT),
+        type=length_from(1, MAX_CONTEXT),
         default=STRIDE,
         metavar="S",
         help="tokens by which sliding windows advance (default: %(default)s)",
@@ -101,7 +101,7 @@ def add_bucket_flag(parser: argparse.ArgumentParser) -> None:
     """--bucket: the same for every command that reports by position."""
     parser.add_argument(
         "--bucket",
-        type=count(1, MAX_CONTEXT),
+        type=length_from(1, MAX_CONTEXT),
         metavar="N",
         help="tokens per bucket of positions (default: a power of two that makes at most 32 buckets)",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import BACKENDS, FLAGS, ScalingOverrides
+from yarn_edge.flags import BACKENDS, FLAGS, ScalingOverrides, parse_length
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.effective import RuntimeArguments
@@ -126,7 +126,7 @@ def _one_of(names: Mapping[str, Any]) -> Callable[[str, str], str]:
 _VALUES: dict[str, Callable[[str, str], Any]] = {
     "kv": _one_of(KV_TYPES),
     "backend": _one_of(BACKENDS),
-    **{key: _number(int if name == "original_context" else float) for key, name in _SCALING.items()},
+    **{key: _number(parse_length if name == "original_context" else float) for key, name in _SCALING.items()},
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import Terminated, YarnEdgeError
-from yarn_edge.flags import BACKENDS, MAX_THREADS, count, length
+from yarn_edge.flags import BACKENDS, MAX_THREADS, count, length, length_from
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar, note
@@ -134,7 +134,7 @@ def add_size_flags(parser: argparse.ArgumentParser, n_prompt: int, n_gen: int) -
         ("-n", "--gen-tokens", n_gen, "generate"),
     ):
         text = f"tokens to {what} in a timed run; 0 leaves this test out (default: %(default)s)"
-        parser.add_argument(short, name, type=count(0, MAX_TOKENS), default=default, metavar="N", help=text)
+        parser.add_argument(short, name, type=length_from(0, MAX_TOKENS), default=default, metavar="N", help=text)
 
 
 # flag -> (type of an item, default, help)
@@ -147,8 +147,8 @@ _LISTS: dict[str, tuple[Callable[[str], Any], list[Any] | None, str]] = {
     "--depth": (depth, [0], "tokens in the cache before each test, such as 0,4k,16k (default: 0)"),
     "--kv-type": (one_of(*KV_TYPES), ["f16"], "types of the KV cache (default: f16)"),
     "--threads": (count(1, MAX_THREADS), None, "numbers of threads (default: one thread per physical core)"),
-    "--batch": (count(1, MAX_TOKENS), [512], "maximum tokens per call of llama.cpp (default: 512)"),
-    "--ubatch": (count(1, MAX_TOKENS), [512], "maximum tokens per compute graph (default: 512)"),
+    "--batch": (length_from(1, MAX_TOKENS), [512], "maximum tokens per call of llama.cpp (default: 512)"),
+    "--ubatch": (length_from(1, MAX_TOKENS), [512], "maximum tokens per compute graph (default: 512)"),
     "--flash-attention": (
         one_of(*FLASH),
         ["auto"],

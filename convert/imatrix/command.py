@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_threads_flag, count
+from yarn_edge.flags import add_threads_flag, count, length_from
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
@@ -196,7 +196,7 @@ def unseen_experts(matrix: ImportanceMatrix) -> dict[str, list[int]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge imatrix`."""
-    size = count(MIN_ROWS, MAX_CONTEXT)
+    size = length_from(MIN_ROWS, MAX_CONTEXT)
     parser.add_argument("model", metavar="MODEL.gguf", help="the model to be quantized, in 16 or 32 bits")
     text = "calibration text, UTF-8, similar to what the model will be used for"
     parser.add_argument("--text", required=True, metavar="FILE", help=text)

@@ -26,6 +26,7 @@ from yarn_edge.convert.hf_to_gguf import convert
 from support import tiny
 from support.build_note import without_build_note
 from support.gguf_bytes import edit_key
+from support.templates import with_template
 
 MODEL = str(package_gguf())
 GREEDY = ("--temperature", "0", "--ctx", "512", "--threads", "1")
@@ -99,6 +100,22 @@ def test_base_model_wants_raw(base_model: Path) -> None:
     assert b"has no tokenizer.chat_template (a base model?); use --raw" in refused.stderr
     done = run(str(base_model), "-p", "The capital of France is", "--raw", "--max-tokens", "1", *GREEDY)
     assert (done.returncode, done.stdout) == (0, b" Paris\n")
+
+
+def test_a_template_reads_parts_or_says_what_it_loses(tmp_path: Path) -> None:
+    path = with_template(
+        tmp_path / "parts.gguf", "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+    )
+    done = run(str(path), "-p", "The capital of France is", "--max-tokens", "1", "--json", *GREEDY)
+    answer = json.loads(done.stdout)
+    assert (answer["answer"], answer["prompt_tokens_evaluated"]) == (" Paris", 5)
+    path = with_template(tmp_path / "lost.gguf", "{% for m in messages %}{{ m.role }}: {{ m.text }}{% endfor %}")
+    lost = run(str(path), "-p", "The capital of France is", "--quiet")
+    assert (lost.returncode, lost.stdout) == (2, b"")
+    assert without_build_note(lost.stderr.decode()) == (
+        f"yarn-edge: error: {path}: tokenizer.chat_template: makes a prompt without all of the user's last message; "
+        "use --raw to do without it\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,28 +67,86 @@ def test_merges_as_lists_and_as_strings(copy: Path) -> None:
         assert read_vocabulary(copy, SIZE).merges == expected
 
 
+def named(**templates: object) -> list[dict[str, object]]:
+    return [{"name": name, "template": text} for name, text in templates.items()]
+
+
+MORE = "additional_chat_templates"
 CHAT = {
     "none": ({}, {}, None),
     "string": ({"chat_template": "A"}, {}, "A"),
-    "named": (
-        {"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]},
-        {},
-        "D",
-    ),
+    "named": ({"chat_template": named(tool_use="T", default="D")}, {}, "D"),
+    "table": ({"chat_template": {"tool_use": "T", "default": "D"}}, {}, "D"),
+    "named twice, equal": ({"chat_template": [*named(default="D"), *named(default="D")]}, {}, "D"),
+    "no names": ({"chat_template": []}, {}, None),
     "jinja file wins": ({"chat_template": "A"}, {"chat_template.jinja": "J\nü"}, "J\nü"),
     "json file": ({}, {"chat_template.json": '{"chat_template": "F"}'}, "F"),
+    "json file, named": ({}, {"chat_template.json": '{"chat_template": [{"name": "default", "template": "F"}]}'}, "F"),
+    "jinja file and others": ({}, {"chat_template.jinja": "J", f"{MORE}/rag.jinja": "R"}, "J"),
+    "default among others": ({}, {f"{MORE}/rag.jinja": "R", f"{MORE}/default.jinja": "D"}, "D"),
+    "string and others": ({"chat_template": "A"}, {f"{MORE}/rag.jinja": "R"}, "A"),
 }
+NO_DEFAULT: dict[str, tuple[dict[str, object], dict[str, str], str]] = {
+    "named": (
+        {"chat_template": named(rag="RAG", tool_use="T")},
+        {},
+        "tokenizer_config.json: of its chat templates 'rag', 'tool_use' none is named 'default'",
+    ),
+    "one": ({"chat_template": named(chat="C")}, {}, "tokenizer_config.json: of its chat templates 'chat' none"),
+    "table": ({"chat_template": {"rag": "R"}}, {}, "tokenizer_config.json: of its chat templates 'rag' none"),
+    "folder": (
+        {},
+        {f"{MORE}/rag.jinja": "R", f"{MORE}/tool_use.jinja": "T"},
+        f"{MORE}: of its chat templates 'rag', 'tool_use' none",
+    ),
+    "json file": (
+        {},
+        {"chat_template.json": json.dumps({"chat_template": named(rag="R")})},
+        "chat_template.json: of its chat templates 'rag' none",
+    ),
+    "two defaults": (
+        {"chat_template": [*named(default="A"), *named(default="B")]},
+        {},
+        "two chat templates are named 'default'",
+    ),
+    "no text": ({"chat_template": named(default=None)}, {}, "chat_template is a NoneType, not text"),
+    "no name": ({"chat_template": [{"template": "T"}]}, {}, "chat_template is a NoneType, not text"),
+    "a list of texts": ({"chat_template": ["T"]}, {}, "chat_template is a NoneType, not text"),
+}
+
+
+def with_templates(folder: Path, config: dict[str, object], files: dict[str, str]) -> None:
+    edit(folder / "tokenizer_config.json", lambda c: c.update(config))
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("case", CHAT)
 def test_chat_template(case: str, copy: Path) -> None:
     config, files, expected = CHAT[case]
-    edit(copy / "tokenizer_config.json", lambda c: c.update(config))
-    for name, text in files.items():
-        (copy / name).write_text(text, encoding="utf-8")
+    with_templates(copy, config, files)
     vocabulary = read_vocabulary(copy, SIZE)
     assert vocabulary.chat_template == expected
     assert vocabulary.keys().get("tokenizer.chat_template") == expected
+
+
+@pytest.mark.parametrize("config, files, message", NO_DEFAULT.values(), ids=NO_DEFAULT)
+def test_of_several_templates_none_is_guessed(
+    config: dict[str, object], files: dict[str, str], message: str, copy: Path
+) -> None:
+    with_templates(copy, config, files)
+    with pytest.raises(YarnEdgeError, match=re.escape(message)):
+        read_vocabulary(copy, SIZE)
+
+
+@pytest.mark.parametrize("case", ["none", "named", "jinja file and others", "default among others"])
+def test_the_template_is_the_one_of_transformers(case: str, copy: Path) -> None:
+    from transformers import AutoTokenizer
+
+    with_templates(copy, *CHAT[case][:2])
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    assert (tokenizer.get_chat_template() if tokenizer.chat_template else None) == CHAT[case][2]
 
 
 def model_of(**values: Any) -> Callable[[Any], None]:

@@ -61,6 +61,18 @@ def test_a_context_beyond_the_factor_is_told(yarn_file: Path, capsys: pytest.Cap
         assert "exceeds the 512 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ctx, holds", [(64, 256), (257, 512), (256, None), (1024, None), (None, None)])
+def test_a_context_that_is_rounded_up_is_told(
+    ctx: int | None, holds: int | None, yarn_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened(yarn_file, Wanted("cpu", ctx, threads=1)) as one:
+        assert ctx is None or one.context.n_ctx == (holds or ctx)
+    told = f"--ctx {ctx}: llama.cpp rounds a context up to a multiple of 256 tokens, so it holds {holds}"
+    err = capsys.readouterr().err
+    assert (told in err) is (holds is not None)
+    assert ("rounds" in err) is (holds is not None)
+
+
 def test_a_file_that_holds_its_frequencies_is_refused(tmp_path: Path) -> None:
     scaling = {**tiny.YARN["rope_scaling"], "beta_fast": 8.0}
     folder = tiny.write_checkpoint(tmp_path / "ck", rope_scaling=scaling)

@@ -20,6 +20,7 @@ from yarn_edge.cli import main
 from yarn_edge.serve.command import is_loopback
 
 from support.serving import KEY, MODEL, QUESTION, Server
+from support.templates import with_template
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,13 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 def test_the_openai_client(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["small"]
+    model = client.models.retrieve("small")
+    assert (model.id, model.object, model.created) == ("small", "model", int(MODEL.stat().st_mtime))
+    assert model == client.models.list().data[0]
+    for name in ("large", "org/large", "small/", "smal"):
+        with pytest.raises(openai.NotFoundError, match=f"the model '{name}' does not exist") as missing:
+            client.models.retrieve(name)
+        assert missing.value.code == "model_not_found"
     asked: dict[str, Any] = {"model": "small", "messages": QUESTION, "temperature": 0, "max_tokens": 12}
     whole = client.chat.completions.create(**asked)
     assert whole.choices[0].finish_reason == "length"
@@ -69,19 +77,37 @@ def test_stops_and_seeds(server: Server) -> None:
     assert server.chat(**asked, messages=parts)[1]["choices"] == plain["choices"]
 
 
+def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
+    """As the openai package dumps it, with all of its empty fields; a seed and a top_k of any client."""
+    asked: dict[str, Any] = {"model": "small", "messages": QUESTION, "max_tokens": 4}
+    said = client.chat.completions.create(**asked).choices[0].message
+    echoed = [*QUESTION, said.model_dump(), {"role": "user", "content": "And to a cat?"}]
+    assert client.chat.completions.create(**{**asked, "messages": echoed}).choices[0].message.content
+    for seed in (-1, 2**32 - 1, 2**53, -(2**63), 2**63 + 1):
+        assert client.chat.completions.create(**asked, seed=seed, extra_body={"top_k": -1}).choices
+    large = [client.chat.completions.create(**asked, temperature=1.5, seed=2**40).choices[0] for _ in range(2)]
+    assert large[0] == large[1]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tools": ({"tools": [{"type": "function"}]}, "tools is not supported"),
     "two answers": ({"n": 2}, "n is not supported"),
-    "JSON mode": ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
-    "a picture": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url' is not supported"),
-    "a role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+    "tool calls": (
+        {"messages": [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+        "messages[1].tool_calls is not supported",
+    ),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "messages[0].content[0]: a part of type 'image_url' is not supported",
+    ),
+    "a role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role is 'tool'"),
     "no messages": ({"messages": []}, "messages: "),
-    "temperature": ({"temperature": -1}, "--temperature is -1"),
+    "temperature": ({"temperature": -1}, "temperature is -1"),
     "a word": ({"temperature": "hot"}, "temperature: "),
     "max_tokens": ({"max_tokens": 0}, "max_tokens: "),
     "stops": ({"stop": ["a"] * 17}, "stop: at most 16"),
     "too long": ({"messages": [{"role": "user", "content": "word " * 2000}]}, "tokens, the context holds 1024"),
-    "the template": ({"messages": [{"role": "user", "content": "x" * (20 << 20)}]}, "larger than"),
+    "too large": ({"messages": [{"role": "user", "content": "x" * (20 << 20)}]}, "larger than"),
 }
 
 
@@ -90,6 +116,7 @@ def test_refused(fields: dict[str, Any], message: str, server: Server) -> None:
     status, body = server.chat(**fields)
     assert status in (400, 413)
     assert message in body["error"]["message"]
+    assert "--t" not in body["error"]["message"]
     assert body["error"]["type"] == "invalid_request_error"
 
 
@@ -98,12 +125,47 @@ def test_raw_refusals(server: Server) -> None:
         status, _headers, answer = server.request("POST", "/v1/chat/completions", body)
         assert status in (400, 422), body[:20]
         assert "message" in json.loads(answer)["error"]
+    for body, message in {
+        b"": "the request must be a JSON object",
+        b"[1, 2]": "the request must be a JSON object",
+        b'{"messages": [}': "the request is not valid JSON: Expecting value",
+        b"{}": "messages: Field required",
+        b'{"messages": [1], "stop": 3}': "stop: Input should be a valid string, or Input should be a valid list",
+    }.items():
+        assert json.loads(server.request("POST", "/v1/chat/completions", body)[2])["error"]["message"] == message
     assert server.request("GET", "/v1/none")[0] == 404
+    assert server.request("POST", "/tokenize", {"text": "a", "add_special": True})[0] == 400
     assert server.request("DELETE", "/v1/models")[0] == 405
     assert server.request("POST", "/v1/completions", {"prompt": ["a", "b"]})[0] == 400
     assert server.request("POST", "/v1/completions", {"prompt": [10**9]})[0] == 400
     assert server.request("POST", "/v1/completions", {"prompt": ""})[0] == 400
     assert server.request("GET", "/../../etc/passwd")[0] in (401, 404)
+
+
+CONTENT_TYPES = {
+    "application/json; charset=utf-8": 200,
+    "Application/JSON;charset=UTF-8": 200,
+    "application/vnd.api+json": 200,
+    "application/x-www-form-urlencoded": 415,  # curl -d without a header
+    "text/plain;charset=UTF-8": 415,
+    "text/json": 415,
+    "application/jsonl": 415,
+    "json": 415,
+    "": 415,
+}
+
+
+@pytest.mark.parametrize("kind, status", CONTENT_TYPES.items(), ids=CONTENT_TYPES)
+@pytest.mark.parametrize(
+    "path, body", [("/tokenize", {"text": "a"}), ("/v1/completions", {"prompt": "a", "max_tokens": 1})]
+)
+def test_content_types(path: str, body: Any, kind: str, status: int, server: Server) -> None:
+    answer = server.request("POST", path, body, Content_Type=kind)
+    assert answer[0] == status
+    if status == 415:
+        message = json.loads(answer[2])["error"]["message"]
+        assert message.startswith("the header Content-Type is ")
+        assert message.endswith(", but must be application/json")
 
 
 def test_keys(server: Server, client: openai.OpenAI) -> None:
@@ -207,6 +269,34 @@ def test_a_base_model_completes(tmp_path: Path) -> None:
             "POST", "/v1/completions", {"prompt": "The capital of France is", "max_tokens": 1}
         )
         assert (status, json.loads(answer)["choices"][0]["finish_reason"]) == (200, "length")
+    finally:
+        made.end()
+
+
+def test_clients_see_no_paths(tmp_path: Path) -> None:
+    """A template refuses a role, loses a text, or is broken: its words, and neither the file's folder nor a flag."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.content if m.role == 'user' and m.content != 'lost' and m.content != 'nothing' }}{% endfor %}"
+        "{{ 'x' if messages[-1].content == 'lost' }}{{ 1 / 0 if messages[0].content == 'broken' }}"
+    )
+    made = Server(model=with_template(tmp_path / "picky.gguf", source))
+    system = {"role": "system", "content": "Be brief."}
+    refused = {
+        "TemplateError: no system": [system, *QUESTION],
+        "makes a prompt without all of the user's last message": [{"role": "user", "content": "lost"}],
+        "renders nothing": [{"role": "user", "content": "nothing"}],
+        "ZeroDivisionError": [{"role": "user", "content": "broken"}],
+    }
+    try:
+        assert made.chat(max_tokens=1)[0] == 200
+        for reason, messages in refused.items():
+            for stream in (False, True):
+                status, body = made.chat(messages=messages, stream=stream)
+                message = body["error"]["message"]
+                assert (status, message.startswith(f"the model's chat template: {reason}")) == (400, True), message
+                assert str(tmp_path) not in message
+                assert "--" not in message
     finally:
         made.end()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_threads_flag, count, length
+from yarn_edge.flags import add_threads_flag, length, length_from
 from yarn_edge.progress import note
 from yarn_edge.stdout import write_json, write_text
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from yarn_edge.chat.template import Renderer
     from yarn_edge.memory.placement import Wanted
     from yarn_edge.runtime.model import Model
-
-_ANY = count(1, 2**31 - 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (("--min-p",), "P", float, 0.05, "drop tokens less probable than P times the best one; 0: none"),
         (("--repeat-penalty",), "R", float, 1.0, "values above 1 reduce repetition"),
         (("--seed",), "N", int, None, "random seed: the same seed and conversation give the same answer"),
-        (("--max-tokens",), "N", _ANY, None, "maximum length of an answer in tokens"),
+        (("--max-tokens",), "N", length_from(1), None, "maximum length of an answer in tokens"),
     ):
         shown = text if default is None else f"{text} (default: {default})"
         parser.add_argument(*names, metavar=metavar, type=kind, default=default, help=shown)

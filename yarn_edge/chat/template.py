@@ -6,6 +6,8 @@ not nested `{% for %}` loops.
 
 Limits: the template's length, the time of a rendering (also within one C call: the process is killed), its memory (if the
 operating system has RLIMIT_AS: Linux), its output, `range()`. Memory has no limit on macOS and Windows.
+
+What a template loses, the model never sees: a prompt without the last text of the user, or without a system message, is an error.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from yarn_edge.chat.given_text import shows
 from yarn_edge.errors import YarnEdgeError, one_line
 
 if TYPE_CHECKING:
@@ -32,6 +35,12 @@ Message = Mapping[str, str]  # "role": system, user or assistant; "content"
 MAX_TEMPLATE_CHARS = 1 << 20
 TIME_LIMIT_S = 10.0
 _LITERAL, _END = "\ue0f0", "\ue0f1"  # private use: around names of control tokens that are part of a message
+_REMEDY = "use --raw to do without it"
+_LOSSES = {
+    "user": "makes a prompt without all of the user's last message; {remedy}",
+    "system": "makes a prompt without all of the system message: put that text into the user's message",
+}
+_MARKED = re.compile(f"{_LITERAL}.*?{_END}", re.DOTALL)
 _UNKNOWN, _CONTROL = 2, 3  # tokenizer.ggml.token_type
 
 
@@ -68,8 +77,8 @@ def with_bos(model: Model, tokens: list[int]) -> list[int]:
 class ChatTemplate:
     """A template that is compiled in its process. Use it as a context manager, or call `close`.
 
-    origin: names it in error messages, such as the file's path. Raises YarnEdgeError if the template is too long; errors inside it
-    appear when it renders.
+    origin: names it in error messages, such as the file's path. remedy: ends the messages that say what it cannot do. Raises
+    YarnEdgeError if the template is too long; errors inside it appear when it renders.
     """
 
     def __init__(
@@ -79,36 +88,48 @@ class ChatTemplate:
         bos_token: str = "",
         eos_token: str = "",
         origin: str = "chat template",
+        remedy: str = _REMEDY,
         time_limit_s: float = TIME_LIMIT_S,
     ) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
             raise YarnEdgeError(f"{origin}: {len(source)} characters, at most {MAX_TEMPLATE_CHARS} are allowed")
-        self.origin, self.time_limit_s = origin, time_limit_s
+        self.origin, self.remedy, self.time_limit_s = origin, remedy, time_limit_s
         self._setup = {"template": source, "bos_token": bos_token, "eos_token": eos_token, "time_limit_s": time_limit_s}
         self._worker: subprocess.Popen[bytes] | None = None
         self._stop: Callable[[], object] | None = None
         self._controls: re.Pattern[str] | None = None
 
     @classmethod
-    def of(cls, model: Model) -> ChatTemplate:
-        """The template in the model's file. Raises YarnEdgeError if there is none."""
+    def of(cls, model: Model, *, origin: str | None = None, remedy: str = _REMEDY) -> ChatTemplate:
+        """The template in the model's file. origin, remedy: for those who should not read of the file's path and chat's flag.
+
+        Raises YarnEdgeError if there is none.
+        """
         if model.chat_template is None:
             raise YarnEdgeError(
                 f"{model.path}: has no tokenizer.chat_template (a base model?); use --raw to continue text without one"
             )
         bos, eos = (model.token_bytes(t).decode("utf-8", "replace") if t >= 0 else "" for t in (model.bos, model.eos))
-        origin = f"{model.path}: tokenizer.chat_template"
-        template = cls(model.chat_template, bos_token=bos, eos_token=eos, origin=origin)
+        origin = origin or f"{model.path}: tokenizer.chat_template"
+        template = cls(model.chat_template, bos_token=bos, eos_token=eos, origin=origin, remedy=remedy)
         template._controls = _control_names(model)
         template._start()  # it imports Jinja2 while the caller makes a context
         return template
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text of the prompt. Raises YarnEdgeError with the template's own message, or the limit that it exceeded."""
+        """The text of the prompt.
+
+        Raises YarnEdgeError with the template's own message, the limit that it exceeded, or what it loses of the messages.
+        """
         reply = self._ask({"messages": list(messages), "add_generation_prompt": add_generation_prompt})
         if "error" in reply:
             raise YarnEdgeError(f"{self.origin}: {one_line(str(reply['error']))}")
-        return str(reply["text"])
+        text = str(reply["text"])
+        if not text:
+            raise YarnEdgeError(f"{self.origin}: renders nothing; {self.remedy}")
+        if (lost := _lost(text, messages)) is not None:
+            raise YarnEdgeError(f"{self.origin}: {_LOSSES[lost].format(remedy=self.remedy)}")
+        return text
 
     def tokens(self, model: Model, messages: Sequence[Message]) -> list[int]:
         """Names of control tokens become control tokens in the template's own text, and stay text in a message.
@@ -186,7 +207,15 @@ class ChatTemplate:
             raise
         self.close()
         reason = f"takes over {self.time_limit_s:g} s to render" if timed_out.is_set() else "crashed while rendering"
-        return {"error": f"{reason}; use --raw to do without it"}
+        return {"error": f"{reason}; {self.remedy}"}
+
+
+def _lost(text: str, messages: Sequence[Message]) -> str | None:
+    """The role of a message that the prompt must hold, and does not; None if it holds all of them."""
+    last = [message for message in messages if message["role"] == "user"][-1:]
+    needed = [*last, *(message for message in messages if message["role"] == "system")]
+    bare = _MARKED.sub("", text)  # a template may take out names of control tokens
+    return next((m["role"] for m in needed if not shows(bare, _MARKED.sub("", m["content"]))), None)
 
 
 def _control_names(model: Model) -> re.Pattern[str] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from yarn_edge.checkpoint.added_tokens import left_out_notes, pad_without_row, read_added_tokens
 from yarn_edge.checkpoint.config_file import read_json
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
 
 SPACE = "▁"  # how SentencePiece writes a space
 SPECIAL = ("bos", "eos", "unk", "pad")  # the roles that GGUF has a key for
@@ -203,38 +203,6 @@ def tokenizer_config(checkpoint: Path) -> dict[str, Any]:
             "download the file again"
         )
     return config
-
-
-def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
-    """The text of chat_template.jinja, else tokenizer_config.json's template (or the one named "default"), else that of
-    chat_template.json; None if there is none.
-    """
-    file = checkpoint / "chat_template.jinja"
-    if file.exists():
-        try:
-            return file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise os_error(error, file) from error
-        except UnicodeDecodeError as error:
-            raise YarnEdgeError(f"{file}: byte {error.start} is not UTF-8; download the file again") from error
-    others = read_json_if_there(checkpoint / "chat_template.json")
-    for template in (config.get("chat_template"), others.get("chat_template")):
-        if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default", next(iter(named.values()), None))
-        if isinstance(template, str):
-            try:
-                template.encode()
-            except UnicodeEncodeError as error:
-                raise YarnEdgeError(
-                    f"{checkpoint}: chat_template has half a character (a lone surrogate) at position {error.start}: correct it"
-                ) from error
-            return template
-        if template is not None:
-            raise YarnEdgeError(
-                f"{checkpoint}: chat_template is a {type(template).__name__}, not text: correct or remove it"
-            )
-    return None
 
 
 def named_texts(config: Mapping[str, Any]) -> dict[str, str | None]:

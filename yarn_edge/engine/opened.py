@@ -94,6 +94,10 @@ def _say(placed: Placement, wanted: Wanted, context: Context, holds: int) -> Non
         note(f"warning: --ctx {placed.choice.n_ctx} exceeds the {holds} tokens that the model was trained for")
     if wanted.ctx is None or (wanted.kv_type is None and context.kv_type != "f16"):
         note(placed.choice.reason)
+    if wanted.ctx is not None and wanted.ctx != context.n_ctx:
+        note(
+            f"--ctx {wanted.ctx}: llama.cpp rounds a context up to a multiple of 256 tokens, so it holds {context.n_ctx}"
+        )
     note(what_runs(context))
 
 

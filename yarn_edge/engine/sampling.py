@@ -22,6 +22,26 @@ PENALTY_LAST_N = 64
 # llama.h: LLAMA_DEFAULT_SEED, which makes llama.cpp choose a random seed.
 _RANDOM_SEED = 0xFFFFFFFF
 _INT32_MAX = 2**31 - 1
+MAX_SEED = _RANDOM_SEED - 1
+# field -> (its name in messages: the flag of chat, if there is one; lowest, highest value; whether it is a whole number)
+_RANGES: dict[str, tuple[str, float, float, bool]] = {
+    "temperature": ("--temperature", 0, math.inf, False),
+    "top_k": ("--top-k", 0, _INT32_MAX, True),
+    "top_p": ("--top-p", 0, 1, False),
+    "min_p": ("--min-p", 0, 1, False),
+    "repeat_penalty": ("--repeat-penalty", 0, math.inf, False),
+    "frequency_penalty": ("frequency_penalty", -2, 2, False),
+    "presence_penalty": ("presence_penalty", -2, 2, False),
+    "seed": ("--seed", 0, MAX_SEED, True),
+}
+
+
+class SamplingError(YarnEdgeError):
+    """A sampling parameter out of range, named by its flag. field, fact: the same for those who know it by another name."""
+
+    def __init__(self, field: str, fact: str) -> None:
+        super().__init__(f"{_RANGES[field][0]} {fact}")
+        self.field, self.fact = field, fact
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,7 @@ class Sampling:
     temperature: 0 always takes the most probable token. top_k: 0 keeps every token. top_p: 1 and min_p: 0 turn these filters
     off. repeat_penalty: 1 means none; it looks back over 64 tokens, including the prompt's. seed: None means a new one for each
     answer; with a number, the same conversation gets the same answer. frequency_penalty, presence_penalty: OpenAI's, from -2
-    to 2, over the same 64 tokens. Raises YarnEdgeError that names the flag, the value and the range.
+    to 2, over the same 64 tokens. Raises SamplingError that names the flag, the value and the range.
     """
 
     temperature: float = 0.8
@@ -44,17 +64,11 @@ class Sampling:
     presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("--temperature", self.temperature, 0, math.inf)
-        _check("--top-k", self.top_k, 0, _INT32_MAX, whole=True)
-        _check("--top-p", self.top_p, 0, 1)
-        _check("--min-p", self.min_p, 0, 1)
-        _check("--repeat-penalty", self.repeat_penalty, 0, math.inf)
+        for field in _RANGES:
+            if field != "seed" or self.seed is not None:
+                _check(field, getattr(self, field))
         if self.repeat_penalty == 0:
-            raise YarnEdgeError("--repeat-penalty is 0, must be above 0 (1 means no penalty)")
-        _check("frequency_penalty", self.frequency_penalty, -2, 2)
-        _check("presence_penalty", self.presence_penalty, -2, 2)
-        if self.seed is not None:
-            _check("--seed", self.seed, 0, _RANDOM_SEED - 1, whole=True)
+            raise SamplingError("repeat_penalty", "is 0, must be above 0 (1 means no penalty)")
 
     @property
     def penalizes(self) -> bool:
@@ -103,8 +117,10 @@ class Sampling:
         yield api.llama_sampler_init_dist(secrets.randbelow(_RANDOM_SEED) if self.seed is None else self.seed)
 
 
-def _check(flag: str, value: float, low: float, high: float, whole: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
-        raise YarnEdgeError(f"{flag} is {value!r}, not a {'whole' if whole else 'finite'} number")
-    if not low <= value <= high:
-        raise YarnEdgeError(f"{flag} is {value!r}, must be from {low} {'up' if math.isinf(high) else f'to {high}'}")
+def _check(field: str, value: object) -> None:
+    _name, low, high, whole = _RANGES[field]
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or (isinstance(value, float) and not math.isfinite(value)):
+        raise SamplingError(field, f"is {value!r}, not a {'whole' if whole else 'finite'} number")
+    if not low <= value <= high:  # type: ignore[operator]
+        raise SamplingError(field, f"is {value!r}, must be from {low} {'up' if math.isinf(high) else f'to {high}'}")

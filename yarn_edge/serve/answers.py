@@ -26,13 +26,20 @@ PING_S = 5.0  # of silence, after which a stream says that it is alive
 
 @dataclass(frozen=True)
 class Served:
-    """What the routes need. model: its name for clients; usual: sampling for requests that do not set it."""
+    """What the routes need. model: its name for clients; created: when its file was written, in seconds since 1970; usual: sampling
+    for requests that do not set it.
+    """
 
     worker: Worker
     model: str
+    created: int
     usual: Sampling
     access: Access
     max_waiting: int = 64
+
+    def told(self, problem: Exception) -> str:
+        """An error's message for clients, without the path of the model's file."""
+        return str(problem).replace(str(self.worker.model.path), self.model)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ async def answered(
     head = {"id": f"{form.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.model}
     pieces = served.worker.answer(tokens, sampling, max_tokens, stops, form.reasons)
     if body.stream:
-        events = _events(pieces, {**head, "object": form.chunk}, form, len(tokens), body.wants_usage)
+        head["object"] = form.chunk
+        events = _events(served, pieces, head, form, len(tokens) if body.wants_usage else None)
         return StreamingResponse(events, media_type="text/event-stream")
     texts: dict[str, str] = {"answer": ""}
     async with aclosing(pieces):
@@ -107,9 +115,13 @@ async def _while_connected(pieces: AsyncIterator[AnswerPiece], request: Request)
 
 
 async def _events(
-    pieces: AsyncGenerator[AnswerPiece, None], head: dict[str, Any], form: AnswerForm, n_prompt: int, with_usage: bool
+    served: Served,
+    pieces: AsyncGenerator[AnswerPiece, None],
+    head: dict[str, Any],
+    form: AnswerForm,
+    n_prompt: int | None,
 ) -> AsyncIterator[str]:
-    """Server-sent events like OpenAI's: chunks, the usage if it was requested, [DONE]. An error is an event, too."""
+    """Server-sent events like OpenAI's: chunks, the usage unless n_prompt is None, [DONE]. An error is an event, too."""
 
     def event(choices: list[dict[str, Any]], **more: Any) -> str:
         return f"data: {json.dumps({**head, 'choices': choices, **more}, ensure_ascii=False)}\n\n"
@@ -126,14 +138,14 @@ async def _events(
             piece = following.result()
             if piece.kind == "end":
                 yield event([{"index": 0, **form.last, "finish_reason": piece.ended}])
-                if with_usage:
+                if n_prompt is not None:
                     yield event([], usage=usage(n_prompt, piece.stats))
                 yield "data: [DONE]\n\n"
                 return
             yield event([{"index": 0, **form.choice({piece.kind: piece.text}, True), "finish_reason": None}])
             following = asyncio.ensure_future(anext(pieces))
     except (YarnEdgeError, ConnectionAbortedError) as problem:
-        yield f"data: {bytes(error_response(500, str(problem)).body).decode()}\n\n"
+        yield f"data: {bytes(error_response(500, served.told(problem)).body).decode()}\n\n"
     finally:
         await _cancelled(following)
         await pieces.aclose()

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from yarn_edge import __version__
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.answers import CHAT, TEXT, Served, answered
+from yarn_edge.serve.fields import brief, complaint, is_json
 from yarn_edge.serve.guard import HEADERS, Guard, error_response
 from yarn_edge.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from yarn_edge.serve.worker import TooLongError
@@ -26,7 +27,7 @@ PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
 def make_app(served: Served) -> FastAPI:
     """The application. Its worker belongs to it."""
     app = FastAPI(title="yarn-edge", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    _add_refusals(app)
+    _add_refusals(app, served)
 
     @app.middleware("http")
     async def safe_headers(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -43,19 +44,21 @@ def make_app(served: Served) -> FastAPI:
     return app
 
 
-def _add_refusals(app: FastAPI) -> None:
+def _add_refusals(app: FastAPI, served: Served) -> None:
     """What the code raises, as errors that clients can read."""
 
     @app.exception_handler(YarnEdgeError)
     async def refused(_request: Request, refusal: YarnEdgeError) -> Response:
         code = "context_length_exceeded" if isinstance(refusal, TooLongError) else None
-        return error_response(400, str(refusal), code)
+        return error_response(400, served.told(refusal), code)
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_request: Request, problem: RequestValidationError) -> Response:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return error_response(400, f"{where}: {first['msg']}" if where else str(first["msg"]))
+    async def malformed(request: Request, problem: RequestValidationError) -> Response:
+        kind = request.headers.get("content-type", "")
+        if not is_json(kind):
+            what = f"is {brief(kind)}" if kind else "is missing"
+            return error_response(415, f"the header Content-Type {what}, but must be application/json")
+        return error_response(400, complaint(problem.errors()))
 
     @app.exception_handler(HTTPException)
     async def refused_by_framework(_request: Request, problem: HTTPException) -> Response:
@@ -70,13 +73,21 @@ def _add_facts(app: FastAPI, served: Served) -> None:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "waiting": worker.waiting}
 
+    about = {"id": served.model, "object": "model", "created": served.created, "owned_by": "yarn-edge"}
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": served.model, "object": "model", "owned_by": "yarn-edge", "context_length": worker.n_ctx}
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [{**about, "context_length": worker.n_ctx}]}
+
+    @app.get("/v1/models/{name:path}", response_model=None)
+    async def model(name: str) -> dict[str, Any] | Response:
+        if name != served.model:
+            return error_response(404, f"the model {brief(name)} does not exist", "model_not_found")
+        return {**about, "context_length": worker.n_ctx}
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, int]:
+        body.check()
         tokens = await asyncio.to_thread(worker.model.tokenize, body.text, add_special=False, parse_special=False)
         return {"tokens": len(tokens), "context": worker.n_ctx}
 

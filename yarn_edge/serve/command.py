@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
             held.enter_context(closing(renderer))
         worker = Worker(generation, renderer)
         access = Access(key, LOOPBACK if loopback else None, args.max_request)
-        served = Served(worker, args.name or args.model.stem, Sampling(), access)
+        created = int(args.model.stat().st_mtime)
+        served = Served(worker, args.name or args.model.stem, created, Sampling(), access)
         config = uvicorn.Config(
             make_app(served),
             log_level="warning",
@@ -124,7 +125,7 @@ def _renderer(model: Model) -> Renderer | None:
     if model.chat_template is None:
         note("the model has no chat template: only /v1/completions works")
         return None
-    return ChatTemplate.of(model)
+    return ChatTemplate.of(model, origin="the model's chat template", remedy="use /v1/completions to do without it")
 
 
 def _server(config: Any, worker: Worker) -> Any:

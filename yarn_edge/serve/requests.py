@@ -1,51 +1,83 @@
-"""Requests of the OpenAI interface. A field that this server does not support is an error that names the field."""
+"""Requests of the OpenAI interface. A field that asks for what this server does not do is an error that names the field."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from yarn_edge.engine.sampling import Sampling
+from yarn_edge.chat.template import Message
+from yarn_edge.engine.sampling import MAX_SEED, Sampling, SamplingError
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.serve.fields import Accepted, refuse_unknown
+from yarn_edge.serve.messages import chat_message
 
-# Fields that have no effect here, whatever their value.
-_IGNORED = frozenset({
-    "model", "user", "store", "metadata", "stream_options", "service_tier", "parallel_tool_calls", "safety_identifier",
-    "prompt_cache_key", "prompt_cache_retention", "best_of", "timeout",
+# Fields that change nothing in an answer, whatever their value.
+_WITHOUT_EFFECT = frozenset({
+    "model", "user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls",
+    "timeout",
 })  # fmt: skip
-# Values of other fields that are accepted, because they ask for what happens anyway.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "logprobs": (False, 0), "top_logprobs": (0,), "echo": (False,), "suffix": ("",), "tools": ([],),
-    "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "logit_bias": ({},),
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "reasoning_effort": (),
+# Values of other fields that ask for what happens anyway.
+_AS_IT_IS: Accepted = {
+    "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "echo": (False,), "store": (False,),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
+    "modalities": (["text"],), "service_tier": ("auto", "default"), "verbosity": ("medium",),
+    # of llama-server and vLLM
+    "cache_prompt": (True,), "add_generation_prompt": (True,), "continue_final_message": (False,), "ignore_eos": (False,),
+    "repetition_penalty": (1,), "typical_p": (1,), "min_tokens": (0,), "mirostat": (0,),
 }  # fmt: skip
+_STREAM_OPTIONS: Accepted = {
+    "include_usage": (True, False),
+    "include_obfuscation": (True, False),
+    "continuous_usage_stats": (False,),
+}
+_SAMPLING = tuple(field.name for field in fields(Sampling))
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 
 
-class Sampled(BaseModel):
-    """The fields that both kinds of requests share."""
+class CheckedRequest(BaseModel):
+    """A request whose further fields are checked, not ignored."""
 
     model_config = ConfigDict(extra="allow")
+
+    def check(self) -> None:
+        """Raise YarnEdgeError for a field that asks for something that is not done."""
+        extra = self.model_extra or {}
+        refuse_unknown({name: value for name, value in extra.items() if name not in _WITHOUT_EFFECT}, _AS_IT_IS)
+
+
+class Sampled(CheckedRequest):
+    """The fields that both kinds of requests for an answer share. seed: any 64 bits, reduced to those of llama.cpp; -1 for a new one."""
 
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: int | None = Field(default=None, ge=-1, lt=2**63)
     min_p: float | None = None
     repeat_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
     max_tokens: int | None = Field(default=None, ge=1)
     stop: str | list[str] | None = None
 
+    def check(self) -> None:
+        super().check()
+        refuse_unknown(self.stream_options or {}, _STREAM_OPTIONS, "stream_options.")
+
     def sampling(self, usual: Sampling) -> Sampling:
-        """`usual`, changed by the request. Raises YarnEdgeError for values that are out of range."""
-        names = "temperature top_p top_k min_p repeat_penalty frequency_penalty presence_penalty seed"
-        requested = {name: value for name in names.split() if (value := getattr(self, name)) is not None}
-        return Sampling(**{**vars(usual), **requested})
+        """`usual`, changed by the request. Raises YarnEdgeError, which names the field, for values that are out of range."""
+        wanted = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        if self.top_k == -1:
+            wanted["top_k"] = 0  # all tokens
+        if self.seed is not None:
+            wanted["seed"] = None if self.seed == -1 else self.seed % (MAX_SEED + 1)
+        try:
+            return Sampling(**{**vars(usual), **wanted})
+        except SamplingError as error:
+            raise YarnEdgeError(f"{error.field} {error.fact}") from error
 
     def stops(self) -> list[str]:
         """Texts that end an answer. Raises YarnEdgeError if they are too many or too long."""
@@ -54,52 +86,26 @@ class Sampled(BaseModel):
             raise YarnEdgeError(f"stop: at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters are allowed")
         return texts
 
-    def check(self) -> None:
-        """Raise YarnEdgeError for a field that asks for something that is not supported."""
-        for name, value in (self.model_extra or {}).items():
-            if value is None or name in _IGNORED or value in _NEUTRAL.get(name, ()):
-                continue
-            raise YarnEdgeError(f"{name} is not supported by this server")
-
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with the token counts."""
         return bool((self.stream_options or {}).get("include_usage"))
 
 
-class Part(BaseModel):
-    """A part of a message's content."""
-
-    type: str
-    text: str = ""
-
-
-class ChatMessage(BaseModel):
-    """Role and text; other fields (names, old reasoning) are ignored."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
-
-    def text(self) -> str:
-        """The content. Raises YarnEdgeError for images and audio."""
-        if not isinstance(self.content, list):
-            return self.content or ""
-        for part in self.content:
-            if part.type != "text":
-                raise YarnEdgeError(f"messages: content of type {part.type!r} is not supported, only text")
-        return "".join(part.text for part in self.content)
-
-
 class ChatRequest(Sampled):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[Any] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
-    def as_messages(self) -> list[dict[str, str]]:
-        """The messages for a chat template."""
-        roles = {"developer": "system"}
-        return [{"role": roles.get(m.role, m.role), "content": m.text()} for m in self.messages]
+    def check(self) -> None:
+        super().check()
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise YarnEdgeError("max_tokens and max_completion_tokens differ: leave out one of them")
+
+    def as_messages(self) -> list[Message]:
+        """The messages for a chat template. Raises YarnEdgeError that names the field of what is not text."""
+        return [chat_message(message, f"messages[{number}]") for number, message in enumerate(self.messages)]
 
     @property
     def most_tokens(self) -> int | None:
@@ -122,7 +128,7 @@ class CompletionRequest(Sampled):
         return prompt  # type: ignore[return-value]
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(CheckedRequest):
     """POST /tokenize: counts the tokens of a text."""
 
     text: str

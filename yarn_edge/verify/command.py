@@ -26,7 +26,7 @@ from yarn_edge.flags import (
     ScalingOverrides,
     add_scaling_flags,
     add_threads_flag,
-    count,
+    length_from,
     scaling_overrides,
 )
 from yarn_edge.gguf.read import read_gguf
@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokens",
-        type=count(2, 4096),
+        type=length_from(2, 4096),
         default=LOGIT_TOKENS,
         metavar="N",
         help="number of tokens on which to compare logits (default: %(default)s)",

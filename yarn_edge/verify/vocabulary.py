@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from yarn_edge.checkpoint.chat_template import chat_template
 from yarn_edge.checkpoint.config_file import MAX_INTEGER
 from yarn_edge.checkpoint.ends import end_ids
-from yarn_edge.checkpoint.tokenizer import Reference, chat_template
+from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.llama_rules.ends import END_SLOTS, OWN_ENDS, own_ends, token_names
 from yarn_edge.runtime.model import Model

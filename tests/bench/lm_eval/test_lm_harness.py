@@ -353,7 +353,7 @@ def test_generation_words() -> None:
         ("path={},kv_typ=f16", "'kv_typ' is unknown; known: path, ctx"),
         ("path={},pretrained=x", "'pretrained' is unknown"),
         ("path={},ctx=1", "ctx is 1, must be from 2"),
-        ("path={},ctx=4k", "ctx is '4k', not a whole number"),
+        ("path={},ctx=4x", "ctx is '4x', not a whole number"),
         ("path={},threads=0", "threads is 0"),
         ("path={},kv_type=q3", "'q3' is unknown"),
         ("path={}@kv=q4_0,kv_type=f16", "kv appears twice"),

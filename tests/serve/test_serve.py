@@ -47,6 +47,7 @@ def test_the_openai_client(client: openai.OpenAI) -> None:
             client.models.retrieve(name)
         assert missing.value.code == "model_not_found"
     asked: dict[str, Any] = {"model": "small", "messages": QUESTION, "temperature": 0, "max_tokens": 12}
+    asked["prompt_cache_key"] = "mine"
     whole = client.chat.completions.create(**asked)
     assert whole.choices[0].finish_reason == "length"
     assert whole.choices[0].message.content
@@ -128,9 +129,9 @@ def test_raw_refusals(server: Server) -> None:
     for body, message in {
         b"": "the request must be a JSON object",
         b"[1, 2]": "the request must be a JSON object",
-        b'{"messages": [}': "the request is not valid JSON: Expecting value",
+        b'{"messages": [}': "the request is not valid JSON: expected value at line 1 column 15",
         b"{}": "messages: Field required",
-        b'{"messages": [1], "stop": 3}': "stop: Input should be a valid string, or Input should be a valid list",
+        b'{"messages": [{"role": "user", "content": "a"}], "stop": 3}': "stop is 3, but must be a text or a list of texts",
     }.items():
         assert json.loads(server.request("POST", "/v1/chat/completions", body)[2])["error"]["message"] == message
     assert server.request("GET", "/v1/none")[0] == 404

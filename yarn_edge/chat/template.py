@@ -12,6 +12,7 @@ What a template loses, the model never sees: a prompt without the last text of t
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -53,6 +54,9 @@ class Renderer(Protocol):
         """
         ...
 
+    def interrupt(self) -> None:
+        """Called from another thread: end what is being rendered."""
+
     def close(self) -> None:
         """Free what it holds."""
 
@@ -64,6 +68,9 @@ class RawText:
         """Names of control tokens in the text become control tokens."""
         text = "".join(message["content"] for message in messages)
         return with_bos(model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most))
+
+    def interrupt(self) -> None:
+        """Nothing is rendered."""
 
     def close(self) -> None:
         """Nothing to free."""
@@ -157,6 +164,17 @@ class ChatTemplate:
             if at_most is not None and len(tokens) > at_most:
                 break
         return with_bos(model, tokens)
+
+    def another(self) -> ChatTemplate:
+        """The same template with a process of its own, which starts when it renders."""
+        other = copy.copy(self)
+        other._worker = other._stop = None
+        return other
+
+    def interrupt(self) -> None:
+        """Called from another thread: the rendering that runs ends with an error."""
+        if (worker := self._worker) is not None:
+            worker.kill()
 
     def close(self) -> None:
         """End the process. Rendering again starts a new one."""

@@ -2,115 +2,109 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
 
-from yarn_edge import __version__
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.serve.answers import CHAT, TEXT, Served, answered
-from yarn_edge.serve.fields import brief, complaint, is_json
-from yarn_edge.serve.guard import HEADERS, Guard, error_response
-from yarn_edge.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
-from yarn_edge.serve.worker import TooLongError
+from yarn_edge.serve.answers import CHAT, TEXT, AnswerForm, Served, answered
+from yarn_edge.serve.fields import brief
+from yarn_edge.serve.guard import Guard
+from yarn_edge.serve.leaving import unless_left
+from yarn_edge.serve.refusals import error_response
+from yarn_edge.serve.requests import ChatRequest, CompletionRequest
+from yarn_edge.serve.worker import Asked
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+T = TypeVar("T")
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(served: Served) -> FastAPI:
-    """The application. Its worker belongs to it."""
-    app = FastAPI(title="yarn-edge", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    _add_refusals(app, served)
+def make_app(served: Served) -> Starlette:
+    """The application. Its worker and lanes belong to it."""
 
-    @app.middleware("http")
-    async def safe_headers(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await go_on(request)
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
+    async def refused(_request: Request, problem: Exception) -> Response:
+        return served.refused(problem)
 
-    _add_facts(app, served)
-    _add_answers(app, served)
-    for path, file in PAGE_FILES.items():
-        app.add_api_route(path, _page_file(file), methods=["GET"], include_in_schema=False)
-    app.add_middleware(Guard, access=served.access, open_paths=frozenset({*PAGE_FILES, "/health"}))
-    return app
+    async def refused_by_framework(_request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, HTTPException)
+        return error_response(problem.status_code, problem.detail)
 
-
-def _add_refusals(app: FastAPI, served: Served) -> None:
-    """What the code raises, as errors that clients can read."""
-
-    @app.exception_handler(YarnEdgeError)
-    async def refused(_request: Request, refusal: YarnEdgeError) -> Response:
-        code = "context_length_exceeded" if isinstance(refusal, TooLongError) else None
-        return error_response(400, served.told(refusal), code)
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, problem: RequestValidationError) -> Response:
-        kind = request.headers.get("content-type", "")
-        if not is_json(kind):
-            what = f"is {brief(kind)}" if kind else "is missing"
-            return error_response(415, f"the header Content-Type {what}, but must be application/json")
-        return error_response(400, complaint(problem.errors()))
-
-    @app.exception_handler(HTTPException)
-    async def refused_by_framework(_request: Request, problem: HTTPException) -> Response:
-        return error_response(problem.status_code, str(problem.detail))
+    open_paths = frozenset({*PAGE_FILES, "/health"})
+    return Starlette(
+        routes=[
+            *_facts(served),
+            Route("/v1/chat/completions", _answering(served, served.prompts.chat, CHAT), methods=["POST"]),
+            Route("/v1/completions", _answering(served, served.prompts.completion, TEXT), methods=["POST"]),
+            *(Route(path, _page_file(file)) for path, file in PAGE_FILES.items()),
+        ],
+        middleware=[Middleware(Guard, access=served.access, open_paths=open_paths)],
+        exception_handlers={YarnEdgeError: refused, HTTPException: refused_by_framework},
+    )
 
 
-def _add_facts(app: FastAPI, served: Served) -> None:
+def _facts(served: Served) -> list[Route]:
     """Routes that do not run the model."""
-    worker = served.worker
-
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return {"status": "ok", "waiting": worker.waiting}
-
+    worker, prompts = served.worker, served.prompts
     about = {"id": served.model, "object": "model", "created": served.created, "owned_by": "yarn-edge"}
+    listed = {**about, "context_length": worker.n_ctx}
 
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{**about, "context_length": worker.n_ctx}]}
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"status": "ok", "waiting": worker.waiting + sum(lane.waiting for lane in prompts.lanes)})
 
-    @app.get("/v1/models/{name:path}", response_model=None)
-    async def model(name: str) -> dict[str, Any] | Response:
+    async def models(_request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [listed]})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
         if name != served.model:
             return error_response(404, f"the model {brief(name)} does not exist", "model_not_found")
-        return {**about, "context_length": worker.n_ctx}
+        return JSONResponse(listed)
 
-    @app.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> dict[str, int]:
-        body.check()
-        tokens = await asyncio.to_thread(worker.model.tokenize, body.text, add_special=False, parse_special=False)
-        return {"tokens": len(tokens), "context": worker.n_ctx}
+    async def tokenize(request: Request) -> Response:
+        counted = await _of_body(served, request, prompts.count)
+        return JSONResponse({"tokens": counted, "context": worker.n_ctx})
 
-
-def _add_answers(app: FastAPI, served: Served) -> None:
-    """Routes that run the model."""
-    worker = served.worker
-
-    @app.post("/v1/chat/completions")
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        body.check()
-        tokens = await asyncio.to_thread(worker.chat_tokens, body.as_messages())
-        return await answered(served, request, body, tokens, body.most_tokens, CHAT)
-
-    @app.post("/v1/completions")
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        body.check()
-        tokens = await asyncio.to_thread(worker.text_tokens, body.one_prompt())
-        return await answered(served, request, body, tokens, body.max_tokens, TEXT)
+    return [
+        Route("/health", health),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/tokenize", tokenize, methods=["POST"]),
+    ]
 
 
-def _page_file(name: str) -> Callable[[], Awaitable[Response]]:
-    async def file() -> Response:
+def _answering(
+    served: Served,
+    prompt: Callable[[bytes], Awaitable[tuple[ChatRequest | CompletionRequest, list[int]]]],
+    form: AnswerForm,
+) -> Endpoint:
+    """A route that runs the model."""
+
+    async def answer(request: Request) -> Response:
+        served.worker.check_room()
+        body, tokens = await _of_body(served, request, prompt)
+        asked = Asked(tokens, body.sampling(served.usual), body.most_tokens, body.stops(), form.reasons, body.cache_key)
+        return await answered(served, request.receive, body, asked, form)
+
+    return answer
+
+
+async def _of_body(served: Served, request: Request, work: Callable[[bytes], Awaitable[T]]) -> T:
+    """What `work` makes of the request's body, which is freed then."""
+    async with served.bodies.read(request) as body:
+        return await unless_left(request.receive, work(body), served.worker.stopping)
+
+
+def _page_file(name: str) -> Endpoint:
+    async def file(_request: Request) -> Response:
         return FileResponse(PAGE / name)
 
     return file

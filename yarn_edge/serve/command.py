@@ -10,9 +10,10 @@ import argparse
 import ipaddress
 import os
 import socket
+import time
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import Terminated, YarnEdgeError
@@ -20,13 +21,13 @@ from yarn_edge.flags import add_threads_flag, count, length, memory_size
 from yarn_edge.progress import note
 
 if TYPE_CHECKING:
-    from yarn_edge.chat.template import Renderer
     from yarn_edge.runtime.model import Model
+    from yarn_edge.serve.lanes import TextLane
     from yarn_edge.serve.worker import Worker
 
 KEY_VARIABLE = "YARN_EDGE_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-GRACE_S = 5  # that streams have to end when the server is stopped
+LINGER_S = 1.0  # that threads have to end after the server has stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,19 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge serve`, until Ctrl-C or SIGTERM."""
     try:
-        import uvicorn
-
         from yarn_edge.serve.answers import Served
         from yarn_edge.serve.app import make_app
+        from yarn_edge.serve.bodies import Bodies
+        from yarn_edge.serve.connections import HttpServer
         from yarn_edge.serve.guard import Access
+        from yarn_edge.serve.prompts import Prompts
         from yarn_edge.serve.worker import Worker
     except ImportError as error:
-        raise YarnEdgeError("serving needs FastAPI and uvicorn: pip install 'yarn-edge[serve]'") from error
+        raise YarnEdgeError("serving needs Starlette and uvicorn: pip install 'yarn-edge[serve]'") from error
     from yarn_edge.engine.opened import opened
     from yarn_edge.engine.sampling import Sampling
     from yarn_edge.memory.placement import Wanted
 
-    key = args.api_key or os.environ.get(KEY_VARIABLE) or None
+    key = api_key(args.api_key, os.environ.get(KEY_VARIABLE))
     loopback = is_loopback(args.host)
     if not loopback and key is None:
         raise YarnEdgeError(
@@ -71,32 +73,55 @@ def run(args: argparse.Namespace) -> int:
     wanted = Wanted(args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.flash_attention)
     with ExitStack() as held:
         listener = held.enter_context(closing(listening(args.host, args.port)))
-        generation = held.enter_context(opened(args.model, wanted, engine_settings(args)))
-        renderer = _renderer(generation.context.model)
-        if renderer is not None:
-            held.enter_context(closing(renderer))
-        worker = Worker(generation, renderer)
-        access = Access(key, LOOPBACK if loopback else None, args.max_request)
-        created = int(args.model.stat().st_mtime)
-        served = Served(worker, args.name or args.model.stem, created, Sampling(), access)
-        config = uvicorn.Config(
-            make_app(served),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=GRACE_S,
-            server_header=False,
-            date_header=False,
-            h11_max_incomplete_event_size=64 << 10,
-        )
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
+        generation = held.enter_context(opened(args.model, wanted, engine_settings(args)))
+        model = generation.context.model
+        lanes = _lanes(model, held)
+        worker = Worker(generation)
+        access = Access(key, (*LOOPBACK, shown) if loopback else None, args.max_request)
+        prompts, bodies = Prompts(model, worker.n_ctx, lanes), Bodies(args.max_request)
+        created = int(args.model.stat().st_mtime)
+        served = Served(worker, prompts, bodies, args.name or args.model.stem, created, Sampling(), access)
+
+        def stop() -> None:
+            worker.shut_down()
+            for lane in lanes:
+                lane.shut_down()
+
+        server = HttpServer(make_app(served), stop)
         note(
             f"http://{shown}:{port}/ is the page, http://{shown}:{port}/v1 the OpenAI interface; Ctrl-C stops the server"
         )
         with suppress(KeyboardInterrupt, Terminated):  # the usual way to stop a server
-            _server(config, worker).run(sockets=[listener])
+            server.run(sockets=[listener])
+        _wait_for(worker, *lanes)
     note("the server has stopped")
     return 0
+
+
+def _wait_for(*workers: Worker | TextLane) -> None:
+    """Wait until nothing uses the model any more. If a call into C does not end, neither waits the user: the process ends here."""
+    deadline = time.monotonic() + LINGER_S
+    while not all(worker.idle for worker in workers):
+        if time.monotonic() > deadline:
+            note("the server has stopped")
+            os._exit(0)
+        time.sleep(0.01)
+
+
+def api_key(given: str | None, variable: str | None) -> str | None:
+    """The key from the flag or the variable, None if there is neither. Raises YarnEdgeError for one that no client could send."""
+    origin, key = ("--api-key", given) if given is not None else (f"${KEY_VARIABLE}", variable)
+    if key is None:
+        return None
+    if not key:
+        raise YarnEdgeError(f"{origin} is empty: give it a key, or leave it out")
+    if not all("!" <= character <= "~" for character in key):
+        raise YarnEdgeError(
+            f"{origin} has a space, a line break or a character that is not ASCII: a header cannot carry it"
+        )
+    return key
 
 
 def is_loopback(host: str) -> bool:
@@ -119,22 +144,13 @@ def listening(host: str, port: int) -> socket.socket:
         raise YarnEdgeError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
-def _renderer(model: Model) -> Renderer | None:
+def _lanes(model: Model, held: ExitStack) -> tuple[TextLane, TextLane]:
     from yarn_edge.chat.template import ChatTemplate
+    from yarn_edge.serve.lanes import TextLane
 
     if model.chat_template is None:
         note("the model has no chat template: only /v1/completions works")
-        return None
-    return ChatTemplate.of(model, origin="the model's chat template", remedy="use /v1/completions to do without it")
-
-
-def _server(config: Any, worker: Worker) -> Any:
-    """uvicorn's server, which also stops the running answer when it is told to exit."""
-    import uvicorn
-
-    class Server(uvicorn.Server):  # type: ignore[misc]
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            worker.shut_down()
-            super().handle_exit(sig, frame)
-
-    return Server(config)
+        return TextLane(None), TextLane(None)
+    origin, remedy = "the model's chat template", "use /v1/completions to do without it"
+    renderer = held.enter_context(ChatTemplate.of(model, origin=origin, remedy=remedy))
+    return TextLane(renderer), TextLane(held.enter_context(renderer.another()))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from reprlib import Repr
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line
 
 Accepted = Mapping[str, tuple[Any, ...]]  # field -> values that ask for what happens anyway
+_SHORT = Repr()  # its work does not grow with the value
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -20,7 +23,7 @@ def refuse_unknown(fields: Mapping[str, Any], accepted: Accepted, where: str = "
 
 def brief(value: Any) -> str:
     """A value of a request, for a message."""
-    return one_line(repr(value), 60)
+    return one_line(_SHORT.repr(value), 60)
 
 
 def _is_same(value: Any, other: Any) -> bool:
@@ -35,16 +38,9 @@ def is_json(content_type: str) -> bool:
 
 
 def complaint(errors: Sequence[Mapping[str, Any]]) -> str:
-    """pydantic's errors about a request's body in one line: the first field, and everything that it may be."""
-    where, *_ = places = [_place(error["loc"]) for error in errors]
-    if errors[0]["type"] == "json_invalid":
-        return f"the request is not valid JSON: {errors[0]['ctx']['error']}"
+    """pydantic's errors about a request in one line: the first field, and everything that it may be."""
+    where, *_ = places = [str(next(iter(error["loc"]), "")) for error in errors]
     if not where:
         return "the request must be a JSON object"
     reasons = dict.fromkeys(str(error["msg"]) for error, place in zip(errors, places, strict=True) if place == where)
     return f"{where}: {', or '.join(reasons)}"
-
-
-def _place(location: Sequence[str | int]) -> str:
-    """The field of an error. What follows it there are kinds of values that pydantic tried."""
-    return next((str(step) for step in location[1:]), "")

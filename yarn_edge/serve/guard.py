@@ -1,4 +1,4 @@
-"""What protects the server: who may ask, from which page, with which key, and how large a request may be.
+"""What protects the server: who may ask, from which page, with which key.
 
 No response carries CORS headers, so pages of other origins cannot read it. On a loopback address only requests that name that
 address are answered: a foreign page cannot reach the server through a host name of its own. With an API key, only the built-in
@@ -7,14 +7,15 @@ page's own files and /health are open to those who do not have it.
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi.responses import JSONResponse
+from starlette.responses import JSONResponse
 
-from yarn_edge.errors import one_line
+from yarn_edge.serve.refusals import error_response
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -23,6 +24,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_SAFE = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+# Headers that decide who may ask and where a request ends. Programs differ on which of two counts.
+_ONCE = (b"host", b"origin", b"authorization", b"content-length", b"content-type", b"transfer-encoding")
+_HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
@@ -39,13 +44,6 @@ class Access:
     max_request_bytes: int = 16 << 20
 
 
-def error_response(status: int, message: str, code: str | None = None) -> JSONResponse:
-    """An error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": one_line(message, 2000), "type": kind, "param": None, "code": code}}
-    return JSONResponse(body, status)
-
-
 class Guard:
     """ASGI middleware, the first to see a request. open_paths: paths that need no key."""
 
@@ -55,56 +53,40 @@ class Guard:
         self.app, self.access, self.open_paths = app, access, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request, or pass it on."""
+        """Refuse the request, or pass it on. Every response gets HEADERS."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope["path"], dict(scope["headers"]))
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
-        seen, began = 0, False
 
-        async def limited() -> AsgiMessage:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.access.max_request_bytes:
-                raise _TooLarge
-            return message
-
-        async def noted(message: AsgiMessage) -> None:
-            nonlocal began
-            began = True
+        async def safe(message: AsgiMessage) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_SAFE]
             await send(message)
 
-        try:
-            await self.app(scope, limited, noted)
-        except _TooLarge:
-            if not began:
-                await self._too_large()(scope, receive, send)
+        await (self._refusal(scope["path"], scope["headers"]) or self.app)(scope, receive, safe)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> JSONResponse | None:
+    def _refusal(self, path: str, given: Sequence[tuple[bytes, bytes]]) -> JSONResponse | None:
+        headers: dict[bytes, bytes] = {}
+        for name, value in given:
+            if name in _ONCE and name in headers:
+                return error_response(400, f"the header {name.decode()} is there twice")
+            headers[name] = value
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            return error_response(400, "the request has both content-length and transfer-encoding")
         if not self._is_meant(headers.get(b"host", b""), headers.get(b"origin")):
             return error_response(403, "this server does not answer to that host or origin", "forbidden")
         if not self._knows_key(path, headers.get(b"authorization", b"")):
             return error_response(401, "the API key is missing or wrong", "invalid_api_key")
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self.access.max_request_bytes:
-            return self._too_large()
         return None
-
-    def _too_large(self) -> JSONResponse:
-        limit = self.access.max_request_bytes
-        return error_response(413, f"the request is larger than {limit} bytes", "request_too_large")
 
     def _is_meant(self, host: bytes, origin: bytes | None) -> bool:
         """Whether the request names this server; a foreign page does not, whatever its name resolves to."""
-        if origin is not None and origin.partition(b"://")[2] != host:
+        if origin is not None and origin not in (b"http://" + host, b"https://" + host):
             return False
-        name = host.decode("latin-1").lower()
-        name = name.partition("]")[0] + "]" if name.startswith("[") else name.rpartition(":")[0] or name
-        return self.access.hosts is None or name in self.access.hosts
+        if self.access.hosts is None:
+            return True
+        named = _HOST.fullmatch(host)
+        return named is not None and named[1].decode().lower() in self.access.hosts
 
     def _knows_key(self, path: str, authorization: bytes) -> bool:
         key = self.access.api_key
@@ -112,7 +94,3 @@ class Guard:
             return True
         kind, _, given = authorization.partition(b" ")
         return kind.lower() == b"bearer" and secrets.compare_digest(given.strip(), key.encode())
-
-
-class _TooLarge(Exception):
-    pass

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from yarn_edge.chat.template import Message
 from yarn_edge.engine.sampling import MAX_SEED, Sampling, SamplingError
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.serve.fields import Accepted, refuse_unknown
+from yarn_edge.serve.fields import Accepted, brief, complaint, refuse_unknown
 from yarn_edge.serve.messages import chat_message
 
 # Fields that change nothing in an answer, whatever their value.
 _WITHOUT_EFFECT = frozenset({
-    "model", "user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls",
+    "model", "user", "metadata", "safety_identifier", "prompt_cache_retention", "parallel_tool_calls",
     "timeout",
 })  # fmt: skip
 # Values of other fields that ask for what happens anyway.
@@ -34,6 +36,34 @@ _STREAM_OPTIONS: Accepted = {
 }
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
+_BOM = b"\xef\xbb\xbf"
+R = TypeVar("R", bound="CheckedRequest")
+
+
+def parsed(kind: type[R], body: bytes) -> R:
+    """A request from the JSON of its body. Raises YarnEdgeError that names what is wrong with it."""
+    if not body.strip():
+        raise YarnEdgeError("the request must be a JSON object")
+    values = _json(body.removeprefix(_BOM))
+    try:
+        request = kind.model_validate(values)
+    except ValidationError as error:
+        raise YarnEdgeError(complaint(error.errors(include_url=False, include_input=False))) from None
+    request.check()
+    return request
+
+
+def _json(body: bytes) -> Any:
+    """The value of UTF-8 JSON: no NaN, no lone surrogates, at most 200 levels deep."""
+    collects = gc.isenabled()
+    gc.disable()  # it would look again and again at millions of lists, of which none can be garbage
+    try:
+        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise YarnEdgeError(f"the request is not valid JSON: {error}") from None
+    finally:
+        if collects:
+            gc.enable()
 
 
 class CheckedRequest(BaseModel):
@@ -61,7 +91,8 @@ class Sampled(CheckedRequest):
     presence_penalty: float | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
     max_tokens: int | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = None
+    stop: Any = None
+    prompt_cache_key: Any = None
 
     def check(self) -> None:
         super().check()
@@ -80,11 +111,23 @@ class Sampled(CheckedRequest):
             raise YarnEdgeError(f"{error.field} {error.fact}") from error
 
     def stops(self) -> list[str]:
-        """Texts that end an answer. Raises YarnEdgeError if they are too many or too long."""
-        texts = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        """Texts that end an answer. Raises YarnEdgeError if they are too many or too long, or no texts."""
+        texts = [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
+        if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts[: MAX_STOPS + 1]):
+            raise YarnEdgeError(f"stop is {brief(self.stop)}, but must be a text or a list of texts")
         if len(texts) > MAX_STOPS or any(not 0 < len(text) <= MAX_STOP_CHARS for text in texts):
             raise YarnEdgeError(f"stop: at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters are allowed")
         return texts
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Maximum length of the answer in tokens; None for as many as fit."""
+        return self.max_tokens
+
+    @property
+    def cache_key(self) -> str:
+        """The client's name for its part of the cache; "" for none."""
+        return self.prompt_cache_key if isinstance(self.prompt_cache_key, str) else ""
 
     @property
     def wants_usage(self) -> bool:
@@ -109,23 +152,24 @@ class ChatRequest(Sampled):
 
     @property
     def most_tokens(self) -> int | None:
-        """Maximum length of the answer in tokens; None for as many as fit."""
         return self.max_completion_tokens or self.max_tokens
 
 
 class CompletionRequest(Sampled):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Any
 
     def one_prompt(self) -> str | list[int]:
-        """The prompt as text or tokens. Raises YarnEdgeError for several prompts."""
+        """The prompt as text or tokens. Raises YarnEdgeError for several prompts, and for what is neither."""
         prompt = self.prompt
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
             if len(prompt) > 1:
                 raise YarnEdgeError("prompt: only one prompt per request is supported")
-            return prompt[0]
-        return prompt  # type: ignore[return-value]
+            prompt = prompt[0]
+        if isinstance(prompt, str) or (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
+            return prompt
+        raise YarnEdgeError(f"prompt is {brief(prompt)}, but must be a text or a list of tokens")
 
 
 class TokenizeRequest(CheckedRequest):

@@ -88,7 +88,8 @@ async function addFiles(files) {
       const bytes = await file.arrayBuffer();
       const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
       if (text.includes("\0")) throw new TypeError();
-      const { tokens } = await (await ask("tokenize", { text })).json();
+      const unread = (problem) => { throw new Error(`${file.name}: ${problem.message}`); };
+      const { tokens } = await (await ask("tokenize", { text }).catch(unread)).json();
       if (tokens >= context) throw new Error(`${file.name} has ${tokens} tokens, but the context holds ${context}`);
       waiting.push({ name: file.name, text, tokens });
     } catch (problem) {

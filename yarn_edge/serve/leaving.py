@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from yarn_edge.serve.guard import Receive
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 async def unless_left(
-    receive: Receive, work: Coroutine[Any, Any, T], stopping: asyncio.Future[None] | None = None
+    receive: Receive, work: Awaitable[T], stopping: asyncio.Future[None] | None = None
 ) -> T:
     """What `work` returns. It is cancelled, with ClientLeftError or StoppingError, when nobody waits for it any more.
 
     receive: of a request whose body was read. stopping: done when the server stops.
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
-    ends = {task, gone} if stopping is None else {task, gone, stopping}
+    ends: set[asyncio.Future[Any]] = {task, gone} if stopping is None else {task, gone, stopping}
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if task.done() and not task.cancelled():

@@ -32,6 +32,7 @@ class Prompts:
         def work(renderer: Renderer | None) -> tuple[ChatRequest, list[int]]:
             request = parsed(ChatRequest, body)
             self._check("messages", len(request.messages), self.n_ctx)
+            self._check("parts of messages", request.n_parts, self.n_ctx)
             messages = request.as_messages()
             if renderer is None:
                 raise YarnEdgeError("the model has no chat template (a base model?): use /v1/completions")

@@ -146,6 +146,12 @@ class ChatRequest(Sampled):
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise YarnEdgeError("max_tokens and max_completion_tokens differ: leave out one of them")
 
+    @property
+    def n_parts(self) -> int:
+        """The number of parts that the contents of messages are given in."""
+        contents = (message.get("content") for message in self.messages if isinstance(message, dict))
+        return sum(len(content) if isinstance(content, list) else 1 for content in contents)
+
     def as_messages(self) -> list[Message]:
         """The messages for a chat template. Raises YarnEdgeError that names the field of what is not text."""
         return [chat_message(message, f"messages[{number}]") for number, message in enumerate(self.messages)]

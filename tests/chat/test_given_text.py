@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from yarn_edge.chat.given_text import shows
+from yarn_edge.chat.given_text import Shown
 from yarn_edge.chat.template import ChatTemplate, Message
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.token_names import TokenNames
@@ -179,7 +181,7 @@ def test_earlier_turns_are_the_templates_affair() -> None:
     ],
 )
 def test_shows(prompt: str, text: str, shown: bool) -> None:
-    assert shows(prompt, text) is shown
+    assert Shown(prompt).has(text) is shown
 
 
 def test_markup_in_a_text_of_parts() -> None:
@@ -219,3 +221,25 @@ def test_markup_in_a_text_of_parts() -> None:
         with ChatTemplate(source) as template:
             template.tokens(model, said)
         assert seen == expected
+
+
+def test_texts_in_any_order() -> None:
+    """What is found tells nothing of what is looked for next: the same text, an earlier one, one written in another way."""
+    shown = Shown(r"one two &lt;three&gt; \"four\" FIVE  six")
+    for text in ("five six", "one", "two", "one", "one two", "<three>", '"four"', "six", "one", "<three>"):
+        assert shown.has(text), text
+    assert not shown.has("seven")
+    assert shown.has("six")
+    assert not shown.has("two one")
+
+
+@pytest.mark.parametrize(
+    "written", ["message  {} of many", "message {} of many", "<message {}>"], ids=["bare", "exact", "escaped"]
+)
+def test_a_thousand_messages_take_no_time(written: str) -> None:
+    texts = [written.format(number) for number in range(20_000)]
+    prompt = "".join(f"<system>{html.escape(' '.join(text.split()))}</system>" for text in texts)
+    began = time.process_time()
+    shown = Shown(prompt)
+    assert all(map(shown.has, texts))
+    assert time.process_time() - began < 3

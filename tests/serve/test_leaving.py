@@ -89,6 +89,27 @@ def test_a_client_that_leaves_the_queue(server: Server) -> None:
             assert received(next_one, b"\r\n").startswith(b"HTTP/1.1 200")
 
 
+def test_a_full_queue(server: Server) -> None:
+    """Beyond 64 that wait, a request is refused before its text is looked at."""
+    with sent(server, CHAT, messages=QUESTION, max_tokens=900, temperature=0):
+        time.sleep(0.2)
+        queue = [sent(server, TEXT, prompt="b", max_tokens=1, stream=number % 2 == 0) for number in range(64)]
+        until_waiting(server, 64)
+        for body in ({"prompt": "c"}, {"prompt": None}):
+            status, _headers, answer = server.request("POST", TEXT, body)
+            error = json.loads(answer)["error"]
+            assert (status, error["code"], error["message"][:36]) == (
+                503,
+                "overloaded",
+                "64 requests are already waiting: try",
+            )
+        for client in queue[1:]:
+            client.close()
+        until_waiting(server, 1)
+    assert received(queue[0], b"[DONE]").startswith(b"HTTP/1.1 200")
+    queue[0].close()
+
+
 def template_processes(server: Server) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children(recursive=True)
 

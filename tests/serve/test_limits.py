@@ -39,10 +39,12 @@ def said(*contents: str) -> dict[str, Any]:
 
 
 LONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "letters": ("/v1/chat/completions", said("a" * (15 << 20)), f"the prompt has {15 << 20} characters, too many for {CTX} tokens"),
-    "spaces": ("/v1/completions", {"prompt": " " * (15 << 20)}, f"the prompt has {15 << 20} characters, too many"),
-    "markup": ("/v1/chat/completions", said("</s>" * 500_000), "the prompt has 2000000 characters, too many"),
-    "markup in a prompt": ("/v1/completions", {"prompt": "<u>" * 500_000}, "the prompt has 1500000 characters, too many"),
+    "letters": ("/v1/chat/completions", said("a" * (15 << 20)), "bytes of JSON, too many for 1024 tokens of context: shorten it"),
+    "spaces": ("/v1/completions", {"prompt": " " * (15 << 20)}, "bytes of JSON, too many for 1024 tokens"),
+    "lists": ("/v1/completions", {"prompt": [[]] * 4_000_000}, "bytes of JSON, too many for 1024 tokens"),
+    "fewer letters": ("/v1/chat/completions", said("a" * 1_000_000), "the prompt has 1000000 characters, too many for 1024 tokens"),
+    "markup": ("/v1/chat/completions", said("</s>" * 300_000), "the prompt has 1200000 characters, too many"),
+    "markup in a prompt": ("/v1/completions", {"prompt": "<u>" * 400_000}, "the prompt has 1200000 characters, too many"),
     "messages": ("/v1/chat/completions", said(*["a"] * 20_000), "the prompt has 20000 messages, too many for 1024 tokens"),
     "empty messages": ("/v1/chat/completions", said(*[""] * 20_000), "the prompt has 20000 messages, too many"),
     "parts": (

@@ -6,6 +6,7 @@ import html
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 # Words that set how a model thinks. The templates of Qwen 3, SmolLM 3, Nemotron and GLM 4.5 read them, and may take them out.
 _SWITCHES = re.compile(r"/(?:no_?think|think|system_override)")
@@ -18,13 +19,50 @@ _WRITTEN: tuple[Callable[[str], str], ...] = (
 )
 
 
-def shows(prompt: str, text: str) -> bool:
-    """Whether every word of `text` is in `prompt`, in order. White space, upper case and escapes (JSON, HTML) may differ."""
-    pieces = [piece.strip() for piece in _SWITCHES.split(text)]
-    if all(piece in prompt for piece in pieces):
-        return True
-    prompts = tuple(_bare(shown) for shown in (prompt, html.unescape(prompt)))
-    return all(any(_bare(write(piece)) in shown for write in _WRITTEN for shown in prompts) for piece in pieces)
+class Shown:
+    """A prompt in which texts are looked for; quickly, if they are in it in the order in which they are asked for."""
+
+    def __init__(self, prompt: str) -> None:
+        self._exact: _Way | None = _Way(prompt, str)
+        self._prompt = prompt
+        self._ways: list[_Way] = []
+
+    def has(self, text: str) -> bool:
+        """Whether every word of `text` is there, in order. White space, upper case and escapes (JSON, HTML) may differ."""
+        return all(self._has_piece(piece.strip()) for piece in _SWITCHES.split(text))
+
+    def _has_piece(self, piece: str) -> bool:
+        if self._exact is not None:
+            if self._exact.finds(piece):
+                return True
+            self._exact = None  # a template writes all messages alike
+            prompts = (_bare(self._prompt), _bare(html.unescape(self._prompt)))
+            self._ways = [
+                _Way(prompt, lambda text, w=write: _bare(w(text))) for prompt in prompts for write in _WRITTEN
+            ]
+        way = next((way for way in self._ways if way.finds(piece)), None)
+        if way is not None:
+            self._ways.remove(way)
+            self._ways.insert(0, way)
+        return way is not None
+
+
+@dataclass(eq=False)
+class _Way:
+    """A way to write texts. at: behind the last one that was found."""
+
+    prompt: str
+    write: Callable[[str], str]
+    at: int = 0
+
+    def finds(self, piece: str) -> bool:
+        written = self.write(piece)
+        found = self.prompt.find(written, self.at)
+        if found < 0:
+            found = self.prompt.find(written, 0, self.at + len(written))
+        if found >= 0:
+            self.at = found + len(written)
+        return found >= 0
 
 
 def _bare(text: str) -> str:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from yarn_edge.chat.given_text import shows
+from yarn_edge.chat.given_text import Shown
 from yarn_edge.errors import YarnEdgeError, one_line
 
 if TYPE_CHECKING:
@@ -242,8 +242,8 @@ def _lost(text: str, messages: Sequence[Message]) -> str | None:
     """The role of a message that the prompt must hold, and does not; None if it holds all of them."""
     last = [message for message in messages if message["role"] == "user"][-1:]
     needed = [*last, *(message for message in messages if message["role"] == "system")]
-    bare = _MARKED.sub("", text)  # a template may take out names of control tokens
-    return next((m["role"] for m in needed if not shows(bare, _MARKED.sub("", m["content"]))), None)
+    shown = Shown(_MARKED.sub("", text))  # a template may take out names of control tokens
+    return next((m["role"] for m in needed if not shown.has(_MARKED.sub("", m["content"]))), None)
 
 
 def _send(pipe: IO[bytes] | None, value: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from yarn_edge.serve.fields import brief, is_json
 from yarn_edge.serve.refusals import BusyError, ClientLeftError, NotJsonError, TooLargeError
 
-AT_ONCE = 16  # bodies of the largest size that may be held at the same time
+AT_ONCE = 8  # bodies of the largest size that may be held at the same time
 
 
 class Bodies:

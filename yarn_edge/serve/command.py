@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         model = generation.context.model
         lanes = _lanes(model, held)
         worker = Worker(generation)
-        access = Access(key, (*LOOPBACK, shown) if loopback else None, args.max_request)
+        access = Access(key, (*LOOPBACK, shown) if loopback else None)
         prompts, bodies = Prompts(model, worker.n_ctx, lanes), Bodies(args.max_request)
         created = int(args.model.stat().st_mtime)
         served = Served(worker, prompts, bodies, args.name or args.model.stem, created, Sampling(), access)

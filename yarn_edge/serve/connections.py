@@ -17,7 +17,11 @@ HEADER_S, BODY_S = 10.0, 120.0  # in which the head of a request and the rest of
 READ_S = 30.0  # in which a client must read what was sent
 PARSE_S = 2.0  # of processor time for the syntax of one request: a body in chunks of one byte is mostly syntax
 MAX_PIPELINED = 64 << 10  # bytes that may follow a request before it is answered
-CLOSE_S, CANCEL_S = 1.5, 3.0  # after the signal: connections are closed, tasks cancelled
+CLOSE_S, CANCEL_S, END_S = (
+    1.5,
+    2.5,
+    0.5,
+)  # after the signal: connections are closed, tasks are cancelled, and have ended
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -136,7 +140,7 @@ class HttpServer(uvicorn.Server):  # type: ignore[misc]
         closing.cancel()
         self._close()  # a second Ctrl-C does not wait
         if tasks := set(self.server_state.tasks):
-            await asyncio.wait(tasks, timeout=CLOSE_S)
+            await asyncio.wait(tasks, timeout=END_S)
 
     def _close(self) -> None:
         for connection in list(self.server_state.connections):

@@ -41,7 +41,6 @@ class Access:
 
     api_key: str | None = None
     hosts: tuple[str, ...] | None = None
-    max_request_bytes: int = 16 << 20
 
 
 class Guard:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from yarn_edge.chat.template import Renderer
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.refusals import BusyError, StoppingError
 
 SHORT_BYTES = 64 << 10
@@ -63,6 +64,11 @@ class TextLane:
             self._current = work
         try:
             return work(self.renderer)
+        except (
+            YarnEdgeError
+        ) as error:  # its traceback would hold all that was read of the request until the client has the answer
+            error.__context__ = None
+            raise error.with_traceback(None) from None
         finally:
             with self._changing:
                 self._current = None

@@ -12,9 +12,7 @@ from yarn_edge.serve.refusals import ClientLeftError, StoppingError
 T = TypeVar("T")
 
 
-async def unless_left(
-    receive: Receive, work: Awaitable[T], stopping: asyncio.Future[None] | None = None
-) -> T:
+async def unless_left(receive: Receive, work: Awaitable[T], stopping: asyncio.Future[None] | None = None) -> T:
     """What `work` returns. It is cancelled, with ClientLeftError or StoppingError, when nobody waits for it any more.
 
     receive: of a request whose body was read. stopping: done when the server stops.

@@ -13,6 +13,8 @@ from yarn_edge.serve.refusals import TooLongError
 from yarn_edge.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest, parsed
 
 MOST_COUNTED = 1 << 20  # tokens, for /tokenize
+_ESCAPED = 6  # bytes of JSON for one of the text, at most: \u0061
+_OTHER_BYTES = 1 << 20  # for everything but the texts
 T = TypeVar("T")
 _REMEDY = "shorten it, or start the server with a larger --ctx (yarn-edge fit shows what fits in memory)"
 
@@ -25,6 +27,7 @@ class Prompts:
         names = model.gguf.metadata.get("tokenizer.ggml.tokens") or ()
         longest = max((len(name.encode(errors="surrogatepass")) for name in names), default=1)
         self._most_bytes = n_ctx * longest  # a token stands for no more bytes than its name has
+        self._most_json = _ESCAPED * self._most_bytes + _OTHER_BYTES
 
     async def chat(self, body: bytes) -> tuple[ChatRequest, list[int]]:
         """A request and the tokens of its messages. Raises YarnEdgeError, also what the template says."""
@@ -39,6 +42,7 @@ class Prompts:
             self._check("characters", sum(len(message["content"]) for message in messages), self._most_bytes)
             return request, self._fitting(renderer.tokens(self.model, messages, self.n_ctx))
 
+        self._check("bytes of JSON", len(body), self._most_json)
         return await self._in_lane(body, work)
 
     async def completion(self, body: bytes) -> tuple[CompletionRequest, list[int]]:
@@ -55,6 +59,7 @@ class Prompts:
                 raise YarnEdgeError(f"prompt: tokens are from 0 to {self.model.n_vocab - 1}")
             return request, self._fitting(prompt)
 
+        self._check("bytes of JSON", len(body), self._most_json)
         return await self._in_lane(body, work)
 
     async def count(self, body: bytes) -> int:

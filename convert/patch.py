@@ -72,17 +72,20 @@ def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -
             f"is {one_line(repr(config.values.get('model_type')), 60)}, the GGUF's architecture "
             f"{file.architecture}: the file was not made from this checkpoint",
         )
-    text, extra = text_section(config), file.number("nextn_predict_layers", 0) or 0
+    section, extra = text_section(config), file.number("nextn_predict_layers", 0) or 0
     for key, name in _SIZES.items():
         if isinstance(file.metadata.get(f"{file.architecture}.{name}"), np.ndarray):
             continue  # one number per layer
-        theirs, ours = text.integer(key), file.number(name)
+        theirs, ours = section.integer(key), file.number(name)
         if theirs is not None and ours is not None and ours not in (theirs, theirs + extra * (name == "block_count")):
             raise config.error(
                 key,
                 f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: this is another model's checkpoint",
             )
-    parts = read_positions(config, overrides).parts
+    positions = read_positions(config, overrides)
+    parts = positions.parts
+    for text in positions.assumptions:
+        note(f"note: {text}")
     for scaling in parts.values():
         if scaling.dim != rotated_dims(file):
             raise YarnEdgeError(

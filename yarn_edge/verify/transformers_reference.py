@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
@@ -42,7 +43,7 @@ def reference_logits(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = _config(folder)
         if replaced is not None:
             config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta}
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -61,6 +62,27 @@ def reference_logits(
     with torch.inference_mode():
         logits = model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
     return np.asarray(logits.numpy(), dtype=np.float32)
+
+
+# Values that yarn-edge takes however they are written, and transformers 5 only as whole numbers and booleans.
+_WHOLE = (
+    "max_position_embeddings", "original_max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "sliding_window",
+)  # fmt: skip
+_BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+
+
+def _config(folder: Path) -> Any:
+    """The checkpoint's config as transformers has it; 32768.0 becomes 32768 first, and 1 true, which it would refuse."""
+    import transformers
+
+    file = read_config(folder)
+    plain: dict[str, Any] = {k: file.integer(k) for k in _WHOLE if isinstance(file.values.get(k), float)}
+    plain |= {k: file.boolean(k) for k in _BOOLEANS if not isinstance(file.values.get(k, True), bool)}
+    if not plain:
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    values = {**file.values, **plain}
+    return transformers.AutoConfig.for_model(**{k: v for k, v in values.items() if v is not None or k not in plain})
 
 
 def _replace_rotary(model: Any, scaling: RopeScaling) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from yarn_edge.flags import (
 from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.contradictions import foreign_keys
 from yarn_edge.llama_rules.description import CANONICAL, canonical_keys
 from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, rotated_dims
 from yarn_edge.llama_rules.file_positions import FilePositions
@@ -102,11 +104,17 @@ def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str,
     ours = (f"{file.architecture}.rope.scaling.", CANONICAL)
     stale = [k for k in file.metadata if k.startswith(ours) and k not in keys]
     stale += [k for k in (f"{file.architecture}.rope.scale_linear",) if k in file.metadata]
+    stale += foreign_keys(file)
     tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
     if plan.factors is None and FREQUENCY_FACTORS in file.tensors:
         # A tensor cannot be removed, but factors of 1 do nothing.
         tensors[FREQUENCY_FACTORS] = np.ones(goal.dim // 2, np.float32)
     return keys, stale, tensors
+
+
+def _without_type(file: GGUFFile) -> GGUFFile:
+    key = f"{file.architecture}.rope.scaling.type"
+    return replace(file, metadata={k: v for k, v in file.metadata.items() if k != key})
 
 
 def patch(
@@ -126,7 +134,8 @@ def patch(
     Raises YarnEdgeError if the scaling is unknown or no GGUF can carry it; then nothing is written.
     """
     file = read_gguf(source, vocabulary=False)
-    check_loadable(file)
+    replaces_type = checkpoint is not None or "factor" in overrides.fields
+    check_loadable(file if not replaces_type else _without_type(file))
     outputs = output_files(file, Path(output), force)
     if checkpoint is not None:
         parts = from_checkpoint(file, Path(checkpoint), overrides)
@@ -136,8 +145,14 @@ def patch(
     goal = parts["full_attention"] if len(parts) > 1 else next(iter(parts.values()))
     if plan.message:
         note(plan.message)
-    base = file.number("rope.freq_base")
-    if checkpoint is not None and base and goal.method != "ntk" and abs(base / goal.rope_theta - 1) > SAME_RELATIVE:
+    base = file.metadata.get(f"{file.architecture}.rope.freq_base")
+    if (
+        checkpoint is not None
+        and isinstance(base, (int, float))
+        and base
+        and goal.method != "ntk"
+        and abs(base / goal.rope_theta - 1) > SAME_RELATIVE
+    ):
         note(f"warning: the base changes from {base:g} to {goal.rope_theta:g}: was the file made from this checkpoint?")
     keys, stale, tensors = _edits(file, goal, plan)
     total = shards_bytes(file)

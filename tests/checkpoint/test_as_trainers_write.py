@@ -64,8 +64,10 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "original a float": (LLAMA | v5(**V5 | {ORIGINAL: 4096.0}), LLAMA | v5(**V5)),
     "original null, at the top": (LLAMA | v4(**YARN | {ORIGINAL: None}) | {ORIGINAL: 4096}, LLAMA | v4(**YARN)),
     "original null at the top": (LLAMA | v4(**YARN) | {ORIGINAL: None}, LLAMA | v4(**YARN)),
-    "original null, plain": (LLAMA | v5(rope_type="default", rope_theta=5e4, original_max_position_embeddings=None),
-        LLAMA | v5(rope_type="default", rope_theta=5e4)),
+    "original null, plain": (
+        LLAMA | v5(rope_type="default", rope_theta=5e4, original_max_position_embeddings=None),
+        LLAMA | v5(rope_type="default", rope_theta=5e4),
+    ),
     "theta null at the top": (LLAMA | v5(**V5) | {"rope_theta": None}, LLAMA | v5(**V5)),
     "theta null in the block": (LLAMA | v5(**V5 | {"rope_theta": None}) | {"rope_theta": 5e4}, LLAMA | v5(**V5)),
     "betas whole": (LLAMA | v5(**V5, beta_fast=32, beta_slow=1), LLAMA | v5(**V5)),
@@ -88,11 +90,15 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "an empty v5 block beside it": (LLAMA | v4(**YARN) | {"rope_parameters": {}}, LLAMA | v4(**YARN)),
     "null beside it": (LLAMA | v5(**V5) | {"rope_scaling": None}, LLAMA | v5(**V5)),
     "both blocks, spelled differently": (
-        LLAMA | v5(**V5, beta_fast=32) | v4(type="yarn", factor=4, original_max_position_embeddings=4096, rope_theta=5e4), LLAMA | v5(**V5)),
+        LLAMA
+        | v5(**V5, beta_fast=32)
+        | v4(type="yarn", factor=4, original_max_position_embeddings=4096, rope_theta=5e4),
+        LLAMA | v5(**V5),
+    ),
     "both types": (LLAMA | v4(**YARN, type="yarn"), LLAMA | v4(**YARN)),
     "type null beside rope_type": (LLAMA | v4(**YARN, type=None), LLAMA | v4(**YARN)),
     "nulls for what is derived": (LLAMA | v5(**V5) | {"head_dim": None, "num_key_value_heads": None}, LLAMA | v5(**V5)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SAME)
@@ -119,12 +125,15 @@ OTHER_CODES: dict[str, tuple[dict[str, Any], float]] = {
     "Nous with A as its default": (NOUS | v4(**FINETUNED, attention_factor=S4), S4),
     "Nous with a true truncate": (NOUS | v4(**FINETUNED, truncate=True), S4),
     "Nous with one mscale, which transformers ignores": (NOUS | v4(**FINETUNED, mscale=0.707), S4),
-    "Nous, attn_factor and the A that it makes": (NOUS | v4(**FINETUNED, attn_factor=1.2, attention_factor=1.2 * S4), 1.2 * S4),
+    "Nous, attn_factor and the A that it makes": (
+        NOUS | v4(**FINETUNED, attn_factor=1.2, attention_factor=1.2 * S4),
+        1.2 * S4,
+    ),
     "Nous Mistral with A as its default": (NOUS_MISTRAL | v4(**FINETUNED, attention_factor=S4_MISTRAL), S4_MISTRAL),
     "DeepSeek, mscale 1 alone": (DEEPSEEK | v4(**YARN, mscale=1.0), S4),
     "DeepSeek, mscale 1 and nothing": (DEEPSEEK | v4(**YARN, mscale=1, mscale_all_dim=0), S4),
     "mscales alike": (LLAMA | v4(**YARN, mscale=0.7, mscale_all_dim=0.7), 1.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OTHER_CODES)
@@ -136,24 +145,62 @@ def test_taken_where_two_codes_agree(case: str) -> None:
 
 # config, what the message must have: the fact, both readings, and what settles it
 DIFFER: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "theta null": (LLAMA | v5(**V5 | {"rope_theta": None}), ["rope_parameters.rope_theta is null, which transformers fails on",
-        "without the key it is 10000 (transformers' default for llama)", "--rope-theta"]),
-    "theta null at the top": (LLAMA | v4(**YARN) | {"rope_theta": None}, ["config.json: rope_theta is null", "--rope-theta"]),
+    "theta null": (
+        LLAMA | v5(**V5 | {"rope_theta": None}),
+        [
+            "rope_parameters.rope_theta is null, which transformers fails on",
+            "without the key it is 10000 (transformers' default for llama)",
+            "--rope-theta",
+        ],
+    ),
+    "theta null at the top": (
+        LLAMA | v4(**YARN) | {"rope_theta": None},
+        ["config.json: rope_theta is null", "--rope-theta"],
+    ),
     "theta null, plain": (LLAMA | {"rope_theta": None}, ["config.json: rope_theta is null", "is 10000"]),
-    "theta null, another family": (LLAMA | {"model_type": "mixtral", "rope_theta": None}, ["is 1e+06 (transformers' default for mixtral)"]),
+    "theta null, another family": (
+        LLAMA | {"model_type": "mixtral", "rope_theta": None},
+        ["is 1e+06 (transformers' default for mixtral)"],
+    ),
     "gpt_neox's base null": (LLAMA | {"model_type": "gpt_neox", "rotary_emb_base": None}, ["rotary_emb_base is null"]),
-    "Gemma's local base null": (LLAMA | {"model_type": "gemma3_text", "head_dim": 64, "rope_local_base_freq": None},
-        ["rope_local_base_freq is null", "10000", "sliding layers"]),
+    "Gemma's local base null": (
+        LLAMA | {"model_type": "gemma3_text", "head_dim": 64, "rope_local_base_freq": None},
+        ["rope_local_base_freq is null", "10000", "sliding layers"],
+    ),
     "theta null in one layer type": (
-        LLAMA | {"layer_types": ["full_attention", "sliding_attention"]} | v5(full_attention=V5, sliding_attention={"rope_type": "default", "rope_theta": None}),
-        ["rope_parameters.sliding_attention.rope_theta is null"]),
-    "original null": (LLAMA | v5(**V5 | {ORIGINAL: None}), [f"rope_parameters.{ORIGINAL} is null, which transformers 5 fails on",
-        "without the key it is max_position_embeddings 16384", "--yarn-orig-ctx"]),
-    "original null at the top": (LLAMA | v4(rope_type="yarn", factor=4.0) | {ORIGINAL: None}, [f"config.json: {ORIGINAL} is null"]),
-    "original null, llama3": (LLAMA | v4(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=None),
-        [f"{ORIGINAL} is null", "write the context before the extension"]),
+        LLAMA
+        | {"layer_types": ["full_attention", "sliding_attention"]}
+        | v5(full_attention=V5, sliding_attention={"rope_type": "default", "rope_theta": None}),
+        ["rope_parameters.sliding_attention.rope_theta is null"],
+    ),
+    "original null": (
+        LLAMA | v5(**V5 | {ORIGINAL: None}),
+        [
+            f"rope_parameters.{ORIGINAL} is null, which transformers 5 fails on",
+            "without the key it is max_position_embeddings 16384",
+            "--yarn-orig-ctx",
+        ],
+    ),
+    "original null at the top": (
+        LLAMA | v4(rope_type="yarn", factor=4.0) | {ORIGINAL: None},
+        [f"config.json: {ORIGINAL} is null"],
+    ),
+    "original null, llama3": (
+        LLAMA
+        | v4(
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=None,
+        ),
+        [f"{ORIGINAL} is null", "write the context before the extension"],
+    ),
     "original and factor null": (LLAMA | v4(**YARN | {ORIGINAL: None, "factor": None}), [f"{ORIGINAL} is null"]),
-    "context half a token": (LLAMA | {"max_position_embeddings": 16384.5}, ["max_position_embeddings is 16384.5, expected a whole number"]),
+    "context half a token": (
+        LLAMA | {"max_position_embeddings": 16384.5},
+        ["max_position_embeddings is 16384.5, expected a whole number"],
+    ),
     "context nan": (LLAMA | {"max_position_embeddings": math.nan}, ["max_position_embeddings is nan"]),
     "context infinite": (LLAMA | {"max_position_embeddings": math.inf}, ["max_position_embeddings is inf"]),
     "context huge": (LLAMA | {"max_position_embeddings": 1e300}, ["max_position_embeddings is 1e+300, must be from 1"]),
@@ -161,33 +208,77 @@ DIFFER: dict[str, tuple[dict[str, Any], list[str]]] = {
     "context in words": (LLAMA | {"max_position_embeddings": "32k"}, ["max_position_embeddings is '32k'"]),
     "context null": (LLAMA | {"max_position_embeddings": None}, ["max_position_embeddings is null: add it"]),
     "factor a string": (LLAMA | v4(**YARN | {"factor": "4.0"}), ["factor is '4.0', not a number"]),
-    "truncate false, a word": (LLAMA | v4(**YARN, truncate="false"), ["truncate is 'false', not true or false", "transformers 4 takes any text for true"]),
+    "truncate false, a word": (
+        LLAMA | v4(**YARN, truncate="false"),
+        ["truncate is 'false', not true or false", "transformers 4 takes any text for true"],
+    ),
     "truncate 2": (LLAMA | v4(**YARN, truncate=2), ["truncate is 2, not true or false"]),
-    "attn_factor 1.2": (LLAMA | v4(**YARN, attn_factor=1.2), ["attn_factor is 1.2", "the Nous code reads it and gets attention_factor 1.36636",
-        "transformers does not read it and gets 1.13863", "--yarn-attention-factor"]),
-    "attn_factor 1.2 beside A": (LLAMA | v4(**YARN, attn_factor=1.2, attention_factor=1.1), ["attention_factor 1.36636", "gets 1.1:"]),
-    "extrapolation_factor 0.5": (LLAMA | v4(**YARN, extrapolation_factor=0.5), ["gets ext_factor 0.5", "gets 1:", "--yarn-ext-factor"]),
-    "Nous with another A": (NOUS | v4(**FINETUNED, attention_factor=1.2), ["transformers reads it and gets attention_factor 1.2", "gets 1.13863",
-        "--yarn-attention-factor"]),
+    "attn_factor 1.2": (
+        LLAMA | v4(**YARN, attn_factor=1.2),
+        [
+            "attn_factor is 1.2",
+            "the Nous code reads it and gets attention_factor 1.36636",
+            "transformers does not read it and gets 1.13863",
+            "--yarn-attention-factor",
+        ],
+    ),
+    "attn_factor 1.2 beside A": (
+        LLAMA | v4(**YARN, attn_factor=1.2, attention_factor=1.1),
+        ["attention_factor 1.36636", "gets 1.1:"],
+    ),
+    "extrapolation_factor 0.5": (
+        LLAMA | v4(**YARN, extrapolation_factor=0.5),
+        ["gets ext_factor 0.5", "gets 1:", "--yarn-ext-factor"],
+    ),
+    "Nous with another A": (
+        NOUS | v4(**FINETUNED, attention_factor=1.2),
+        ["transformers reads it and gets attention_factor 1.2", "gets 1.13863", "--yarn-attention-factor"],
+    ),
     "Nous Mistral with transformers' A": (NOUS_MISTRAL | v4(**FINETUNED, attention_factor=S4), ["1.13863", "1.09704"]),
-    "Nous with both mscales": (NOUS | v4(**FINETUNED, mscale=1.0, mscale_all_dim=1.0), ["mscale is 1.0", "attention_factor 1,", "1.13863"]),
-    "Nous with truncate null": (NOUS | v4(**FINETUNED, truncate=None), ["truncate is None", "gets truncate false", "gets true"]),
-    "DeepSeek, mscale 0.5 alone": (DEEPSEEK | v4(**YARN, mscale=0.5), ["mscale is 0.5", "gets A 1.06931", "transformers 1.13863"]),
-    "DeepSeek, mscale 0": (DEEPSEEK | v4(**YARN, mscale=0, mscale_all_dim=0), ["gets A 1 from that, transformers 1.13863"]),
+    "Nous with both mscales": (
+        NOUS | v4(**FINETUNED, mscale=1.0, mscale_all_dim=1.0),
+        ["mscale is 1.0", "attention_factor 1,", "1.13863"],
+    ),
+    "Nous with truncate null": (
+        NOUS | v4(**FINETUNED, truncate=None),
+        ["truncate is None", "gets truncate false", "gets true"],
+    ),
+    "DeepSeek, mscale 0.5 alone": (
+        DEEPSEEK | v4(**YARN, mscale=0.5),
+        ["mscale is 0.5", "gets A 1.06931", "transformers 1.13863"],
+    ),
+    "DeepSeek, mscale 0": (
+        DEEPSEEK | v4(**YARN, mscale=0, mscale_all_dim=0),
+        ["gets A 1 from that, transformers 1.13863"],
+    ),
     "linear with an A": (LLAMA | v4(**LINEAR, attention_factor=1.2), ["attention_factor is 1.2 and has no meaning"]),
     "linear without a factor": (LLAMA | v4(type="linear"), ["factor is missing"]),
     "linear, factor 0": (LLAMA | v4(type="linear", factor=0), ["factor is 0.0, below 1"]),
     "linear, factor nan": (LLAMA | v4(type="linear", factor=math.nan), ["factor is nan"]),
     "default with a factor": (LLAMA | v4(rope_type="default", factor=4.0), ["is 'default', but the block has factor"]),
-    "default with another context": (LLAMA | v4(rope_type="default", original_max_position_embeddings=4096), ["'default'", ORIGINAL]),
-    "both blocks, another base": (LLAMA | v5(**V5) | v4(**YARN), ["rope_parameters and rope_scaling are both present and differ"]),
+    "default with another context": (
+        LLAMA | v4(rope_type="default", original_max_position_embeddings=4096),
+        ["'default'", ORIGINAL],
+    ),
+    "both blocks, another base": (
+        LLAMA | v5(**V5) | v4(**YARN),
+        ["rope_parameters and rope_scaling are both present and differ"],
+    ),
     "both blocks, another factor": (LLAMA | v5(**YARN) | v4(**YARN | {"factor": 8.0}), ["both present and differ"]),
     "both blocks, another context": (
-        LLAMA | v5(rope_type="linear", factor=2.0, original_max_position_embeddings=16384) | v4(**LINEAR), ["both present and differ"]),
+        LLAMA | v5(rope_type="linear", factor=2.0, original_max_position_embeddings=16384) | v4(**LINEAR),
+        ["both present and differ"],
+    ),
     "two types": (LLAMA | v4(**YARN, type="linear"), ["rope_type is 'yarn' and type is 'linear'"]),
-    "by layer type, without layer types": (LLAMA | v5(full_attention=V5, sliding_attention=V5), ["layer_types names none"]),
-    "head_dim null, another default": (LLAMA | {"model_type": "qwen3", "head_dim": None}, ["head_dim is null", "128", "is 64"]),
-}  # fmt: skip
+    "by layer type, without layer types": (
+        LLAMA | v5(full_attention=V5, sliding_attention=V5),
+        ["layer_types names none"],
+    ),
+    "head_dim null, another default": (
+        LLAMA | {"model_type": "qwen3", "head_dim": None},
+        ["head_dim is null", "128", "is 64"],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", DIFFER)
@@ -202,24 +293,60 @@ def test_refused_with_both_readings(case: str) -> None:
 
 # config, the flags that its refusal names, what is then read
 SETTLED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "theta null": (LLAMA | v5(**V5 | {"rope_theta": None}), {"rope_theta": 5e4}, {"rope_theta": 5e4, "method": "yarn", "attention_factor": S4}),
-    "theta null, plain": (LLAMA | {"rope_theta": None}, {"rope_theta": 5e4}, {"rope_theta": 5e4, "method": "none", "original_context": 16384}),
-    "theta null, linear": (LLAMA | v4(**LINEAR) | {"rope_theta": None}, {"rope_theta": 5e4}, {"rope_theta": 5e4, "method": "linear", "factor": 2.0}),
+    "theta null": (
+        LLAMA | v5(**V5 | {"rope_theta": None}),
+        {"rope_theta": 5e4},
+        {"rope_theta": 5e4, "method": "yarn", "attention_factor": S4},
+    ),
+    "theta null, plain": (
+        LLAMA | {"rope_theta": None},
+        {"rope_theta": 5e4},
+        {"rope_theta": 5e4, "method": "none", "original_context": 16384},
+    ),
+    "theta null, linear": (
+        LLAMA | v4(**LINEAR) | {"rope_theta": None},
+        {"rope_theta": 5e4},
+        {"rope_theta": 5e4, "method": "linear", "factor": 2.0},
+    ),
     "another theta": (LLAMA | v5(**V5), {"rope_theta": 7e4}, {"rope_theta": 7e4, "factor": 4.0}),
-    "YaRN by flags on a null theta": (LLAMA | {"rope_theta": None}, {"rope_theta": 5e4, "factor": 2.0, "original_context": 8192},
-        {"rope_theta": 5e4, "method": "yarn", "factor": 2.0}),
+    "YaRN by flags on a null theta": (
+        LLAMA | {"rope_theta": None},
+        {"rope_theta": 5e4, "factor": 2.0, "original_context": 8192},
+        {"rope_theta": 5e4, "method": "yarn", "factor": 2.0},
+    ),
     "original null": (LLAMA | v5(**V5 | {ORIGINAL: None}), {"original_context": 4096}, {"original_context": 4096}),
     "attn_factor": (LLAMA | v4(**YARN, attn_factor=1.2), {"attention_factor": 1.3}, {"attention_factor": 1.3}),
     "extrapolation_factor": (LLAMA | v4(**YARN, extrapolation_factor=0.5), {"ext_factor": 0.5}, {"ext_factor": 0.5}),
-    "Nous with another A": (NOUS | v4(**FINETUNED, attention_factor=1.2), {"attention_factor": 1.2}, {"attention_factor": 1.2}),
+    "Nous with another A": (
+        NOUS | v4(**FINETUNED, attention_factor=1.2),
+        {"attention_factor": 1.2},
+        {"attention_factor": 1.2},
+    ),
     "one mscale": (DEEPSEEK | v4(**YARN, mscale=0.5), {"attention_factor": 1.1}, {"attention_factor": 1.1}),
-    "linear, the context before": (LLAMA | v4(**LINEAR), {"original_context": 16384}, {"original_context": 16384, "extended_context": 32768}),
+    "linear, the context before": (
+        LLAMA | v4(**LINEAR),
+        {"original_context": 16384},
+        {"original_context": 16384, "extended_context": 32768},
+    ),
     "linear": (LLAMA | v4(**LINEAR), {}, {"original_context": 8192, "extended_context": 16384}),
-    "linear by thirds": (LLAMA | v4(type="linear", factor=3.0), {}, {"original_context": 5461, "extended_context": 16383}),
+    "linear by thirds": (
+        LLAMA | v4(type="linear", factor=3.0),
+        {},
+        {"original_context": 5461, "extended_context": 16383},
+    ),
     "Llama 3's table and another theta": (
-        LLAMA | v4(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=4096),
-        {"rope_theta": 5e5}, {"rope_theta": 5e5, "method": "llama3"}),
-}  # fmt: skip
+        LLAMA
+        | v4(
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=4096,
+        ),
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "method": "llama3"},
+    ),
+}
 
 
 @pytest.mark.parametrize("case", SETTLED)
@@ -311,14 +438,20 @@ def test_linear_without_an_original_converts_with_a_note(
 
 # what config.json says, what convert says
 BOOLEANS: dict[str, tuple[dict[str, Any], str]] = {
-    "tied, as a word": ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', not true or false: as a word it says false, but transformers 4 takes any text for true"),
+    "tied, as a word": (
+        {"tie_word_embeddings": "false"},
+        "tie_word_embeddings is 'false', not true or false: as a word it says false, but transformers 4 takes any text for true",
+    ),
     "tied, as Python writes it": ({"tie_word_embeddings": "False"}, "tie_word_embeddings is 'False'"),
     "tied, a number": ({"tie_word_embeddings": 2}, "tie_word_embeddings is 2, not true or false"),
     "tied, yes": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes', not true or false"),
     "biases": ({"attention_bias": "false"}, "attention_bias is 'false'"),
     "no activation": ({"hidden_act": None}, "hidden_act is null, which transformers fails on: write 'silu'"),
-    "window": ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": "false"}, "use_sliding_window is 'false'"),
-}  # fmt: skip
+    "window": (
+        {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": "false"},
+        "use_sliding_window is 'false'",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BOOLEANS)

@@ -46,7 +46,8 @@ def read_positions(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDE
     alone = one_block_each(config)
     if alone:
         return _agreed(config, *(read_positions(one, overrides) for one in alone))
-    dialect, assumed = recognise(config), ()
+    dialect = recognise(config)
+    assumed: tuple[str, ...] = ()
     if dialect is MISTRAL_PARAMS:
         parts, notes = read_params(config)
         parts = {"": _overridden(config, parts[""], overrides)}

@@ -66,9 +66,17 @@ def reference_logits(
 
 # Values that yarn-edge takes however they are written, and transformers 5 only as whole numbers and booleans.
 _WHOLE = (
-    "max_position_embeddings", "original_max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "sliding_window",
-)  # fmt: skip
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "sliding_window",
+)
 _BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 
 

@@ -389,18 +389,32 @@ def plain_checkpoint(folder: Path, **written: Any) -> Path:
     return folder
 
 
-def test_a_null_base_needs_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, out = plain_checkpoint(tmp_path / "ck", **NULL_THETA), tmp_path / "out.gguf"
+# what is null, the field and the flag that settle it
+NULLS: dict[str, tuple[dict[str, Any], str, str, Any]] = {
+    "base": (NULL_THETA, "rope_theta", "--rope-theta", 70000.0),
+    "original": (
+        {"rope_scaling": {**tiny.YARN["rope_scaling"], ORIGINAL: None}},
+        "original_context",
+        "--yarn-orig-ctx",
+        256,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NULLS)
+def test_a_null_needs_the_flag(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written, field, flag, value = NULLS[case]
+    folder, out = plain_checkpoint(tmp_path / "ck", **written), tmp_path / "out.gguf"
     for command in (["inspect", str(folder)], ["convert", str(folder), "-o", str(out), "--quant", "F32", "--quiet"]):
         assert main(command) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "rope_theta is null" in line
-        assert "pass --rope-theta" in line
+        assert " is null, which transformers" in line
+        assert f"pass {flag}" in line
     assert not out.exists()
-    assert main([*command, "--rope-theta", "70000"]) == 0
+    assert main([*command, flag, str(value)]) == 0
     positions = FilePositions(read_gguf(out))
-    assert (positions.wanted.rope_theta, positions.effective().rope_theta) == (70000.0, 70000.0)
-    checks = verify(out, folder, overrides=ScalingOverrides(rope_theta=70000.0), n_tokens=32)
+    assert (getattr(positions.wanted, field), getattr(positions.effective(), field)) == (value, value)
+    checks = verify(out, folder, overrides=ScalingOverrides(**{field: value}), n_tokens=32)
     assert {c.status for c in checks} == {"pass"}
 
 

@@ -43,9 +43,7 @@ def reference_logits(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        config = _config(folder)
-        if replaced is not None:
-            config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta}
+        config = _config(folder, replaced)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -77,20 +75,36 @@ _WHOLE = (
     "vocab_size",
     "sliding_window",
 )
+_NULLS = ("rope_theta", "original_max_position_embeddings")
 _BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 
 
-def _config(folder: Path) -> Any:
-    """The checkpoint's config as transformers has it; 32768.0 becomes 32768 first, and 1 true, which it would refuse."""
+def _config(folder: Path, replaced: RopeScaling | None) -> Any:
+    """The checkpoint's config as transformers has it; 32768.0 becomes 32768 first, and 1 true, which it would refuse.
+
+    With `replaced` its block goes, because transformers fails on some nulls that a flag settles.
+    """
     import transformers
 
     file = read_config(folder)
     plain: dict[str, Any] = {k: file.integer(k) for k in _WHOLE if isinstance(file.values.get(k), float)}
     plain |= {k: file.boolean(k) for k in _BOOLEANS if not isinstance(file.values.get(k, True), bool)}
-    if not plain:
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    values = {**file.values, **plain}
-    return transformers.AutoConfig.for_model(**{k: v for k, v in values.items() if v is not None or k not in plain})
+    blocks = [
+        file.values,
+        *(b for key in ("rope_parameters", "rope_scaling") if isinstance(b := file.values.get(key), dict)),
+    ]
+    if replaced is not None and any(key in b and b[key] is None for b in blocks for key in _NULLS):
+        plain |= dict.fromkeys((*_NULLS, "rope_scaling", "rope_parameters"))
+    if plain:
+        values = {**file.values, **plain}
+        config = transformers.AutoConfig.for_model(
+            **{k: v for k, v in values.items() if v is not None or k not in plain}
+        )
+    else:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if replaced is not None:
+        config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta}
+    return config
 
 
 def _replace_rotary(model: Any, scaling: RopeScaling) -> None:

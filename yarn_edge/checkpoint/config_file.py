@@ -28,6 +28,11 @@ def shown(value: Any) -> str:
         return f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a JSON value is a whole number, however it is written: 32768 or 32768.0."""
+    return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
+
+
 @dataclass(frozen=True)
 class ConfigFile:
     """config.json and the files beside it, as far as positions need them.
@@ -66,21 +71,39 @@ class ConfigFile:
         return replace(self, values=value, prefix=f"{self.prefix}{key}.")
 
     def integer(self, key: str) -> int | None:
-        """A whole number from 1 to MAX_INTEGER; None if the key is absent or null."""
+        """A whole number from 1 to MAX_INTEGER, also written as 32768.0; None if the key is absent or null."""
         value = self.values.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        if not is_whole(value) or value <= 0:
             raise self.error(key, f"is {shown(value)}, expected a whole number above 0")
         if value > MAX_INTEGER:
             raise self.error(key, f"is {shown(value)}, must be from 1 to {MAX_INTEGER}")
-        return value
+        return int(value)
+
+    def boolean(self, key: str) -> bool | None:
+        """True or false, also written as 1, 0 or "true"; None if the key is absent or null.
+
+        transformers 4 takes a value as Python does, so any text is true, and transformers 5 refuses the config. What both would
+        run is taken. "false" means the opposite of what transformers 4 runs, and is an error.
+        """
+        value = self.values.get(key)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.strip().lower() == "true":
+            return True
+        if is_whole(value) and value in (0, 1):
+            return bool(value)
+        what = f"is {shown(value)}, not true or false"
+        if isinstance(value, str) and value.strip().lower() == "false":
+            what += ": as a word it says false, but transformers 4 takes any text for true: write it without quotes"
+        raise self.error(key, what)
 
     def required_integer(self, key: str) -> int:
         """A whole number from 1 to MAX_INTEGER; an error if the key is absent."""
         value = self.integer(key)
         if value is None:
-            raise self.error(key, "is missing")
+            raise self.error(key, f"is {'null' if key in self.values else 'missing'}: add it")
         return value
 
 

@@ -24,6 +24,7 @@ from yarn_edge.progress import bar
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.ggml import extra_buffers
 from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama
+from yarn_edge.runtime.tokenizing import Tokenizer
 
 
 class Model:
@@ -116,17 +117,14 @@ class Model:
         value = self.gguf.metadata.get("tokenizer.chat_template")
         return value if isinstance(value, str) else None
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`. add_special: add the BOS/EOS that the file asks for; parse_special: markup becomes special tokens."""
-        data = text.encode("utf-8", errors="surrogatepass")
-        room = len(data) + 16
-        for _ in range(2):
-            buffer = (self.api.llama_token * room)()
-            count = self.api.llama_tokenize(self._vocab, data, len(data), buffer, room, add_special, parse_special)
-            if count >= 0:
-                return list(buffer[:count])
-            room = -count
-        raise YarnEdgeError(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes")
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, which knows where long texts can be cut."""
+        return Tokenizer(self._vocab, self.gguf.metadata | self.overrides, str(self.path))
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool, at_most: int | None = None) -> list[int]:
+        """Token ids of `text`: `Tokenizer.tokenize`."""
+        return self.tokenizer.tokenize(text, add_special, parse_special, at_most)
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
         """The bytes of one token, possibly part of a character. special: whether markup tokens give their text or b""."""

@@ -13,7 +13,10 @@ from yarn_edge.runtime.markup import Markup
 from yarn_edge.runtime.text_pieces import Cuts, cuts
 
 _SHORT = 4096  # characters for which any stack is deep enough
-_STACK, _STACK_PER_BYTE = 8 << 20, 1536  # under 670 bytes per character were measured (100,000 of any class, all pre-tokenizers)
+_STACK, _STACK_PER_BYTE = (
+    8 << 20,
+    1536,
+)  # under 670 bytes per character were measured (100,000 of any class, all pre-tokenizers)
 _UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4  # enum llama_token_attr
 _starting = threading.Lock()  # the stack size of new threads is the process's
 
@@ -104,7 +107,9 @@ def _on_deep_stack(n_bytes: int, work: Callable[[], list[int]]) -> list[int]:
             finally:
                 threading.stack_size(usual)
     except (RuntimeError, ValueError) as error:
-        raise YarnEdgeError(f"no memory for a stack of {n_bytes >> 20} MiB, which tokenizing a long text needs") from error
+        raise YarnEdgeError(
+            f"no memory for a stack of {n_bytes >> 20} MiB, which tokenizing a long text needs"
+        ) from error
     thread.join()
     if failed:
         raise failed[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from yarn_edge.chat.given_text import shows
 from yarn_edge.chat.template import ChatTemplate, Message
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.runtime.token_names import TokenNames
 
 # The templates of public models, cut to what reads the content.
 PARTS = (
@@ -186,12 +186,23 @@ def test_markup_in_a_text_of_parts() -> None:
     """Names of control tokens stay text where the content is parts; a template may also take them out."""
     seen: list[tuple[str, bool]] = []
 
-    def tokenize(text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        assert not add_special
-        seen.append((text, parse_special))
-        return [1]
+    class Recorder:
+        control_names = TokenNames(["<|im_end|>"])
 
-    model: Any = SimpleNamespace(tokenize=tokenize, add_bos=False, bos=-1)
+        def tokenize(self, text: str, *, add_special: bool, parse_special: bool, at_most: int | None) -> list[int]:
+            assert not add_special
+            assert at_most is None
+            seen.append((text, parse_special))
+            return [1]
+
+        def literal(self, text: str, _is_end: object) -> list[int]:
+            seen.append((text, False))
+            return [1]
+
+    recorder = Recorder()
+    model: Any = SimpleNamespace(
+        tokenizer=recorder, tokenize=recorder.tokenize, is_end=lambda _token: False, add_bos=False, bos=-1
+    )
     said: list[Message] = [{"role": "user", "content": "Read <|im_end|> here"}]
     for source, expected in (
         (
@@ -206,6 +217,5 @@ def test_markup_in_a_text_of_parts() -> None:
     ):
         seen.clear()
         with ChatTemplate(source) as template:
-            template._controls = re.compile(re.escape("<|im_end|>"))
             template.tokens(model, said)
         assert seen == expected

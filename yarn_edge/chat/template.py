@@ -40,15 +40,17 @@ _LOSSES = {
     "user": "makes a prompt without all of the user's last message; {remedy}",
     "system": "makes a prompt without all of the system message: put that text into the user's message",
 }
-_MARKED = re.compile(f"{_LITERAL}.*?{_END}", re.DOTALL)
-_UNKNOWN, _CONTROL = 2, 3  # tokenizer.ggml.token_type
+_MARKED = re.compile(f"{_LITERAL}([^{_END}]*){_END}")
 
 
 class Renderer(Protocol):
     """How a session turns messages into a prompt."""
 
-    def tokens(self, model: Model, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt, up to where the assistant answers, with BOS if the model uses it."""
+    def tokens(self, model: Model, messages: Sequence[Message], at_most: int | None = None) -> list[int]:
+        """Token ids of the prompt, up to where the assistant answers, with BOS if the model uses it.
+
+        at_most: return soon after that many, for a caller who refuses more.
+        """
         ...
 
     def close(self) -> None:
@@ -58,10 +60,10 @@ class Renderer(Protocol):
 class RawText:
     """No template: the messages one after another, for models that only continue text."""
 
-    def tokens(self, model: Model, messages: Sequence[Message]) -> list[int]:
+    def tokens(self, model: Model, messages: Sequence[Message], at_most: int | None = None) -> list[int]:
         """Names of control tokens in the text become control tokens."""
         text = "".join(message["content"] for message in messages)
-        return with_bos(model, model.tokenize(text, add_special=False, parse_special=True))
+        return with_bos(model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most))
 
     def close(self) -> None:
         """Nothing to free."""
@@ -97,7 +99,6 @@ class ChatTemplate:
         self._setup = {"template": source, "bos_token": bos_token, "eos_token": eos_token, "time_limit_s": time_limit_s}
         self._worker: subprocess.Popen[bytes] | None = None
         self._stop: Callable[[], object] | None = None
-        self._controls: re.Pattern[str] | None = None
 
     @classmethod
     def of(cls, model: Model, *, origin: str | None = None, remedy: str = _REMEDY) -> ChatTemplate:
@@ -112,7 +113,6 @@ class ChatTemplate:
         bos, eos = (model.token_bytes(t).decode("utf-8", "replace") if t >= 0 else "" for t in (model.bos, model.eos))
         origin = origin or f"{model.path}: tokenizer.chat_template"
         template = cls(model.chat_template, bos_token=bos, eos_token=eos, origin=origin, remedy=remedy)
-        template._controls = _control_names(model)
         template._start()  # it imports Jinja2 while the caller makes a context
         return template
 
@@ -131,21 +131,31 @@ class ChatTemplate:
             raise YarnEdgeError(f"{self.origin}: {_LOSSES[lost].format(remedy=self.remedy)}")
         return text
 
-    def tokens(self, model: Model, messages: Sequence[Message]) -> list[int]:
+    def tokens(self, model: Model, messages: Sequence[Message], at_most: int | None = None) -> list[int]:
         """Names of control tokens become control tokens in the template's own text, and stay text in a message.
 
-        So a document that contains `<|im_end|>` cannot end the user's turn.
+        So a document that contains `<|im_end|>` cannot end the user's turn, whatever the file says of that token.
         """
-        controls = self._controls
-        if controls is None or not any(controls.search(m["content"]) for m in messages):
+        names = model.tokenizer.control_names
+        if not any(any(names.find(m["content"])) for m in messages):
             text = self.render(messages)
-            return with_bos(model, model.tokenize(text, add_special=False, parse_special=True))
+            return with_bos(model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most))
         marks = str.maketrans("", "", _LITERAL + _END)
-        marked = rf"{_LITERAL}\g<0>{_END}"
-        wrapped = [{**m, "content": controls.sub(marked, m["content"].translate(marks))} for m in messages]
+
+        def marked(text: str) -> str:
+            parts = names.split(text.translate(marks))
+            return "".join(f"{_LITERAL}{part}{_END}" if is_name else part for part, is_name in parts)
+
+        rendered = self.render([{**m, "content": marked(m["content"])} for m in messages])
         tokens: list[int] = []
-        for i, piece in enumerate(re.split(f"{_LITERAL}({controls.pattern}){_END}", self.render(wrapped))):
-            tokens += model.tokenize(piece.translate(marks), add_special=False, parse_special=i % 2 == 0)
+        for i, piece in enumerate(_MARKED.split(rendered.replace(_LITERAL + _END, ""))):
+            text = piece.translate(marks)
+            if i % 2:
+                tokens += model.tokenizer.literal(text, model.is_end)
+            else:
+                tokens += model.tokenize(text, add_special=False, parse_special=True, at_most=at_most)
+            if at_most is not None and len(tokens) > at_most:
+                break
         return with_bos(model, tokens)
 
     def close(self) -> None:
@@ -216,15 +226,6 @@ def _lost(text: str, messages: Sequence[Message]) -> str | None:
     needed = [*last, *(message for message in messages if message["role"] == "system")]
     bare = _MARKED.sub("", text)  # a template may take out names of control tokens
     return next((m["role"] for m in needed if not shows(bare, _MARKED.sub("", m["content"]))), None)
-
-
-def _control_names(model: Model) -> re.Pattern[str] | None:
-    meta = model.gguf.metadata
-    tokens, types = meta.get("tokenizer.ggml.tokens"), meta.get("tokenizer.ggml.token_type")
-    if not isinstance(tokens, list) or types is None or len(types) != len(tokens):
-        return None
-    names = {t for t, kind in zip(tokens, types, strict=True) if kind in (_UNKNOWN, _CONTROL) and t}
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
 
 def _send(pipe: IO[bytes] | None, value: Mapping[str, Any]) -> None:

@@ -120,22 +120,15 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, which knows where long texts can be cut."""
-        return Tokenizer(self._vocab, self.gguf.metadata | self.overrides, str(self.path))
+        return Tokenizer(self._vocab, self.gguf.metadata | self.overrides, str(self.path), self._own_ends)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool, at_most: int | None = None) -> list[int]:
         """Token ids of `text`: `Tokenizer.tokenize`."""
         return self.tokenizer.tokenize(text, add_special, parse_special, at_most)
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
-        """The bytes of one token, possibly part of a character. special: whether markup tokens give their text or b""."""
-        room = 64
-        for _ in range(2):
-            buffer = ctypes.create_string_buffer(room)
-            count = self.api.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            room = -count
-        raise YarnEdgeError(f"{self.path}: token {token} has no text")
+        """The bytes of one token: `Tokenizer.token_bytes`."""
+        return self.tokenizer.token_bytes(token, special)
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation, for llama.cpp or by the file's own list (`yarn_edge.llama_rules.ends`)."""

@@ -6,8 +6,8 @@ is where no token can span it and no pattern looks across it:
 
 - byte-level BPE: after a single line break, before a single space between ASCII letters, before a comma or full stop between Han
   characters;
-- SentencePiece and SuperBPE: at the first two, if no token spans them. If the tokenizer puts a space in front of every piece, only at spaces,
-  which are left out then;
+- SentencePiece and SuperBPE: at the first two, if no token spans them. If the tokenizer puts a space in front of every piece, only
+  at spaces, which are left out then;
 - before markup that no other markup can overlap.
 
 Source: llama-vocab.cpp and unicode.cpp of llama-cpp-python 0.3.36. `tests/runtime/test_text_pieces.py` compares pieces with wholes
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.runtime.markup import Markup
+from yarn_edge.runtime.token_names import TokenNames
 
 PIECE_CHARS = 1 << 15  # of a piece, about, where the text can be cut
 MAX_MARKUP = 1000  # occurrences in a piece
@@ -44,7 +44,7 @@ class Cuts:
 
     places: re.Pattern[str] | None
     drops_space: bool
-    markup: Markup
+    markup: TokenNames
     slow: re.Pattern[str] | None
 
     def pieces(self, text: str) -> Iterator[str]:
@@ -89,7 +89,7 @@ class Cuts:
         yield text[start:]
 
 
-def cuts(metadata: dict[str, Any], markup: Markup) -> Cuts:
+def cuts(metadata: dict[str, Any], markup: TokenNames) -> Cuts:
     """Where texts can be cut. metadata: of the GGUF; markup: the names that are recognized in the texts."""
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     wanted: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ def cuts(metadata: dict[str, Any], markup: Markup) -> Cuts:
         tokens = [t.translate(_SPELLED) for t in metadata.get("tokenizer.ggml.tokens", ()) if len(t) > 1]
         wanted = tuple(p for p in ((_SPACE,) if drops_space else (_LINE, _SPACE)) if not _inside(p, tokens))
     wanted = tuple(p for p in wanted if not _inside(p, markup.names))
-    apart = Markup(markup.apart().names - _STRIPS_LEFT)
+    apart = TokenNames(markup.apart().names - _STRIPS_LEFT)
     slow = re.compile(_SLOW[pre]) if pre in _SLOW else None
     return Cuts(re.compile("|".join(wanted)) if wanted else None, drops_space, apart, slow)
 

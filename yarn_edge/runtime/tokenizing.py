@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.llama_api import llama
-from yarn_edge.runtime.markup import Markup
 from yarn_edge.runtime.text_pieces import Cuts, cuts
+from yarn_edge.runtime.token_names import TokenNames
 
 _SHORT = 4096  # characters for which any stack is deep enough
 _STACK, _STACK_PER_BYTE = (
@@ -22,10 +23,12 @@ _starting = threading.Lock()  # the stack size of new threads is the process's
 
 
 class Tokenizer:
-    """The tokenizer of a loaded vocabulary. vocab: llama_vocab *; metadata: of its GGUF; origin: names it in errors."""
+    """The tokenizer of a loaded vocabulary. vocab: llama_vocab *; metadata: of its GGUF; origin: names it in errors; ends: ids that
+    end an answer besides llama.cpp's.
+    """
 
-    def __init__(self, vocab: Any, metadata: dict[str, Any], origin: str) -> None:
-        self._api, self._vocab, self._metadata, self._origin = llama(), vocab, metadata, origin
+    def __init__(self, vocab: Any, metadata: dict[str, Any], origin: str, ends: Collection[int] = ()) -> None:
+        self._api, self._vocab, self._metadata, self._origin, self._ends = llama(), vocab, metadata, origin, ends
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool, at_most: int | None = None) -> list[int]:
         """Token ids of the text, the same as llama.cpp's for the whole.
@@ -45,23 +48,52 @@ class Tokenizer:
         return self._with_specials(ids) if add_special else ids
 
     @cached_property
-    def names(self) -> Markup:
-        """The texts of all tokens that llama.cpp finds in a text with parse_special; it decides that, not the file's types alone."""
-        return self._names(_UNKNOWN | _CONTROL | _USER_DEFINED)
+    def control_names(self) -> TokenNames:
+        """The texts that must stay text in a message: of control tokens, by llama.cpp's reading, and of everything that ends an answer,
+        whatever type the file gives it.
+        """
+        found = set(self._names(_UNKNOWN | _CONTROL).names)
+        is_end = self._api.llama_vocab_is_eog
+        tokens = range(self._api.llama_vocab_n_tokens(self._vocab))
+        for token in {*self._ends, *(t for t in tokens if is_end(self._vocab, t))}:
+            found |= {self._text(token), self.token_bytes(token).decode("utf-8", errors="surrogateescape")}
+        return TokenNames(found)
+
+    def literal(self, text: str, is_end: Callable[[int], bool]) -> list[int]:
+        """Ids of a text that must not become a token that ends an answer, even if the file lets plain text become one."""
+        ids = self.tokenize(text, add_special=False, parse_special=False)
+        if not any(map(is_end, ids)):
+            return ids
+        if len(text) == 1:
+            raise YarnEdgeError(f"{self._origin}: {text!r} ends an answer, so no message can contain it")
+        return self.literal(text[:1], is_end) + self.literal(text[1:], is_end)
 
     @cached_property
     def _cuts_special(self) -> Cuts:
-        return cuts(self._metadata, self.names)
+        return cuts(self._metadata, self._names(_UNKNOWN | _CONTROL | _USER_DEFINED))
 
     @cached_property
     def _cuts_plain(self) -> Cuts:
         return cuts(self._metadata, self._names(_USER_DEFINED))
 
-    def _names(self, attributes: int) -> Markup:
-        attribute, text = self._api.llama_vocab_get_attr, self._api.llama_vocab_get_text
+    def _names(self, attributes: int) -> TokenNames:
+        attribute = self._api.llama_vocab_get_attr
         tokens = range(self._api.llama_vocab_n_tokens(self._vocab))
-        found = (text(self._vocab, t) for t in tokens if attribute(self._vocab, t) & attributes)
-        return Markup(name.decode("utf-8", errors="surrogateescape") for name in found)
+        return TokenNames(self._text(t) for t in tokens if attribute(self._vocab, t) & attributes)
+
+    def _text(self, token: int) -> str:
+        return str(self._api.llama_vocab_get_text(self._vocab, token).decode("utf-8", errors="surrogateescape"))
+
+    def token_bytes(self, token: int, special: bool = True) -> bytes:
+        """The bytes of one token, possibly part of a character. special: whether markup tokens give their text or b""."""
+        room = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(room)
+            count = self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+        raise YarnEdgeError(f"{self._origin}: token {token} has no text")
 
     def _with_specials(self, ids: list[int]) -> list[int]:
         """The ids with what llama.cpp adds to a text on both sides."""

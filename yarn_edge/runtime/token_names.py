@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 
-class Markup:
+class TokenNames:
     """A set of names. Empty ones are left out."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -42,11 +42,11 @@ class Markup:
         if end < len(text):
             yield text[end:], False
 
-    def apart(self) -> Markup:
+    def apart(self) -> TokenNames:
         """The names that no other name can overlap, so that each occurrence is one whatever is around it."""
         inside = {character for name in self.names for character in name[1:]}
         openings = {first for first in self._lengths if first not in inside}
-        return Markup(n for n in self.names if n[0] in openings and self._lengths.keys().isdisjoint(n[1:]))
+        return TokenNames(n for n in self.names if n[0] in openings and self._lengths.keys().isdisjoint(n[1:]))
 
     def _at(self, text: str, at: int) -> str | None:
         for length in self._lengths[text[at]]:

@@ -40,7 +40,7 @@ check: $(VENV)/.test
 
 # About ten minutes on two cores; the record of a run is in docs/fuzzing.md.
 fuzz: $(VENV)/.test
-	cd tests && ../$(VENV)/bin/python -m support.fuzz --inputs 120000 --deep 1000
+	cd tests && ../$(VENV)/bin/python -m support.fuzz --inputs 120000
 
 dev: $(VENV)/.test
 	@echo "ready: source $(VENV)/bin/activate"

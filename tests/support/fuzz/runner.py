@@ -98,7 +98,7 @@ def one(kind: Kind, seed: int, number: int, scratch: Path) -> tuple[str, Failure
     return outcome, None
 
 
-class _memory_limit:  # noqa: N801 (a context manager)
+class _memory_limit:
     """RLIMIT_AS while open: what the process has, and MEMORY more. Past it, allocations fail."""
 
     def __init__(self, more: int) -> None:
@@ -154,6 +154,7 @@ def run(
 
 
 def _chunk(kind: Kind, seed: int, numbers: range, scratch: Path, results: Any, at: Any) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # notes
     counts: Counter[str] = Counter()
     failures: list[Failure] = []
     own = scratch / f"{kind.name}-{os.getpid()}".replace(" ", "-")

@@ -10,7 +10,7 @@ from yarn_edge.runtime.model import Model
 from support.fuzz.runner import Case
 from support.vocabularies import BPE, PRE_TOKENIZERS, SPM, write_vocabulary
 
-RUNS = "- a A 1 \n \t \r 一 д 가 は 😀 \u0301 \xa0 \u3000 \x00 \x01 ' ！ / ǅ ▁ \ufffd \u200b \u202e \U0010ffff".split(" ") + [" "]
+RUNS = [*"-aA1\n\t\r一дが가は😀\u0301\xa0\u3000\x00\x01'！/ǅ▁\ufffd\u200b\u202e\U0010ffff "]
 MARKUP = ["<s>", "</s>", "<u>", "<tool>", "<s", "<|im_end|>", "\udc80", "<0x0A>"]
 
 

@@ -236,3 +236,9 @@ def test_at_most_ends_early(tmp_path: Path) -> None:
         ids = model.tokenize("some words " * 1_000_000, add_special=False, parse_special=False, at_most=1000)
         assert 1000 < len(ids) < 100_000
         assert byte_words()[ids[0]] == "s"
+
+
+def test_time_can_be_up(tmp_path: Path) -> None:
+    with vocabulary(tmp_path, BPE | {"tokenizer.ggml.pre": "tekken"}) as model:
+        with pytest.raises(YarnEdgeError, match="takes too long to tokenize: after [0-9]+ tokens"):
+            model.tokenize("<tool>a" * 30_000, add_special=False, parse_special=True, until=time.monotonic() + 0.3)

@@ -122,9 +122,17 @@ class Model:
         """Its tokenizer, which knows where long texts can be cut."""
         return Tokenizer(self._vocab, self.gguf.metadata | self.overrides, str(self.path), self._own_ends)
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool, at_most: int | None = None) -> list[int]:
+    def tokenize(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        at_most: int | None = None,
+        until: float | None = None,
+    ) -> list[int]:
         """Token ids of `text`: `Tokenizer.tokenize`."""
-        return self.tokenizer.tokenize(text, add_special, parse_special, at_most)
+        return self.tokenizer.tokenize(text, add_special, parse_special, at_most, until)
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
         """The bytes of one token: `Tokenizer.token_bytes`."""

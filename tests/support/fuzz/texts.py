@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 from yarn_edge.runtime.model import Model
@@ -33,7 +34,9 @@ class Texts:
         model = self._models[which]
 
         def tokenize() -> str:
-            ids = model.tokenize(text, add_special=add_special, parse_special=parse_special)
+            ids = model.tokenize(
+                text, add_special=add_special, parse_special=parse_special, until=time.monotonic() + 2.0
+            )
             assert not ids or 0 <= min(ids) <= max(ids) < model.n_vocab
             return "tokenized"
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from yarn_edge.checkpoint.config_file import POINTER, ConfigFile, read_config, read_json, refuse_pointer
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named
 from yarn_edge.source_file import SourceFile
 
 MAX_DIMS = 8
@@ -107,7 +108,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], dict[str, str] | None] | None:
     """(files, weight map of the index if there is one), or None if the folder has no such files."""
     index = folder / index_name
-    if index.exists():
+    if is_named(index):
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise YarnEdgeError(f"{index}: weight_map is missing or does not map names to files")
@@ -115,10 +116,10 @@ def _shards(folder: Path, index_name: str, pattern: str) -> tuple[list[Path], di
         for name in names:
             if Path(name).name != name:
                 raise YarnEdgeError(f"{index}: weight_map names {one_line(name, 100)}, outside the folder")
-            if not (folder / name).exists():
+            if not is_named(folder / name):
                 raise YarnEdgeError(f"{folder / name}: the shard is missing, but {index.name} names it")
         whole = index_name.removesuffix(".index.json")
-        if (folder / whole).exists() and whole not in names:
+        if is_named(folder / whole) and whole not in names:
             raise YarnEdgeError(
                 f"{folder}: has {whole} and other files named by {index_name}: remove one of the two sets"
             )

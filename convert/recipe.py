@@ -22,6 +22,7 @@ from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.gguf.header import TensorSpec, lay_out
 from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
 from yarn_edge.runtime.llama_api import captured_log, deferred_ctrl_c, failure_reason, llama
+from yarn_edge.writer import open_output
 
 from .quant_types import Quant
 
@@ -93,7 +94,7 @@ def header_file(entries: Sequence[bytes], tensors: Sequence[TensorSpec]) -> Iter
     with tempfile.TemporaryDirectory(prefix="yarn-edge-") as folder:
         path = Path(folder, "header.gguf")
         try:
-            with path.open("wb") as file:
+            with open_output(path) as file:
                 file.write(layout.header)
                 file.truncate(layout.file_bytes)
         except OSError as error:

@@ -23,6 +23,7 @@ from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import FLOATS
+from yarn_edge.writer import open_output
 
 if TYPE_CHECKING:
     from yarn_edge.convert.file_plan import FilePlan
@@ -105,7 +106,7 @@ def _own_type(dtypes: set[str]) -> str:
 
 def _planned(plan: FilePlan, verb: str, *, recommended: bool = True) -> Candidate:
     try:
-        with plan.path.open("wb") as out:
+        with open_output(plan.path) as out:
             out.write(plan.layout.header)
             out.truncate(plan.layout.file_bytes)
     except OSError as error:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.checkpoint.config_file import read_json
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named, read_regular
 
+MAX_TEMPLATE_BYTES = 16 << 20
 SPACE = "▁"  # how SentencePiece writes a space
 SPECIAL = ("bos", "eos", "unk", "pad")  # the roles that GGUF has a key for
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -31,7 +33,7 @@ class Markup:
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, {} if the file does not exist. Raises YarnEdgeError for anything else."""
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if is_named(path) else {}
 
 
 def token_text(value: object) -> str | None:
@@ -183,11 +185,9 @@ def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
     chat_template.json; None if there is none.
     """
     file = checkpoint / "chat_template.jinja"
-    if file.exists():
+    if is_named(file):
         try:
-            return file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise os_error(error, file) from error
+            return read_regular(file, MAX_TEMPLATE_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError as error:
             raise YarnEdgeError(f"{file}: byte {error.start} is not UTF-8; download the file again") from error
     others = read_json_if_there(checkpoint / "chat_template.json")

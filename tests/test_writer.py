@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from yarn_edge import writer
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.patch import patch
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import Terminated, YarnEdgeError, raise_terminated
 from yarn_edge.flags import ScalingOverrides
 from yarn_edge.gguf.edit_shards import partial_files, publish_files
 from yarn_edge.gguf.read import read_gguf
@@ -28,6 +32,7 @@ from yarn_edge.writer import (
     publish,
     publish_folder,
     remove_stale,
+    scratch_folder,
     write_file,
 )
 
@@ -114,13 +119,13 @@ def model_in(folder: Path) -> Path:
     return tiny_gguf.write(folder / "in.gguf", "llama")
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_link_planted_at_the_old_partial_name_is_not_followed(writer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_link_planted_at_the_old_partial_name_is_not_followed(kind: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("theirs")
     for number in {os.getpid(), 1}:
         (tmp_path / f"out.gguf.{number}.partial").symlink_to(victim)
-    WRITERS[writer](tmp_path / "out.gguf")
+    WRITERS[kind](tmp_path / "out.gguf")
     assert victim.read_text() == "theirs"
     assert not (tmp_path / "out.gguf").is_symlink()
 
@@ -238,10 +243,10 @@ def test_where_there_are_no_locks_nothing_is_taken_for_stale(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("mask, expected", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-@pytest.mark.parametrize("writer", WRITERS)
-def test_outputs_have_the_usual_permissions(writer: str, mask: int, expected: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", WRITERS)
+def test_outputs_have_the_usual_permissions(kind: str, mask: int, expected: int, tmp_path: Path) -> None:
     with umask(mask):
-        WRITERS[writer](tmp_path / "out.gguf")
+        WRITERS[kind](tmp_path / "out.gguf")
     assert mode_of(tmp_path / "out.gguf") == expected
 
 
@@ -279,3 +284,44 @@ def test_a_folder_appears_whole_and_takes_the_place_of_another(tmp_path: Path) -
 def test_names_cannot_be_foreseen(tmp_path: Path) -> None:
     drawn = {beside(tmp_path / "out", ".partial") for _ in range(100)}
     assert len(drawn) == 100
+
+
+@pytest.fixture
+def terminated() -> Iterator[None]:
+    """SIGTERM raises, as in a command."""
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+# What happens when the signal comes: a file or folder gets its name, or is removed.
+MOMENTS: dict[str, tuple[Callable[[Path], Any], Any, str]] = {
+    "a file is made": (partial_file, writer, "beside"),
+    "a folder is made": (partial_folder, writer, "beside"),
+    "a file is removed": (partial_file, Path, "unlink"),
+    "a folder is removed": (partial_folder, shutil, "rmtree"),
+    "temporary files are removed": (lambda _path: scratch_folder("yarn-edge-"), shutil, "rmtree"),
+}
+
+
+@pytest.mark.usefixtures("terminated")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_the_wrong_moment(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, owner, step = MOMENTS[moment]
+    real = getattr(owner, step)
+
+    def interrupted(*args: Any, **named: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*args, **named)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(owner, step, interrupted)
+    with pytest.raises(Terminated), made(tmp_path / "out"):
+        assert len(names(tmp_path)) == 1
+    assert names(tmp_path) == []
+
+
+def test_temporary_files_are_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with umask(0), scratch_folder("yarn-edge-") as folder:
+        assert mode_of(folder) == 0o700

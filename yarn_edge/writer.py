@@ -15,12 +15,14 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.signals import deferred_ctrl_c
 
 if sys.platform != "win32":
     import fcntl
@@ -72,45 +74,62 @@ def partial_file(output: Path, mode: int = 0o666) -> Iterator[Path]:
     def make(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, mode))
 
-    with _claimed(output, make) as partial:
-        try:
-            yield partial
-        finally:
-            partial.unlink(missing_ok=True)
+    with _claimed(output, make, lambda partial: partial.unlink(missing_ok=True)) as partial:
+        yield partial
 
 
 @contextmanager
 def partial_folder(output: Path) -> Iterator[Path]:
     """A new folder beside `output`, removed on leaving unless it was renamed."""
-    with _claimed(output, Path.mkdir) as partial:
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with _claimed(output, Path.mkdir, lambda partial: shutil.rmtree(partial, ignore_errors=True)) as partial:
+        yield partial
 
 
 @contextmanager
-def _claimed(output: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A name that nobody had, made by `make` and locked while open."""
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A new folder among the system's temporary files, for this user alone, removed on leaving."""
+    folder: Path | None = None
+    try:
+        with deferred_ctrl_c():
+            folder = Path(tempfile.mkdtemp(prefix=prefix))
+        yield folder
+    finally:
+        with deferred_ctrl_c():
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(output: Path, make: Callable[[Path], None], remove: Callable[[Path], None]) -> Iterator[Path]:
+    """A name that nobody had, made by `make`, locked while open, removed at the end."""
+    partial: Path | None = None
     lock: int | None = None
     try:
         remove_stale(output.parent, output.name.__eq__)
-        while True:
-            partial = beside(output, _PARTIAL)
-            try:
-                make(partial)
-            except FileExistsError:
-                continue
-            with suppress(BlockingIOError, FileNotFoundError):  # before it was locked, another run took it for stale
-                lock = _locked(partial)
-                if os.path.lexists(partial):
-                    break
-                _unlock(lock)
+        with deferred_ctrl_c():
+            partial, lock = _claim(output, make)
         yield partial
     except OSError as error:
         raise os_error(error, output) from error
     finally:
-        _unlock(lock)
+        with deferred_ctrl_c():
+            if partial is not None:
+                remove(partial)
+            _unlock(lock)
+
+
+def _claim(output: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    while True:
+        partial = beside(output, _PARTIAL)
+        try:
+            make(partial)
+        except FileExistsError:
+            continue
+        with suppress(BlockingIOError, FileNotFoundError):  # before it was locked, another run took it for stale
+            lock = _locked(partial)
+            if os.path.lexists(partial):
+                return partial, lock
+            _unlock(lock)
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -20,6 +20,7 @@ from yarn_edge.gguf.fast_copy import copy_range
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_shard
 from yarn_edge.gguf.split import TENSORS_COUNT, parse_shard_name, shard_name
+from yarn_edge.signals import deferred_ctrl_c
 from yarn_edge.source_file import changed
 from yarn_edge.writer import (
     beside,
@@ -141,6 +142,7 @@ def publish_files(partials: Sequence[Path], outputs: Sequence[Path], force: bool
         with ExitStack() as stack:
             for folder in sorted({output.parent for output in outputs}) if len(outputs) > 1 else ():
                 stack.enter_context(one_at_a_time(folder))
+            stack.enter_context(deferred_ctrl_c())
             _rename_all(partials, outputs, force, flush)
     except OSError as error:
         raise os_error(error) from error

@@ -23,7 +23,8 @@ from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.ggml import extra_buffers
-from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama
+from yarn_edge.runtime.llama_api import clear_log, failure_reason, kv_overrides, llama
+from yarn_edge.signals import deferred_ctrl_c
 
 
 class Model:

@@ -239,6 +239,8 @@ def test_at_most_ends_early(tmp_path: Path) -> None:
 
 
 def test_time_can_be_up(tmp_path: Path) -> None:
-    with vocabulary(tmp_path, BPE | {"tokenizer.ggml.pre": "tekken"}) as model:
-        with pytest.raises(YarnEdgeError, match=r"takes too long to tokenize: after \d+ tokens"):
-            model.tokenize("<tool>a" * 30_000, add_special=False, parse_special=True, until=time.monotonic() + 0.3)
+    with (
+        vocabulary(tmp_path, BPE | {"tokenizer.ggml.pre": "tekken"}) as model,
+        pytest.raises(YarnEdgeError, match=r"takes too long to tokenize: after \d+ tokens"),
+    ):
+        model.tokenize("<tool>a" * 30_000, add_special=False, parse_special=True, until=time.monotonic() + 0.3)

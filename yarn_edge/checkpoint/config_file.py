@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.checkpoint.adapter import CONFIG, Adapter, adapter_files, described
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named, read_regular
 
 MAX_JSON_BYTES = 100_000_000
 MAX_INTEGER = (1 << 31) - 1  # GGUF keys and ggml's sizes are no wider
@@ -116,15 +117,9 @@ def refuse_pointer(path: Path, start: bytes) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises YarnEdgeError that says what is wrong with the file."""
     try:
-        if path.exists() and not path.is_file():
-            raise YarnEdgeError(f"{path}: is not a regular file")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise YarnEdgeError(f"{path}: {path.stat().st_size} bytes is too large for this file")
-        data = path.read_bytes()
+        data = read_regular(path, MAX_JSON_BYTES)
         refuse_pointer(path, data)
         value = json.loads(data.decode("utf-8-sig"))
-    except OSError as error:
-        raise os_error(error, path) from error
     except (ValueError, RecursionError) as error:
         raise YarnEdgeError(f"{path}: not valid JSON: {one_line(str(error), 120)}") from error
     if not isinstance(value, dict):
@@ -145,10 +140,10 @@ def read_config(folder: Path) -> ConfigFile:
     path, params_path = folder / "config.json", folder / "params.json"
     siblings = frozenset(p.name for p in folder.glob("*.py"))
     params = None
-    if params_path.exists():
+    if is_named(params_path):
         values = read_json(params_path)
         params = ConfigFile(str(params_path), values, siblings) if is_mistral_params(values) else None
-    if path.exists():
+    if is_named(path):
         return ConfigFile(str(path), read_json(path), siblings, params=params)
     if params is None:
         raise _no_config(folder)

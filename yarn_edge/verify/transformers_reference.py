@@ -17,6 +17,7 @@ from yarn_edge.checkpoint.tensor_names import KEY_MAPPING
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
+from yarn_edge.regular_file import refuse_special_files
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def reference_logits(
         import transformers
     except ImportError as error:
         raise YarnEdgeError("comparing with a checkpoint needs transformers: pip install 'yarn-edge[hf]'") from error
+    refuse_special_files(folder)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

@@ -19,7 +19,7 @@ INSTALLED = rm -rf build/installed && mkdir -p build/installed/yarn_edge && \
 WORKERS ?= 2
 PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all check dev fuzz clean
+.PHONY: demo test test-all check dev fuzz kills clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/yarn-edge demo --output demo-out --force --numbers demo-out/demo.json --plot demo-out/demo.png
@@ -40,7 +40,11 @@ check: $(VENV)/.test
 
 # About ten minutes on two cores; the record of a run is in docs/fuzzing.md.
 fuzz: $(VENV)/.test
-	cd tests && ../$(VENV)/bin/python -m support.fuzz --inputs 120000 --deep 1000
+	cd tests && ../$(VENV)/bin/python -m support.fuzz --inputs 120000
+
+# Under an hour on two cores; also there.
+kills: $(VENV)/.test
+	cd tests && ../$(VENV)/bin/python -m support.kills --runs 1000
 
 dev: $(VENV)/.test
 	@echo "ready: source $(VENV)/bin/activate"

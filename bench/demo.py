@@ -27,7 +27,7 @@ from yarn_edge.report.report import Chart, Line
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.stdout import json_text, write_text
-from yarn_edge.writer import write_file
+from yarn_edge.writer import partial_folder, publish_folder, write_file
 
 from .evidence.smollm2 import CONTEXT, write_checkpoint
 from .scoring.averages import Bucket, perplexity_by_position
@@ -69,7 +69,8 @@ def demo(
         raise YarnEdgeError(f"{folder}: holds an earlier demo already; --force overwrites it")
     folder.mkdir(parents=True, exist_ok=True)
     note(f"Writing SmolLM2-135M-Instruct with YaRN factor {FACTOR} as a checkpoint: {checkpoint}")
-    write_checkpoint(checkpoint, config=YARN)
+    with partial_folder(checkpoint) as partial:
+        publish_folder(write_checkpoint(partial, config=YARN), checkpoint, force)
     _command("convert", str(checkpoint), "-o", str(model), "--quant", "Q4_K_M", *(["--force"] if force else []))
     _command("inspect", str(model))
     _command("verify", str(model), "--against", str(checkpoint))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from yarn_edge import __version__
 from yarn_edge.checkpoint.dialects import head_dim
-from yarn_edge.checkpoint.read import read_scaling
+from yarn_edge.checkpoint.read import only_scaling, read_positions
 from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
@@ -90,7 +90,10 @@ def plan_conversion(
         note(text)
     config = checkpoint.config
     row = architecture_of(config)
-    scaling = read_scaling(config, overrides)
+    positions = read_positions(config, overrides)
+    scaling = only_scaling(config, positions)
+    for text in positions.assumptions:
+        note(f"note: {text}")
     if scaling.dim != head_dim(config):
         raise YarnEdgeError(
             f"{scaling.source('dim')}: {scaling.dim} of {head_dim(config)} dimensions are rotated, but llama.cpp runs {row.gguf} "

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.fast_copy import disk_starter
 from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, is_valid, requires_weights
+from yarn_edge.writer import open_output
 
 from .kernels.choose import Kernels
 
@@ -168,7 +169,7 @@ class _File:
 
     def __init__(self, output: Output) -> None:
         self.output = output
-        self._file = output.path.open("wb", buffering=0)
+        self._file = open_output(output.path)
         self._lock = threading.Lock()
         self._start_writing = disk_starter()
 

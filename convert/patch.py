@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from yarn_edge.flags import (
 from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.contradictions import foreign_keys
 from yarn_edge.llama_rules.description import CANONICAL, canonical_keys
 from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, rotated_dims
 from yarn_edge.llama_rules.file_positions import FilePositions
@@ -72,17 +74,20 @@ def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -
             f"is {one_line(repr(config.values.get('model_type')), 60)}, the GGUF's architecture "
             f"{file.architecture}: the file was not made from this checkpoint",
         )
-    text, extra = text_section(config), file.number("nextn_predict_layers", 0) or 0
+    section, extra = text_section(config), file.number("nextn_predict_layers", 0) or 0
     for key, name in _SIZES.items():
         if isinstance(file.metadata.get(f"{file.architecture}.{name}"), np.ndarray):
             continue  # one number per layer
-        theirs, ours = text.integer(key), file.number(name)
+        theirs, ours = section.integer(key), file.number(name)
         if theirs is not None and ours is not None and ours not in (theirs, theirs + extra * (name == "block_count")):
             raise config.error(
                 key,
                 f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: this is another model's checkpoint",
             )
-    parts = read_positions(config, overrides).parts
+    positions = read_positions(config, overrides)
+    parts = positions.parts
+    for text in positions.assumptions:
+        note(f"note: {text}")
     for scaling in parts.values():
         if scaling.dim != rotated_dims(file):
             raise YarnEdgeError(
@@ -99,11 +104,17 @@ def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str,
     ours = (f"{file.architecture}.rope.scaling.", CANONICAL)
     stale = [k for k in file.metadata if k.startswith(ours) and k not in keys]
     stale += [k for k in (f"{file.architecture}.rope.scale_linear",) if k in file.metadata]
+    stale += foreign_keys(file)
     tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
     if plan.factors is None and FREQUENCY_FACTORS in file.tensors:
         # A tensor cannot be removed, but factors of 1 do nothing.
         tensors[FREQUENCY_FACTORS] = np.ones(goal.dim // 2, np.float32)
     return keys, stale, tensors
+
+
+def _without_type(file: GGUFFile) -> GGUFFile:
+    key = f"{file.architecture}.rope.scaling.type"
+    return replace(file, metadata={k: v for k, v in file.metadata.items() if k != key})
 
 
 def patch(
@@ -123,7 +134,8 @@ def patch(
     Raises YarnEdgeError if the scaling is unknown or no GGUF can carry it; then nothing is written.
     """
     file = read_gguf(source, vocabulary=False)
-    check_loadable(file)
+    replaces_type = checkpoint is not None or "factor" in overrides.fields
+    check_loadable(file if not replaces_type else _without_type(file))
     outputs = output_files(file, Path(output), force)
     if checkpoint is not None:
         parts = from_checkpoint(file, Path(checkpoint), overrides)
@@ -133,8 +145,14 @@ def patch(
     goal = parts["full_attention"] if len(parts) > 1 else next(iter(parts.values()))
     if plan.message:
         note(plan.message)
-    base = file.number("rope.freq_base")
-    if checkpoint is not None and base and goal.method != "ntk" and abs(base / goal.rope_theta - 1) > SAME_RELATIVE:
+    base = file.metadata.get(f"{file.architecture}.rope.freq_base")
+    if (
+        checkpoint is not None
+        and isinstance(base, (int, float))
+        and base
+        and goal.method != "ntk"
+        and abs(base / goal.rope_theta - 1) > SAME_RELATIVE
+    ):
         note(f"warning: the base changes from {base:g} to {goal.rope_theta:g}: was the file made from this checkpoint?")
     keys, stale, tensors = _edits(file, goal, plan)
     total = shards_bytes(file)

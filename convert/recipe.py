@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,9 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.gguf.header import TensorSpec, lay_out
 from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
-from yarn_edge.runtime.llama_api import captured_log, deferred_ctrl_c, failure_reason, llama
+from yarn_edge.runtime.llama_api import captured_log, failure_reason, llama
+from yarn_edge.signals import deferred_ctrl_c
+from yarn_edge.writer import open_output, scratch_folder
 
 from .quant_types import Quant
 
@@ -90,10 +91,10 @@ class Recipe:
 def header_file(entries: Sequence[bytes], tensors: Sequence[TensorSpec]) -> Iterator[Path]:
     """A temporary GGUF of the right length that has only its header, for `read_recipe`."""
     layout = lay_out(entries, tensors)
-    with tempfile.TemporaryDirectory(prefix="yarn-edge-") as folder:
-        path = Path(folder, "header.gguf")
+    with scratch_folder("yarn-edge-") as folder:
+        path = folder / "header.gguf"
         try:
-            with path.open("wb") as file:
+            with open_output(path) as file:
                 file.write(layout.header)
                 file.truncate(layout.file_bytes)
         except OSError as error:

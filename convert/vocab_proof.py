@@ -27,6 +27,7 @@ from yarn_edge.verify.tokenizer import (
     reference_encoder,
     stress_texts,
 )
+from yarn_edge.writer import scratch_folder
 
 from .pretokenizers import pretokenizer_candidates, signature
 from .vocab import Vocabulary
@@ -51,11 +52,8 @@ def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
     if isinstance(reference, TokenizersReference) and vocabulary.model == "gpt2":
         names = [row.name for row in pretokenizer_candidates(signature(reference.settings, reference.model))]
     closest: tuple[int, str, TokenComparison] | None = None
-    with (
-        bar("Proving the tokenizer", len(names)) as advance,
-        tempfile.TemporaryDirectory(prefix="yarn-edge-vocab-") as folder,
-    ):
-        path = write_vocab_gguf(vocabulary, Path(folder) / "vocab.gguf")
+    with bar("Proving the tokenizer", len(names)) as advance, scratch_folder("yarn-edge-vocab-") as folder:
+        path = write_vocab_gguf(vocabulary, folder / "vocab.gguf")
         for name in names:
             with Model(path, vocab_only=True, overrides={"tokenizer.ggml.pre": name}) as model:
                 gaps = known_gaps(reference, name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from yarn_edge.checkpoint.config_file import ConfigFile, read_json, shown
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named
 
 INDEX = ".index.json"
 # The whole file, and the pattern of its shards and variants.
@@ -66,17 +67,17 @@ def _named(folder: Path, config: ConfigFile, name: object) -> WeightFiles:
         raise config.error(
             "transformers_weights", f"is {shown(name)}, not a safetensors file of this folder or its index"
         )
-    if not (folder / name).exists():
+    if not is_named(folder / name):
         raise config.error("transformers_weights", f"is {shown(name)}, which is missing")
     return _of_index(folder / name) if name.endswith(INDEX) else WeightFiles((folder / name,))
 
 
 def _of_format(folder: Path, whole: str) -> WeightFiles | None:
     index, file = folder / (whole + INDEX), folder / whole
-    if not file.exists():
-        return _of_index(index) if index.exists() else None
-    others = [path for path in _of_index(index, must_exist=False).files if path != file] if index.exists() else []
-    if any(path.exists() for path in others):
+    if not is_named(file):
+        return _of_index(index) if is_named(index) else None
+    others = [path for path in _of_index(index, must_exist=False).files if path != file] if is_named(index) else []
+    if any(map(is_named, others)):
         raise YarnEdgeError(f"{folder}: has {whole} and other files named by {index.name}: remove one of the two sets")
     return WeightFiles(
         (file,), note=f"note: {index.name} names files that are missing: {whole} is read instead" if others else ""
@@ -92,7 +93,7 @@ def _of_index(index: Path, must_exist: bool = True) -> WeightFiles:
     for name in names:
         if Path(name).name != name:
             raise YarnEdgeError(f"{index}: weight_map names {one_line(name, 100)}, outside the folder")
-        if must_exist and not (index.parent / name).exists():
+        if must_exist and not is_named(index.parent / name):
             raise YarnEdgeError(f"{index.parent / name}: the shard is missing, but {index.name} names it")
     return WeightFiles(tuple(index.parent / name for name in names), weight_map)
 

@@ -112,8 +112,6 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two families": (lambda f: edit_config(f, model_type="mistral"), "model_type is 'mistral', but architectures says"),
     "code of its own": (
         lambda f: edit_config(f, auto_map={"AutoModelForCausalLM": "modeling_mine.MyLlama"}), "own code modeling_mine"),
-    "linear without its origin": (
-        lambda f: edit_config(f, rope_scaling={"rope_type": "linear", "factor": 4.0}), "may be the context before or after the scaling"),
     "eps not a number": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps"),
     "eps negative": (lambda f: edit_config(f, rms_norm_eps=-1e-5), "rms_norm_eps"),
     "layer types": (lambda f: edit_config(f, layer_types="sliding_attention"), "layer_types"),

@@ -1,47 +1,73 @@
-"""A few hundred inputs of the fuzz target (`make fuzz` runs 120,000): nothing but a one-line refusal may come out."""
+"""Some hundred inputs of each kind (`make fuzz` runs many more): nothing but a one-line refusal may come out."""
 
 from __future__ import annotations
 
-import signal
-import tracemalloc
+import os
+import random
 from pathlib import Path
 
-from support.fuzz import Target
-from support.fuzz_inputs import CONFIGS, gguf_seeds
+import pytest
+
+from support.fuzz import runner
+from support.fuzz.kinds import KINDS
+from support.fuzz.runner import Case, one
+
+N_INPUTS = {"headers": 400, "configs": 400, "texts": 30, "states": 60}
 
 
-def test_some_inputs(tmp_path: Path) -> None:
-    target = Target(tmp_path, gguf_seeds(tmp_path), CONFIGS, seed=1)
-    before = signal.getsignal(signal.SIGALRM)
-    tracemalloc.start()
-    try:
-        results = [target.run(number) for number in range(500)]
-    finally:
-        tracemalloc.stop()
-        signal.signal(signal.SIGALRM, before)
+@pytest.mark.parametrize("name", KINDS)
+def test_some_inputs(tmp_path: Path, name: str) -> None:
+    kind = KINDS[name][0](tmp_path)
+    results = [one(kind, 1, number, tmp_path) for number in range(N_INPUTS[name])]
     assert [failure for _outcome, failure in results if failure is not None] == []
     outcomes = [outcome for outcome, _failure in results]
-    assert 50 < outcomes.count("read") < 450
+    assert outcomes.count(max(set(outcomes), key=outcomes.count)) > N_INPUTS[name] / 4
 
 
-def test_the_target_can_fail(tmp_path: Path) -> None:
-    """An exception that is not ours, and a hang, are seen."""
-    from support import fuzz
+class Bad:
+    """Inputs of which each does something that it may not."""
 
-    def wrong(_path: Path) -> None:
-        raise KeyError("rope")
+    name, in_process = "bad", True
 
-    def slow(_path: Path) -> None:
-        while True:
-            pass
+    def __init__(self, action: object) -> None:
+        self.action = action
 
-    target = Target(tmp_path, gguf_seeds(tmp_path), CONFIGS, seed=1)
-    original, fuzz.HANG_S = fuzz.read_gguf_everywhere, 0.05
-    try:
-        for broken, what in ((wrong, "KeyError"), (slow, "took over")):
-            fuzz.read_gguf_everywhere = broken
-            failure = target.run(0)[1]
-            assert failure is not None
-            assert what in failure.what
-    finally:
-        fuzz.read_gguf_everywhere, fuzz.HANG_S = original, 2.0
+    def case(self, _rng: random.Random, _scratch: Path) -> Case:
+        return Case(10, self.action)  # type: ignore[arg-type]
+
+
+def _endless() -> None:
+    while True:
+        pass
+
+
+def _exit() -> None:
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("action", "what"),
+    [
+        (lambda: {}["rope"], "KeyError"),
+        (_endless, "took over"),
+        (lambda: bytearray(2 << 30), "MemoryError"),
+        (lambda: bytearray(64 << 20) and None, "allocated"),
+        (_exit, "SystemExit"),
+    ],
+    ids=["exception", "hang", "memory", "allocations", "exit"],
+)
+def test_what_no_input_may_do_is_seen(
+    action: object, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "HANG_S", 0.2)
+    failure = one(Bad(action), 0, 0, tmp_path)[1]
+    assert failure is not None
+    assert what in failure.what
+
+
+def test_an_input_that_ends_the_process_is_seen(tmp_path: Path) -> None:
+
+    kind = Bad(lambda: os.abort())
+    counts, failures, _longest = runner.run(kind, 3, 0, tmp_path, 1)
+    assert [f.number for f in failures] == [0, 1, 2]
+    assert counts == {"ended the process": 3}

@@ -51,6 +51,7 @@ _ROWS: dict[str, tuple[str, Callable[[str], float], str]] = {
     "ext_factor": ("--yarn-ext-factor", float, "1 for YaRN, 0 for plain interpolation (default: 1)"),
     "beta_fast": ("--yarn-beta-fast", float, "turns above which a pair keeps its frequency (default: 32)"),
     "beta_slow": ("--yarn-beta-slow", float, "turns below which a pair's frequency is divided by s (default: 1)"),
+    "rope_theta": ("--rope-theta", float, "b, the base of the rotation (default: the model's own)"),
 }
 FLAGS: dict[str, str] = {field: flag for field, (flag, _kind, _help) in _ROWS.items()}
 Bake = Literal["auto", "never", "always"]
@@ -69,6 +70,7 @@ class ScalingOverrides:
     ext_factor: float | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
+    rope_theta: float | None = None
     freeze_at: int | None = None
 
     @property
@@ -98,7 +100,7 @@ EXACT = PlannerOptions()
 
 
 def add_scaling_flags(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """Add every --yarn-… flag. purpose: what they are for in this command."""
+    """Add every --yarn-… flag and --rope-theta. purpose: what they are for in this command."""
     group = parser.add_argument_group("scaling", purpose)
     for field, (flag, kind, text) in _ROWS.items():
         group.add_argument(flag, dest=field, type=kind, metavar="N", help=text)

@@ -10,9 +10,10 @@ import io
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.regular_file import open_regular
 
 
 def changed(path: Path) -> YarnEdgeError:
@@ -28,10 +29,7 @@ class SourceFile:
 
     def __init__(self, path: Path, *, size: int | None = None, mtime_ns: int | None = None) -> None:
         self.path = path
-        try:
-            self._file = io.FileIO(path)
-        except OSError as error:
-            raise os_error(error, path) from error
+        self._file = cast(io.FileIO, open_regular(path).detach())
         state = os.fstat(self._file.fileno())
         self.size = state.st_size if size is None else size
         self.mtime_ns = state.st_mtime_ns if mtime_ns is None else mtime_ns

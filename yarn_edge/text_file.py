@@ -5,7 +5,10 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.regular_file import read_file_or_pipe
+
+MAX_TEXT_BYTES = 1 << 30
 
 # Byte order mark -> encoding. Without a mark a text is UTF-8.
 _MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16-LE", codecs.BOM_UTF16_BE: "UTF-16-BE"}
@@ -30,15 +33,11 @@ def decode_text(data: bytes, name: str | Path, *, complete: bool = True) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, without the line break at its end (llama.cpp's --file drops it, too).
+    """The text of a file or a pipe, without the line break at its end (llama.cpp's --file drops it, too).
 
     Raises YarnEdgeError for a file that cannot be read, holds no text, or holds something else.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise os_error(error, path) from error
-    text = decode_text(data, path)
+    text = decode_text(read_file_or_pipe(path, MAX_TEXT_BYTES), path)
     if not text.strip():
         raise YarnEdgeError(f"{path}: holds no text")
     return text.removesuffix("\n")

@@ -1,20 +1,36 @@
 """Writing files safely: to a partial file that becomes the real one only when it is complete.
 
-A reader of the output folder sees either no file or a complete one: everything goes to `NAME.PID.partial` beside the target,
-is flushed to the disk and renamed. Errors and Ctrl-C remove the partial file. kill -9 can leave the partial file, but never
-one under the final name.
+A reader of the output folder sees either no file or a complete one: everything goes to `NAME.RANDOM.partial` beside the target,
+is flushed to the disk and renamed. Two runs with one output therefore never write into one file: the last to finish has the name.
+Errors, Ctrl-C, SIGTERM and SIGHUP remove the partial file. kill -9 can leave it, but never one under the final name; a partial
+file is locked as long as its run lives, so the next run with this output removes it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import io
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.signals import deferred_ctrl_c
+
+if sys.platform != "win32":
+    import fcntl
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_PARTIAL = ".partial"
+_PARTIAL_NAME = re.compile(r"(?P<output>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+_OTHERS_WAIT_S = 60.0  # for another run to rename its files
 
 
 def check_output(output: Path, force: bool, sources: Iterable[Path] = ()) -> Path:
@@ -52,26 +68,154 @@ def check_space(folder: Path, n_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def partial_file(output: Path, label: str = "") -> Iterator[Path]:
-    """A path beside `output`, removed on leaving unless it was renamed."""
-    partial = output.with_name(f"{output.name}.{os.getpid()}{label}.partial")
+def partial_file(output: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A new, empty file beside `output`, removed on leaving unless it was renamed. mode: its permissions, less the umask."""
+
+    def make(path: Path) -> None:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, mode))
+
+    with _claimed(output, make, lambda partial: partial.unlink(missing_ok=True)) as partial:
+        yield partial
+
+
+@contextmanager
+def partial_folder(output: Path) -> Iterator[Path]:
+    """A new folder beside `output`, removed on leaving unless it was renamed."""
+    with _claimed(output, Path.mkdir, lambda partial: shutil.rmtree(partial, ignore_errors=True)) as partial:
+        yield partial
+
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A new folder among the system's temporary files, for this user alone, removed on leaving."""
+    folder: Path | None = None
     try:
+        with deferred_ctrl_c():
+            folder = Path(tempfile.mkdtemp(prefix=prefix))
+        yield folder
+    finally:
+        with deferred_ctrl_c():
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(output: Path, make: Callable[[Path], None], remove: Callable[[Path], None]) -> Iterator[Path]:
+    """A name that nobody had, made by `make`, locked while open, removed at the end."""
+    partial: Path | None = None
+    lock: int | None = None
+    try:
+        remove_stale(output.parent, output.name.__eq__)
+        with deferred_ctrl_c():
+            partial, lock = _claim(output, make)
         yield partial
     except OSError as error:
         raise os_error(error, output) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with deferred_ctrl_c():
+            if partial is not None:
+                remove(partial)
+            _unlock(lock)
+
+
+def _claim(output: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    while True:
+        partial = beside(output, _PARTIAL)
+        try:
+            make(partial)
+        except FileExistsError:
+            continue
+        with suppress(BlockingIOError, FileNotFoundError):  # before it was locked, another run took it for stale
+            lock = _locked(partial)
+            if os.path.lexists(partial):
+                return partial, lock
+            _unlock(lock)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """A name in the same folder that nobody can foresee."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{suffix}")
+
+
+def _locked(path: Path) -> int | None:
+    """Lock a file or a folder until the descriptor is closed; None where there are no locks. Raises BlockingIOError if it is
+    locked already."""
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | _NO_FOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def remove_stale(folder: Path, is_output: Callable[[str], bool]) -> None:
+    """Remove the partial files and folders that killed runs left for these outputs: those that nobody locks."""
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            match = _PARTIAL_NAME.fullmatch(path.name)
+            if match is not None and is_output(match["output"]):
+                with suppress(OSError):
+                    _remove_unlocked(path, path.lstat())
+
+
+def _remove_unlocked(path: Path, state: os.stat_result) -> None:
+    is_folder = stat.S_ISDIR(state.st_mode)
+    if not (is_folder or stat.S_ISREG(state.st_mode)) or (hasattr(os, "geteuid") and state.st_uid != os.geteuid()):
+        return
+    lock = _locked(path)
+    if lock is not None:
+        try:
+            shutil.rmtree(path) if is_folder else path.unlink()
+        finally:
+            _unlock(lock)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Held by one run at a time, while it renames several files in `folder` that belong together; always free where folders
+    have no locks. Raises YarnEdgeError if another program holds it for a minute."""
+    lock: int | None = None
+    deadline = time.monotonic() + _OTHERS_WAIT_S
+    while True:
+        try:
+            lock = _locked(folder)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise YarnEdgeError(f"{folder}: another program has locked this folder") from None
+            time.sleep(0.02)
+    try:
+        yield
+    finally:
+        _unlock(lock)
+
+
+def open_output(path: Path, mode: str = "w") -> io.FileIO:
+    """A file to write, not buffered; a link that was put in its place is an error. mode: "w", or "a" to append."""
+    return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_FOLLOW, 0o666))
 
 
 def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> None:
     """Give a finished partial file its final name; with `flush` it is on the disk first.
 
-    Without `force`, raises YarnEdgeError if a file has appeared under that name in the meantime, and leaves it alone.
+    Without `force`, raises YarnEdgeError if a file has appeared under that name in the meantime, and leaves it alone. A file
+    that replaces another is readable for nobody who could not read that one.
     """
     if flush:
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        flush_file(partial)
     if force:
+        with suppress(FileNotFoundError):
+            partial.chmod(stat.S_IMODE(partial.stat().st_mode) & stat.S_IMODE(output.lstat().st_mode))
         partial.replace(output)
     else:
         try:
@@ -79,7 +223,7 @@ def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> Non
         except FileExistsError as error:
             raise _exists(output) from error
         except OSError:  # a file system without hard links
-            if output.exists():
+            if os.path.lexists(output):
                 raise _exists(output) from None
             partial.replace(output)
     if flush and hasattr(os, "O_DIRECTORY"):
@@ -90,6 +234,26 @@ def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> Non
             os.close(folder)
 
 
+def flush_file(path: Path) -> None:
+    """Wait until the disk has all of a file."""
+    descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_folder(partial: Path, folder: Path, force: bool) -> None:
+    """Give a finished folder its name. With `force` it takes the place of a folder of that name, otherwise at most of an empty
+    one; OSError if it cannot."""
+    old = beside(folder, ".replaced") if force and folder.exists() else None
+    if old is not None:
+        folder.rename(old)
+    partial.rename(folder)
+    if old is not None:
+        shutil.rmtree(old)
+
+
 def write_file(output: Path, data: bytes | str, force: bool) -> None:
     """Write a small file whole or not at all, text as UTF-8. A link stays, and the file that it stands for is written.
 
@@ -97,19 +261,6 @@ def write_file(output: Path, data: bytes | str, force: bool) -> None:
     """
     target = output.resolve() if output.is_symlink() else output
     with partial_file(target) as partial:
-        if isinstance(data, str):
-            partial.write_text(data, encoding="utf-8")
-        else:
-            partial.write_bytes(data)
+        with io.BufferedWriter(open_output(partial)) as file:
+            file.write(data.encode() if isinstance(data, str) else data)
         publish(partial, target, force)
-
-
-def digest(path: Path, n_bytes: int | None = None) -> str:
-    """BLAKE2b of a file, or of its first `n_bytes`."""
-    hashed = hashlib.blake2b(digest_size=16)
-    left = path.stat().st_size if n_bytes is None else n_bytes
-    with path.open("rb") as file:
-        while left > 0 and (data := file.read(min(left, 1 << 22))):
-            hashed.update(data)
-            left -= len(data)
-    return hashed.hexdigest()

@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.checkpoint.config_file import MAX_JSON_BYTES
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.regular_file import read_file_or_pipe
 from yarn_edge.report.pictures import draw
 from yarn_edge.report.report import Chart, Line
 from yarn_edge.writer import check_output
@@ -22,9 +24,7 @@ def line_of(word: str) -> Line:
     """The curve of `NAME=FILE` or `FILE`. Raises YarnEdgeError if the file is not a result of perplexity."""
     name, _, path = word.rpartition("=")
     try:
-        data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise os_error(error, path) from error
+        data: Any = json.loads(read_file_or_pipe(Path(path), MAX_JSON_BYTES))
     except ValueError:
         raise YarnEdgeError(f"{path}: is not JSON") from None
     try:

@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import count, length
 from yarn_edge.progress import bar, note
+from yarn_edge.text_file import read_text
+from yarn_edge.writer import partial_folder, publish_folder
 
 from ..standalone import run_module
 
@@ -142,12 +144,7 @@ def token_tensor(folder: Path, text: Path, least: int) -> tuple[Any, Any]:
     import torch
     from tokenizers import Tokenizer
 
-    try:
-        read = text.read_text(encoding="utf-8")
-    except OSError as error:
-        raise os_error(error, text) from error
-    except UnicodeDecodeError as error:
-        raise YarnEdgeError(f"{text}: byte {error.start} is not valid UTF-8") from None
+    read = read_text(text)
     ids = torch.tensor(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(read, add_special_tokens=False).ids)
     cut = len(ids) - int(HELD_OUT * len(ids))
     if len(ids) - cut <= least:
@@ -157,16 +154,12 @@ def token_tensor(folder: Path, text: Path, least: int) -> tuple[Any, Any]:
 
 def save(model: Any, checkpoint: Path, folder: Path, record: dict[str, Any]) -> None:
     """Write weights, config, tokenizer and training.json. The folder gets its name when it is complete."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with partial_folder(folder) as partial:
         model.save_pretrained(partial)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(checkpoint / name, partial / name)
         (partial / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-        partial.rename(folder)
-    except OSError as error:
-        raise os_error(error, folder) from error
+        publish_folder(partial, folder, force=False)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ folder). A simulation reads no more than that.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import FLOATS
+from yarn_edge.writer import open_output, scratch_folder
 
 if TYPE_CHECKING:
     from yarn_edge.convert.file_plan import FilePlan
@@ -61,8 +61,8 @@ def fit_candidates(model: Path) -> Iterator[Candidates]:
 
     Raises YarnEdgeError if `model` is neither.
     """
-    with tempfile.TemporaryDirectory(prefix="yarn-edge-fit-") as folder:
-        target = str(Path(folder, "{quant}.gguf"))
+    with scratch_folder("yarn-edge-fit-") as folder:
+        target = str(folder / "{quant}.gguf")
         if model.is_dir():
             yield Candidates(None, cache(lambda: _of_checkpoint(model, target)))
             return
@@ -105,7 +105,7 @@ def _own_type(dtypes: set[str]) -> str:
 
 def _planned(plan: FilePlan, verb: str, *, recommended: bool = True) -> Candidate:
     try:
-        with plan.path.open("wb") as out:
+        with open_output(plan.path) as out:
             out.write(plan.layout.header)
             out.truncate(plan.layout.file_bytes)
     except OSError as error:

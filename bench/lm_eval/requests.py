@@ -15,7 +15,7 @@ import numpy.typing as npt
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.llama_api import deferred_ctrl_c
+from yarn_edge.signals import deferred_ctrl_c
 
 from ..scoring.likelihood import Float32, Rows
 

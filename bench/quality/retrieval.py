@@ -12,7 +12,7 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import Advance, bar
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.llama_api import deferred_ctrl_c
+from yarn_edge.signals import deferred_ctrl_c
 
 from .retrieval_prompts import ANSWER_TOKENS, Prompt
 

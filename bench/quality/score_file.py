@@ -7,9 +7,11 @@ run of hours over one long document continues in the middle of that document.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note
+from yarn_edge.regular_file import digest, is_named, open_regular, path_of
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.kv_cache import kv_bytes
-from yarn_edge.writer import check_space, digest, partial_file, publish
+from yarn_edge.writer import check_space, open_output, partial_file, publish
 
 from ..scoring.evaluate import Scores
 
@@ -98,13 +101,13 @@ class ScoreFile:
 
     def load(self, scores: Scores) -> bool:
         """Fill `scores` with what the file holds. False if there is no file. Raises YarnEdgeError if it is of another run."""
-        if not self.path.exists():
+        if not is_named(self.path):
             return False
         damaged = YarnEdgeError(
             f"{self.path}: is not a file of scores, or is damaged: start over with --force, without --resume"
         )
         try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with open_regular(self.path) as file, np.load(file, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 values = stored["nll"]
             saved_run, done = dict(header["run"]), int(header["done"])
@@ -140,18 +143,20 @@ class ScoreFile:
         scores.nll[scores.done][max(0, n + 1 - window.first) :] = np.nan  # scored again
         if not n:
             return
-        if self._cache_is_whole() and context.load_state(self.cache_path, window.tokens[:n]):
+        if self._load_cache(context, window.tokens[:n]):
             scores.inside = n
         else:
             scores.nll[scores.done][:] = np.nan
             note(f"{self.cache_path}: is missing or has changed: the current document is evaluated again")
 
-    def _cache_is_whole(self) -> bool:
+    def _load_cache(self, context: Context, tokens: Sequence[int]) -> bool:
         assert self._cache is not None
         try:
-            same_size = self.cache_path.stat().st_size == self._cache.bytes
-            return same_size and digest(self.cache_path) == self._cache.hash
-        except OSError:
+            with open_regular(self.cache_path) as file:
+                same_size = os.fstat(file.fileno()).st_size == self._cache.bytes
+                whole = same_size and digest(file) == self._cache.hash
+                return whole and context.load_state(path_of(file, self.cache_path), tokens)
+        except (OSError, YarnEdgeError):
             return False
 
     def now_and_then(self, context: Context, scores: Scores) -> None:
@@ -179,9 +184,10 @@ class ScoreFile:
         tokens = scores.windows[scores.done].tokens[: scores.inside]
         context.keep(len(tokens))  # an interrupted evaluation may have left more
         check_space(self.path.parent, kv_bytes(context.model.gguf, len(tokens), context.kv_type) or 0, "the cache")
-        with partial_file(self.cache_path) as partial:
+        with partial_file(self.cache_path, 0o600) as partial:  # documents are private
             context.save_state(partial, tokens)
-            saved = SavedCache(len(tokens), partial.stat().st_size, digest(partial), scores.done)
+            with open_regular(partial) as written:
+                saved = SavedCache(len(tokens), partial.stat().st_size, digest(written), scores.done)
             publish(partial, self.cache_path, force=True)
         self._owns_cache = True
         self._cache = saved
@@ -191,7 +197,7 @@ class ScoreFile:
         cache = asdict(self._cache) if self._cache is not None and current else {}
         header = json.dumps({"run": self.run.as_json(), "done": scores.done, "cache": cache})
         with partial_file(self.path) as partial:
-            with partial.open("wb") as file:
+            with io.BufferedWriter(open_output(partial)) as file:
                 np.savez(file, header=np.array(header), nll=np.concatenate(scores.nll))
             publish(partial, self.path, force=True)
         self._saved_at = time.monotonic()

@@ -11,6 +11,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.progress import bar
+from yarn_edge.regular_file import open_regular, read_file_or_pipe
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.text_file import decode_text
@@ -38,7 +39,7 @@ class ScoredDocument:
         if self.path is None:
             return self.words, True
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self.offset)
                 if self.key:
                     return self._of_json(file.read(self.n_bytes)), True
@@ -95,13 +96,7 @@ def _in_folder(folder: Path) -> list[ScoredDocument]:
 
 def _piped(path: Path) -> str:
     """All text from a pipe. Other things that are not files may never end, and are refused."""
-    if not path.is_fifo():
-        raise YarnEdgeError(f"{path}: is not a text file")
-    with path.open("rb") as file:
-        data = file.read(MAX_PIPE + 1)
-    if len(data) > MAX_PIPE:
-        raise YarnEdgeError(f"{path}: gives more than {MAX_PIPE} bytes: write them to a file")
-    return decode_text(data, path).removesuffix("\n")
+    return decode_text(read_file_or_pipe(path, MAX_PIPE), path).removesuffix("\n")
 
 
 def _in_file(path: Path, field: str) -> list[ScoredDocument]:
@@ -111,7 +106,7 @@ def _in_file(path: Path, field: str) -> list[ScoredDocument]:
         return [ScoredDocument(path.name, path)]
     documents: list[ScoredDocument] = []
     at, size = 0, path.stat().st_size
-    with path.open("rb") as file, bar(f"Finding the documents of {path.name}", size, "bytes") as advance:
+    with open_regular(path) as file, bar(f"Finding the documents of {path.name}", size, "bytes") as advance:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
             if len(line) == MAX_LINE:
                 raise YarnEdgeError(f"{path}: line {number} is longer than {MAX_LINE} bytes: is it JSON Lines?")

@@ -22,8 +22,9 @@ from yarn_edge.progress import bar
 from yarn_edge.runtime.attention import choose_attention
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
-from yarn_edge.runtime.llama_api import deferred_ctrl_c, physical_threads
+from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
+from yarn_edge.signals import deferred_ctrl_c
 
 from .averages import Mean
 from .likelihood import Float32, Float64, Int, Rows

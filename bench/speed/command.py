@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
     bandwidth = session.ceilings.bytes_per_s
     outcome = SpeedOutcome(session.rows, environment(paths), machine, bandwidth, complete=stopped is None)
     try:
-        if csv is not None:
+        if csv is not None and outcome.rows:
             write_csv(outcome.rows, csv, args.force)
     finally:
         deliver(args, outcome.as_json(), outcome.report(), paths)

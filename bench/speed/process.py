@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.runtime.llama_api import deferred_ctrl_c
+from yarn_edge.signals import deferred_ctrl_c
 
 CHILD: tuple[str, ...] = (sys.executable, "-m", "yarn_edge.bench.speed.child")
 PATIENCE_S = 10.0  # for a process to end after its output ended

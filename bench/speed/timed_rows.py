@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import read_file_or_pipe
 
 from .configuration import name_of_test
 from .results import OK
@@ -55,11 +56,8 @@ class TimedRow:
 def read_rows(path: Path) -> list[TimedRow]:
     """The rows of a file that have results. Raises YarnEdgeError for a file that holds no such rows."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES)
+        data = read_file_or_pipe(path, MAX_BYTES)
         content = json.loads(data.decode("utf-8", errors="surrogateescape"))
-    except OSError as error:
-        raise os_error(error, path) from error
     except (ValueError, RecursionError) as error:
         raise YarnEdgeError(f"{path}: is not JSON: {one_line(str(error), 120)}") from error
     records = [_from_llama_bench(record) for record in content] if isinstance(content, list) else _records_of(content)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from yarn_edge.checkpoint.config_file import ConfigFile
+from yarn_edge.checkpoint.config_file import ConfigFile, is_whole
 from yarn_edge.checkpoint.dialects import head_dim
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.llama_rules.honoured import GGUF_ARCHITECTURES
@@ -184,10 +184,18 @@ def value_of(row: Architecture, config: ConfigFile, key: str) -> Any:
     return config.values[key] if key in config.values else row.defaults.get(key)
 
 
+def flag_of(row: Architecture, config: ConfigFile, key: str) -> bool:
+    """A boolean of the config; if it is absent or null, the family's default, which is false."""
+    given = config.boolean(key)
+    return bool(row.defaults.get(key)) if given is None else given
+
+
 def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     """The hyper-parameters. Raises YarnEdgeError if they contradict each other, or llama.cpp cannot run them."""
     for key, expected in row.constants.items():
-        value = value_of(row, config, key)
+        value = flag_of(row, config, key) if isinstance(expected, bool) else value_of(row, config, key)
+        if value is None and expected is not None:
+            raise config.error(key, f"is null, which transformers fails on: write {expected!r}")
         if value is not None and value != expected:
             raise config.error(key, f"is {one_line(repr(value), 80)}: only {expected!r} can be converted")
     types = config.values.get("layer_types")
@@ -227,7 +235,7 @@ def check_sliding_window(row: Architecture, config: ConfigFile, scaling: RopeSca
     if window is None:
         return
     context = scaling.extended_context
-    if not isinstance(window, int) or window < context:
+    if not is_whole(window) or window < context:
         value = (
             "is absent, which transformers reads as 4096" if "sliding_window" not in config.values else f"is {window!r}"
         )
@@ -260,7 +268,7 @@ def tensor_rows(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> lis
 
     def wanted(condition: str) -> bool:
         key = condition.removeprefix("!")
-        return not condition or bool(value_of(row, config, key)) != condition.startswith("!")
+        return not condition or flag_of(row, config, key) != condition.startswith("!")
 
     rows = [r for r in row.tensors if wanted(r.when)]
     whole = [r for r in rows if "{i}" not in r.source]

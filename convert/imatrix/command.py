@@ -21,6 +21,7 @@ from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.llama_rules.loadable import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
+from yarn_edge.regular_file import is_named
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import MAX_SEQUENCES, ContextSettings
 from yarn_edge.runtime.model import Model
@@ -74,7 +75,7 @@ def collect(
     """
     words, path = read_text(Path(text)), check_output(Path(output), force, [Path(model), Path(text)])
     progress = progress_path(path)
-    if progress.exists() and not (resume or force):
+    if is_named(progress) and not (resume or force):
         raise YarnEdgeError(f"{progress}: is an unfinished run: --resume continues it, --force starts over")
     with Model(model) as loaded:
         if loaded.gguf.metadata.get(f"{loaded.gguf.architecture}.attention.causal") is False:

@@ -20,6 +20,7 @@ from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.gguf.file import GGUFFile, TensorInfo
 from yarn_edge.gguf.header import pack_key, pack_strings, write_arrays
 from yarn_edge.gguf.read import MAGIC, read_gguf
+from yarn_edge.regular_file import open_regular
 
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
@@ -93,9 +94,7 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
     """Read a GGUF or a .dat and check all of it. Raises YarnEdgeError for the first thing that is wrong."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise YarnEdgeError(f"{path}: is not a regular file, expected an importance matrix")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_gguf = file.read(len(MAGIC)) == MAGIC
             if not is_gguf:
                 file.seek(0, 2)
@@ -160,7 +159,7 @@ def _entry(path: Path, name: str, halves: Mapping[str, TensorInfo]) -> Importanc
 
 
 def _values(path: Path, tensor: TensorInfo) -> npt.NDArray[np.float32]:
-    with tensor.path.open("rb") as file:
+    with open_regular(tensor.path) as file:
         file.seek(tensor.offset)
         values = np.fromfile(file, "<f4", tensor.n_elements)
     if len(values) != tensor.n_elements:

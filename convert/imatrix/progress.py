@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.regular_file import is_named
 from yarn_edge.writer import partial_file, publish
 
 from .matrix import Importance, ImportanceMatrix, read_imatrix, write_imatrix
@@ -64,7 +65,7 @@ def save_progress(run: ImatrixRun, matrix: ImportanceMatrix, path: Path) -> None
 
 def load_progress(run: ImatrixRun, path: Path) -> ImportanceMatrix:
     """The finished part of this run. Raises YarnEdgeError if the file belongs to another run, or there is none."""
-    if not path.exists():
+    if not is_named(path):
         raise YarnEdgeError(f"{path}: does not exist: there is no unfinished run to resume")
     matrix = read_imatrix(path)
     wanted = run.keys()

@@ -63,7 +63,7 @@ def test_prompt_and_piped_input_answer_alike_on_stdout() -> None:
         ((MODEL, "-p", "  "), b"\n", "the prompt is empty"),
         ((MODEL,), b"abc\xff", "standard input: is not UTF-8: byte 3 is 0xff"),
         ((MODEL, "-p", "x", "--file", "no/such.txt"), b"", "no/such.txt: No such file or directory"),
-        ((MODEL, "-p", "x", "--file", "."), b"", ".: Is a directory"),
+        ((MODEL, "-p", "x", "--file", "."), b"", ".: is not a regular file but a folder"),
         ((MODEL, "-p", "x", "--ctx", "0"), b"", "--ctx: 0 is not from 2"),
         ((MODEL, "-p", "x", "--max-tokens", "0"), b"", "--max-tokens: 0 is not from 1"),
         ((MODEL, "-p", "x", "--top-p", "2"), b"", "--top-p is 2.0, must be from 0 to 1"),

@@ -85,7 +85,7 @@ def test_what_is_no_text(data: bytes, message: str, tmp_path: Path) -> None:
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(YarnEdgeError, match="No such file"):
         read_document(tmp_path / "none")
-    with pytest.raises(YarnEdgeError, match="Is a directory"):
+    with pytest.raises(YarnEdgeError, match="is not a regular file but a folder"):
         read_document(tmp_path)
     big = tmp_path / "big.txt"
     with big.open("wb") as file:

@@ -191,9 +191,9 @@ def test_markup_in_a_text_of_parts() -> None:
     class Recorder:
         control_names = TokenNames(["<|im_end|>"])
 
-        def tokenize(self, text: str, *, add_special: bool, parse_special: bool, at_most: int | None) -> list[int]:
+        def tokenize(self, text: str, *, add_special: bool, parse_special: bool, **limits: None) -> list[int]:
             assert not add_special
-            assert at_most is None
+            assert limits == {"at_most": None, "until": None}
             seen.append((text, parse_special))
             return [1]
 

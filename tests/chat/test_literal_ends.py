@@ -63,7 +63,7 @@ def test_a_message_holds_no_token_that_ends_a_turn(model: tuple[Model, str]) -> 
 
 def test_an_end_of_one_character_cannot_be_said(tmp_path: Path) -> None:
     with Model(with_end(tmp_path, "Z", 1), vocab_only=True) as loaded, ChatTemplate.of(loaded) as template:
-        with pytest.raises(YarnEdgeError, match="'Z' ends an answer, so no message can contain it"):
+        with pytest.raises(YarnEdgeError, match=r"'Z' ends an answer, so no message can contain it"):
             template.tokens(loaded, [{"role": "user", "content": "from A to Z"}])
         assert template.tokens(loaded, [{"role": "user", "content": "from A to"}])
 

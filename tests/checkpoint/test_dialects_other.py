@@ -103,11 +103,10 @@ TOGETHER = LLAMA | {
 }
 
 
-def test_together_llama_2_32k_needs_its_origin_told():
-    with pytest.raises(YarnEdgeError, match=r"max_position_embeddings 32768 may be .* --yarn-orig-ctx"):
-        read(TOGETHER)
-    got = read(TOGETHER, {"original_context": 4096})
-    assert (got.method, got.factor, got.extended_context, got.attention_factor) == ("linear", 8.0, 32768, 1.0)
+@pytest.mark.parametrize("flags, context", [({}, 32768), ({"original_context": 32768}, 262144)], ids=["", "told"])
+def test_together_llama_2_32k_does_not_state_its_origin(flags, context):
+    got = read(TOGETHER, flags)
+    assert (got.method, got.factor, got.extended_context, got.attention_factor) == ("linear", 8.0, context, 1.0)
     np.testing.assert_allclose(rope.inv_freq(got), [1e4 ** (-d / 64) / 8 for d in range(64)], rtol=1e-12)
 
 
@@ -275,8 +274,8 @@ def test_flags_are_for_the_one_scaled_layer_type():
             "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         },
     )
-    with pytest.raises(YarnEdgeError, match="pass --yarn-orig-ctx"):
-        read_positions(config)
+    assert "pass --yarn-orig-ctx 131072" in read_positions(config).assumptions[0]
+    assert read_positions(config).parts["full_attention"].extended_context == 131072
     parts = read_positions(config, ScalingOverrides(original_context=16384)).parts
     assert (parts["full_attention"].extended_context, parts["sliding_attention"].rope_theta) == (131072, 1e4)
     with pytest.raises(YarnEdgeError, match="flags cannot say which one they mean"):

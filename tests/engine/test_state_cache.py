@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -259,3 +260,121 @@ with Model({str(model.path)!r}) as model, Context(model, ContextSettings(n_ctx=5
     _text, one = answered(model, document(300), states)
     assert one.stats is not None
     assert one.stats.prompt_tokens_restored == 0
+
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX's")
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@POSIX
+@pytest.mark.parametrize("before", [0o755, 0o777, 0o700, 0o770])
+def test_the_folder_and_its_files_are_the_users_alone(before: int, model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "states"
+    folder.mkdir()
+    folder.chmod(before)
+    old = os.umask(0)
+    try:
+        answered(model, document(300), StateCache(folder))
+    finally:
+        os.umask(old)
+    assert mode_of(folder) == 0o700
+    assert [mode_of(path) for path in files(folder)] == [0o600]
+
+
+@POSIX
+def test_a_folder_with_other_files_keeps_its_mode(model: Model, tmp_path: Path) -> None:
+    """`--cache .` does not lock others out of somebody's home; the states are private all the same."""
+    (tmp_path / "index.html").touch()
+    tmp_path.chmod(0o755)
+    answered(model, document(300), StateCache(tmp_path))
+    assert mode_of(tmp_path) == 0o755
+    assert [mode_of(path) for path in tmp_path.glob("*.state")] == [0o600]
+
+
+@POSIX
+def test_older_states_that_others_could_read_become_private(model: Model, tmp_path: Path) -> None:
+    answered(model, document(300), StateCache(tmp_path))
+    (path,) = files(tmp_path)
+    path.chmod(0o644)
+    _text, one = answered(model, document(300), StateCache(tmp_path))
+    assert mode_of(path) == 0o600
+    assert one.stats is not None
+    assert one.stats.prompt_tokens_restored == 288
+
+
+@POSIX
+@pytest.mark.parametrize("how", ["others could write", "somebody else's", "a link"])
+def test_a_state_that_others_may_have_made_is_not_used(
+    how: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, text = StateCache(tmp_path / "states"), document(300)
+    fresh, _one = answered(model, text, states)
+    (path,) = files(tmp_path / "states")
+    if how == "others could write":
+        path.chmod(0o666)
+    elif how == "a link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    again, one = answered(model, text, states)
+    assert again == fresh
+    assert one.stats is not None
+    assert one.stats.prompt_tokens_restored == 0
+    if how != "somebody else's":  # it was written anew
+        assert not path.is_symlink()
+        assert mode_of(path) == 0o600
+
+
+@POSIX
+@pytest.mark.parametrize("what", ["pipe", "zeros", "folder", "loop"])
+def test_what_is_no_file_in_the_folder_neither_hangs_nor_fills_memory(what: str, model: Model, tmp_path: Path) -> None:
+    text = document(300)
+    fresh, _one = answered(model, text, StateCache(tmp_path))
+    (own,) = files(tmp_path)
+    for path in (tmp_path / "planted.state", own):
+        path.unlink(missing_ok=True)
+        if what == "pipe":
+            os.mkfifo(path)
+        elif what == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero" if what == "zeros" else path.name)
+    start = time.monotonic()
+    again, one = answered(model, text, StateCache(tmp_path))
+    assert again == fresh
+    assert time.monotonic() - start < 10
+    assert one.stats is not None
+    assert one.stats.prompt_tokens_restored == 0
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="has no /dev/fd")
+def test_what_is_loaded_is_what_was_checked(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that takes the checked one's name before llama.cpp opens it is not what llama.cpp opens."""
+    states, text = StateCache(tmp_path), document(300)
+    fresh, _one = answered(model, text, states)
+    (path,) = files(tmp_path)
+    real = Context.load_state
+
+    def swapped(self: Context, name: Path, tokens: Any) -> bool:
+        other = tmp_path / "other"
+        other.write_bytes(bytes(1000))
+        other.replace(path)
+        return real(self, name, tokens)
+
+    monkeypatch.setattr(Context, "load_state", swapped)
+    again, one = answered(model, text, states)
+    assert again == fresh
+    assert one.stats is not None
+    assert one.stats.prompt_tokens_restored == 288
+
+
+@POSIX
+def test_partial_files_of_others_than_states_stay(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf.0123abcd.partial").touch()
+    (tmp_path / "0.state.0123abcd.partial").touch()
+    StateCache(tmp_path)
+    assert [path.name for path in files(tmp_path)] == ["model.gguf.0123abcd.partial"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -239,28 +240,30 @@ def test_force_overwrites_what_a_link_stands_for(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "r.html").read_text().startswith("<!doctype")
 
 
+class FullDisk(io.FileIO):
+    """Takes half of what is written to it."""
+
+    def write(self, data: Any) -> int:
+        super().write(memoryview(data)[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plot, page = tmp_path / "p.png", tmp_path / "r.html"
     for path in (plot, page):
         path.write_text("old")
 
-    def full(path: Path, data: Any, **_options: Any) -> int:
-        with path.open("wb" if isinstance(data, bytes) else "w") as file:
-            file.write(data[: len(data) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("yarn_edge.writer.open_output", lambda path: FullDisk(path, "w"))
     with pytest.raises(YarnEdgeError, match=r"p\.png: No space left on device"):
         deliver(parsed("--plot", str(plot), "--report", str(page), "--force"), {}, REPORT)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"p.png": b"old", "r.html": b"old"}
 
 
 def test_a_picture_that_fails_does_not_take_the_page_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_path: Path, _data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(
+        "yarn_edge.writer.open_output",
+        lambda path: FullDisk(path, "w") if path.name.startswith("p.png") else io.FileIO(path, "w"),
+    )
     with pytest.raises(YarnEdgeError, match="No space left"):
         deliver(parsed("--plot", str(tmp_path / "p.png"), "--report", str(tmp_path / "r.html")), {}, REPORT)
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]

@@ -48,6 +48,8 @@ def parser_of_module(name: str) -> argparse.ArgumentParser | None:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:
         return None
+    if spec is not None and spec.submodule_search_locations is not None:
+        return parser_of_module(f"{name}.__main__")
     if spec is None or spec.origin is None:
         return None
     source = Path(spec.origin).read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.chat.template import Message
-from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.regular_file import read_file_or_pipe
 
 FORMAT = "yarn-edge conversation 1"
 MAX_FILE_BYTES = 256 << 20
@@ -106,10 +107,7 @@ class Conversation:
     def load(cls, path: Path) -> Conversation:
         """Read what `save` wrote. Raises YarnEdgeError for anything else."""
         try:
-            with path.open("rb") as file:
-                data = json.loads(file.read(MAX_FILE_BYTES))
-        except OSError as error:
-            raise os_error(error, path) from error
+            data = json.loads(read_file_or_pipe(path, MAX_FILE_BYTES))
         except (ValueError, RecursionError):
             raise YarnEdgeError(f"{path}: is not a saved conversation (not JSON)") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -47,10 +47,12 @@ _MARKED = re.compile(f"{_LITERAL}([^{_END}]*){_END}")
 class Renderer(Protocol):
     """How a session turns messages into a prompt."""
 
-    def tokens(self, model: Model, messages: Sequence[Message], at_most: int | None = None) -> list[int]:
+    def tokens(
+        self, model: Model, messages: Sequence[Message], at_most: int | None = None, until: float | None = None
+    ) -> list[int]:
         """Token ids of the prompt, up to where the assistant answers, with BOS if the model uses it.
 
-        at_most: return soon after that many, for a caller who refuses more.
+        at_most, until: the limits of `Tokenizer.tokenize`, for a caller who refuses more.
         """
         ...
 
@@ -64,10 +66,14 @@ class Renderer(Protocol):
 class RawText:
     """No template: the messages one after another, for models that only continue text."""
 
-    def tokens(self, model: Model, messages: Sequence[Message], at_most: int | None = None) -> list[int]:
+    def tokens(
+        self, model: Model, messages: Sequence[Message], at_most: int | None = None, until: float | None = None
+    ) -> list[int]:
         """Names of control tokens in the text become control tokens."""
         text = "".join(message["content"] for message in messages)
-        return with_bos(model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most))
+        return with_bos(
+            model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most, until=until)
+        )
 
     def interrupt(self) -> None:
         """Nothing is rendered."""
@@ -138,7 +144,9 @@ class ChatTemplate:
             raise YarnEdgeError(f"{self.origin}: {_LOSSES[lost].format(remedy=self.remedy)}")
         return text
 
-    def tokens(self, model: Model, messages: Sequence[Message], at_most: int | None = None) -> list[int]:
+    def tokens(
+        self, model: Model, messages: Sequence[Message], at_most: int | None = None, until: float | None = None
+    ) -> list[int]:
         """Names of control tokens become control tokens in the template's own text, and stay text in a message.
 
         So a document that contains `<|im_end|>` cannot end the user's turn, whatever the file says of that token.
@@ -146,7 +154,9 @@ class ChatTemplate:
         names = model.tokenizer.control_names
         if not any(any(names.find(m["content"])) for m in messages):
             text = self.render(messages)
-            return with_bos(model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most))
+            return with_bos(
+                model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most, until=until)
+            )
         marks = str.maketrans("", "", _LITERAL + _END)
 
         def marked(text: str) -> str:
@@ -160,7 +170,7 @@ class ChatTemplate:
             if i % 2:
                 tokens += model.tokenizer.literal(text, model.is_end)
             else:
-                tokens += model.tokenize(text, add_special=False, parse_special=True, at_most=at_most)
+                tokens += model.tokenize(text, add_special=False, parse_special=True, at_most=at_most, until=until)
             if at_most is not None and len(tokens) > at_most:
                 break
         return with_bos(model, tokens)

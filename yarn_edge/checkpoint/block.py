@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from yarn_edge.checkpoint.config_file import ConfigFile, shown
+from yarn_edge.checkpoint.config_file import ConfigFile, is_whole, shown
 from yarn_edge.checkpoint.dialects import KNOWN_KEYS, PLAIN_KEYS, ROPE_TYPES, Dialect, RopeType
 from yarn_edge.checkpoint.families import Family, rotated_dim
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import FLAGS
 from yarn_edge.positions.scaling import MAX_CONTEXT, RAMPED_METHODS, RopeScaling
 
 ORIGINAL = "original_max_position_embeddings"
+_READS_ORIGINAL = RAMPED_METHODS | {"llama3", "longrope"}
+# Values that change nothing, whatever the type: A is then 1 by every reading.
+_NEUTRAL = {"attention_factor": 1.0, "attn_factor": 1.0}
 
 
 def as_float(value: Any) -> Any:
@@ -86,6 +90,21 @@ class Block:
             raise self.error(key, "is missing: add it")
         return value
 
+    def boolean(self, key: str) -> bool | None:
+        """True or false by the rules of `ConfigFile.boolean`; None if the key is absent or null."""
+        return replace(self.config, values=self.values, prefix=f"{self.config.prefix}{self.name}.").boolean(key)
+
+    def _says_nothing(self, key: str, row: RopeType) -> bool:
+        """Whether `key`, which the type does not read, has a value that would change nothing under any type."""
+        value = as_float(self.values[key])
+        if key in _NEUTRAL:
+            return not isinstance(value, bool) and value == _NEUTRAL[key]
+        if row.method != "none":
+            return False
+        if key == ORIGINAL:
+            return is_whole(value) and value == self.config.integer("max_position_embeddings")
+        return key == "finetuned" or (key == "factor" and not isinstance(value, bool) and value == 1)
+
     def rope_type(self) -> RopeType:
         """The row of the block's type. Checks the block's keys against that row."""
         kinds = {k: self.values[k] for k in ("rope_type", "type") if self.values.get(k) is not None}
@@ -97,25 +116,24 @@ class Block:
             raise self.error(
                 "rope_type", f"is {kinds['rope_type']!r} and type is {kinds['type']!r}: which one is right?"
             )
-        present = sorted(k for k, v in self.values.items() if v is not None and k not in PLAIN_KEYS)
-        if not kinds and present:
-            raise self.error("rope_type", f"is missing, but the block has {present[0][:60]}")
         key, name = next(iter(kinds)) if kinds else "rope_type", next(iter(names)) if names else "default"
         row = ROPE_TYPES[name]
+        present = sorted(k for k, v in self.values.items() if v is not None and k not in PLAIN_KEYS)
+        present = [k for k in present if k in row.keys or not self._says_nothing(k, row)]
+        if not kinds and present:
+            raise self.error("rope_type", f"is missing, but the block has {present[0][:60]}")
         if row.method is None:
             raise self.error(key, f"is {name!r}: {row.reason}")
         for extra in sorted(self.values.keys() - KNOWN_KEYS - self.family.extra_keys):
             raise self.error(extra[:60], f"is unknown here (value {shown(self.values[extra])}): not supported yet")
         for extra in present:
             if extra in row.keys or extra in self.family.extra_keys:
-                if extra in self.dialect.refused and row.method != "none":
-                    raise self.error(extra, f"is {shown(self.values[extra])}: {self.dialect.refused[extra]}")
-            elif row.method == "none":
+                continue
+            if row.method == "none":
                 raise self.error(
                     key, f"is {name!r}, but the block has {extra} too: remove it, or name the type it belongs to"
                 )
-            else:
-                raise self.error(extra, f"is {shown(self.values[extra])} and has no meaning with rope type {name!r}")
+            raise self.error(extra, f"is {shown(self.values[extra])} and has no meaning with rope type {name!r}")
         return row
 
     def plain(self) -> RopeScaling:
@@ -126,8 +144,17 @@ class Block:
             f"transformers' default for {self.family.model_type or 'rope_theta'}",
             self.family.rope_theta,
         )
-        where, theta = the_one({self.where("rope_theta"): self.values.get("rope_theta"), **top}) or default
-        if key != "rope_theta":  # the code of such a family does not read it, but it must not disagree
+        given = the_one({self.where("rope_theta"): self.values.get("rope_theta"), **top})
+        if "rope_theta" in self.flags:
+            where, theta = FLAGS["rope_theta"], self.flags["rope_theta"]
+        elif given is None:
+            self._refuse_null_theta(*default)
+            where, theta = default
+        else:
+            where, theta = given
+        if (
+            key != "rope_theta" and "rope_theta" not in self.flags
+        ):  # the code of such a family does not read it, but it must not disagree
             the_one({where: theta, self.config.where("rope_theta"): self.config.values.get("rope_theta")})
         dim, dim_source = rotated_dim(
             self.config, (self.where("partial_rotary_factor"), self.values.get("partial_rotary_factor"))
@@ -147,6 +174,19 @@ class Block:
             },
         )
 
+    def _refuse_null_theta(self, source: str, default: float) -> None:
+        """A base of null, which trainers leave, is not an absent one."""
+        spots = [(self.where("rope_theta"), self.values, "rope_theta")]
+        if not self.theta:
+            spots.append((self.config.where(self.family.theta_key), self.config.values, self.family.theta_key))
+        for where, values, key in spots:
+            if key in values:
+                flag = "" if self.label else f", or pass {FLAGS['rope_theta']}"
+                raise YarnEdgeError(
+                    f"{where} is null, which transformers fails on; without the key it is {default:g} ({source}): write the base "
+                    f"that the model was trained with{flag}"
+                )
+
     def origin(self, row: RopeType) -> tuple[str, int] | None:
         """(place, L) of the original context, None if the config does not have it."""
         top = self.config.integer(ORIGINAL)
@@ -164,6 +204,19 @@ class Block:
             if value is not None and value > MAX_CONTEXT:
                 raise YarnEdgeError(f"{where} is {shown(value)}, must be from 1 to {MAX_CONTEXT}")
         given = the_one(spots)
+        stated = any(values.get(ORIGINAL) is not None for values in (self.values, self.config.values))
+        if not stated and row.method in _READS_ORIGINAL and "original_context" not in self.flags:
+            for where, values in (
+                (self.where(ORIGINAL), self.values),
+                (self.config.where(ORIGINAL), self.config.values),
+            ):
+                if ORIGINAL in values:
+                    longest = shown(self.config.values.get("max_position_embeddings"))
+                    flag = f", or pass {FLAGS['original_context']}" if row.method in RAMPED_METHODS else ""
+                    raise YarnEdgeError(
+                        f"{where} is null, which transformers 5 fails on; without the key it is max_position_embeddings {longest}: "
+                        f"write the context before the extension{flag}"
+                    )
         if given:
             return given[0], int(given[1])
         by_code = self.dialect.requires_original and row.method in RAMPED_METHODS
@@ -175,12 +228,8 @@ class Block:
     def reach(self, row: RopeType, longest: int) -> dict[str, tuple[Any, str]]:
         """original_context and factor with their sources, checked against `longest`, which is max_position_embeddings."""
         given = self.origin(row)
-        if given is None and row.method == "linear" and "original_context" not in self.flags:
-            raise self.error(
-                ORIGINAL,
-                f"is missing, and max_position_embeddings {longest} may be the context before or after the scaling: "
-                "add it, or pass --yarn-orig-ctx",
-            )
+        if self.leaves_context_open(row):
+            return self._linear_reach(longest)
         source, origin = given or (self.config.where("max_position_embeddings, as transformers does"), longest)
         factor, factor_source = self.number("factor"), self.where("factor")
         if factor is None and "factor" not in self.flags:
@@ -201,3 +250,17 @@ class Block:
                     f"{round(origin * factor)}: correct one of them, or pass --yarn-factor and --yarn-orig-ctx",
                 )
         return {"original_context": (origin, source), "factor": (factor, factor_source)}
+
+    def leaves_context_open(self, row: RopeType) -> bool:
+        """Whether this is linear scaling without an original context, whose angles do not depend on it."""
+        return row.method == "linear" and "original_context" not in self.flags and self.origin(row) is None
+
+    def _linear_reach(self, longest: int) -> dict[str, tuple[Any, str]]:
+        """`reach` if max_position_embeddings is the context after scaling, as for every other method."""
+        factor, source = self.needed("factor"), self.where("factor")
+        RopeScaling("linear", 10000.0, 2, 1, factor, provenance={"factor": source})  # its checks of the factor
+        origin = max(1, round(longest / factor))
+        if origin > 1 and round(origin * factor) > longest:
+            origin -= 1
+        where = self.config.where(f"max_position_embeddings / factor (no {ORIGINAL})")
+        return {"original_context": (origin, where), "factor": (factor, source)}

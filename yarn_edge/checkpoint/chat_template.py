@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.checkpoint.tokenizer import read_json_if_there
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named, read_regular
 
+MAX_TEMPLATE_BYTES = 16 << 20
 _TEMPLATES = "additional_chat_templates"  # transformers 5 writes those that are not the default there
 
 
@@ -19,7 +21,7 @@ def chat_template(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
     chat_template.json. Raises YarnEdgeError if none of several templates is the default, and for anything that is not text.
     """
     files = {path.stem: _read_text(path) for path in sorted(checkpoint.glob(f"{_TEMPLATES}/*.jinja"))}
-    if (alone := checkpoint / "chat_template.jinja").exists():
+    if is_named(alone := checkpoint / "chat_template.jinja"):
         files = {"default": _read_text(alone), **files}
     others = checkpoint / "chat_template.json"
     further: dict[str, Path] = {}
@@ -70,8 +72,6 @@ def _named_templates(source: Path, given: object) -> dict[str, str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise os_error(error, path) from error
+        return read_regular(path, MAX_TEMPLATE_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise YarnEdgeError(f"{path}: byte {error.start} is not UTF-8; download the file again") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.checkpoint.adapter import CONFIG, Adapter, adapter_files, described
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named, read_regular
 
 MAX_JSON_BYTES = 100_000_000
 MAX_INTEGER = (1 << 31) - 1  # GGUF keys and ggml's sizes are no wider
@@ -26,6 +27,11 @@ def shown(value: Any) -> str:
         return one_line(_REPR.repr(value), 80)
     except ValueError:  # Python refuses to print integers of more than 4300 digits
         return f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a JSON value is a whole number, however it is written: 32768 or 32768.0."""
+    return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
 
 
 @dataclass(frozen=True)
@@ -66,21 +72,39 @@ class ConfigFile:
         return replace(self, values=value, prefix=f"{self.prefix}{key}.")
 
     def integer(self, key: str) -> int | None:
-        """A whole number from 1 to MAX_INTEGER; None if the key is absent or null."""
+        """A whole number from 1 to MAX_INTEGER, also written as 32768.0; None if the key is absent or null."""
         value = self.values.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        if not is_whole(value) or value <= 0:
             raise self.error(key, f"is {shown(value)}, expected a whole number above 0")
         if value > MAX_INTEGER:
             raise self.error(key, f"is {shown(value)}, must be from 1 to {MAX_INTEGER}")
-        return value
+        return int(value)
+
+    def boolean(self, key: str) -> bool | None:
+        """True or false, also written as 1, 0 or "true"; None if the key is absent or null.
+
+        transformers 4 takes a value as Python does, so any text is true, and transformers 5 refuses the config. What both would
+        run is taken. "false" means the opposite of what transformers 4 runs, and is an error.
+        """
+        value = self.values.get(key)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.strip().lower() == "true":
+            return True
+        if is_whole(value) and value in (0, 1):
+            return bool(value)
+        what = f"is {shown(value)}, not true or false"
+        if isinstance(value, str) and value.strip().lower() == "false":
+            what += ": as a word it says false, but transformers 4 takes any text for true: write it without quotes"
+        raise self.error(key, what)
 
     def required_integer(self, key: str) -> int:
         """A whole number from 1 to MAX_INTEGER; an error if the key is absent."""
         value = self.integer(key)
         if value is None:
-            raise self.error(key, "is missing")
+            raise self.error(key, f"is {'null' if key in self.values else 'missing'}: add it")
         return value
 
 
@@ -93,15 +117,9 @@ def refuse_pointer(path: Path, start: bytes) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises YarnEdgeError that says what is wrong with the file."""
     try:
-        if path.exists() and not path.is_file():
-            raise YarnEdgeError(f"{path}: is not a regular file")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise YarnEdgeError(f"{path}: {path.stat().st_size} bytes is too large for this file")
-        data = path.read_bytes()
+        data = read_regular(path, MAX_JSON_BYTES)
         refuse_pointer(path, data)
         value = json.loads(data.decode("utf-8-sig"))
-    except OSError as error:
-        raise os_error(error, path) from error
     except (ValueError, RecursionError) as error:
         raise YarnEdgeError(f"{path}: not valid JSON: {one_line(str(error), 120)}") from error
     if not isinstance(value, dict):
@@ -122,10 +140,10 @@ def read_config(folder: Path) -> ConfigFile:
     path, params_path = folder / "config.json", folder / "params.json"
     siblings = frozenset(p.name for p in folder.glob("*.py"))
     params = None
-    if params_path.exists():
+    if is_named(params_path):
         values = read_json(params_path)
         params = ConfigFile(str(params_path), values, siblings) if is_mistral_params(values) else None
-    if path.exists():
+    if is_named(path):
         return ConfigFile(str(path), read_json(path), siblings, params=params)
     if params is None:
         raise _no_config(folder)

@@ -7,7 +7,8 @@ A row says where the block is (`rope_parameters` in transformers v5, `rope_scali
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Any
 
 from yarn_edge.checkpoint.config_file import ConfigFile as ConfigFile
 from yarn_edge.checkpoint.config_file import shown
@@ -70,9 +71,9 @@ KNOWN_KEYS = frozenset().union(PLAIN_KEYS, *(t.keys for t in ROPE_TYPES.values()
 class Dialect:
     """How one code base reads the block.
 
-    attn_factor_multiplies: the Nous code's attn_factor multiplies 0.1 ln s + 1; transformers ignores that key. refused: keys
-    that this code does not read, or reads differently, with the message for each. both_mscales: mscale and mscale_all_dim must
-    come together or not at all, because the code and transformers differ if there is only one.
+    attn_factor_multiplies: the Nous code's attn_factor multiplies 0.1 ln s + 1; transformers ignores that key. unread: keys that
+    this code ignores and another one reads; `yarn_edge.checkpoint.readings` compares what the two make of them. own_mscales:
+    the code has defaults for mscale and mscale_all_dim (1 and 0) where transformers ignores a single one.
     """
 
     name: str
@@ -82,19 +83,14 @@ class Dialect:
     beta_slow: float = 1.0
     attn_factor_multiplies: bool = False
     requires_original: bool = False
-    both_mscales: bool = False
-    refused: Mapping[str, str] = field(default_factory=dict)
+    own_mscales: bool = False
+    unread: frozenset[str] = frozenset()
 
 
-_NOT_TRANSFORMERS = {
-    "attn_factor": "transformers ignores it and the Nous code multiplies by it, so its meaning here is open; use "
-    "attention_factor, or pass --yarn-attention-factor",
-    "extrapolation_factor": "only the Nous code reads it; transformers ignores it: remove it, or pass --yarn-ext-factor",
-}
+_NOT_TRANSFORMERS = frozenset({"attn_factor", "extrapolation_factor"})
 
 
 def _nous(name: str, log_multiplier: float, beta_fast: float, beta_slow: float) -> Dialect:
-    reason = f"the {name} code, which this checkpoint names, does not read it"
     return Dialect(
         name,
         "rope_scaling",
@@ -103,17 +99,17 @@ def _nous(name: str, log_multiplier: float, beta_fast: float, beta_slow: float) 
         beta_slow,
         attn_factor_multiplies=True,
         requires_original=True,
-        refused=dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim", "truncate"), reason),
+        unread=frozenset({"attention_factor", "mscale", "mscale_all_dim", "truncate"}),
     )
 
 
-TRANSFORMERS_V5 = Dialect("transformers v5", "rope_parameters", refused=_NOT_TRANSFORMERS)
-TRANSFORMERS_V4 = Dialect("transformers v4", "rope_scaling", refused=_NOT_TRANSFORMERS)
+TRANSFORMERS_V5 = Dialect("transformers v5", "rope_parameters", unread=_NOT_TRANSFORMERS)
+TRANSFORMERS_V4 = Dialect("transformers v4", "rope_scaling", unread=_NOT_TRANSFORMERS)
 NOUS_LLAMA = _nous("Nous Llama", 0.1, 32.0, 1.0)
 # modeling_mistral_yarn.py: _yarn_get_mscale has 0.07, and the rotary classes default to beta_fast=128, beta_slow=2.
 NOUS_MISTRAL = _nous("Nous Mistral", 0.07, 128.0, 2.0)
-# modeling_deepseek.py: m(mscale) / m(mscale_all_dim) with defaults 1 and 0. transformers ignores a single one of them.
-DEEPSEEK_CODE = Dialect("DeepSeek", "rope_scaling", both_mscales=True, refused=_NOT_TRANSFORMERS)
+# modeling_deepseek.py: m(mscale) / m(mscale_all_dim) with defaults 1 and 0.
+DEEPSEEK_CODE = Dialect("DeepSeek", "rope_scaling", own_mscales=True, unread=_NOT_TRANSFORMERS)
 MISTRAL_PARAMS = Dialect("Mistral params.json", "yarn")
 # The module that auto_map names (or that is in the checkpoint's folder), and its dialect.
 REMOTE_CODE: dict[str, Dialect] = {
@@ -148,18 +144,38 @@ def text_section(config: ConfigFile) -> ConfigFile:
     return text
 
 
+def _blocks(text: ConfigFile) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """(rope_parameters, rope_scaling); an empty one beside the other counts as absent, as in transformers."""
+    v5, v4 = (None if (s := text.section(key)) is None else s.values for key in ("rope_parameters", "rope_scaling"))
+    if v5 and v4 is not None and not v4:
+        return v5, None
+    return (None, v4) if v4 and v5 is not None and not v5 else (v5, v4)
+
+
+def one_block_each(config: ConfigFile) -> tuple[ConfigFile, ...]:
+    """The configs without rope_scaling and without rope_parameters, if it has both and they are written differently; else ()."""
+    if config.short == "params.json":
+        return ()
+    text = text_section(config)
+    v5, v4 = _blocks(text)
+    if v5 is None or v4 is None or same(v5, v4):
+        return ()
+
+    def without(key: str) -> ConfigFile:
+        values = {k: v for k, v in config.values.items() if k != key}
+        if text is not config:
+            values["text_config"] = {k: v for k, v in text.values.items() if k != key}
+        return replace(config, values=values)
+
+    return without("rope_scaling"), without("rope_parameters")
+
+
 def recognise(config: ConfigFile) -> Dialect:
     """The dialect of this config."""
     if config.short == "params.json":
         return MISTRAL_PARAMS
     text = text_section(config)
-    blocks = [text.section(key) for key in ("rope_parameters", "rope_scaling")]
-    v5, v4 = (None if block is None else block.values for block in blocks)
-    if v5 is not None and v4 is not None and not same(v5, v4):
-        raise text.error(
-            "rope_parameters",
-            f"and rope_scaling are both present and differ ({shown(v5)}, {shown(v4)}): remove the wrong one",
-        )
+    v5, v4 = _blocks(text)
     dialect = _remote_code(config)
     if dialect is not None:
         if v5 is not None and v4 is None:

@@ -175,11 +175,24 @@ def head_dim_and_source(config: ConfigFile) -> tuple[int, str]:
     if given is not None:
         return given, config.where("head_dim")
     if family.head_dim is not None:
+        if "head_dim" in config.values:
+            _refuse_null_head_dim(config, family.head_dim)
         return family.head_dim, f"transformers' default head_dim for {family.model_type}"
     hidden, heads = config.required_integer("hidden_size"), config.required_integer("num_attention_heads")
     if hidden % heads:
         raise config.error("hidden_size", f"{shown(hidden)} is not divisible by num_attention_heads {shown(heads)}")
     return hidden // heads, config.where("hidden_size / num_attention_heads")
+
+
+def _refuse_null_head_dim(config: ConfigFile, default: int) -> None:
+    """A head_dim of null is not an absent one, unless hidden_size / num_attention_heads is the family's default too."""
+    hidden, heads = config.required_integer("hidden_size"), config.required_integer("num_attention_heads")
+    if hidden != default * heads:
+        raise config.error(
+            "head_dim",
+            f"is null, which transformers refuses; without the key it is {default}, and hidden_size / num_attention_heads is "
+            f"{hidden / heads:g}: write it",
+        )
 
 
 def rotated_dim(config: ConfigFile, in_block: tuple[str, object]) -> tuple[int, str]:

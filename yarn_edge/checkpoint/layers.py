@@ -106,6 +106,12 @@ def _local_theta(config: ConfigFile, dialect: Dialect, family: Family) -> tuple[
         given = the_one({config.where(layers.local_theta_key): config.values.get(layers.local_theta_key)})
         if given:
             return given
+        if layers.local_theta_key in config.values:
+            raise config.error(
+                layers.local_theta_key,
+                f"is null, which transformers fails on; without the key it is {layers.local_theta:g}: write the base of the sliding "
+                "layers",
+            )
     top = config.values.get("rope_theta")
     if layers.shared_theta and top is not None and top != layers.local_theta:
         raise YarnEdgeError(

@@ -14,10 +14,11 @@ from typing import Any
 from yarn_edge.checkpoint.block import ORIGINAL, Block
 from yarn_edge.checkpoint.config_file import shown
 from yarn_edge.checkpoint.dialects import NOUS_LLAMA, RopeType
+from yarn_edge.checkpoint.readings import check_readings
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS
 from yarn_edge.positions import rope
-from yarn_edge.positions.scaling import MAX_CONTEXT, Method, RopeScaling, yarn_attention_factor
+from yarn_edge.positions.scaling import MAX_CONTEXT, SAME_RELATIVE, Method, RopeScaling, yarn_attention_factor
 
 Parts = dict[str, RopeScaling]
 Sourced = tuple[Any, str]  # a value and its source
@@ -29,10 +30,8 @@ def _complete(block: Block, base: RopeScaling, method: Method, fields: dict[str,
     """`base` with `fields`, the block's switches, and the flags on top."""
     fields.setdefault("softmax_factor", (1.0, "none: only latent attention has one"))
     for key in ("truncate", "finetuned"):
-        value = block.values.get(key)
+        value = block.boolean(key)
         if value is not None:
-            if not isinstance(value, bool):
-                raise block.error(key, f"is {shown(value)}, not true or false")
             fields[key] = value, block.where(key)
     fields |= {name: (block.flags[name], FLAGS[name]) for name in block.flags}
     return replace(
@@ -64,8 +63,8 @@ def _ramp(block: Block) -> dict[str, Sourced]:
     for key, name in _YARN_NUMBERS.items():
         if block.values.get(key) is not None:
             fields[name] = block.number(key), block.where(key)
-    truncate = block.values.get("truncate", True)
-    if (block.label or block.family.layers) and truncate in (None, False):
+    truncate = block.boolean("truncate") if "truncate" in block.values else True
+    if (block.label or block.family.layers) and not truncate:
         nests = "" if block.label else f"it nests the block of {block.family.model_type} by layer type, and "
         raise block.error(
             "truncate",
@@ -111,17 +110,24 @@ def _attention(block: Block, row: RopeType, factor: float) -> Sourced:
                 f"is {explicit!r} and was made for a factor other than --yarn-factor: pass --yarn-attention-factor too",
             )
         return explicit, block.where("attention_factor")
-    if block.dialect.both_mscales and bool(mscale) != bool(all_dim):
-        key, other = ("mscale", "mscale_all_dim") if mscale else ("mscale_all_dim", "mscale")
-        raise block.error(
-            key,
-            f"is {mscale or all_dim} and {other} is {shown(block.values.get(other))}: the {block.dialect.name} code and "
-            f"transformers differ if there is only one; set both, or pass --yarn-attention-factor",
-        )
     if mscale and all_dim:
-        ratio = yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
-        return ratio, f"{block.where('mscale')} / mscale_all_dim"
+        return _mscale_ratio(factor, mscale, all_dim), f"{block.where('mscale')} / mscale_all_dim"
+    if block.dialect.own_mscales:
+        own = _mscale_ratio(factor, 1.0 if mscale is None else mscale, all_dim or 0.0)
+        if not math.isclose(own, default, rel_tol=SAME_RELATIVE):
+            key, other = ("mscale_all_dim", "mscale") if all_dim else ("mscale", "mscale_all_dim")
+            raise block.error(
+                key,
+                f"is {shown(block.values[key])} and {other} is {shown(block.values.get(other))}: the "
+                f"{block.dialect.name} code gets A {own:.6g} from that, transformers {default:.6g}; set both, or pass "
+                "--yarn-attention-factor",
+            )
     return default, formula
+
+
+def _mscale_ratio(factor: float, mscale: float, all_dim: float) -> float:
+    """m(mscale) / m(mscale_all_dim)."""
+    return yarn_attention_factor(factor, 0.1 * mscale) / yarn_attention_factor(factor, 0.1 * all_dim)
 
 
 def _dynamic_ntk(block: Block, base: RopeScaling, row: RopeType) -> Parts:
@@ -251,8 +257,23 @@ def read_block(block: Block) -> Parts:
     row = block.rope_type()
     base = block.plain()
     assert row.method is not None
-    if row.method not in ("none", "yarn") and block.flags.keys() - (
-        {"original_context"} if row.method == "linear" else set()
-    ):
+    allowed = {"rope_theta"} | ({"original_context"} if row.method == "linear" else set())
+    if row.method not in ("none", "yarn") and block.flags.keys() - allowed:
         raise block.config.error(block.name, f"has {row.method} scaling: the --yarn-… flags are for YaRN")
-    return METHODS[row.method](block, base, row)
+    read = {k: v for k, v in block.values.items() if k not in block.dialect.unread}
+    parts = METHODS[row.method](replace(block, values=read), base, row)
+    for scaling in parts.values():
+        if row.method != "none":
+            check_readings(block, scaling)
+    return parts
+
+
+def assumptions(block: Block) -> list[str]:
+    """What a block leaves open and a convention settles, as sentences."""
+    if not block.leaves_context_open(block.rope_type()):
+        return []
+    longest = block.config.required_integer("max_position_embeddings")
+    return [
+        f"{block.where(ORIGINAL)} is missing, which linear scaling does not need: {block.config.where('max_position_embeddings')} "
+        f"{longest} is taken as the context after scaling; if it is the one before, pass --yarn-orig-ctx {longest}"
+    ]

@@ -84,9 +84,9 @@ def _yarn(params: ConfigFile, yarn: ConfigFile) -> RopeScaling:
         values[field] = as_float(yarn.values.get(key))
         if values[field] is None:
             raise yarn.error(key, "is missing: add it")
-    apply_scale = yarn.values.get("apply_scale")
-    if not isinstance(apply_scale, bool):
-        raise yarn.error("apply_scale", f"is {shown(apply_scale)}, not true or false")
+    apply_scale = yarn.boolean("apply_scale")
+    if apply_scale is None:
+        raise yarn.error("apply_scale", f"is {shown(yarn.values.get('apply_scale'))}, not true or false")
     base = _plain(params, values["original_context"])
     default = "the default of Mistral params.json"
     sources = {field: yarn.where(key) for key, field in NUMBERS.items()} | {

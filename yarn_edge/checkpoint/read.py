@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from yarn_edge.checkpoint.config_file import ConfigFile, shown
-from yarn_edge.checkpoint.dialects import MISTRAL_PARAMS, Dialect, recognise, text_section
+from yarn_edge.checkpoint.dialects import MISTRAL_PARAMS, Dialect, one_block_each, recognise, text_section
 from yarn_edge.checkpoint.families import family_of
 from yarn_edge.checkpoint.layers import layer_blocks, notes_of, used_layer_types
-from yarn_edge.checkpoint.methods import read_block
+from yarn_edge.checkpoint.methods import assumptions, read_block
 from yarn_edge.checkpoint.mistral_params import read_params
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
@@ -28,12 +28,14 @@ class Positions:
     """Everything that a config says about positions.
 
     dialect: its name, for people. parts: one scaling named "" for a model with one; else by layer type ("full_attention") or,
-    for LongRoPE, by allocated context ("up to 4096 tokens"). notes: what acts on positions besides rope.
+    for LongRoPE, by allocated context ("up to 4096 tokens"). notes: what acts on positions besides rope. assumptions: what the
+    config leaves open and a convention settles.
     """
 
     dialect: str
     parts: Mapping[str, RopeScaling]
     notes: tuple[str, ...] = field(default=())
+    assumptions: tuple[str, ...] = field(default=())
 
 
 def read_positions(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDES) -> Positions:
@@ -41,12 +43,16 @@ def read_positions(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDE
 
     Raises YarnEdgeError for anything unknown, missing, contradictory or impossible to represent.
     """
+    alone = one_block_each(config)
+    if alone:
+        return _agreed(config, *(read_positions(one, overrides) for one in alone))
     dialect = recognise(config)
+    assumed: tuple[str, ...] = ()
     if dialect is MISTRAL_PARAMS:
         parts, notes = read_params(config)
         parts = {"": _overridden(config, parts[""], overrides)}
     else:
-        parts, notes = _read_blocks(text_section(config), dialect, overrides)
+        parts, notes, assumed = _read_blocks(text_section(config), dialect, overrides)
     if overrides.freeze_at is not None:
         parts = _frozen(config, dialect, parts, overrides.freeze_at)
     for scaling in parts.values():
@@ -54,12 +60,33 @@ def read_positions(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDE
     if config.params is not None and not overrides.fields:
         _check_params(config, config.params, parts)
     longrope = any(scaling.method == "longrope" for scaling in parts.values())
-    return Positions("LongRoPE" if longrope else dialect.name, parts, notes)
+    return Positions("LongRoPE" if longrope else dialect.name, parts, notes, assumed)
+
+
+def _agreed(config: ConfigFile, v5: Positions, v4: Positions) -> Positions:
+    """`v5` if rope_scaling, which the config has too, gives the same positions as rope_parameters."""
+
+    def alike(label: str) -> bool:
+        one, other = v5.parts[label], v4.parts[label]
+        return not one.differences(other) and one.extended_context == other.extended_context
+
+    if v5.parts.keys() == v4.parts.keys() and all(map(alike, v5.parts)):
+        return v5
+    text = text_section(config)
+    blocks = ", ".join(shown(text.values[key]) for key in ("rope_parameters", "rope_scaling"))
+    raise text.error(
+        "rope_parameters", f"and rope_scaling are both present and differ ({blocks}): remove the wrong one"
+    )
 
 
 def read_scaling(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDES) -> RopeScaling:
     """The one scaling of a config, see `read_positions`. Raises YarnEdgeError with the names of the parts if they differ."""
-    parts = read_positions(config, overrides).parts
+    return only_scaling(config, read_positions(config, overrides))
+
+
+def only_scaling(config: ConfigFile, positions: Positions) -> RopeScaling:
+    """The one scaling of `positions`, which are those of `config`. Raises YarnEdgeError if the parts differ."""
+    parts = positions.parts
     first, *others = parts.values()
     if any(first.differences(other) or first.extended_context != other.extended_context for other in others):
         kind = "allocated context" if first.method == "longrope" else "layer type"
@@ -71,36 +98,40 @@ def read_scaling(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDES)
 
 def _read_blocks(
     text: ConfigFile, dialect: Dialect, overrides: ScalingOverrides
-) -> tuple[dict[str, RopeScaling], tuple[str, ...]]:
+) -> tuple[dict[str, RopeScaling], tuple[str, ...], tuple[str, ...]]:
+    """(parts, notes, assumptions)."""
     flags = overrides.fields
     blocks = layer_blocks(text, dialect, family_of(text))
     used = used_layer_types(text)
     parts: dict[str, RopeScaling] = {}
-    notes = list(notes_of(text, blocks))
+    notes, assumed = list(notes_of(text, blocks)), list[str]()
     scaled = [label for label, block in blocks.items() if block and block.rope_type().method != "none"]
     flagged = scaled[0] if len(scaled) == 1 else next(iter(blocks))
     if flags and len(blocks) > 1 and len(scaled) != 1:
         raise text.error(
             dialect.block,
-            f"differs by layer type ({', '.join(blocks)}): the --yarn-… flags cannot say which one they mean",
+            f"differs by layer type ({', '.join(blocks)}): the scaling flags cannot say which one they mean",
         )
     for label, block in blocks.items():
         if block is None:
             notes.append(f"{text.where(dialect.block)}.{label} is null: those layers have no positions")
             continue
-        scalings = read_block(replace(block, flags=flags) if label == flagged else block)
+        if label == flagged:
+            block = replace(block, flags=flags)
+        scalings = read_block(block)
         if label and len(scalings) > 1:
             raise block.error("rope_type", f"is LongRoPE for {label} alone: that is not supported")
         if label and used and label not in used:
             notes.append(f"{text.where(dialect.block)}.{label} is for a layer type that the model does not have")
             continue
         parts |= {label or part: scaling for part, scaling in scalings.items()}
+        assumed += assumptions(block)
     if not parts:
         raise text.error("layer_types", f"names no layer type of {dialect.block} ({', '.join(blocks)[:200]})")
     if flags and [s.method for s in parts.values()] == ["none"]:
         ((label, base),) = parts.items()
         parts = {label: _overridden(text, base, overrides)}
-    return parts, tuple(notes)
+    return parts, tuple(notes), tuple(assumed)
 
 
 def _check_ramp(config: ConfigFile, scaling: RopeScaling) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.checkpoint.added_tokens import left_out_notes, pad_without_row, read_added_tokens
+from yarn_edge.checkpoint.config_file import MAX_JSON_BYTES
 from yarn_edge.checkpoint.tokenizer import Markup, Reference, named_texts, special_texts, token_text, tokenizer_config
-from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import read_regular
 
 # A second normalizer_spec (field 3) with add_dummy_prefix (field 3) = 0: protobuf merges it into the first.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -43,12 +45,10 @@ class SentencePieceReference(Reference):
         self.config = tokenizer_config(checkpoint)
         self.settings = {}
         try:
-            data = self.source.read_bytes()
+            data = read_regular(self.source, MAX_JSON_BYTES)
             self.pieces = list(_pieces(self.source, data))
             self.processor = SentencePieceProcessor(model_proto=data)
             self.bare = SentencePieceProcessor(model_proto=data + _NO_DUMMY_PREFIX)
-        except OSError as error:
-            raise os_error(error, self.source) from error
         except (RuntimeError, ValueError, TypeError, IndexError, struct.error) as error:
             raise YarnEdgeError(
                 f"{self.source}: not a SentencePiece model ({one_line(str(error), 100)}); "

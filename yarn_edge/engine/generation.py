@@ -21,7 +21,7 @@ from yarn_edge.engine.state_cache import StateCache, run_key
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import bar
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.llama_api import deferred_ctrl_c
+from yarn_edge.signals import deferred_ctrl_c
 
 # stop: the model ended its turn; length: max_tokens; context: the cache is full; interrupted: Ctrl-C, a closed stream.
 FinishReason = Literal["stop", "length", "context", "interrupted"]

@@ -4,14 +4,17 @@ Each prompt is one file, NAME.state: llama.cpp's own state of the sequence, then
 mark. It is used only for the same run (`run_key`: weights, scaling, cache type, kernels, version) and the same first tokens, and
 only if its checksum is right. If anything is wrong with it, there is a note, and the prompt is evaluated. Files are written under
 a temporary name and renamed; the least recently used ones are deleted when the folder exceeds its limit.
+
+Documents are private: files can be read by their owner alone, and so can the folder if it holds nothing else. llama.cpp trusts a
+state, so one counts only if it is a regular file that belongs to this user and that nobody else could write.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,13 +26,14 @@ import numpy.typing as npt
 from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.progress import note
+from yarn_edge.regular_file import digest, open_regular, path_of
 from yarn_edge.runtime.context import Context
-from yarn_edge.writer import digest, partial_file, publish
+from yarn_edge.writer import open_output, partial_file, publish, remove_stale
 
 MAX_BYTES = 8 << 30
 _FORMAT, _MARK, _SUFFIX = 1, b"yarn-edge state\n", ".state"
 _MAX_JSON, _MAX_TOKENS = 1 << 16, 1 << 26
-_STALE_S = 86400.0  # after this time a partial file has no owner
+_OWNER_ONLY, _OTHERS_WRITE = 0o700, 0o022
 
 
 Tokens = npt.NDArray[np.int32]
@@ -52,12 +56,13 @@ class StateCache:
     def __init__(self, folder: Path, limit_bytes: int = MAX_BYTES) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # documents are private
+            folder.mkdir(parents=True, exist_ok=True, mode=_OWNER_ONLY)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise YarnEdgeError(f"{folder}: no permission to write to this folder")
+            remove_stale(folder, lambda name: name.endswith(_SUFFIX))
+            _make_private(folder)
         except OSError as error:
             raise os_error(error, folder) from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise YarnEdgeError(f"{folder}: no permission to write to this folder")
-        self._remove_stale()
 
     def find(self, key: str, tokens: Sequence[int], n_batch: int, n_ctx: int) -> Entry | None:
         """The entry with the most usable tokens; None if no entry has a whole batch. n_ctx: tokens that the context holds."""
@@ -73,17 +78,18 @@ class StateCache:
     def load(self, context: Context, entry: Entry) -> bool:
         """Fill the context with the entry's usable tokens. If it is damaged: False, an empty context, and a note."""
         try:
-            whole = entry.digest == digest(entry.path, entry.state_bytes)
-        except OSError:
+            with _open_state(entry.path) as file:  # what is loaded is what was checked, whatever has this name by then
+                whole = entry.digest == digest(file, entry.state_bytes)
+                whole = whole and context.load_state(path_of(file, entry.path), entry.tokens.tolist())
+        except (OSError, YarnEdgeError):
             whole = False
-        if not whole or not context.load_state(entry.path, entry.tokens.tolist()):
+        if not whole:
             context.clear()
             note(f"{entry.path}: is damaged: it is removed, and the document is read again")
             _remove(entry.path)
             return False
         context.keep(entry.usable)
-        with suppress(OSError):
-            os.utime(entry.path)
+        _touch(entry.path)
         return True
 
     def keep(self, context: Context, key: str, tokens: Sequence[int], canonical: int) -> bool:
@@ -91,17 +97,16 @@ class StateCache:
         name = hashlib.blake2b(key.encode() + np.asarray(tokens[:canonical], np.int32).tobytes(), digest_size=16)
         path = self.folder / (name.hexdigest() + _SUFFIX)
         if _read_trailer(path, key) is not None:
-            with suppress(OSError):
-                os.utime(path)
+            _touch(path)
             return True
         try:
-            with partial_file(path) as partial:
+            with partial_file(path, 0o600) as partial:
                 context.save_state(partial, tokens)
                 size = partial.stat().st_size
                 if size > self.limit_bytes:
                     raise YarnEdgeError(f"{size / 2**20:.0f} MiB exceed the limit of the cache")
-                with partial.open("ab") as file:
-                    file.write(_trailer(key, tokens, canonical, size, digest(partial, size)))
+                with open_regular(partial) as written, io.BufferedWriter(open_output(partial, "a")) as file:
+                    file.write(_trailer(key, tokens, canonical, size, digest(written, size)))
                 publish(partial, path, force=True)
         except (YarnEdgeError, OSError) as error:
             note(f"the evaluated prompt is not kept in {self.folder}: {error}")
@@ -121,7 +126,7 @@ class StateCache:
         states = []
         for path in self._files():
             with suppress(OSError):  # another process may have removed it
-                states.append((path.stat().st_mtime, path.stat().st_size, path))
+                states.append((path.lstat().st_mtime, path.lstat().st_size, path))
         total = sum(size for _time, size, _path in states)
         for _time, size, path in sorted(states):
             if total <= self.limit_bytes:
@@ -130,13 +135,38 @@ class StateCache:
                 _remove(path)
                 total -= size
 
-    def _remove_stale(self) -> None:
-        """Remove files that a killed process left half-written."""
-        with suppress(OSError):
-            for path in self.folder.glob(f"*{_SUFFIX}.*.partial"):
-                with suppress(OSError):
-                    if time.time() - path.stat().st_mtime > _STALE_S or not _runs(path.name.split(".")[-2]):
-                        path.unlink()
+
+def _make_private(folder: Path) -> None:
+    """Take others' permissions from this user's states, and from the folder if there is nothing else in it."""
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with suppress(OSError, YarnEdgeError), _open_state(path) as file:
+            os.fchmod(file.fileno(), 0o600)
+    state = folder.stat()
+    if (
+        state.st_mode & 0o077
+        and _is_own(state)
+        and all(path.name.endswith((_SUFFIX, ".partial")) for path in folder.iterdir())
+    ):
+        folder.chmod(_OWNER_ONLY)
+
+
+def _is_own(state: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or state.st_uid == os.geteuid()
+
+
+def _open_state(path: Path) -> io.BufferedReader:
+    """Raises YarnEdgeError for a file that somebody else may have written."""
+    file = open_regular(path, follow_links=False)
+    state = os.fstat(file.fileno())
+    if not _is_own(state) or (hasattr(os, "geteuid") and state.st_mode & _OTHERS_WRITE):
+        file.close()
+        raise YarnEdgeError(f"{path}: could be written by others")
+    return file
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):
+        os.utime(path, follow_symlinks=False)
 
 
 def _common(kept: Tokens, tokens: Sequence[int]) -> int:
@@ -180,7 +210,7 @@ def _trailer(key: str, tokens: Sequence[int], canonical: int, state_bytes: int, 
 def _read_trailer(path: Path, key: str) -> Entry | None:
     """The entry in a file of this run; None if it belongs to another run or is not such a file."""
     try:
-        with path.open("rb") as file:
+        with _open_state(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - len(_MARK) - 8))
             end = file.read()
@@ -196,7 +226,7 @@ def _read_trailer(path: Path, key: str) -> Entry | None:
                 return None
             file.seek(state)
             tokens = np.frombuffer(file.read(4 * n_tokens), np.int32)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (YarnEdgeError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return Entry(path, tokens, canonical, state, str(fields["digest"]))
 
@@ -204,10 +234,3 @@ def _read_trailer(path: Path, key: str) -> Entry | None:
 def _remove(path: Path) -> None:
     with suppress(OSError):
         path.unlink()
-
-
-def _runs(pid: str) -> bool:
-    """Whether a process with this number exists; it may be a different one."""
-    import psutil
-
-    return pid.isdigit() and psutil.pid_exists(int(pid))

@@ -33,6 +33,7 @@ from yarn_edge.gguf.header import (
 )
 from yarn_edge.gguf.read import ARRAY, HEADER_BYTES, STRING
 from yarn_edge.source_file import SourceFile
+from yarn_edge.writer import open_output
 
 PADDING_KEY = "yarn_edge.padding"
 # They describe how the file is laid out.
@@ -56,7 +57,7 @@ def write_edited(source: GGUFFile, output: Path, edit: Edit, advance: Callable[[
     check_edit(source, edit)
     own = [t for t in source.tensors.values() if t.path == source.path]
     _check_contiguous(source, own)
-    with open_source(source) as file, output.open("wb", buffering=0) as target:
+    with open_source(source) as file, open_output(output) as target:
         changes = _write(source, own, edit, file, target, advance)
         file.check_unchanged()
         if edit.flush:

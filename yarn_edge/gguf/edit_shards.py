@@ -8,10 +8,9 @@ so that they can be loaded and checked before anyone sees them.
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,18 @@ from yarn_edge.gguf.fast_copy import copy_range
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_shard
 from yarn_edge.gguf.split import TENSORS_COUNT, parse_shard_name, shard_name
+from yarn_edge.signals import deferred_ctrl_c
 from yarn_edge.source_file import changed
-from yarn_edge.writer import check_output, partial_file, publish
+from yarn_edge.writer import (
+    beside,
+    check_output,
+    flush_file,
+    one_at_a_time,
+    open_output,
+    partial_file,
+    partial_folder,
+    publish,
+)
 
 
 def output_files(source: GGUFFile, output: Path, force: bool) -> list[Path]:
@@ -59,14 +68,8 @@ def partial_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
         with partial_file(outputs[0]) as partial:
             yield [partial]
         return
-    folder = outputs[0].with_name(f"{outputs[0].name}.{os.getpid()}.partial")
-    try:
-        folder.mkdir(exist_ok=True)  # a killed run with this process id may have left one
+    with partial_folder(outputs[0]) as folder:
         yield [folder / path.name for path in outputs]
-    except OSError as error:
-        raise os_error(error, outputs[0]) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def edit_gguf_files(
@@ -120,7 +123,7 @@ def _tensor_count(shard: GGUFFile, total: int) -> dict[str, bytes]:
 
 def _copy(shard: GGUFFile, partial: Path, advance: Callable[[float], None], flush: bool) -> None:
     """Copy the whole file."""
-    with open_source(shard) as file, partial.open("wb", buffering=0) as target:
+    with open_source(shard) as file, open_output(partial) as target:
         copy_range(file.raw, target, 0, 0, shard.file_bytes, advance, flush)
         file.check_unchanged()
         if flush:
@@ -131,29 +134,37 @@ def publish_files(partials: Sequence[Path], outputs: Sequence[Path], force: bool
     """Give finished files their names: all of them, or none if one cannot have its own.
 
     A model is loaded by its first shard, which is therefore the last to appear and, with `force`, the first to be set aside:
-    nobody loads shards of two models. On an error the old files come back.
+    nobody loads shards of two models. Nor does a second run publish its files among these. On an error the old files come back.
     """
-    done: list[Path] = []
-    kept: dict[Path, Path] = {}
     try:
         for partial in partials if flush else ():  # before any name changes, because it can take long
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            flush_file(partial)
+        with ExitStack() as stack:
+            for folder in sorted({output.parent for output in outputs}) if len(outputs) > 1 else ():
+                stack.enter_context(one_at_a_time(folder))
+            stack.enter_context(deferred_ctrl_c())
+            _rename_all(partials, outputs, force, flush)
+    except OSError as error:
+        raise os_error(error) from error
+
+
+def _rename_all(partials: Sequence[Path], outputs: Sequence[Path], force: bool, flush: bool) -> None:
+    new = [partial.stat() for partial in partials]
+    kept: dict[Path, Path] = {}
+    try:
         for output in outputs if len(outputs) > 1 and force else ():
             if output.exists():
-                aside = output.with_name(f"{output.name}.{os.getpid()}.replaced")
-                output.rename(aside)
-                kept[output] = aside
+                kept[output] = beside(output, ".replaced")
+                output.rename(kept[output])
         for partial, output in reversed(list(zip(partials, outputs, strict=True))):
             publish(partial, output, force, flush)
-            done.append(output)
-    except BaseException as error:
-        for output in done:
-            output.unlink(missing_ok=True)
+    except BaseException:
+        for state, output in zip(new, outputs, strict=True):
+            if output.exists() and os.path.samestat(state, output.stat()):
+                output.unlink()
         for output, aside in kept.items():
-            aside.rename(output)
-        if isinstance(error, OSError):
-            raise os_error(error) from error
+            if aside.exists():
+                aside.rename(output)
         raise
     for aside in kept.values():
         aside.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, one_line, os_error
+from yarn_edge.regular_file import open_regular
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class GGUFFile:
                 f"not F32 with at most {limit} values"
             )
         try:
-            with tensor.path.open("rb") as file:
+            with open_regular(tensor.path) as file:
                 file.seek(tensor.offset)
                 data = file.read(tensor.n_bytes)
         except OSError as error:

@@ -6,6 +6,7 @@ to the alignment (ggml/src/gguf.cpp). `lay_out` does that by construction.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.gguf.read import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
+from yarn_edge.writer import open_output
 
 VERSION = 3
 MAX_NAME_BYTES = 63  # ggml.h: GGML_MAX_NAME, with its NUL
@@ -139,7 +141,7 @@ def write_arrays(path: Path, entries: Sequence[bytes], arrays: Mapping[str, npt.
     """Write a small GGUF of float32 tensors (dimensions in NumPy's order) and flush it: vocabularies, importance matrices."""
     specs = [TensorSpec(name, tuple(reversed(a.shape)), F32_TENSOR, a.nbytes) for name, a in arrays.items()]
     layout = lay_out(entries, specs)
-    with path.open("wb") as file:
+    with io.BufferedWriter(open_output(path)) as file:
         file.write(layout.header)
         for name, array in arrays.items():
             file.seek(layout.offsets[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.regular_file import open_regular
 
 _SAMPLE_BYTES = 4096  # of each end of a tensor
 
@@ -14,7 +15,7 @@ def model_identity(file: GGUFFile) -> str:
     digest = hashlib.sha256()
     for shard in file.shards or (file.path,):
         tensors = sorted((t for t in file.tensors.values() if t.path == shard), key=lambda t: t.offset)
-        with shard.open("rb") as data:
+        with open_regular(shard) as data:
             digest.update(data.read(tensors[0].offset if tensors else shard.stat().st_size))
             for tensor in tensors:
                 n_bytes = min(_SAMPLE_BYTES, tensor.n_bytes)

@@ -21,6 +21,7 @@ from yarn_edge.errors import YarnEdgeError, one_line, os_error
 from yarn_edge.gguf.file import GGUFFile, KeyEntry, SkippedStrings, TensorInfo
 from yarn_edge.gguf.split import join_shards
 from yarn_edge.gguf.tensor_types import TENSOR_TYPES
+from yarn_edge.regular_file import open_regular
 
 MAGIC = b"GGUF"
 HEADER_BYTES = 24  # magic, version, tensor count, key count
@@ -132,9 +133,7 @@ def read_shard(path: str | Path, *, vocabulary: bool = True) -> GGUFFile:
     try:
         if path.is_dir():
             raise YarnEdgeError(f"{path}: is a folder, expected a GGUF file")
-        if path.exists() and not path.is_file():
-            raise YarnEdgeError(f"{path}: is not a regular file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             state = os.fstat(file.fileno())
             if state.st_size < HEADER_BYTES:
                 raise YarnEdgeError(f"{path}: not a GGUF: its {state.st_size} bytes are too few for a header")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named
 
 if TYPE_CHECKING:
     from yarn_edge.gguf.file import GGUFFile, TensorInfo
@@ -54,7 +55,7 @@ def join_shards(first: GGUFFile, read: Callable[[Path], GGUFFile]) -> GGUFFile:
     paths = tuple(first.path.with_name(shard_name(stem, i, count)) for i in range(count))
     tensors: dict[str, TensorInfo] = dict(first.tensors)
     for index, path in enumerate(paths[1:], 1):
-        if not path.exists():
+        if not is_named(path):
             raise YarnEdgeError(f"{path}: is missing; {first.path.name} is the first of {count} shards in one folder")
         shard = read(path)
         _check_shard(shard, index, count)

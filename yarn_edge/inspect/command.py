@@ -98,7 +98,9 @@ def inspect_checkpoint(folder: Path, freeze_at: int | None = None) -> Checkpoint
             part = "" if len(positions.parts) == 1 else "full_attention"
             plans[part] = CarriedForm(architecture, plan.form, plan.keys)
     shown = names[0] if isinstance(names, list) and names else model_type
-    return CheckpointOutcome(folder, shown, positions.dialect, positions.parts, plans, positions.notes, findings)
+    return CheckpointOutcome(
+        folder, shown, positions.dialect, positions.parts, plans, (*positions.notes, *positions.assumptions), findings
+    )
 
 
 def inspect_model(path: str | Path, freeze_at: int | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from yarn_edge.errors import one_line
 from yarn_edge.inspect.patient import PATCH, Patient
+from yarn_edge.llama_rules.contradictions import RULES, contradictions
 from yarn_edge.llama_rules.description import CANONICAL
 from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error
 from yarn_edge.llama_rules.honoured import HONOURED
@@ -101,8 +102,9 @@ def _ext_factor_is_the_factor(p: Patient) -> Iterator[Diagnosis]:
 
 def _capped_context(p: Patient) -> Iterator[Diagnosis]:
     context, wanted = p.file.number("context_length"), p.wanted
-    if not p.is_ours and not p.number("original_context_length"):
-        return  # the file does not say what the context was before the scaling
+    origin = p.number("original_context_length")
+    if not p.is_ours and (not origin or origin > (context or 0)):
+        return  # the file does not say what the context was before the scaling, or contradicts itself
     if wanted is not None and wanted.method != "none" and context is not None and context < wanted.extended_context:
         at_origin = " (the original context)" if context == wanted.original_context else ""
         yield Diagnosis(
@@ -114,7 +116,7 @@ def _capped_context(p: Patient) -> Iterator[Diagnosis]:
 
 
 def _missing_origin(p: Patient) -> Iterator[Diagnosis]:
-    if p.is_yarn and not p.is_ours and p.raw("original_context_length") is None:
+    if p.is_yarn and not p.is_ours and not p.number("original_context_length"):
         context = p.file.metadata.get(f"{p.file.architecture}.context_length")
         yield Diagnosis(
             "llama.cpp takes context_length in its place, which moves the ramp",
@@ -240,7 +242,19 @@ def _description_disagrees(p: Patient) -> Iterator[Diagnosis]:
         yield Diagnosis("the rope keys disagree with the file's own description", pairs, p.patch())
 
 
+def _contradiction(name: str) -> Callable[[Patient], Iterator[Diagnosis]]:
+    """The doctor for a row of RULES."""
+
+    def doctor(p: Patient) -> Iterator[Diagnosis]:
+        for found in contradictions(p.file, name):
+            command = p.patch(found.flags) if found.flags else p.patch()
+            yield Diagnosis(found.what, found.evidence, f"{command}, {found.where}" if found.where else command)
+
+    return doctor
+
+
 DOCTORS: dict[str, Callable[[Patient], Iterator[Diagnosis]]] = {
+    **{name: _contradiction(name) for name in RULES},
     "open attention factor": _open_attention_factor,
     "trained without rounding": _trained_without_rounding,
     "factor in ext_factor": _ext_factor_is_the_factor,

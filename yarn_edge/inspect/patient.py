@@ -100,7 +100,8 @@ class Patient:
     def patch(self, *flags: str) -> str:
         """The patch command with `flags`, plus a flag for each value that the file leaves open."""
         needed = list(flags)
-        if self.is_yarn and not self.is_ours and self.raw("original_context_length") is None:
+        told = any("--yarn-orig-ctx" in flag for flag in flags)
+        if self.is_yarn and not self.is_ours and not self.number("original_context_length") and not told:
             needed.append("--yarn-orig-ctx N")
         if self.unclear_factor is not None and not any("--yarn-attention-factor" in flag for flag in flags):
             needed.append("--yarn-attention-factor A")

@@ -37,11 +37,17 @@ def _bad(file: GGUFFile, key: str, value: Any, expected: str) -> YarnEdgeError:
     return YarnEdgeError(f"{file.path}: {key} is {one_line(repr(value), 60)}; {expected}")
 
 
+def has_known_type(file: GGUFFile) -> bool:
+    """Whether llama.cpp knows the file's `rope.scaling.type`, or takes its default."""
+    kind = file.metadata.get(f"{file.architecture}.rope.scaling.type", "linear")
+    return isinstance(kind, str) and kind in ROPE_TYPES
+
+
 def _check_scaling_type(file: GGUFFile) -> None:
     key = f"{file.architecture}.rope.scaling.type"
-    kind = file.metadata.get(key, "linear")
-    if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        raise _bad(file, key, kind, f"llama.cpp knows {', '.join(ROPE_TYPES)}")
+    if not has_known_type(file):
+        known = f"llama.cpp knows {', '.join(ROPE_TYPES)}: yarn-edge patch with --yarn-factor or --from CHECKPOINT replaces it"
+        raise _bad(file, key, file.metadata[key], known)
 
 
 def _check_vocabulary(file: GGUFFile) -> None:

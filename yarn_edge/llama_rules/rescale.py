@@ -5,11 +5,15 @@ Runtime arguments and a metadata override apply the scaling in memory. It is exa
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
 from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.contradictions import DOES_NOT_RUN, contradictions, open_questions
 from yarn_edge.llama_rules.declared import declared, open_attention_factor
 from yarn_edge.llama_rules.effective import (
     FREQUENCY_FACTORS,
@@ -21,6 +25,7 @@ from yarn_edge.llama_rules.effective import (
 )
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.layers import sliding_scaling
+from yarn_edge.llama_rules.loadable import has_known_type
 from yarn_edge.llama_rules.planner import in_keys, native_keys
 from yarn_edge.positions.overrides import apply_overrides
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
@@ -34,9 +39,12 @@ def from_file(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRID
     fields, file = overrides.fields, positions.file
     base = positions.canonical
     if base is None:
-        base = declared(_without_slips(file, overrides))
+        for question in open_questions(file, fields):
+            raise YarnEdgeError(f"{file.path}: {question}")
+        base = declared(_without_slips(_as_flags_say(file, fields), overrides))
     context = file.required_int("context_length")
-    if base.method != "none" and not fields and context > base.extended_context:
+    scaled = fields.keys() - {"rope_theta"}
+    if base.method != "none" and not scaled and context > base.extended_context:
         raise YarnEdgeError(
             f"{file.path}: context_length is {context}, but factor {base.factor:g} makes {base.original_context} tokens "
             f"{base.extended_context}: pass --yarn-factor and --yarn-orig-ctx"
@@ -45,8 +53,8 @@ def from_file(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRID
         return base
     if base.frequency_factors is not None and not all(abs(f - 1) <= SAME_RELATIVE for f in base.frequency_factors):
         raise YarnEdgeError(
-            f"{file.path}: has its own frequency factors ({FREQUENCY_FACTORS}: Llama 3, or baked by others): YaRN on top of "
-            "them would scale twice"
+            f"{file.path}: has its own frequency factors ({FREQUENCY_FACTORS}: Llama 3, or baked by others), made for its own base: "
+            "YaRN on top of them would scale twice"
         )
     if abs(base.softmax_factor - 1) > SAME_RELATIVE and fields.keys() & {"factor", "attention_factor"}:
         raise YarnEdgeError(
@@ -57,12 +65,40 @@ def from_file(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRID
     return apply_overrides(base, overrides, str(file.path))
 
 
+# key after the architecture's prefix -> (the field whose flag replaces it, the value that it must be above)
+_REPLACEABLE = {
+    "rope.scaling.factor": ("factor", 0.999),
+    "rope.scale_linear": ("factor", 0.999),
+    "rope.scaling.original_context_length": ("original_context", 0.0),
+    "rope.scaling.attn_factor": ("attention_factor", 0.0),
+    "rope.freq_base": ("rope_theta", 1.0),
+}
+
+
+def _as_flags_say(file: GGUFFile, fields: Mapping[str, Any]) -> GGUFFile:
+    """The header with flags in place of what makes no sense, and as YaRN if a flag says so for a scaling that does not run."""
+    meta = dict(file.metadata)
+    for name, (field, low) in _REPLACEABLE.items():
+        key = f"{file.architecture}.{name}"
+        value = meta.get(key)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and low < value < math.inf
+        if value is not None and not good and field in fields:
+            # Of attn_factor, a multiplier, nothing is left: the flag is A itself.
+            meta[key] = 1.0 if field == "attention_factor" else fields[field]
+    if "factor" in fields and (contradictions(file, DOES_NOT_RUN) or not has_known_type(file)):
+        meta[f"{file.architecture}.rope.scaling.type"] = "yarn"
+    return replace(file, metadata=meta)
+
+
 def _without_slips(file: GGUFFile, overrides: ScalingOverrides) -> GGUFFile:
     """The header with its clear mistakes corrected. Raises YarnEdgeError for mistakes whose meaning is open."""
     fields = overrides.fields
     prefix = f"{file.architecture}.rope.scaling."
     meta = dict(file.metadata)
-    no_origin = prefix + "original_context_length" not in meta and "original_context" not in fields
+    origin = meta.get(prefix + "original_context_length")
+    no_origin = (
+        origin is None or (isinstance(origin, (int, float)) and not origin)
+    ) and "original_context" not in fields
     if (
         meta.get(prefix + "type", "linear") == "linear"
         and no_origin
@@ -112,7 +148,7 @@ def base_scaling(positions: FilePositions, overrides: ScalingOverrides = NO_OVER
     Raises YarnEdgeError for scalings that cannot be varied: frequency tables, or a softmax factor.
     """
     given = overrides.fields
-    if given and not given.keys() >= {"factor", "original_context"}:
+    if given.keys() - {"rope_theta"} and not given.keys() >= {"factor", "original_context"}:
         own = from_file(positions)
         if own.method != "yarn":
             around = {"factor": max(1.0, own.factor), "original_context": own.original_context}

@@ -20,8 +20,9 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.batch import LlamaBatch
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import KV_TYPES, check_room
-from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, physical_threads
+from yarn_edge.runtime.llama_api import clear_log, failure_reason, physical_threads
 from yarn_edge.runtime.model import Model
+from yarn_edge.signals import deferred_ctrl_c
 
 MAX_DRAFT = 15
 

@@ -14,7 +14,8 @@ from functools import cache
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.ggml import check_struct, function
-from yarn_edge.runtime.llama_api import deferred_ctrl_c, llama
+from yarn_edge.runtime.llama_api import llama
+from yarn_edge.signals import deferred_ctrl_c
 
 
 @cache

@@ -1,24 +1,20 @@
-"""The llama_cpp module, imported and initialized once; its log for error messages; Ctrl-C during long calls into C."""
+"""The llama_cpp module, imported and initialized once, and its log for error messages."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import c_void_p
-from types import FrameType
 from typing import Any
 
-from yarn_edge.errors import one_line, raise_terminated
+from yarn_edge.errors import one_line
 from yarn_edge.flags import MAX_THREADS
 
 _LOG_LINES: list[tuple[int, str]] = []
 _CAPTURES: list[list[str]] = []
 _LOG_ERROR = 4  # ggml.h: enum ggml_log_level
 _state: dict[str, Any] = {}
-DEFERRED = tuple(n for n in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")) if n is not None)
 
 
 def llama() -> Any:
@@ -71,40 +67,6 @@ def physical_threads() -> int:
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, psutil.cpu_count(logical=False) or usable, MAX_THREADS)
-
-
-@contextmanager
-def deferred_ctrl_c(act: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
-    """Defer Ctrl-C (and SIGTERM, SIGHUP) during a long call into C: the signal calls `act`, and is raised at the end.
-
-    Python's own handlers would raise inside a callback (log, progress, abort), where ctypes prints and drops the exception.
-    Yields a function that returns whether a signal came. Does nothing outside the main thread, or for signals that have
-    other handlers than Python's and ours.
-    """
-    came: list[int] = []
-
-    def handler(number: int, _frame: object) -> None:
-        came.append(number)
-        if act:
-            act()
-
-    ours: dict[int, Callable[[int, FrameType | None], object]] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in DEFERRED:
-            usual = signal.getsignal(number)
-            if usual is signal.default_int_handler or usual is raise_terminated:
-                ours[number] = usual
-                signal.signal(number, handler)
-    try:
-        yield lambda: bool(came)
-    except KeyboardInterrupt:  # how an evaluation reports that it was stopped
-        if not came:
-            raise
-    finally:
-        for number, usual in ours.items():
-            signal.signal(number, usual)
-    if came:
-        ours[came[0]](came[0], None)
 
 
 def kv_overrides(api: Any, values: Mapping[str, str | bool | int | float]) -> Any:

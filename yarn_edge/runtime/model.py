@@ -23,8 +23,9 @@ from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.ggml import extra_buffers
-from yarn_edge.runtime.llama_api import clear_log, deferred_ctrl_c, failure_reason, kv_overrides, llama
+from yarn_edge.runtime.llama_api import clear_log, failure_reason, kv_overrides, llama
 from yarn_edge.runtime.tokenizing import Tokenizer
+from yarn_edge.signals import deferred_ctrl_c
 
 
 class Model:
@@ -120,11 +121,19 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, which knows where long texts can be cut."""
-        return Tokenizer(self._vocab, self.gguf.metadata | self.overrides, str(self.path), self._own_ends)
+        return Tokenizer(self._vocab, {**self.gguf.metadata, **self.overrides}, str(self.path), self._own_ends)
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool, at_most: int | None = None) -> list[int]:
+    def tokenize(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        at_most: int | None = None,
+        until: float | None = None,
+    ) -> list[int]:
         """Token ids of `text`: `Tokenizer.tokenize`."""
-        return self.tokenizer.tokenize(text, add_special, parse_special, at_most)
+        return self.tokenizer.tokenize(text, add_special, parse_special, at_most, until)
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
         """The bytes of one token: `Tokenizer.token_bytes`."""

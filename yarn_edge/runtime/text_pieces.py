@@ -25,8 +25,8 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.runtime.token_names import TokenNames
 
 PIECE_CHARS = 1 << 15  # of a piece, about, where the text can be cut
-MAX_MARKUP = 1000  # occurrences in a piece
-MAX_PIECE = 1 << 20  # characters, where it cannot
+MAX_MARKUP = 500  # occurrences in a piece
+MAX_PIECE = 1 << 18  # characters, where it cannot: 2 s under the slowest patterns
 # Runs for which a pre-tokenizer's patterns take time that grows with their square.
 _SLOW = {"superbpe": r"\d{8193}", "jais-2": r"\s{32769}"}
 

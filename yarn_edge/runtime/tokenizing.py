@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any
@@ -30,12 +31,14 @@ class Tokenizer:
     def __init__(self, vocab: Any, metadata: dict[str, Any], origin: str, ends: Collection[int] = ()) -> None:
         self._api, self._vocab, self._metadata, self._origin, self._ends = llama(), vocab, metadata, origin, ends
 
-    def tokenize(self, text: str, add_special: bool, parse_special: bool, at_most: int | None = None) -> list[int]:
+    def tokenize(
+        self, text: str, add_special: bool, parse_special: bool, at_most: int | None = None, until: float | None = None
+    ) -> list[int]:
         """Token ids of the text, the same as llama.cpp's for the whole.
 
         add_special: add the BOS/EOS that the file asks for; parse_special: markup becomes special tokens; at_most: return soon
-        after that many ids, for a caller who wants no more. Raises YarnEdgeError if the text has a part that is too long to
-        tokenize and cannot be cut.
+        after that many ids, for a caller who wants no more; until: a time.monotonic() to give up at. Raises YarnEdgeError then,
+        and if the text has a part that is too long to tokenize and cannot be cut.
         """
         if len(text) <= _SHORT:
             return self._ids(text.encode("utf-8", errors="surrogatepass"), add_special, parse_special)
@@ -45,6 +48,8 @@ class Tokenizer:
             ids += self._ids_of_piece(piece, parse_special)
             if at_most is not None and len(ids) > at_most:
                 break
+            if until is not None and time.monotonic() > until:
+                raise YarnEdgeError(f"the text takes too long to tokenize: after {len(ids)} tokens the time was up")
         return self._with_specials(ids) if add_special else ids
 
     @cached_property

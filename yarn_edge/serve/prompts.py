@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from yarn_edge.serve.lanes import SHORT_BYTES, TextLane
 from yarn_edge.serve.refusals import TooLongError
 from yarn_edge.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest, parsed
 
+WORK_S = 20.0  # for the text of one request
 MOST_COUNTED = 1 << 20  # tokens, for /tokenize
 _ESCAPED = 6  # bytes of JSON for one of the text, at most: \u0061
 _OTHER_BYTES = 1 << 20  # for everything but the texts
@@ -40,7 +42,7 @@ class Prompts:
             if renderer is None:
                 raise YarnEdgeError("the model has no chat template (a base model?): use /v1/completions")
             self._check("characters", sum(len(message["content"]) for message in messages), self._most_bytes)
-            return request, self._fitting(renderer.tokens(self.model, messages, self.n_ctx))
+            return request, self._fitting(renderer.tokens(self.model, messages, self.n_ctx, _deadline()))
 
         self._check("bytes of JSON", len(body), self._most_json)
         return await self._in_lane(body, work)
@@ -54,7 +56,7 @@ class Prompts:
             if isinstance(prompt, str):
                 self._check("characters", len(prompt), self._most_bytes)
                 message: Message = {"role": "user", "content": prompt}
-                return request, self._fitting(RawText().tokens(self.model, [message], self.n_ctx))
+                return request, self._fitting(RawText().tokens(self.model, [message], self.n_ctx, _deadline()))
             if any(not 0 <= token < self.model.n_vocab for token in prompt):
                 raise YarnEdgeError(f"prompt: tokens are from 0 to {self.model.n_vocab - 1}")
             return request, self._fitting(prompt)
@@ -68,7 +70,8 @@ class Prompts:
 
         def work(_renderer: Renderer | None) -> int:
             text = parsed(TokenizeRequest, body).text
-            return len(self.model.tokenize(text, add_special=False, parse_special=False, at_most=most))
+            ids = self.model.tokenize(text, add_special=False, parse_special=False, at_most=most, until=_deadline())
+            return len(ids)
 
         counted = await self._in_lane(body, work)
         if counted > most:
@@ -92,3 +95,7 @@ class Prompts:
                 f"the prompt has at least {len(tokens)} tokens, the context holds {self.n_ctx} with the answer: {_REMEDY}"
             )
         return tokens
+
+
+def _deadline() -> float:
+    return time.monotonic() + WORK_S

@@ -16,6 +16,7 @@ from pathlib import Path
 from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
 from yarn_edge.checkpoint.tokenizer import SPACE, Reference, TokenizersReference, steps
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named
 from yarn_edge.runtime.model import Model
 
 Encode = Callable[[str, bool], list[int]]
@@ -112,9 +113,9 @@ def reference_encoder(checkpoint: Path) -> TokenizersReference | SentencePieceRe
 
     Raises YarnEdgeError if there is neither, or if it is not a BPE.
     """
-    if (checkpoint / "tokenizer.json").exists():
+    if is_named(checkpoint / "tokenizer.json"):
         return TokenizersReference(checkpoint)
-    if (checkpoint / "tokenizer.model").exists():
+    if is_named(checkpoint / "tokenizer.model"):
         return SentencePieceReference(checkpoint)
     raise YarnEdgeError(
         f"{checkpoint}: has no tokenizer.json and no tokenizer.model; make one with "

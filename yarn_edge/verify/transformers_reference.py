@@ -17,6 +17,7 @@ from yarn_edge.checkpoint.tensor_names import KEY_MAPPING
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
+from yarn_edge.regular_file import refuse_special_files
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,11 @@ def reference_logits(
         import transformers
     except ImportError as error:
         raise YarnEdgeError("comparing with a checkpoint needs transformers: pip install 'yarn-edge[hf]'") from error
+    refuse_special_files(folder)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if replaced is not None:
-            config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta}
-        if left_over(read_config(folder)) and hasattr(config, "quantization_config"):
-            del config.quantization_config
+        config = _config(folder, replaced)
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -85,6 +83,53 @@ def _check_found(folder: Path, found: Mapping[str, Any]) -> None:
     raise YarnEdgeError(
         f"{folder}: transformers does not find {one_line(missing[0], 100)}{there} and {len(missing) - 1} more: no reference"
     )
+
+
+# Values that yarn-edge takes however they are written, and transformers 5 only as whole numbers and booleans.
+_WHOLE = (
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "sliding_window",
+)
+_NULLS = ("rope_theta", "original_max_position_embeddings")
+_BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+
+
+def _config(folder: Path, replaced: RopeScaling | None) -> Any:
+    """The checkpoint's config as transformers has it; 32768.0 becomes 32768 first, and 1 true, which it would refuse.
+
+    With `replaced` its block goes, because transformers fails on some nulls that a flag settles.
+    """
+    import transformers
+
+    file = read_config(folder)
+    plain: dict[str, Any] = {k: file.integer(k) for k in _WHOLE if isinstance(file.values.get(k), float)}
+    plain |= {k: file.boolean(k) for k in _BOOLEANS if not isinstance(file.values.get(k, True), bool)}
+    blocks = [
+        file.values,
+        *(b for key in ("rope_parameters", "rope_scaling") if isinstance(b := file.values.get(key), dict)),
+    ]
+    if replaced is not None and any(key in b and b[key] is None for b in blocks for key in _NULLS):
+        plain |= dict.fromkeys((*_NULLS, "rope_scaling", "rope_parameters"))
+    if plain:
+        values = {**file.values, **plain}
+        config = transformers.AutoConfig.for_model(
+            **{k: v for k, v in values.items() if v is not None or k not in plain}
+        )
+    else:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if replaced is not None:
+        config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta}
+    if left_over(file) and hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def _replace_rotary(model: Any, scaling: RopeScaling) -> None:

@@ -172,7 +172,7 @@ def test_pipes_are_read_and_devices_are_not(tmp_path: Path) -> None:
     writer.join()
     assert document.read() == ("some words", True)
     for device in ("/dev/zero", "/dev/null"):
-        with pytest.raises(YarnEdgeError, match="is not a text file"):
+        with pytest.raises(YarnEdgeError, match="is not a regular file but a device"):
             documents_of(device)
 
 

@@ -418,7 +418,7 @@ def test_bad_input_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "unfinished.gguf.progress").write_text("theirs")
     given: dict[str, tuple[list[str], str]] = {
         "no text": (["--text", str(tmp_path / "nowhere")], "nowhere: No such file"),
-        "a folder": (["--text", str(tmp_path)], "Is a directory"),
+        "a folder": (["--text", str(tmp_path)], "is not a regular file but a folder"),
         "empty": (["--text", str(tmp_path / "empty")], "empty: holds no text"),
         "not UTF-8": (["--text", str(tmp_path / "latin")], "latin: is not UTF-8: byte 3 is 0xe9"),
         "short": (["--text", str(tmp_path / "short")], "has 63 tokens, fewer than one chunk of 64"),

@@ -1,4 +1,4 @@
-"""Inputs of the fuzz target: seeds (small GGUFs of every form, configs of every dialect) and their mutations."""
+"""Seeds (small GGUFs of every form, configs of every dialect) and their mutations."""
 
 from __future__ import annotations
 

@@ -1,0 +1,21 @@
+"""The kinds of hostile inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from support import tiny_gguf
+from support.fuzz.caches import Caches
+from support.fuzz.headers import Configs, GGUFs
+from support.fuzz.mutations import gguf_seeds
+from support.fuzz.runner import Kind
+from support.fuzz.texts import Texts
+
+# By name: how it is made in a scratch folder, and its part of the inputs.
+KINDS: dict[str, tuple[Callable[[Path], Kind], float]] = {
+    "headers": (lambda scratch: GGUFs(gguf_seeds(scratch), scratch), 0.3),
+    "configs": (lambda _scratch: Configs(), 0.3),
+    "texts": (Texts, 0.2),
+    "states": (lambda scratch: Caches(tiny_gguf.write(scratch / "tiny.gguf", "llama"), scratch), 0.2),
+}

@@ -39,13 +39,29 @@ def said(*contents: str) -> dict[str, Any]:
 
 
 LONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "letters": ("/v1/chat/completions", said("a" * (15 << 20)), "bytes of JSON, too many for 1024 tokens of context: shorten it"),
+    "letters": (
+        "/v1/chat/completions",
+        said("a" * (15 << 20)),
+        "bytes of JSON, too many for 1024 tokens of context: shorten it",
+    ),
     "spaces": ("/v1/completions", {"prompt": " " * (15 << 20)}, "bytes of JSON, too many for 1024 tokens"),
     "lists": ("/v1/completions", {"prompt": [[]] * 4_000_000}, "bytes of JSON, too many for 1024 tokens"),
-    "fewer letters": ("/v1/chat/completions", said("a" * 1_000_000), "the prompt has 1000000 characters, too many for 1024 tokens"),
+    "fewer letters": (
+        "/v1/chat/completions",
+        said("a" * 1_000_000),
+        "the prompt has 1000000 characters, too many for 1024 tokens",
+    ),
     "markup": ("/v1/chat/completions", said("</s>" * 300_000), "the prompt has 1200000 characters, too many"),
-    "markup in a prompt": ("/v1/completions", {"prompt": "<u>" * 400_000}, "the prompt has 1200000 characters, too many"),
-    "messages": ("/v1/chat/completions", said(*["a"] * 20_000), "the prompt has 20000 messages, too many for 1024 tokens"),
+    "markup in a prompt": (
+        "/v1/completions",
+        {"prompt": "<u>" * 400_000},
+        "the prompt has 1200000 characters, too many",
+    ),
+    "messages": (
+        "/v1/chat/completions",
+        said(*["a"] * 20_000),
+        "the prompt has 20000 messages, too many for 1024 tokens",
+    ),
     "empty messages": ("/v1/chat/completions", said(*[""] * 20_000), "the prompt has 20000 messages, too many"),
     "parts": (
         "/v1/chat/completions",
@@ -57,9 +73,13 @@ LONG: dict[str, tuple[str, dict[str, Any], str]] = {
         said("-" * (LONGEST * CTX - 1)),
         f"the context holds {CTX} with the answer: shorten it",
     ),
-    "tokens": ("/v1/completions", {"prompt": [5] * 200_000}, "the prompt has at least 200000 tokens, the context holds 1024"),
+    "tokens": (
+        "/v1/completions",
+        {"prompt": [5] * 200_000},
+        "the prompt has at least 200000 tokens, the context holds 1024",
+    ),
     "a text to count": ("/tokenize", {"text": "ab " * 1_000_000}, f"the text has over {1 << 20} tokens"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("path, body, message", LONG.values(), ids=LONG)
@@ -141,22 +161,34 @@ REFUSED_VALUES: dict[str, tuple[type[CompletionRequest] | type[ChatRequest], str
     "top_k": (ChatRequest, f'"top_k":{"9" * 4000}', "top_k: Input should be less than"),
     "max_tokens": (ChatRequest, '"max_tokens":1e400', "max_tokens: Input should be a finite number"),
     "temperature without end": (ChatRequest, '"temperature":1e999', "temperature is inf, not a finite number"),
-    "temperature of 4,000 digits": (ChatRequest, f'"temperature":{"9" * 4000}', "temperature: Input should be a valid number"),
+    "temperature of 4,000 digits": (
+        ChatRequest,
+        f'"temperature":{"9" * 4000}',
+        "temperature: Input should be a valid number",
+    ),
     "top_p without end": (ChatRequest, '"top_p":-1e999', "top_p is -inf"),
     "repeat_penalty in words": (ChatRequest, '"repeat_penalty":"nan"', "repeat_penalty is nan"),
     "1,000 stops": (ChatRequest, '"stop":[' + '"a",' * 999 + '"a"]', "stop: at most 16 texts"),
-    "a million stops": (ChatRequest, '"stop":[' + "0," * 999_999 + "0]", r"stop is \[0, 0.*, but must be a text or a list of texts"),
+    "a million stops": (
+        ChatRequest,
+        '"stop":[' + "0," * 999_999 + "0]",
+        r"stop is \[0, 0.*, but must be a text or a list of texts",
+    ),
     "an empty stop": (ChatRequest, '"stop":""', "stop: at most 16 texts of 1 to 256"),
     "a list in stop": (ChatRequest, '"stop":["a",["b"]]', "stop is .* but must be"),
     "a table in stop": (ChatRequest, '"stop":{"a":1}', "stop is .* but must be"),
     "logit_bias": (ChatRequest, '"logit_bias":{"1":-100}', "logit_bias is not supported"),
     "a million fields": (ChatRequest, ",".join(f'"f{i}":0' for i in range(100_000)), "f0 is not supported"),
-    "a prompt of words": (CompletionRequest, '"prompt":[' + "null," * 999_999 + "null]", "prompt is .None, None.* but must be a text or"),
+    "a prompt of words": (
+        CompletionRequest,
+        '"prompt":[' + "null," * 999_999 + "null]",
+        "prompt is .None, None.* but must be a text or",
+    ),
     "truth": (CompletionRequest, '"prompt":[true]', "prompt is .True., but must be"),
     "fractions": (CompletionRequest, '"prompt":[[1.5]]', "prompt is .1.5., but must be"),
     "a table": (CompletionRequest, '"prompt":{}', "prompt is {}, but must be"),
     "two prompts": (CompletionRequest, '"prompt":[[1],[2]]', "prompt: only one prompt"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind, fields, reason", REFUSED_VALUES.values(), ids=REFUSED_VALUES)
@@ -313,10 +345,14 @@ RAW: dict[str, tuple[bytes, bytes]] = {
         b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 400",
     ),
-    "two lengths": (b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcdef", b"HTTP/1.1 400"),
+    "two lengths": (
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcdef",
+        b"HTTP/1.1 400",
+    ),
     "two hosts": (b"GET /health HTTP/1.1\r\nhost: localhost\r\nhost: evil.com\r\n\r\n", b"HTTP/1.1 400"),
     "two origins": (
-        b"GET /health HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.com\r\norigin: http://localhost\r\n\r\n", b"HTTP/1.1 400",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.com\r\norigin: http://localhost\r\n\r\n",
+        b"HTTP/1.1 400",
     ),
     "no host": (b"GET /health HTTP/1.1\r\n\r\n", b"HTTP/1.1 400"),
     "HTTP/1.0": (b"GET /health HTTP/1.0\r\n\r\n", b"HTTP/1.1 403"),
@@ -332,7 +368,7 @@ RAW: dict[str, tuple[bytes, bytes]] = {
         b"sec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n",
         b"HTTP/1.1 200",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("data, answer", RAW.values(), ids=RAW)

@@ -31,35 +31,45 @@ KEY = "a-key"
 POSTS = ("/v1/chat/completions", "/v1/completions", "/tokenize")
 LARGE = 2000  # one input in so many may have megabytes
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 # Raw JSON, much of it none.
 NUMBERS = (
-    "0", "-0", "1", "-1", "2", "0.5", "1e999", "-1e999", "1e308", "1e-45", "1e-320", "3.5e38", "NaN", "Infinity", "-Infinity", "1e", "0x1",
-    "01", "9" * 30, "9" * 4000, "9" * 5000, "-" + "9" * 4000, "1." + "0" * 500, "4294967295", "4294967296", "9223372036854775807",
-    "9223372036854775808", "18446744073709551616", "2147483648", "true", "false", "null", '"1"', '"' + "1" * 5000 + '"', "[]", "{}", "[1]",
-)  # fmt: skip
+    *_words(
+        "0 -0 1 -1 2 0.5 1e999 -1e999 1e308 1e-45 1e-320 3.5e38 NaN Infinity -Infinity 1e 0x1 01 true false null [] {} [1]"
+    ),
+    *_words("2147483648 4294967295 4294967296 9223372036854775807 9223372036854775808 18446744073709551616"),
+    *("9" * 30, "9" * 4000, "9" * 5000, "-" + "9" * 4000, "1." + "0" * 500, '"1"', '"' + "1" * 5000 + '"'),
+)
 STRINGS = (
-    '""', '"a"', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\"', '"\n"', '"</s>"', '"<u><v><s></s>"', '"\ue0f0\ue0f1"',
-    '"{{ 7 * 7 }}{% raw %}"', '"\\u202e\\u001b[31m"', '"ab abc"', '"é𝔘\u0301"', "null", "7", "[]", "{}", '["a"]', '[["a"]]', "\"\xff\"",
-)  # fmt: skip
+    *_words(
+        r'"" "a" "\u0000" "\ud800" "\udc00\ud800" "\ud83d\ude00" "\" "</s>" "<u><v><s></s>" "\u202e\u001b[31m" null 7 [] {} ["a"] [["a"]]'
+    ),
+    *('"\n"', '"\ue0f0\ue0f1"', '"{{ 7 * 7 }}{% raw %}"', '"ab abc"', '"é𝔘\u0301"', '"\xff"'),
+)
 RUNS = ("a", " ", "-", "\\n", "</s>", "<u>", "é", "1", "\\t ", "ab ", "0a", "\\u0000")
 FIELDS = (
-    "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed", "max_tokens",
-    "max_completion_tokens", "n", "best_of", "logprobs", "top_logprobs", "logit_bias", "stop", "stream", "stream_options", "tools", "model",
-    "user", "metadata", "prompt_cache_key", "response_format", "echo", "suffix", "messages", "prompt", "text", "role", "a\\u0000b", "",
-)  # fmt: skip
+    *_words(
+        "temperature top_p top_k min_p repeat_penalty frequency_penalty presence_penalty seed max_tokens max_completion_tokens n best_of"
+    ),
+    *_words(
+        "logprobs top_logprobs logit_bias stop stream stream_options tools model user metadata prompt_cache_key response_format echo"
+    ),
+    *_words("suffix messages prompt text role a\\u0000b"),
+    "",
+)
 HOSTS = (
-    "127.0.0.1", "localhost", "LOCALHOST", "localhost.", "[::1]", "[::1].evil.com", "[::ffff:127.0.0.1]", "127.0.0.1:99999", "127.0.0.1:", "[",
-    "127.1", "evil.com", "user@127.0.0.1", "127.0.0.1@evil.com", "127.0.0.1:80:80", "a" * 3000, "", "127.0.0.1 ", "127.0.0.1, evil.com", "\xff",
-)  # fmt: skip
-ORIGINS = (
-    "null",
-    "http://127.0.0.1",
-    "https://evil.com",
-    "http://",
-    "file://",
-    "://",
-    "http://127.0.0.1.evil.com",
-    "http://127.0.0.1:1",
+    *_words(
+        "127.0.0.1 localhost LOCALHOST localhost. [::1] [::1].evil.com [::ffff:127.0.0.1] 127.0.0.1:99999 127.0.0.1: [ 127.1 evil.com"
+    ),
+    *_words("user@127.0.0.1 127.0.0.1@evil.com 127.0.0.1:80:80"),
+    *("a" * 3000, "", "127.0.0.1 ", "127.0.0.1, evil.com", "\xff"),
+)
+ORIGINS = _words(
+    "null http://127.0.0.1 https://evil.com http:// file:// :// http://127.0.0.1.evil.com http://127.0.0.1:1"
 )
 KINDS = (
     "application/json",
@@ -67,16 +77,20 @@ KINDS = (
     "text/plain",
     "",
     "application/x+json",
-    "multipart/form-data",
     ";",
     "\xff/json",
 )
 PATHS = (
-    "/", "//", "/page.js", "/page.css", "/health", "/health/", "/%68ealth", "/v1/models", "/v1/models/", "/v1/models/%2e%2e/%2e%2e/etc/passwd",
-    "/v1/models/%00", "/v1/models/%ff%fe", "/v1//models", "/../page.js", "/page.js/..%2f..%2fetc%2fpasswd", "/v1/chat/completions/",
-    "http://evil.com/health", "*", "/" + "a" * 5000, "/?" + "a=b&" * 500, "/%", "/v1/models/model", "/tokenize?x=1#y", "/%0d%0aX: y",
-)  # fmt: skip
-METHODS = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE", "CONNECT", "PATCH", "POST", "get", "PRI", "A" * 100)
+    *_words(
+        "/ // /page.js /page.css /health /health/ /%68ealth /v1/models /v1/models/ /v1/models/%2e%2e/%2e%2e/etc/passwd /v1/models/%00"
+    ),
+    *_words(
+        "/v1/models/%ff%fe /v1//models /../page.js /page.js/..%2f..%2fetc%2fpasswd /v1/chat/completions/ http://evil.com/health * /%"
+    ),
+    *_words("/v1/models/model /tokenize?x=1#y"),
+    *("/" + "a" * 5000, "/?" + "a=b&" * 500, "/%0d%0aX: y"),
+)
+METHODS = (*_words("GET HEAD OPTIONS PUT DELETE TRACE CONNECT PATCH POST get PRI"), "A" * 100)
 
 
 @dataclass
@@ -166,7 +180,7 @@ def structure(rng: random.Random, path: str, large: bool) -> bytes:
         lambda: "",
         lambda: " " * n + "{}",
         lambda: "\ufeff{}",
-    )  # fmt: skip
+    )
     return rng.choice(forms)().encode()
 
 
@@ -220,10 +234,19 @@ def headers(rng: random.Random, large: bool) -> Input:
     given = [*USUAL, ("content-length", str(len(body)))]
     for _ in range(rng.randint(1, 3)):
         name, values = rng.choice(
-            (("host", HOSTS), ("origin", ORIGINS), ("content-type", KINDS), ("authorization", ("", "Bearer", "Basic x", f"bearer  {KEY}")),
-             ("x-" + "y" * rng.choice((1, 1000)), ("z" * rng.choice((1, 5000)),)), ("expect", ("100-continue", "x")), ("upgrade", ("websocket",)),
-             ("connection", ("close", "upgrade", "keep-alive", "x")), ("accept-encoding", ("gzip",)), ("cookie", ("a=b" * 100,)))
-        )  # fmt: skip
+            (
+                ("host", HOSTS),
+                ("origin", ORIGINS),
+                ("content-type", KINDS),
+                ("authorization", ("", "Bearer", "Basic x", f"bearer  {KEY}")),
+                ("x-" + "y" * rng.choice((1, 1000)), ("z" * rng.choice((1, 5000)),)),
+                ("expect", ("100-continue", "x")),
+                ("upgrade", ("websocket",)),
+                ("connection", ("close", "upgrade", "keep-alive", "x")),
+                ("accept-encoding", ("gzip",)),
+                ("cookie", ("a=b" * 100,)),
+            )
+        )
         if rng.random() < 0.7:
             given = [item for item in given if item[0] != name]
         given.insert(rng.randrange(len(given) + 1), (name, rng.choice(values)))
@@ -242,9 +265,14 @@ def smuggled(rng: random.Random, large: bool) -> Input:
         (len(body), 0, len(body) - 1, len(body) + 5, "-1", "1e3", "0x10", "+5", "9" * 25, "1" * 19, "", " 5", "5, 5")
     )
     coding = rng.choice(("chunked", "identity", "gzip, chunked", "chunked, chunked", "CHUNKED", "\x0bchunked"))
-    which = rng.choice(([("content-length", str(length))], [("transfer-encoding", coding)],
-                        [("content-length", str(length)), ("transfer-encoding", coding)],
-                        [("content-length", str(len(body))), ("content-length", str(length))]))  # fmt: skip
+    which = rng.choice(
+        (
+            [("content-length", str(length))],
+            [("transfer-encoding", coding)],
+            [("content-length", str(length)), ("transfer-encoding", coding)],
+            [("content-length", str(len(body))), ("content-length", str(length))],
+        )
+    )
     data = rng.choice((body, chunked(rng, body), b"zz\r\n" + body, b"ffffffffffffffffff\r\n", b"5\r\nabc"))
     return Input([head("POST", path, [*USUAL, *which]) + data], whole=False)
 
@@ -289,8 +317,14 @@ def leaving(rng: random.Random, large: bool) -> Input:
 
 
 MIX: tuple[tuple[Callable[[random.Random, bool], Input], int], ...] = (
-    (a_body, 60), (headers, 10), (smuggled, 6), (paths, 8), (garbage, 4), (pipelined, 3), (leaving, 9),
-)  # fmt: skip
+    (a_body, 60),
+    (headers, 10),
+    (smuggled, 6),
+    (paths, 8),
+    (garbage, 4),
+    (pipelined, 3),
+    (leaving, 9),
+)
 
 
 def made(seed: int, number: int) -> Input:

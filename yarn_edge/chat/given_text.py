@@ -37,9 +37,7 @@ class Shown:
                 return True
             self._exact = None  # a template writes all messages alike
             prompts = (_bare(self._prompt), _bare(html.unescape(self._prompt)))
-            self._ways = [
-                _Way(prompt, lambda text, w=write: _bare(w(text))) for prompt in prompts for write in _WRITTEN
-            ]
+            self._ways = [_Way(prompt, write, _bare) for prompt in prompts for write in _WRITTEN]
         way = next((way for way in self._ways if way.finds(piece)), None)
         if way is not None:
             self._ways.remove(way)
@@ -49,14 +47,15 @@ class Shown:
 
 @dataclass(eq=False)
 class _Way:
-    """A way to write texts. at: behind the last one that was found."""
+    """A way to write texts, of which only what `kept` keeps is compared. at: behind the last one that was found."""
 
     prompt: str
     write: Callable[[str], str]
+    kept: Callable[[str], str] = str
     at: int = 0
 
     def finds(self, piece: str) -> bool:
-        written = self.write(piece)
+        written = self.kept(self.write(piece))
         found = self.prompt.find(written, self.at)
         if found < 0:
             found = self.prompt.find(written, 0, self.at + len(written))

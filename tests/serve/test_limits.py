@@ -378,6 +378,20 @@ def test_raw_http(data: bytes, answer: bytes, server: Server) -> None:
         assert client.recv(1 << 16).startswith(answer)
 
 
+def test_kept_connections_do_not_wait_for_the_network(server: Server) -> None:
+    """Head and body of an answer are two packets; the second must not wait for the acknowledgement of the first, which takes 40 ms."""
+    times = []
+    with connected(server) as client:
+        for _ in range(10):
+            began = time.monotonic()
+            client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            answer = b""
+            while b'"ok"' not in answer:
+                answer += client.recv(1 << 16)
+            times.append(time.monotonic() - began)
+    assert min(times[3:]) < 0.03
+
+
 def resets(client: socket.socket) -> None:
     client.sendall(
         b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 90\r\n\r\n{"

@@ -23,6 +23,7 @@ from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.report.pictures import own_style
 
 from support import tiny
+from support.full_disk import FullDisk
 from support.gguf_bytes import edit_key
 
 A4 = 1.1386294361119891
@@ -149,13 +150,7 @@ def test_a_full_disk_leaves_the_old_picture(
 ) -> None:
     out = tmp_path / "p.png"
     out.write_bytes(b"the old one")
-    real = Path.write_bytes
-
-    def full(path: Path, data: bytes) -> int:
-        real(path, data[: len(data) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("yarn_edge.writer.open_output", lambda path: FullDisk(path, "w"))
     assert main(["inspect", str(models["qwen2 GGUF"]), "--plot", str(out), "--force"]) == 2
     assert capsys.readouterr().err == f"yarn-edge: error: {out}: No space left on device\n"
     assert out.read_bytes() == b"the old one"

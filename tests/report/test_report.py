@@ -22,6 +22,8 @@ from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver, r
 from yarn_edge.report.report import Chart, HeatMap, Line, Report, Table
 from yarn_edge.report.tables import shortened, table_text
 
+from support.full_disk import FullDisk
+
 NAN, INF = math.nan, math.inf
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = '<script>alert("x")</script>&amp;\x1b[31m\u202e\n<img src=http://evil.example/x>'
@@ -238,14 +240,6 @@ def test_force_overwrites_what_a_link_stands_for(tmp_path: Path) -> None:
     assert (tmp_path / "r.html").is_symlink()
     assert (tmp_path / "elsewhere" / "p.png").read_bytes().startswith(PNG)
     assert (tmp_path / "elsewhere" / "r.html").read_text().startswith("<!doctype")
-
-
-class FullDisk(io.FileIO):
-    """Takes half of what is written to it."""
-
-    def write(self, data: Any) -> int:
-        super().write(memoryview(data)[: len(data) // 2])
-        raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import BACKENDS, add_threads_flag, count
-from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import note
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model

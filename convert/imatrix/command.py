@@ -19,7 +19,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, count
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
-from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import MAX_SEQUENCES, ContextSettings

@@ -17,6 +17,7 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.decoders import check_decoder
 from yarn_edge.llama_rules.ends import own_ends
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import check_loadable
@@ -48,6 +49,7 @@ class Model:
         self.path = Path(path)
         self.no_alloc = no_alloc
         self.gguf: GGUFFile = gguf or read_gguf(path)
+        check_decoder(self.gguf)
         check_loadable(self.gguf)
         self._own_ends = own_ends(self.gguf)
         self.api = llama()

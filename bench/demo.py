@@ -19,7 +19,7 @@ from typing import Any
 
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_threads_flag, length
+from yarn_edge.flags import add_threads_flag, add_trust_flag, length
 from yarn_edge.llama_rules.effective import ROPE_SCALING_TYPES, RuntimeArguments
 from yarn_edge.progress import note
 from yarn_edge.report.pictures import draw
@@ -148,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="overwrite what an earlier demo left in DIR")
     add_threads_flag(parser)
+    add_trust_flag(parser)
     parser.add_argument("--numbers", metavar="FILE.json", help="also write the measured numbers as JSON")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw perplexity by position (needs yarn-edge[plot])")
 

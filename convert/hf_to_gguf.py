@@ -13,6 +13,7 @@ from yarn_edge.flags import (
     ScalingOverrides,
     add_planner_flags,
     add_scaling_flags,
+    add_trust_flag,
     planner_options,
     scaling_overrides,
 )
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge convert`."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with config.json, weights and tokenizer")
     add_recipe_flags(parser)
+    add_trust_flag(parser)
     add_planner_flags(parser)
     add_scaling_flags(parser, "on top of config.json, or YaRN for a plain checkpoint")
 

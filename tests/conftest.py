@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from yarn_edge.flags import TRUST
 from yarn_edge.progress import set_quiet
 
 from support import depth, processes
@@ -21,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is imported that starts threads."""
     depth.full = config.getoption("--full")
+    os.environ[TRUST] = "1"  # thousands of new files are loaded; tests/runtime/test_first_load.py unsets it
     processes.receive_signals()
     if "PYTEST_XDIST_WORKER" in os.environ:
         number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "metal": ("MTL", "Metal"),
     "vulkan": ("Vulkan",),
 }
+
+TRUST = "YARN_EDGE_TRUST"  # the environment variable that --trust sets, for the processes of a command too
 
 MAX_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS; more threads end the process
 
@@ -161,6 +164,23 @@ def add_threads_flag(parser: argparse.ArgumentParser) -> None:
         type=count(1, MAX_THREADS),
         metavar="N",
         help="number of threads (default: the number of physical cores)",
+    )
+
+
+class _Trust(argparse.Action):
+    """Sets the variable, which the processes that a command starts inherit."""
+
+    def __call__(self, *_given: Any, **_options: Any) -> None:
+        os.environ[TRUST] = "1"
+
+
+def add_trust_flag(parser: argparse.ArgumentParser) -> None:
+    """--trust: for every command that loads a model (`yarn_edge.runtime.first_load`)."""
+    parser.add_argument(
+        "--trust",
+        action=_Trust,
+        nargs=0,
+        help="load a GGUF that is new on this machine at once, without trying it in a process of its own first",
     )
 
 

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yarn_edge.flags import add_backend_flag, add_memory_flag, add_threads_flag, length
+from yarn_edge.flags import add_backend_flag, add_memory_flag, add_threads_flag, add_trust_flag, length
 from yarn_edge.runtime.llama_api import physical_threads
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="required context, such as 16k (default: what the model was trained for, or what fits)",
     )
     add_threads_flag(parser)
+    add_trust_flag(parser)
     from yarn_edge.report.deliver import add_output_flags
 
     add_output_flags(parser)

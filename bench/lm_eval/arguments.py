@@ -16,7 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS, MAX_THREADS, parse_length
-from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.runtime.context_settings import FlashAttention
 
 from ..scoring.variants import Variant, parse_variant

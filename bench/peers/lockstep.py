@@ -21,8 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Literal
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.runtime.child import last_words
 
-from ..speed.process import PATIENCE_S, ended, last_words, read_lines
+from ..speed.process import PATIENCE_S, ended, read_lines
 
 SHORTEST_NS = 20_000_000  # stopping a program takes up to about a millisecond, and the run must not be over by then
 Starts = Callable[[bytes], bool]

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import bar, note
+from yarn_edge.runtime.child import last_words
 
-from ..speed.process import ended, last_words
+from ..speed.process import ended
 
 YARN_EDGE = (sys.executable, "-m", "yarn_edge")
 SAMPLE_S = 0.02

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides, add_scaling_flags, length_from, scaling_overrides
 from yarn_edge.llama_rules.file_positions import FilePositions
-from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.runtime.context_settings import FlashAttention

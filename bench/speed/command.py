@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import Terminated, YarnEdgeError
-from yarn_edge.flags import BACKENDS, MAX_THREADS, count, length, length_from
+from yarn_edge.flags import BACKENDS, MAX_THREADS, add_trust_flag, count, length, length_from
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar, note
@@ -181,6 +181,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="maximum seconds for one configuration (default: %(default)s)",
     )
     add("--csv", metavar="FILE", help="also write all rows as CSV, with llama-bench's names for its own columns")
+    add_trust_flag(parser)
     add_output_flags(parser)
     parser.set_defaults(usual={a.dest: a.default for a in parser._actions})
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.runtime.child import last_words
 from yarn_edge.signals import deferred_ctrl_c
 
 CHILD: tuple[str, ...] = (sys.executable, "-m", "yarn_edge.bench.speed.child")
@@ -131,10 +132,3 @@ def ended(code: int, words: str) -> str:
     if name == "SIGKILL":
         return "killed (SIGKILL), as the system does when memory runs out"
     return f"ended by {name}{details}"
-
-
-def last_words(errors: bytes) -> str:
-    """From what a child wrote to stderr: the assertion that failed, if there is one, otherwise the last line."""
-    lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
-    asserted = [line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line]
-    return one_line((asserted or lines or [""])[-1], 300)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_threads_flag, count, length_from
+from yarn_edge.flags import add_threads_flag, add_trust_flag, count, length_from
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
-from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
 from yarn_edge.regular_file import is_named
 from yarn_edge.runtime.context import Context
@@ -216,6 +216,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_threads_flag(parser)
+    add_trust_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:

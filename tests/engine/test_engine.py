@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from yarn_edge.cache_folder import user_cache_folder
 from yarn_edge.chat.command import add_arguments
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.engine.flags import engine_settings
-from yarn_edge.engine.opened import EngineSettings, opened, user_cache_folder
+from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import PlannerOptions

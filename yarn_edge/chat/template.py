@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from yarn_edge.chat.given_text import Shown
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.runtime.child import start_child
 
 if TYPE_CHECKING:
     from yarn_edge.runtime.model import Model
@@ -202,19 +200,7 @@ class ChatTemplate:
         if self._worker is not None and self._worker.poll() is None:
             return self._worker
         self.close()
-        # Started in the root folder and without the working folder on the path: a stranger's json.py there must not be imported.
-        here = os.path.realpath(os.curdir)
-        entries = [str(Path(__file__).parents[2]), *(e for e in sys.path if e and os.path.realpath(e) != here)]
-        path = os.pathsep.join(dict.fromkeys(os.path.abspath(e) for e in entries))  # noqa: PTH100
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "yarn_edge.chat.template_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
-            cwd=os.sep,
-            start_new_session=True,  # Ctrl-C in the terminal must not reach it
-        )
+        worker = start_child("yarn_edge.chat.template_process")
         self._worker, self._stop = worker, weakref.finalize(self, _end, worker)
         _send(worker.stdin, self._setup)
         return worker

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yarn_edge.flags import add_backend_flag, add_memory_flag, memory_size, number_or_auto
+from yarn_edge.cache_folder import user_cache_folder
+from yarn_edge.flags import add_backend_flag, add_memory_flag, add_trust_flag, memory_size, number_or_auto
 
 if TYPE_CHECKING:
     from yarn_edge.engine.opened import EngineSettings
@@ -16,6 +17,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `chat` and `serve` share: device, memory, the cache on disk, drafts, attention, scaling factor."""
     add_backend_flag(parser)
     add_memory_flag(parser)
+    add_trust_flag(parser)
     parser.add_argument(
         "--cache", type=Path, nargs="?", const=Path(), metavar="DIR",
         help="keep evaluated documents on disk for next time (without DIR: in the user's cache folder)",
@@ -44,7 +46,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 
 def engine_settings(args: argparse.Namespace) -> EngineSettings:
     """The settings from the flags of `add_engine_flags`."""
-    from yarn_edge.engine.opened import EngineSettings, user_cache_folder
+    from yarn_edge.engine.opened import EngineSettings
 
     cache = args.cache if args.cache is None or args.cache.parts else user_cache_folder()
     return EngineSettings(cache, args.cache_size, args.lookup, args.yarn_factor)

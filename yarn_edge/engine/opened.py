@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,15 +57,6 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
             _warn_of_other_positions(model.positions)
         lookup = None if settings.lookup == "off" else PromptLookup(always=settings.lookup == "on")
         yield Generation(context, states, lookup)
-
-
-def user_cache_folder() -> Path:
-    """This system's folder for files that programs can rebuild."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "yarn-edge"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "yarn-edge"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yarn-edge"
 
 
 def _scaling(

@@ -93,6 +93,22 @@ class GGUFFile:
             )
         return int(value)
 
+    def numbers(self, name: str, count: int) -> list[float]:
+        """`{architecture}.{name}` as one number for each of `count` layers (or axes), which may be equal; [] if it is absent."""
+        value = self.metadata.get(f"{self.architecture}.{name}")
+        if isinstance(value, np.ndarray):
+            return [float(number) for number in value[:count]]
+        one = self.number(name)
+        return [] if one is None else [one] * count
+
+    def wrong(self, key: str, expected: str, value: Any = None) -> YarnEdgeError:
+        """An error about `key`, or about the `value` that stands for an absent one: what it is and what was expected."""
+        given = self.metadata.get(key, value)
+        shown = "missing" if given is None else one_line(repr(given), 60)
+        if isinstance(given, (list, SkippedStrings)):
+            shown = f"an array of {len(given) if isinstance(given, list) else given.count} strings"
+        return YarnEdgeError(f"{self.path}: {key} is {shown}; {expected}")
+
     def float32_tensor(self, name: str, limit: int) -> npt.NDArray[np.float32]:
         """The values of a small vector. Raises YarnEdgeError if it is missing, not an F32 vector, or longer than `limit`."""
         tensor = self.tensors.get(name)

@@ -8,7 +8,7 @@ from typing import Literal
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import MAX_THREADS
 from yarn_edge.llama_rules.effective import RuntimeArguments
-from yarn_edge.llama_rules.loadable import MAX_CONTEXT
+from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.runtime.kv_cache import KV_TYPES
 
 FlashAttention = Literal["auto", "on", "off"]  # auto: llama.cpp decides

@@ -17,11 +17,13 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.decoders import check_decoder
 from yarn_edge.llama_rules.ends import own_ends
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar
 from yarn_edge.runtime import ggml
+from yarn_edge.runtime.first_load import check_first_load, trusted
 from yarn_edge.runtime.ggml import extra_buffers
 from yarn_edge.runtime.llama_api import clear_log, failure_reason, kv_overrides, llama
 from yarn_edge.runtime.tokenizing import Tokenizer
@@ -46,30 +48,45 @@ class Model:
         device: ggml.Device | None = None,
         no_alloc: bool = False,
         gguf: GGUFFile | None = None,
+        trust: bool = False,
+        repack: bool = True,
     ) -> None:
         self.path = Path(path)
         self.no_alloc = no_alloc
         self.gguf: GGUFFile = gguf or read_gguf(path)
+        check_decoder(self.gguf)
         check_loadable(self.gguf)
         self._own_ends = own_ends(self.gguf)
         self.api = llama()
+        self.overrides = dict(overrides or {})
+        if not trust and not trusted():
+            check_first_load(self.gguf, self.api.__version__, vocab_only=vocab_only, overrides=self.overrides)
         params = self.api.llama_model_default_params()
         params.vocab_only = vocab_only
         if no_alloc:
-            params.no_alloc, params.load_mode = (
-                True,
-                self.api.LLAMA_LOAD_MODE_NONE,
-            )  # llama.cpp asserts that nothing is mapped
+            # llama.cpp asserts that nothing is mapped
+            params.no_alloc, params.load_mode = True, self.api.LLAMA_LOAD_MODE_NONE
         self.device = device if device is not None and device.kind != "cpu" else None
         chosen = [] if self.device is None else [ggml.device_handle(self.device)]
-        params.use_extra_bufts = extra_buffers()
+        params.use_extra_bufts = repack and extra_buffers()
         self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # terminated by NULL
         params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         params.n_gpu_layers = 0 if self.device is None else -1
-        self.overrides = dict(overrides or {})
         self._overrides = kv_overrides(self.api, self.overrides)
-        if overrides:
+        if self.overrides:
             params.kv_overrides = self._overrides
+        self._handle = self._load(params)
+        self._vocab = self.api.llama_model_get_vocab(self._handle)
+        self.n_vocab: int = self.api.llama_vocab_n_tokens(self._vocab)
+        self.n_ctx_train: int = self.api.llama_model_n_ctx_train(self._handle)
+        self.n_layer: int = self.api.llama_model_n_layer(self._handle)
+        self.bos: int = self.api.llama_vocab_bos(self._vocab)
+        self.eos: int = self.api.llama_vocab_eos(self._vocab)
+        self.add_bos: bool = self.api.llama_vocab_get_add_bos(self._vocab)
+        self.add_eos: bool = self.api.llama_vocab_get_add_eos(self._vocab)
+
+    def _load(self, params: Any) -> Any:
+        """llama_model *. Raises YarnEdgeError, and what a signal in the meantime asks for."""
         clear_log()
         with bar(f"Loading {self.path.name}", 1.0, "percent") as advance, deferred_ctrl_c() as pressed:
             shown = [0.0]
@@ -81,19 +98,12 @@ class Model:
                 return not pressed()
 
             params.progress_callback = report
-            self._handle = self.api.llama_model_load_from_file(os.fsencode(self.path), params)
-            if pressed():
-                self.close()
-        if not self._handle:
+            handle = self.api.llama_model_load_from_file(os.fsencode(self.path), params)
+            if pressed() and handle:
+                handle = self.api.llama_model_free(handle)
+        if not handle:
             raise YarnEdgeError(f"{self.path}: llama.cpp cannot load it: {failure_reason()}")
-        self._vocab = self.api.llama_model_get_vocab(self._handle)
-        self.n_vocab: int = self.api.llama_vocab_n_tokens(self._vocab)
-        self.n_ctx_train: int = self.api.llama_model_n_ctx_train(self._handle)
-        self.n_layer: int = self.api.llama_model_n_layer(self._handle)
-        self.bos: int = self.api.llama_vocab_bos(self._vocab)
-        self.eos: int = self.api.llama_vocab_eos(self._vocab)
-        self.add_bos: bool = self.api.llama_vocab_get_add_bos(self._vocab)
-        self.add_eos: bool = self.api.llama_vocab_get_add_eos(self._vocab)
+        return handle
 
     @property
     def handle(self) -> Any:

@@ -26,6 +26,7 @@ from yarn_edge.flags import (
     ScalingOverrides,
     add_scaling_flags,
     add_threads_flag,
+    add_trust_flag,
     length_from,
     scaling_overrides,
 )
@@ -134,6 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cache type for the logits check (default: %(default)s)",
     )
     add_threads_flag(parser)
+    add_trust_flag(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_scaling_flags(parser, "the scaling flags that convert was given, if any")
 

@@ -15,13 +15,33 @@ from support.fuzz.runner import Case, one
 N_INPUTS = {"headers": 400, "configs": 400, "texts": 30, "states": 60}
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", N_INPUTS)
 def test_some_inputs(tmp_path: Path, name: str) -> None:
     kind = KINDS[name][0](tmp_path)
     results = [one(kind, 1, number, tmp_path) for number in range(N_INPUTS[name])]
     assert [failure for _outcome, failure in results if failure is not None] == []
     outcomes = [outcome for outcome, _failure in results]
     assert outcomes.count(max(set(outcomes), key=outcomes.count)) > N_INPUTS[name] / 4
+
+
+def test_some_files_in_llama_cpp() -> None:
+    """In a new process, because threads of OpenMP do not survive the forks."""
+    command = [
+        sys.executable,
+        "-m",
+        "support.fuzz",
+        "--kind",
+        "loads",
+        "--inputs",
+        "60",
+        "--seed",
+        "1",
+        "--workers",
+        "1",
+    ]
+    ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+    assert "used by" in ran.stdout
 
 
 class Bad:

@@ -8,6 +8,7 @@ from pathlib import Path
 from support import tiny_gguf
 from support.fuzz.caches import Caches
 from support.fuzz.headers import Configs, GGUFs
+from support.fuzz.loads import Loads
 from support.fuzz.mutations import gguf_seeds
 from support.fuzz.runner import Kind
 from support.fuzz.texts import Texts
@@ -16,6 +17,7 @@ from support.fuzz.texts import Texts
 KINDS: dict[str, tuple[Callable[[Path], Kind], float]] = {
     "headers": (lambda scratch: GGUFs(gguf_seeds(scratch), scratch), 0.3),
     "configs": (lambda _scratch: Configs(), 0.3),
-    "texts": (Texts, 0.2),
-    "states": (lambda scratch: Caches(tiny_gguf.write(scratch / "tiny.gguf", "llama"), scratch), 0.2),
+    "loads": (lambda scratch: Loads(gguf_seeds(scratch), scratch), 0.05),
+    "texts": (Texts, 0.05),
+    "states": (lambda scratch: Caches(tiny_gguf.write(scratch / "tiny.gguf", "llama"), scratch), 0.1),
 }

@@ -29,7 +29,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class TokenizerRow:
     """A value of `tokenizer.ggml.model`. refused: why no model with it can be run; "" for those that can."""
 
     bos: End = End(None, "never")
@@ -38,22 +38,22 @@ class Tokenizer:
     needs_bytes: bool = False  # every byte token: <0x00> to <0xFF>
 
 
-_NO_VOCABULARY = Tokenizer(refused="the file has no vocabulary to tokenize with")
-_BYTE_PAIRS = Tokenizer(End(11), End(11, "if on"))
-TOKENIZERS: dict[str, Tokenizer] = {
-    "llama": Tokenizer(End(1), End(2, "if on"), needs_bytes=True),
+_NO_VOCABULARY = TokenizerRow(refused="the file has no vocabulary to tokenize with")
+_BYTE_PAIRS = TokenizerRow(End(11), End(11, "if on"))
+TOKENIZERS: dict[str, TokenizerRow] = {
+    "llama": TokenizerRow(End(1), End(2, "if on"), needs_bytes=True),
     "gpt2": _BYTE_PAIRS,
     "hybriddna": _BYTE_PAIRS,
     "whitespace": _BYTE_PAIRS,
-    "gemma4": Tokenizer(End(None, "always"), End(None, "if on")),
-    "t5": Tokenizer(End(None, "if on"), End(1)),
-    "plamo2": Tokenizer(),
-    "test": Tokenizer(),
+    "gemma4": TokenizerRow(End(None, "always"), End(None, "if on")),
+    "t5": TokenizerRow(End(None, "if on"), End(1)),
+    "plamo2": TokenizerRow(),
+    "test": TokenizerRow(),
     "none": _NO_VOCABULARY,
     "no_vocab": _NO_VOCABULARY,
     # Models with these never get as far: llama.cpp crashes on tokens that WordPiece lacks, RWKV's have no attention heads.
-    "bert": Tokenizer(refused="a WordPiece vocabulary is that of an embedding model, which writes no text"),
-    "rwkv": Tokenizer(refused="llama.cpp never ends on a text of which the vocabulary has no token"),
+    "bert": TokenizerRow(refused="a WordPiece vocabulary is that of an embedding model, which writes no text"),
+    "rwkv": TokenizerRow(refused="llama.cpp never ends on a text of which the vocabulary has no token"),
 }
 # Pre-tokenizers that leave spaces in words, although llama.cpp asserts that no pair to merge has one.
 SPACED_PRE = {"whitespace": "llama.cpp cannot tokenize two spaces with it; it is that of an embedding model"}
@@ -65,7 +65,7 @@ def check_vocabulary(file: GGUFFile) -> None:
     for key, value in ((_MODEL, model), (_PRE, pre)):
         if value is not None and not isinstance(value, str):
             raise file.wrong(key, "expected a name")
-    tokenizer = Tokenizer() if model is None else TOKENIZERS.get(model)
+    tokenizer = TokenizerRow() if model is None else TOKENIZERS.get(model)
     if tokenizer is None:
         raise file.wrong(_MODEL, f"llama.cpp knows {', '.join(n for n, row in TOKENIZERS.items() if not row.refused)}")
     if tokenizer.refused:
@@ -77,7 +77,7 @@ def check_vocabulary(file: GGUFFile) -> None:
         _check_tokens(file, tokens, tokenizer)
 
 
-def _check_tokens(file: GGUFFile, tokens: list[str], tokenizer: Tokenizer) -> None:
+def _check_tokens(file: GGUFFile, tokens: list[str], tokenizer: TokenizerRow) -> None:
     if not 0 < len(tokens) <= MAX_TOKENS:
         raise file.wrong(_TOKENS, f"expected 1 to {MAX_TOKENS}")
     # llama.cpp reads them up to a NUL and renames empty ones, so several may be empty.

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from yarn_edge.errors import one_line
 from yarn_edge.gguf.edit_shards import publish_files
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
@@ -128,7 +129,7 @@ class QuantizationJob:
 
 def _summary(plan: FilePlan) -> str:
     size = plan.layout.file_bytes / 1e6
-    return f"{plan.path}: {plan.quant.name}, {size:.1f} MB, {plan.bits_per_weight:.2f} bits per weight"
+    return f"{one_line(str(plan.path))}: {plan.quant.name}, {size:.1f} MB, {plan.bits_per_weight:.2f} bits per weight"
 
 
 def _weights_per_second(kind: GGMLType, kernels: Kernels) -> float:

@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json({"model": args.model, "output": outputs, "form": plan.form, "changes": changes})
     else:
-        write_text("".join(f"{change}\n" for change in changes or ["no key had to change"]))
+        write_text("".join(f"{one_line(change, 2000)}\n" for change in changes or ["no key had to change"]))
     for path in outputs:
         note(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     note(f"to prove it: yarn-edge verify {outputs[0]}")

@@ -94,7 +94,9 @@ def _of_index(index: Path, must_exist: bool = True) -> WeightFiles:
         if Path(name).name != name:
             raise YarnEdgeError(f"{index}: weight_map names {one_line(name, 100)}, outside the folder")
         if must_exist and not is_named(index.parent / name):
-            raise YarnEdgeError(f"{index.parent / name}: the shard is missing, but {index.name} names it")
+            raise YarnEdgeError(
+                f"{index.parent / one_line(name, 300)}: the shard is missing, but {index.name} names it"
+            )
     return WeightFiles(tuple(index.parent / name for name in names), weight_map)
 
 

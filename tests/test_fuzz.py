@@ -15,16 +15,23 @@ from support.fuzz import runner
 from support.fuzz.kinds import KINDS
 from support.fuzz.runner import Case, one
 
-N_INPUTS = {"headers": 400, "configs": 400, "texts": 30, "states": 60}
+N_INPUTS = {
+    "headers": 400,
+    "configs": 400,
+    "texts": 30,
+    "states": 60,
+    "checkpoints": 60,
+    "terminals": 16,
+    "prompts": 40,
+}
 
 
 @pytest.mark.parametrize("name", N_INPUTS)
 def test_some_inputs(tmp_path: Path, name: str) -> None:
     kind = KINDS[name][0](tmp_path)
-    results = [one(kind, 1, number, tmp_path) for number in range(N_INPUTS[name])]
-    assert [failure for _outcome, failure in results if failure is not None] == []
-    outcomes = [outcome for outcome, _failure in results]
-    assert outcomes.count(max(set(outcomes), key=outcomes.count)) > N_INPUTS[name] / 4
+    counts, failures, _longest = runner.run(kind, N_INPUTS[name], 1, tmp_path, 1)
+    assert failures == []
+    assert max(counts.values()) > N_INPUTS[name] / 4
 
 
 def test_some_files_in_llama_cpp() -> None:

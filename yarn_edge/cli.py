@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from yarn_edge import __version__
-from yarn_edge.errors import Terminated, YarnEdgeError, one_line, os_error, raise_terminated
+from yarn_edge.errors import Terminated, YarnEdgeBug, YarnEdgeError, as_ours, one_line, raise_terminated
+from yarn_edge.foreign_text import harmless
 from yarn_edge.progress import set_quiet
 from yarn_edge.stdout import drop_the_rest
 
@@ -141,21 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", EXIT_INTERRUPTED, debug)
     except Terminated as signalled:
         return _fail(f"ended by signal {signalled.number}", 128 + signalled.number, debug)
-    except YarnEdgeError as error:
-        return _fail(str(error), EXIT_BAD_INPUT, debug)
-    except OSError as error:
-        return _fail(str(os_error(error)), EXIT_BAD_INPUT, debug)
-    except MemoryError:
-        return _fail("out of memory", EXIT_BAD_INPUT, debug)
     except Exception as error:
-        message = one_line(f"{type(error).__name__}: {error}", 300)
-        return _fail(f"a bug in yarn-edge, please report it: {message} (--debug shows where)", EXIT_BUG, debug)
+        ours = as_ours(error)
+        return _fail(str(ours), EXIT_BUG if isinstance(ours, YarnEdgeBug) else EXIT_BAD_INPUT, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
+    trace = harmless(traceback.format_exc()) if debug else ""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"yarn-edge: error: {one_line(message, 2000)}\n")
+        sys.stderr.write(f"{trace}yarn-edge: error: {one_line(message, 2000)}\n")
         sys.stderr.flush()
     return code

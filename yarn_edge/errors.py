@@ -19,6 +19,10 @@ class YarnEdgeError(Exception):
         super().__init__(one_line(message, MAX_MESSAGE))
 
 
+class YarnEdgeBug(YarnEdgeError):
+    """An exception that nobody expected. Exit code 70."""
+
+
 class Terminated(BaseException):
     """SIGTERM or SIGHUP, raised so that half-written files are cleaned up on the way out."""
 
@@ -42,4 +46,17 @@ def os_error(error: OSError, path: str | os.PathLike[str] | None = None) -> Yarn
     """An error of the operating system (full disk, missing folder, no permission) as one of ours."""
     where = path if path is not None else error.filename
     reason = error.strerror or str(error)
-    return YarnEdgeError(f"{Path(os.fsdecode(where))}: {reason}" if where else reason)
+    # A path may be so long that the reason would be cut off.
+    return YarnEdgeError(f"{one_line(str(Path(os.fsdecode(where))), 1000)}: {reason}" if where else reason)
+
+
+def as_ours(error: Exception) -> YarnEdgeError:
+    """Any exception as one of ours: by the reason that the system gives, or as a bug."""
+    if isinstance(error, YarnEdgeError):
+        return error
+    if isinstance(error, OSError):
+        return os_error(error)
+    if isinstance(error, MemoryError):
+        return YarnEdgeError("out of memory")
+    what = one_line(f"{type(error).__name__}: {error}", 300)
+    return YarnEdgeBug(f"a bug in yarn-edge, please report it: {what} (--debug shows where)")

@@ -33,12 +33,12 @@ def set_quiet(quiet: bool) -> None:
 
 
 def note(message: str) -> None:
-    """One line on stderr for a person; nothing with --quiet."""
+    """One line on stderr for a person, harmless whatever names are in it; nothing with --quiet."""
     show(one_line(message, 2000))
 
 
 def show(text: str) -> None:
-    """`text` as it is (lines, colors) on stderr; nothing with --quiet."""
+    """`text` as it is (lines, colors) on stderr; nothing with --quiet. What strangers wrote in it must be harmless already."""
     if not _quiet:
         with contextlib.suppress(OSError):  # the work does not fail because a note cannot be written
             sys.stderr.write(text + "\n")
@@ -68,6 +68,8 @@ def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
     from rich.progress import DownloadColumn as BytesColumn
     from rich.progress import TransferSpeedColumn as ByteRateColumn
     from rich.text import Text
+
+    label = one_line(label, 80)
 
     class RateColumn(ProgressColumn):
         def render(self, task: object) -> Text:

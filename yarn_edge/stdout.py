@@ -12,9 +12,16 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from yarn_edge.foreign_text import harmless, harmless_json
+
 
 def write_text(text: str, *, need_reader: bool = True) -> None:
-    """Write `text` and flush.
+    """Write a text for people, without what a terminal would obey (`foreign_text.harmless`). need_reader as in `write_data`."""
+    write_data(harmless(text), need_reader=need_reader)
+
+
+def write_data(text: str, *, need_reader: bool = True) -> None:
+    """Write `text` as it is, and flush: for what is read by a program.
 
     If the reader has left (`| head`), BrokenPipeError is raised; with need_reader=False the command goes on to its own exit
     code, and the rest of its output is dropped.
@@ -29,8 +36,8 @@ def write_text(text: str, *, need_reader: bool = True) -> None:
 
 
 def write_json(data: Mapping[str, Any], *, need_reader: bool = True) -> None:
-    """Write `data` as one JSON object on one line: values as in `plain`, need_reader as in `write_text`."""
-    write_text(json_text(data, sys.stdout.encoding) + "\n", need_reader=need_reader)
+    """Write `data` as one JSON object on one line: values as in `plain`, need_reader as in `write_data`."""
+    write_data(json_text(data, sys.stdout.encoding) + "\n", need_reader=need_reader)
 
 
 def drop_the_rest() -> None:
@@ -39,13 +46,16 @@ def drop_the_rest() -> None:
 
 
 def json_text(data: Mapping[str, Any], encoding: str | None = "utf-8", indent: int | None = None) -> str:
-    """`data` as JSON, values as in `plain`. Characters that `encoding` lacks are escaped, as are file names that are not UTF-8."""
+    """`data` as JSON, values as in `plain`.
+
+    Escaped are characters that a terminal would obey; and all but ASCII if `encoding` lacks one, or a file name is not UTF-8.
+    """
     values = plain(data)
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=indent)
+    text = harmless_json(json.dumps(values, ensure_ascii=False, allow_nan=False, indent=indent))
     try:
         text.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
-        return json.dumps(values, allow_nan=False, indent=indent)
+        return harmless_json(json.dumps(values, allow_nan=False, indent=indent))
     return text
 
 

@@ -32,6 +32,23 @@ def decode_text(data: bytes, name: str | Path, *, complete: bool = True) -> str:
     return text
 
 
+def given_text(text: str, name: str) -> str:
+    """A text that was typed. Where the system could not decode its bytes (LC_ALL=C), they are read as UTF-8.
+
+    name: what errors call the text. Raises YarnEdgeError if they are not UTF-8.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        at = error.start
+    else:
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            at = len(data[: error.start].decode())
+    raise YarnEdgeError(f"{name} is not valid UTF-8 (character {at})")
+
+
 def read_text(path: Path) -> str:
     """The text of a file or a pipe, without the line break at its end (llama.cpp's --file drops it, too).
 

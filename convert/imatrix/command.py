@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_threads_flag, add_trust_flag, count, length_from
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
@@ -239,7 +239,7 @@ def run(args: argparse.Namespace) -> int:
         write_json(report)
     else:
         write_text(
-            f"{args.output}: {len(matrix.entries)} matrices, {matrix.chunk_count} chunks of {matrix.chunk_size}\n"
+            f"{one_line(str(args.output))}: {len(matrix.entries)} matrices, {matrix.chunk_count} chunks of {matrix.chunk_size}\n"
         )
     if unseen:
         total = sum(map(len, unseen.values()))

@@ -6,19 +6,14 @@ import io
 import json
 import os
 import re
-import select
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from yarn_edge.bench.evidence.smollm2 import package_gguf
 from yarn_edge.chat import command as chat
-from yarn_edge.chat.answer_view import without_controls
 from yarn_edge.chat.conversation import Conversation
 from yarn_edge.chat.documents import read_document
 from yarn_edge.convert.hf_to_gguf import convert
@@ -27,6 +22,7 @@ from support import tiny
 from support.build_note import without_build_note
 from support.gguf_bytes import edit_key
 from support.templates import with_template
+from support.terminals import READY, ChatProcess, in_a_terminal
 
 MODEL = str(package_gguf())
 GREEDY = ("--temperature", "0", "--ctx", "512", "--threads", "1")
@@ -184,72 +180,12 @@ def test_importing_costs_little() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).stderr == b""
 
 
-def test_terminal_controls_are_taken_out() -> None:
-    hostile = "a\x1b[2J\x07\x9b31m\r\x00b\n\tc 👩‍🚀 é"
-    assert without_controls(hostile) == "a[2J31mb\n\tc 👩‍🚀 é"
-
-
-class Terminal:
-    """A child whose controlling terminal is a pseudo-terminal of its own, so that Ctrl-C is a signal."""
-
-    def __init__(self, *args: str) -> None:
-        import fcntl
-        import pty
-        import struct
-        import termios
-
-        self.master, self.slave = pty.openpty()
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))
-        attach = (
-            "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); [os.dup2(fd, i) for i in range(3)]; "
-            "os.execv(sys.executable, [sys.executable, '-m', 'yarn_edge.chat', *sys.argv[2:]])"
-        )
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", attach, os.ttyname(self.slave), *args],
-            start_new_session=True,
-            env={**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"},
-        )
-        self.seen = ""
-
-    def send(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def until(self, pattern: str, timeout_s: float = 60.0) -> str:
-        """Read until `pattern` appears. Returns the text up to the end of the match; the next call continues after it."""
-        end = time.monotonic() + timeout_s
-        while not (found := re.search(pattern, self.seen, re.S)):
-            assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
-            if select.select([self.master], [], [], 0.2)[0]:
-                self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
-            else:
-                assert self.child.poll() is None, f"ended before {pattern!r}: {self.seen!r}"
-        text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
-        return text
-
-
-@contextmanager
-def in_a_terminal(*args: str) -> Iterator[Terminal]:
-    if sys.platform == "win32":
-        pytest.skip("no pseudo-terminals")
-    made = Terminal(*args)
-    try:
-        yield made
-    finally:
-        made.child.kill()
-        made.child.wait()
-        os.close(made.master)
-        os.close(made.slave)
-
-
-READY = r".*\x1b\[\?2004h"  # prompt_toolkit asks for bracketed paste when it starts to read
-
-
 def test_conversation_in_a_terminal(tmp_path: Path) -> None:
     with in_a_terminal(MODEL, *GREEDY) as terminal:
         converse(terminal, tmp_path)
 
 
-def converse(terminal: Terminal, tmp_path: Path) -> None:
+def converse(terminal: ChatProcess, tmp_path: Path) -> None:
     """Every command, and the errors."""
     terminal.until("no position scaling, context 512 of 8192.*Ctrl-D quits" + READY)
     terminal.send("Write a very long story about a dragon.\r")

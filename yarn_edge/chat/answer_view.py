@@ -7,18 +7,14 @@ it could be the beginning of a marker (asterisks, backticks, the number signs of
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
+
+from yarn_edge.foreign_text import harmless
 
 HEADING, BOLD, CODE, FENCE, REASONING = "bold", "bold", "cyan", "dim cyan", "dim italic"
 _INLINE = re.compile(r"\*\*|`")
 _LINE_START = re.compile(r"(#{1,6} |`{3,}|~{3,})")
 _MAY_START = re.compile(r"(#{0,6}|`{0,3}|~{0,3})\Z")
-
-
-def without_controls(text: str) -> str:
-    """`text` without control characters: what a model writes must not move the cursor, set the title or ring the bell."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 class AnswerView:
@@ -31,16 +27,17 @@ class AnswerView:
         self._fence = ""  # the opening fence of the code block that the text is in
         self._line_style = ""
         self._bold = self._code = False
-        self._any = False
+        self.begun = False  # whether anything was given to show
 
     def reasoning(self, text: str) -> None:
         """Show a piece of reasoning."""
-        self._show(without_controls(text), REASONING)
-        self._any = True
+        self._show(harmless(text), REASONING)
+        self.begun = True
 
     def answer(self, text: str) -> None:
         """Show a piece of the answer."""
-        self._held += without_controls(text)
+        self._held += harmless(text)
+        self.begun = True
         while self._held and self._step():
             pass
 

@@ -16,7 +16,8 @@ from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, length, length_from
 from yarn_edge.progress import note
-from yarn_edge.stdout import write_json, write_text
+from yarn_edge.stdout import write_data, write_json, write_text
+from yarn_edge.text_file import given_text
 
 if TYPE_CHECKING:
     from yarn_edge.chat.conversation import Document
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     documents = tuple(map(read_document, args.file))
     prompt = _one_shot_prompt(documents, args.prompt) if once else None
-    _utf8(args.system or "", "--system")
+    args.system = given_text(args.system or "", "--system") or None
 
     from yarn_edge.chat.session import Session
     from yarn_edge.engine.opened import opened
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             from yarn_edge.chat.terminal import Terminal
 
-            terminal = Terminal(session, args.max_tokens)
+            terminal = Terminal(session, args.max_tokens, args.debug)
             if documents:
                 terminal.preload()
             terminal.converse()
@@ -117,20 +118,12 @@ def _wanted(args: argparse.Namespace, documents: tuple[Document, ...], prompt: s
     return Wanted(*wanted, needed_ctx=None if prompt is None else needed)
 
 
-def _utf8(text: str, what: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise YarnEdgeError(f"{what} is not valid UTF-8 (character {error.start})") from None
-    return text
-
-
 def _one_shot_prompt(documents: tuple[Document, ...], prompt: str | None) -> str:
     """The piped text, then the prompt; both may be empty if there are documents."""
-    from yarn_edge.chat.documents import decoded
+    from yarn_edge.chat.documents import read_stream
 
-    piped = "" if sys.stdin.isatty() else decoded(sys.stdin.buffer.read(), "standard input")
-    parts = (piped, _utf8(prompt or "", "-p/--prompt"))
+    piped = "" if sys.stdin.isatty() else read_stream(sys.stdin.buffer, "standard input")
+    parts = (piped, given_text(prompt or "", "-p/--prompt"))
     text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
     if not text and not documents:
         raise YarnEdgeError("the prompt is empty: give one with -p TEXT, or pipe it in")
@@ -139,11 +132,10 @@ def _one_shot_prompt(documents: tuple[Document, ...], prompt: str | None) -> str
 
 def _answer_once(session: Session, prompt: str, args: argparse.Namespace) -> None:
     """Write only the answer to stdout. Reasoning goes to stderr, if that is a terminal."""
-    from yarn_edge.chat.answer_view import without_controls
     from yarn_edge.chat.reasoning import split
-    from yarn_edge.chat.terminal import faint
+    from yarn_edge.chat.screen import faint
 
-    for_terminal = sys.stdout.isatty()
+    write = write_text if sys.stdout.isatty() else write_data
     said: dict[str, list[str]] = {"answer": [], "reasoning": []}
     try:
         with closing(session.stream(prompt, args.max_tokens)) as pieces:
@@ -153,7 +145,7 @@ def _answer_once(session: Session, prompt: str, args: argparse.Namespace) -> Non
                 if kind == "reasoning":
                     faint(piece)
                 elif not args.json:
-                    write_text(without_controls(piece) if for_terminal else piece)
+                    write(piece)
     except KeyboardInterrupt:
         write_text("" if args.json else "\n")
         raise

@@ -7,16 +7,21 @@ and move to the next question.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from yarn_edge.chat.template import Message
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.foreign_text import whole_characters
 from yarn_edge.regular_file import read_file_or_pipe
 
 FORMAT = "yarn-edge conversation 1"
-MAX_FILE_BYTES = 256 << 20
+MAX_FILE_BYTES = 64 << 20
+# Outside of the texts. A file of brackets would become thirty times its size in memory.
+MAX_STRUCTURE_BYTES, MAX_QUOTES = 8 << 20, 1 << 20
+_STRING = re.compile(rb'"[^"]*(?:"|\Z)')
 
 
 @dataclass(frozen=True)
@@ -93,40 +98,60 @@ class Conversation:
         self.waiting = ()
 
     def save(self, path: Path) -> None:
-        """Write a JSON file, completely or not at all; an existing file is replaced. Raises YarnEdgeError."""
-        from yarn_edge.writer import write_file
+        """Write a JSON file, completely or not at all; an existing file is replaced. Any characters can be saved.
+
+        Raises YarnEdgeError if the file cannot be written.
+        """
+        from yarn_edge.stdout import json_text
+        from yarn_edge.writer import check_output, write_file
 
         def documents(items: tuple[Document, ...]) -> list[dict[str, str]]:
             return [vars(document) for document in items]
 
         turns = [{"question": t.question, "answer": t.answer, "documents": documents(t.documents)} for t in self.turns]
         data = {"format": FORMAT, "system": self.system, "turns": turns, "waiting": documents(self.waiting)}
-        write_file(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n", force=True)
+        write_file(check_output(path, force=True), json_text(data, indent=1) + "\n", force=True)
 
     @classmethod
     def load(cls, path: Path) -> Conversation:
         """Read what `save` wrote. Raises YarnEdgeError for anything else."""
         try:
-            data = json.loads(read_file_or_pipe(path, MAX_FILE_BYTES))
+            data = json.loads(_content(path))
         except (ValueError, RecursionError):
             raise YarnEdgeError(f"{path}: is not a saved conversation (not JSON)") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise YarnEdgeError(f"{path}: is not a saved conversation (its format is not {FORMAT!r})")
         try:
-            return cls(_text(data["system"]), [_turn(turn) for turn in data["turns"]], _documents(data["waiting"]))
+            system = None if data["system"] is None else _text(data["system"])
+            return cls(system, [_turn(turn) for turn in _list(data["turns"])], _documents(data["waiting"]))
         except (KeyError, TypeError, AttributeError):
             raise YarnEdgeError(f"{path}: is a damaged conversation file") from None
 
 
-def _text(value: Any, required: bool = False) -> Any:
-    if not isinstance(value, str) and (required or value is not None):
+def _content(path: Path) -> bytes:
+    """The bytes of a file that may be a conversation: few enough beside its texts to become objects of Python."""
+    data = read_file_or_pipe(path, MAX_FILE_BYTES)
+    bare = data.replace(rb"\\", b"").replace(rb"\"", b"")
+    if bare.count(b'"') > MAX_QUOTES or len(_STRING.sub(b"", bare)) > MAX_STRUCTURE_BYTES:
+        raise YarnEdgeError(f"{path}: is not a saved conversation (too much besides its texts)")
+    return data
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return whole_characters(value)
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
         raise TypeError
     return value
 
 
 def _turn(data: dict[str, Any]) -> Turn:
-    return Turn(_text(data["question"], True), _text(data["answer"], True), _documents(data["documents"]))
+    return Turn(_text(data["question"]), _text(data["answer"]), _documents(data["documents"]))
 
 
-def _documents(data: list[dict[str, Any]]) -> tuple[Document, ...]:
-    return tuple(Document(_text(item["name"], True), _text(item["text"], True)) for item in data)
+def _documents(data: Any) -> tuple[Document, ...]:
+    return tuple(Document(one_line(_text(item["name"])), _text(item["text"])) for item in _list(data))

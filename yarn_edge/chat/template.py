@@ -202,7 +202,8 @@ class ChatTemplate:
         self.close()
         worker = start_child("yarn_edge.chat.template_process")
         self._worker, self._stop = worker, weakref.finalize(self, _end, worker)
-        _send(worker.stdin, self._setup)
+        with suppress(BrokenPipeError):  # it has ended already: the next request finds out
+            _send(worker.stdin, self._setup)
         return worker
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +225,7 @@ class ChatTemplate:
                 line = b""
             finally:
                 timer.cancel()
-            if line:
+            if line.endswith(b"\n"):  # a whole reply
                 return dict(json.loads(line))
         except BaseException:
             self.close()  # Ctrl-C: a late reply must not be taken for that of the next request

@@ -2,74 +2,109 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from yarn_edge.chat.answer_view import REASONING, AnswerView, without_controls
+from yarn_edge.chat.answer_view import AnswerView
 from yarn_edge.chat.conversation import Conversation
 from yarn_edge.chat.documents import read_document
 from yarn_edge.chat.reasoning import split
+from yarn_edge.chat.screen import dim, line_reader, styled_output, typing_unseen
 from yarn_edge.chat.session import Session
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import YarnEdgeBug, YarnEdgeError, as_ours, one_line
+from yarn_edge.foreign_text import harmless
 from yarn_edge.progress import note, show
 from yarn_edge.stdout import write_text
+from yarn_edge.text_file import given_text
 
 _BAR_WIDTH = 40
 
 
 @dataclass
 class Terminal:
-    """A session and its user. max_tokens: maximum length of an answer in tokens, None for no limit but the context."""
+    """A session and its user. max_tokens: maximum length of an answer in tokens, None for no limit but the context.
+
+    debug: show where an error came from.
+    """
 
     session: Session
     max_tokens: int | None = None
+    debug: bool = False
+    _unread: bool = field(default=False, init=False)  # whether the line editor failed at the last line
 
     def converse(self) -> None:
-        """Read questions and commands until the user leaves."""
-        reader = _reader()
+        """Read questions and commands until the user leaves. An error costs a turn, never the conversation."""
+        reader = line_reader([*COMMANDS, "/exit"])
         dim("/help lists the commands, Ctrl-D quits")
-        while True:
-            try:
-                text = reader("> ").strip()
-            except KeyboardInterrupt:
-                dim("Ctrl-D or /exit quits")
-                continue
-            except EOFError:
-                return
-            word, _, rest = text.partition(" ")
-            if word.lower() in ("/exit", "/quit"):
-                return
-            with _typing_unseen():
-                if word.lower() in COMMANDS:
-                    self._command(word.lower(), rest.strip())
-                elif word.startswith("/") and word[1:].isalpha():
-                    note(f"{word} is not a command; /help lists the commands")
-                elif text:
-                    self.turn(text)
+        goes_on = True
+        while goes_on:
+            with suppress(KeyboardInterrupt):  # pressed again while the first one is answered
+                goes_on = self._line(reader)
 
-    def _command(self, word: str, rest: str) -> None:
+    def _line(self, reader: Callable[[str], str]) -> bool:
+        """Read one line and do what it says. False if the user leaves."""
         try:
-            COMMANDS[word][2](self, rest)
-        except YarnEdgeError as error:
-            note(f"error: {error}")
+            text = reader("> ").strip()
+            self._unread = False
+        except KeyboardInterrupt:
+            dim("Ctrl-D or /exit quits")
+            return True
+        except EOFError:
+            return False
+        except Exception as error:
+            if self._unread or isinstance(error, OSError):  # the line editor is broken, or the terminal is gone
+                raise
+            self._unread = True
+            self._failed(as_ours(error))
+            return True
+        word, _, rest = text.partition(" ")
+        if word.lower() in ("/exit", "/quit"):
+            return False
+        try:
+            with typing_unseen():
+                self._do(text, word.lower(), rest.strip())
         except KeyboardInterrupt:
             dim("stopped")
+        except BrokenPipeError:  # whoever read the answers has left
+            raise
+        except Exception as error:
+            self._failed(as_ours(error))
+        return True
+
+    def _do(self, text: str, word: str, rest: str) -> None:
+        if word in COMMANDS:
+            COMMANDS[word][2](self, rest)
+        elif word.startswith("/") and word[1:].isalpha():
+            note(f"{word} is not a command; /help lists the commands")
+        elif text:
+            self.turn(text)
+
+    def _failed(self, error: YarnEdgeError) -> None:
+        if self.debug:
+            show(harmless(traceback.format_exc()))
+        note(f"error: {error}")
+        if isinstance(error, YarnEdgeBug):
+            dim("the conversation goes on; /save PATH keeps it")
 
     def turn(self, text: str) -> None:
-        """Ask a question and show its answer. An error is shown as one line, and the question is removed."""
-        view = AnswerView(_styled_output())
+        """Ask a question and show its answer. The question is removed if it gets none: YarnEdgeError says why."""
+        view = AnswerView(styled_output())
         try:
-            with closing(self.session.stream(text, self.max_tokens)) as pieces:
+            with closing(self.session.stream(given_text(text, "the question"), self.max_tokens)) as pieces:
                 for kind, piece in split(pieces, lambda: self.session.opened):
                     (view.answer if kind == "answer" else view.reasoning)(piece)
         except KeyboardInterrupt:
             pass
-        except YarnEdgeError as error:
-            note(f"error: {error}")
-            return
+        except Exception:
+            if view.begun:
+                view.end()
+                write_text("\n")
+            raise
         view.end()
         write_text("\n")
         dim(summary(self.session))
@@ -84,9 +119,7 @@ class Terminal:
 
     def file(self, rest: str) -> None:
         """Read a document for the next question."""
-        if not rest:
-            raise YarnEdgeError("/file needs a path")
-        document = read_document(Path(rest).expanduser())
+        document = read_document(_path("/file", rest))
         n_tokens, n_ctx = self._count(document.text), self.session.context.n_ctx
         if n_tokens >= n_ctx:
             raise YarnEdgeError(
@@ -101,7 +134,7 @@ class Terminal:
         conversation.waiting = (*before, document)
         try:
             self.preload()
-        except (YarnEdgeError, KeyboardInterrupt):
+        except BaseException:
             conversation.waiting = before
             raise
         dim(f"{document.name}: {n_tokens} tokens, added to your next question")
@@ -122,7 +155,9 @@ class Terminal:
         rows = [("system prompt", system), *documents, (_turns(len(conversation.turns)), turns)]
         rows.append(("free", max(0, n_ctx - used - waiting)))
         lines = [
-            f"{name[:28]:<30}{n:>8}  {'█' * round(_BAR_WIDTH * n / n_ctx)}" for name, n in rows if n or name == "free"
+            f"{one_line(name, 28):<30}{n:>8}  {'█' * round(_BAR_WIDTH * min(n, n_ctx) / n_ctx)}"
+            for name, n in rows
+            if n or name == "free"
         ]
         dim("\n".join([*lines, f"{'context':<30}{n_ctx:>8}"]))
 
@@ -132,38 +167,40 @@ class Terminal:
     def undo(self, _rest: str) -> None:
         """Remove the last question and its answer."""
         turn = self.session.conversation.undo()
-        dim("there is nothing to undo" if turn is None else f"removed: {turn.question[:60]}")
+        dim("there is nothing to undo" if turn is None else f"removed: {one_line(turn.question, 60)}")
 
     def retry(self, rest: str) -> None:
         """Ask the last question again, or another one instead."""
+        before = self.session.conversation
+        before = replace(before, turns=list(before.turns))
         turn = self.session.conversation.undo()
         if turn is None:
             raise YarnEdgeError("there is no question to ask again")
-        self.turn(rest or turn.question)
+        try:
+            self.turn(rest or turn.question)
+        except Exception:  # the answer that was to be replaced stays
+            self.session.conversation = before
+            raise
 
     def save(self, rest: str) -> None:
         """Save the conversation to a file."""
-        if not rest:
-            raise YarnEdgeError("/save needs a path")
-        path = Path(rest).expanduser()
+        path = _path("/save", rest)
         if path.exists():
             Conversation.load(path)  # only a saved conversation is overwritten
         self.session.conversation.save(path)
-        dim(f"{path}: {_turns(len(self.session.conversation.turns))}")
+        dim(one_line(f"{path}: {_turns(len(self.session.conversation.turns))}"))
 
     def load(self, rest: str) -> None:
         """Continue a saved conversation."""
-        if not rest:
-            raise YarnEdgeError("/load needs a path")
-        self.session.conversation = Conversation.load(Path(rest).expanduser())
+        self.session.conversation = Conversation.load(_path("/load", rest))
         self.session.dropped_turns = 0
         turns, waiting = self.session.conversation.turns, self.session.conversation.waiting
         parts = [_turns(len(turns)), *(f"{document.name}: added to your next question" for document in waiting)]
-        dim("; ".join([*parts, *(f"the last question was: {turn.question[:60]}" for turn in turns[-1:])]))
+        dim("; ".join([*parts, *(f"the last question was: {one_line(turn.question, 60)}" for turn in turns[-1:])]))
 
     def system(self, rest: str) -> None:
         """Set the system prompt, or remove it."""
-        self.session.conversation.system = rest or None
+        self.session.conversation.system = given_text(rest, "the system prompt") or None
         dim("the system prompt is set" if rest else "the system prompt is removed")
 
     def reset(self, _rest: str) -> None:
@@ -175,6 +212,24 @@ class Terminal:
         """Show the statistics of the last answer."""
         stats = self.session.stats
         dim("there is no answer yet" if stats is None else "\n".join(f"{k}: {v}" for k, v in asdict(stats).items()))
+
+
+def _path(command: str, rest: str) -> Path:
+    """The path that a command was given, ~ and ~user replaced. Raises YarnEdgeError for what can be no path here."""
+    if not rest:
+        raise YarnEdgeError(f"{command} needs a path")
+    if "\0" in rest:
+        raise YarnEdgeError(f"{command}: a path cannot hold a NUL")
+    try:
+        os.fsencode(rest)
+        return Path(rest).expanduser()
+    except RuntimeError:
+        raise YarnEdgeError(f"{rest}: the folder of that user is not known; ./{rest} is a file of that name") from None
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise YarnEdgeError(
+            f"{rest}: file names are {encoding} here, which lacks a character of it: set LC_ALL to a UTF-8 locale"
+        ) from None
 
 
 def _turns(n: int) -> str:
@@ -213,84 +268,3 @@ def summary(session: Session) -> str:
     if stats.finish_reason in ends:
         parts.append(ends[stats.finish_reason])
     return ", ".join(parts)
-
-
-def dim(text: str) -> None:
-    """Show dim text on stderr."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.capture() as capture:
-        console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
-    show(capture.get().rstrip("\n"))
-
-
-def faint(text: str) -> None:
-    """Show a piece of reasoning on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(without_controls(text), REASONING), end="")
-
-
-def _styled_output() -> Callable[[str, str], None]:
-    """Writes to stdout: styled on a terminal, plain elsewhere."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-
-    def styled(text: str, style: str) -> None:
-        console.print(Text(text, style), end="")
-
-    def plain(text: str, _style: str) -> None:
-        write_text(text)
-
-    return styled if sys.stdout.isatty() else plain
-
-
-@contextmanager
-def _typing_unseen() -> Iterator[None]:
-    """Do not echo what is typed during an answer; it stays in the input for the next line."""
-    try:
-        import termios
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    unseen = [*before]
-    unseen[3] &= ~termios.ECHO
-    try:
-        termios.tcsetattr(descriptor, termios.TCSANOW, unseen)
-        yield
-    finally:
-        with suppress(termios.error):  # the terminal was closed
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
-
-def _reader() -> Callable[[str], str]:
-    """A line editor with history; Esc Enter and pasted text make several lines."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-    from prompt_toolkit.output import create_output
-
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def new_line(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    words = WordCompleter([*COMMANDS, "/exit"], sentence=True)
-    session: PromptSession[str] = PromptSession(
-        history=InMemoryHistory(),
-        key_bindings=keys,
-        output=create_output(always_prefer_tty=True),
-        completer=words,
-        complete_while_typing=False,
-    )
-    return lambda prompt: session.prompt(prompt, prompt_continuation="  ")

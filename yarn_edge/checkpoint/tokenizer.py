@@ -7,7 +7,9 @@ them, but without transformers. `sentencepiece_model` is for checkpoints that ha
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,24 @@ class Reference:
         raise YarnEdgeError(f"{self.source}: returns no tokens for plain letters; the vocabulary is broken")
 
 
+@contextmanager
+def _panics_unheard() -> Iterator[None]:
+    """A panic of the library is written to the descriptor of stderr, with texts of the file, before it becomes an exception."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+
+
 class TokenizersReference(Reference):
     """`tokenizer.json`. As in transformers 5, add_bos_token and add_eos_token of tokenizer_config.json are ignored."""
 
@@ -108,13 +128,14 @@ class TokenizersReference(Reference):
         _check_bpe(self.source, self.model)
         self.left_out = {}
         try:
-            self.tokenizer = Tokenizer.from_file(str(self.source))
-            self._check_ids()
-            self._add_tokens(checkpoint)
-            self.left_out = pad_without_row(checkpoint, named_texts(self.config), self.tokenizer.get_vocab())
-            if self.left_out:
-                self.tokenizer = Tokenizer.from_str(json.dumps(self._without_left_out()))
+            with _panics_unheard():
+                self.tokenizer = Tokenizer.from_file(str(self.source))
+                self._check_ids()
                 self._add_tokens(checkpoint)
+                self.left_out = pad_without_row(checkpoint, named_texts(self.config), self.tokenizer.get_vocab())
+                if self.left_out:
+                    self.tokenizer = Tokenizer.from_str(json.dumps(self._without_left_out()))
+                    self._add_tokens(checkpoint)
         except (YarnEdgeError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises nothing narrower, and its panics are not Exceptions
@@ -176,7 +197,8 @@ class TokenizersReference(Reference):
 
     def __call__(self, text: str, add_special: bool) -> list[int]:
         try:
-            return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
+            with _panics_unheard():
+                return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
         except BaseException as error:  # a panic of the library
             if type(error).__name__ == "PanicException":
                 raise self._refused(error) from error

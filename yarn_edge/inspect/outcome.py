@@ -131,7 +131,7 @@ class CheckpointOutcome:
             for part, plan in self.plans.items()
         ]
         table = _scaling_table({part or "declared": scaling for part, scaling in self.parts.items()})
-        notes = [f"\nnote: {sentence}\n" for sentence in self.notes]
+        notes = [f"\nnote: {one_line(sentence, 2000)}\n" for sentence in self.notes]
         heading = _heading(self.path, self.architecture, self.dialect)
         return "".join([heading, table, *plans, *notes, _findings_text(self.findings)])
 
@@ -156,7 +156,7 @@ def _scaling_table(columns: Mapping[str, RopeScaling]) -> str:
         values = [of_one.get(field) for of_one in fields]
         if any(value is not None for value in values):
             row = "".join(f"{_number(value):<{width}}" for value in values)
-            lines.append(f"{field:<18}{row}{first.provenance.get(field, '')}\n")
+            lines.append(f"{field:<18}{row}{one_line(str(first.provenance.get(field, '')), 2000)}\n")
     return "".join(lines)
 
 
@@ -168,5 +168,7 @@ def _number(value: Any) -> str:
 
 def _findings_text(findings: Sequence[Finding]) -> str:
     lines = ["\n" if findings else "\nno findings\n"]
-    lines += [f"! {f.name}: {f.what}\n    evidence: {f.evidence}\n    remedy:   {f.remedy}\n" for f in findings]
+    for finding in findings:
+        what, evidence, remedy = (one_line(text, 2000) for text in (finding.what, finding.evidence, finding.remedy))
+        lines.append(f"! {finding.name}: {what}\n    evidence: {evidence}\n    remedy:   {remedy}\n")
     return "".join(lines)

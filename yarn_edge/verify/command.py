@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import (
     BACKENDS,
     NO_OVERRIDES,
@@ -176,7 +176,7 @@ def print_check(check: Check) -> None:
     """One check as a line on stdout."""
     width = 11 if ":" not in check.name else 17
     number = "" if check.value is None else f"{check.value:.3g} (limit {check.limit:.3g})"
-    _out(f"{check.status:<5} {check.name:<{width}} {number:<24} {check.detail}\n")
+    _out(f"{check.status:<5} {check.name:<{width}} {number:<24} {one_line(check.detail, 4000)}\n")
 
 
 def show_tables(checks: list[Check]) -> None:

@@ -60,11 +60,7 @@ class Variant:
 
     def load(self) -> Model:
         """The loaded model, on its backend. Raises YarnEdgeError."""
-        model = Model(self.path, device=self.device(), overrides=self.overrides, gguf=self.gguf)
-        if model.gguf.metadata.get(f"{model.gguf.architecture}.attention.causal") is False:
-            model.close()
-            raise YarnEdgeError(f"{self.label}: is not a causal language model: its tokens see the tokens after them")
-        return model
+        return Model(self.path, device=self.device(), overrides=self.overrides, gguf=self.gguf)
 
     def settings(
         self, *, n_ctx: int, n_batch: int, threads: int | None = None, flash_attention: FlashAttention = "auto"

@@ -78,8 +78,6 @@ def collect(
     if is_named(progress) and not (resume or force):
         raise YarnEdgeError(f"{progress}: is an unfinished run: --resume continues it, --force starts over")
     with Model(model) as loaded:
-        if loaded.gguf.metadata.get(f"{loaded.gguf.architecture}.attention.causal") is False:
-            raise YarnEdgeError(f"{model}: is not a causal language model: its tokens see those after them")
         chunks = chunks_of(loaded, words, settings, Path(text))
         run = ImatrixRun(
             model_identity(loaded.gguf),

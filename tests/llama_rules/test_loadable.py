@@ -290,7 +290,7 @@ def header(architecture: str, **keys: Any) -> GGUFFile:
 
 @pytest.mark.parametrize("architecture", NO_DECODERS)
 def test_models_that_do_not_write_text_are_named(architecture: str) -> None:
-    with pytest.raises(YarnEdgeError, match=f"m.gguf: architecture {architecture} is no causal language model: it "):
+    with pytest.raises(YarnEdgeError, match=f"m.gguf: architecture {architecture} is not a causal language model: it "):
         check_decoder(header(architecture))
 
 
@@ -306,5 +306,5 @@ def test_the_loader_refuses_them_before_llama_cpp_sees_the_file(named: str, weig
     path = write_gguf(
         tmp_path / "m.gguf", named, BYTE_TOKENIZER | keys, random_tensors(tiny_gguf.tensor_shapes(weights))
     )
-    with pytest.raises(YarnEdgeError, match=f"architecture {named} is no causal language model"):
+    with pytest.raises(YarnEdgeError, match=f"architecture {named} is not a causal language model"):
         runtime.Model(path)

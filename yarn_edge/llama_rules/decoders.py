@@ -47,6 +47,6 @@ def check_decoder(file: GGUFFile) -> None:
         why = f"{arch}.attention.causal is false: every token sees those after it"
     if why is not None:
         raise YarnEdgeError(
-            f"{file.path}: architecture {arch} is no causal language model: {why}; yarn-edge runs models that write text "
+            f"{file.path}: architecture {arch} is not a causal language model: {why}; yarn-edge runs models that write text "
             "token by token"
         )

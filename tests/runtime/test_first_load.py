@@ -208,12 +208,14 @@ ENDS = {
         "needs more memory to load this file than its size and 2 GiB; --trust",
     ),
     "no memory for C++": (
-        "print(\"  what():  std::bad_alloc\", file=sys.stderr, flush=True); os.abort()", "needs more memory to load"
+        'print("  what():  std::bad_alloc", file=sys.stderr, flush=True); os.abort()',
+        "needs more memory to load",
     ),
     "no end": (
-        "first_load_process._limit(1 << 30, 1)\nwhile True: pass", "does not finish loading this file within 30 s of processor"
+        "first_load_process._limit(1 << 30, 1)\nwhile True: pass",
+        "does not finish loading this file within 30 s of processor",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("code, said", ENDS.values(), ids=ENDS)

@@ -41,6 +41,7 @@ check: $(VENV)/.test
 # About ten minutes on two cores; the record of a run is in docs/fuzzing.md.
 fuzz: $(VENV)/.test
 	cd tests && ../$(VENV)/bin/python -m support.fuzz --inputs 120000
+	cd tests && ../$(VENV)/bin/python -m support.fuzz.requests --inputs 30000
 
 # Under an hour on two cores; also there.
 kills: $(VENV)/.test

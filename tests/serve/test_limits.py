@@ -21,7 +21,7 @@ from yarn_edge.serve.refusals import BusyError, ClientLeftError, StoppingError, 
 from yarn_edge.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest, parsed
 from yarn_edge.serve.worker import until
 
-from support import fuzz_requests
+from support.fuzz import requests as fuzz_requests
 from support.serving import CTX, Server
 from support.tiny_chat import LONGEST, SLOW, TEMPLATE, tiny_chat_model
 
@@ -534,7 +534,7 @@ def test_who_does_not_read_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_fuzzed_requests() -> None:
-    """The first thousand of `python -m support.fuzz_requests`, the same ones each time."""
+    """The first thousand of `python -m support.fuzz.requests`, the same ones each time."""
     with fuzz_requests.fuzzed_server() as server:
         outcome = asyncio.run(fuzz_requests.fuzz(server.port, 0, range(1000), 8, lambda: server.process.poll() is None))
         assert outcome.failures == []

@@ -1,4 +1,4 @@
-"""Hostile requests for a real server with a tiny model: `cd tests && python -m support.fuzz_requests --inputs 10000`.
+"""Hostile requests for a real server with a tiny model: `cd tests && python -m support.fuzz.requests --inputs 10000`.
 
 Each input is bytes for one connection, reproducible from the seed and its number. The run fails if the server ends, answers with 500,
 says nothing within 5 s of a whole request, prints a traceback, or takes more memory than the model's file and 1 GB.
@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .tiny_chat import tiny_chat_model
+from support.tiny_chat import tiny_chat_model
 
 ANSWER_S, SILENT_S, MEMORY_BYTES, CTX = 5.0, 0.1, 1_000_000_000, 1024
 KEY = "a-key"

@@ -26,6 +26,7 @@ from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note
 
+from support.fuzz import runner
 from support.fuzz.mutations import mutate_bytes, mutate_json
 from support.fuzz.runner import Case
 from support.scripted_chat import Joined, Scripted
@@ -242,6 +243,7 @@ class PseudoTerminal:
                 self.seen += os.read(self.master, 1 << 16)
             if (opened := self.seen.count(_NEW_LINE)) > asked and not self.seen.endswith(b"\x1b[?25l"):
                 asked, since, nudged = opened, time.monotonic(), 0
+                signal.setitimer(signal.ITIMER_REAL, runner.HANG_S)  # for each line
                 line = next(self._lines, None)
                 if line is None:
                     quitting = True

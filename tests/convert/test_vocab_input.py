@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from yarn_edge.convert.vocab import read_vocabulary
 from yarn_edge.convert.vocab_proof import write_vocab_gguf
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 
 from support.tiny_tokenizers import BYTE_LEVEL, CORPUS, SIZE, save, sentence_model, train
@@ -254,3 +254,15 @@ def test_bad_files(copy: Path) -> None:
     )
     (copy / "tokenizer.model").write_bytes(unigram.getvalue())
     fails(SIZE, "model_type", "Unigram")
+
+
+@pytest.mark.parametrize("end", [Terminated(15), KeyboardInterrupt()], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_while_the_library_reads_is_no_bad_tokenizer(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    def signalled(*_arguments: object) -> None:
+        raise end
+
+    monkeypatch.setattr("yarn_edge.checkpoint.tokenizer.pad_without_row", signalled)
+    with pytest.raises(type(end)):
+        read_vocabulary(copy, SIZE)

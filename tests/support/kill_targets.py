@@ -7,6 +7,7 @@ import csv
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -163,6 +164,7 @@ class Target:
 def start(name: str, words: list[str], folder: Path) -> None:
     """The body of the process: redirect its output, apply the settings, run, end."""
     target = TARGETS[name]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
     for number, stream in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ["TMPDIR"] = str(folder / "tmp")

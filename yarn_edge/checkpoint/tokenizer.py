@@ -16,7 +16,7 @@ from typing import Any
 
 from yarn_edge.checkpoint.added_tokens import left_out_notes, pad_without_row, read_added_tokens
 from yarn_edge.checkpoint.config_file import read_json
-from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.errors import Terminated, YarnEdgeError, one_line
 from yarn_edge.regular_file import is_named
 
 SPACE = "▁"  # how SentencePiece writes a space
@@ -136,7 +136,7 @@ class TokenizersReference(Reference):
                 if self.left_out:
                     self.tokenizer = Tokenizer.from_str(json.dumps(self._without_left_out()))
                     self._add_tokens(checkpoint)
-        except (YarnEdgeError, KeyboardInterrupt, SystemExit):
+        except (YarnEdgeError, KeyboardInterrupt, SystemExit, Terminated):
             raise
         except BaseException as error:  # the library raises nothing narrower, and its panics are not Exceptions
             raise self._refused(error) from error

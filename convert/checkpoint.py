@@ -147,7 +147,7 @@ def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> tuple
     if wrapper:
         notes.append(f"note: the names of all tensors begin with {one_line(wrapper, 60)}: read without it")
     if computed:
-        notes.append(f"note: {len(computed)} saved buffers ({one_line(computed[0], 60)}, …) are not weights: left out")
+        notes.append(f"note: saved buffers that are not weights are left out: {one_line(', '.join(computed), 100)}")
     return {known: weights[name] for known, name in names.items()}, tuple(notes)
 
 

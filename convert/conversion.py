@@ -159,7 +159,7 @@ def _match_tensors(
                     "(tie_word_embeddings): correct one of them"
                 )
         else:
-            raise unknown_tensor(tensor.name)
+            raise unknown_tensor(str(checkpoint.path), tensor.name)
     return rows
 
 

@@ -280,8 +280,9 @@ def tensor_rows(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> lis
     ]
 
 
-def unknown_tensor(name: str) -> YarnEdgeError:
+def unknown_tensor(source: str, name: str) -> YarnEdgeError:
     """The error for a tensor that no row uses: it must not be dropped silently."""
     return YarnEdgeError(
-        f"tensor {one_line(name, 120)} has no place in the GGUF, and converting without it would change the model"
+        f"{source}: tensor {one_line(name, 120)} has no place in the GGUF: if the model does without it (transformers loads it "
+        "then, and save_pretrained leaves the tensor out), remove it from the checkpoint"
     )

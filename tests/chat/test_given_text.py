@@ -243,3 +243,21 @@ def test_a_thousand_messages_take_no_time(written: str) -> None:
     shown = Shown(prompt)
     assert all(map(shown.has, texts))
     assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("<|im_start|>user\nassistant\n", ["user"]),
+        ("<|im_start|>user\nassistant\n", ["a"]),
+        ("{% for m in messages[:-1] %}{{ m.content }};{% endfor %}", ["yes", "ok", "yes"]),
+        ("{% for m in messages[:-1] %}{{ m.content }};{% endfor %}", ["I say no", "ok", "no"]),
+    ],
+)
+def test_words_that_are_elsewhere_in_the_prompt_are_lost_all_the_same(source: str, said: list[str]) -> None:
+    roles = ("user", "assistant")
+    messages: list[Message] = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+    with ChatTemplate(source) as template, pytest.raises(YarnEdgeError, match="without all of the user's last message"):
+        template.render(messages)
+    with ChatTemplate("{% for m in messages %}{{ m.content }};user{% endfor %}") as template:
+        assert template.render(messages)

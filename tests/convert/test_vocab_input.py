@@ -266,3 +266,8 @@ def test_a_signal_while_the_library_reads_is_no_bad_tokenizer(
     monkeypatch.setattr("yarn_edge.checkpoint.tokenizer.pad_without_row", signalled)
     with pytest.raises(type(end)):
         read_vocabulary(copy, SIZE)
+
+
+def test_a_renumbered_token_is_a_note(copy: Path) -> None:
+    edit(copy / "tokenizer_config.json", lambda config: config | {"added_tokens_decoder": {"1150": {"content": "<x>"}}})
+    assert "gives '<x>' the id 1150; it gets" in " ".join(read_vocabulary(copy, SIZE).notes)

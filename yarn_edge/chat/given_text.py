@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+NEEDLE = "NeedleInTheHaystack"  # a text that is looked for in trial prompts
 # Words that set how a model thinks. The templates of Qwen 3, SmolLM 3, Nemotron and GLM 4.5 read them, and may take them out.
 _SWITCHES = re.compile(r"/(?:no_?think|think|system_override)")
 # How a template may write a text inside other markup: as JSON (`tojson`), or as Python shows a value.

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from yarn_edge.chat.given_text import Shown
+from yarn_edge.chat.given_text import NEEDLE, Shown
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.runtime.child import start_child
 
@@ -138,9 +138,24 @@ class ChatTemplate:
         text = str(reply["text"])
         if not text:
             raise YarnEdgeError(f"{self.origin}: renders nothing; {self.remedy}")
-        if (lost := _lost(text, messages)) is not None:
+        lost = _lost(text, messages) or self._lost_among_equals(messages, add_generation_prompt)
+        if lost is not None:
             raise YarnEdgeError(f"{self.origin}: {_LOSSES[lost].format(remedy=self.remedy)}")
         return text
+
+    def _lost_among_equals(self, messages: Sequence[Message], add_generation_prompt: bool) -> str | None:
+        """`_lost`, for a last user text that the prompt may also hold for another reason: another text in its place must show."""
+        users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        said = [
+            *(message["content"] for i, message in enumerate(messages) if i not in users[-1:]),
+            self._setup["template"],
+        ]
+        if not users or not any(messages[users[-1]]["content"].strip() in str(text) for text in said):
+            return None
+        trial = [*messages]
+        trial[users[-1]] = {**trial[users[-1]], "content": NEEDLE}
+        reply = self._ask({"messages": trial, "add_generation_prompt": add_generation_prompt})
+        return "user" if "text" in reply and NEEDLE.casefold() not in str(reply["text"]).casefold() else None
 
     def tokens(
         self, model: Model, messages: Sequence[Message], at_most: int | None = None, until: float | None = None

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from yarn_edge.chat.given_text import NEEDLE
+
 MAX_RENDERED_CHARS = 16 << 20
 MAX_PROCESS_BYTES = 1 << 30
-_NEEDLE = "NeedleInTheHaystack"
 # role -> the shortest conversation in which a template renders a message of this role.
 _TRIALS = {"user": ("user",), "system": ("system", "user"), "assistant": ("user", "assistant", "user")}
 
@@ -83,13 +84,13 @@ class _Prompts:
 
     def _shows(self, role: str, parts: bool) -> bool:
         trial = _TRIALS.get(role, ())
-        messages = [{"role": other, "content": _NEEDLE if other == role else "Hello"} for other in trial]
+        messages = [{"role": other, "content": NEEDLE if other == role else "Hello"} for other in trial]
         try:
             text = self._text(messages, {**self._reads_parts, role: parts}, True).get("text", "")
         except Exception:  # it reads the other form
             return False
-        part = _content(_NEEDLE, parts=True)[0]
-        return _NEEDLE.casefold() in text.casefold() and not (repr(part) in text or json.dumps(part) in text)
+        part = _content(NEEDLE, parts=True)[0]
+        return NEEDLE.casefold() in text.casefold() and not (repr(part) in text or json.dumps(part) in text)
 
     def _text(
         self, messages: Sequence[Mapping[str, str]], reads_parts: Mapping[str, bool], add_generation_prompt: bool

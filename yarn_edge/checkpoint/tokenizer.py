@@ -127,6 +127,7 @@ class TokenizersReference(Reference):
         self.model: dict[str, Any] = model
         _check_bpe(self.source, self.model)
         self.left_out = {}
+        self._renumbered: dict[str, tuple[int, int]] = {}
         try:
             with _panics_unheard():
                 self.tokenizer = Tokenizer.from_file(str(self.source))
@@ -149,7 +150,11 @@ class TokenizersReference(Reference):
             index: Markup(t.content, t.special, bool(t.lstrip or t.rstrip or t.single_word))
             for index, t in self.tokenizer.get_added_tokens_decoder().items()
         }
-        self.notes = left_out_notes(self.left_out)
+        self.notes = left_out_notes(self.left_out) + tuple(
+            f"a file of the tokenizer gives {one_line(repr(text), 60)} the id {stated}; it gets {given}, as in transformers: if its "
+            f"row of the embedding is {stated}, correct tokenizer.json"
+            for text, (stated, given) in self._renumbered.items()
+        )
 
     def _refused(self, error: BaseException) -> YarnEdgeError:
         reason = one_line(str(error) or type(error).__name__, 200)
@@ -188,9 +193,11 @@ class TokenizersReference(Reference):
                 index: {"content": text, "special": text in special, "normalized": text not in special}
                 for text, index in read_added_tokens(checkpoint).items()
             }
-        for _, token in sorted(decoder.items(), key=lambda item: int(item[0])):
+        for index, token in sorted(decoder.items(), key=lambda item: int(item[0])):
             if isinstance(token, dict) and (text := token_text(token)) and text not in self.left_out:
                 self.tokenizer.add_tokens([AddedToken(text, **{k: bool(token[k]) for k in flags if k in token})])
+                if (given := self.tokenizer.token_to_id(text)) != int(index):
+                    self._renumbered[text] = (int(index), given)
         for text in special:
             if text not in self.left_out:
                 self.tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])

@@ -124,6 +124,20 @@ def _clean_up_on_signals() -> None:
                 signal.signal(number, raise_terminated)
 
 
+def run_and_exit(argv: Sequence[str] | None = None) -> NoReturn:
+    """The program: `main`, in a process of its own."""
+    code = main(argv)
+    ignore_signals()
+    raise SystemExit(code)
+
+
+def ignore_signals() -> None:
+    """For a process whose work is done: a signal no longer interrupts what the interpreter does at its end."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 if a check failed, 2 for bad input, 130 for Ctrl-C, 70 for a bug in yarn-edge."""
     argv = list(sys.argv[1:] if argv is None else argv)

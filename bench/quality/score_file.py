@@ -187,10 +187,12 @@ class ScoreFile:
         with partial_file(self.cache_path, 0o600) as partial:  # documents are private
             context.save_state(partial, tokens)
             with open_regular(partial) as written:
-                saved = SavedCache(len(tokens), partial.stat().st_size, digest(written), scores.done)
+                self._cache = SavedCache(len(tokens), partial.stat().st_size, digest(written), scores.done)
+            self._owns_cache = True
+            self._write(
+                scores
+            )  # names the cache before it is there: whatever ends this process, the next one knows whose it is
             publish(partial, self.cache_path, force=True)
-        self._owns_cache = True
-        self._cache = saved
 
     def _write(self, scores: Scores) -> None:
         current = self._cache is not None and self._cache.window == scores.done
@@ -204,7 +206,7 @@ class ScoreFile:
 
     def finish(self, scores: Scores) -> None:
         """The last saving: the scores stay, the cache file is removed."""
-        self._cache = None
-        self._write(scores)
         if self._owns_cache:
             self.cache_path.unlink(missing_ok=True)
+        self._cache = None
+        self._write(scores)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.chat.conversation import Conversation, Turn
-from yarn_edge.cli import main
+from yarn_edge.cli import ignore_signals, main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.imatrix.matrix import read_imatrix
 from yarn_edge.sample_text import sample_text
@@ -173,6 +173,7 @@ def start(name: str, words: list[str], folder: Path) -> None:
     code = 70
     try:
         code = target.run(words)
+        ignore_signals()
     finally:
         atexit._run_exitfuncs()  # as at the end of an interpreter: temporary folders go
         os._exit(code)

@@ -2,6 +2,6 @@
 
 import sys
 
-from yarn_edge.cli import main
+from yarn_edge.cli import run_and_exit
 
-raise SystemExit(main(["chat", *sys.argv[1:]]))
+run_and_exit(["chat", *sys.argv[1:]])

@@ -16,6 +16,8 @@ from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
 from yarn_edge.checkpoint.token_rows import check_token_rows
 from yarn_edge.checkpoint.tokenizer import SPACE, Reference, TokenizersReference, read_json_if_there, steps
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.llama_rules.ends import token_names
+from yarn_edge.llama_rules.template_tokens import UNNAMED, roles_read
 from yarn_edge.verify.tokenizer import reference_encoder
 
 from .pretokenizers import pretokenizer_candidates, signature
@@ -42,7 +44,8 @@ class Vocabulary:
     """What a GGUF says about its tokenizer. model: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE).
 
     special_ids: by "bos", "eos", "unk", "pad". ends: the ids at which an answer ends; end_keys: the keys for those that llama.cpp
-    would miss (`vocab_proof`). notes: known differences between llama.cpp and the checkpoint.
+    would miss (`vocab_proof`). unnamed: those of "bos" and "eos" that the tokenizer has no token for. notes: known differences
+    between llama.cpp and the checkpoint.
     """
 
     model: str
@@ -59,6 +62,7 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
     ends: tuple[int, ...] = ()
     end_keys: Mapping[str, Any] = field(default_factory=dict)
+    unnamed: tuple[str, ...] = ()
 
     def keys(self) -> dict[str, Any]:
         """GGUF key -> value, in writing order: int is uint32, list[int] an int32 array, list[float] a float32 array."""
@@ -76,7 +80,8 @@ class Vocabulary:
         }
         keys = {f"tokenizer.ggml.{name}": value for name, value in values.items() if value is not None}
         template = {} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template}
-        return {**keys, **self.end_keys, **template}
+        unnamed = [role for role in roles_read(self.chat_template) if role in self.unnamed]
+        return {**keys, **self.end_keys, **({UNNAMED: unnamed} if unnamed else {}), **template}
 
 
 def read_vocabulary(
@@ -113,15 +118,23 @@ def read_vocabulary(
             "arbitrary token"
         )
     _check(reference.source, tokens, parts.model)
+    template = chat_template(checkpoint, reference.config)
+    notes += [
+        f"the chat template writes {role}_token, which the tokenizer does not name: yarn-edge writes nothing there, other "
+        f"programs may write {token_names(tokens, [ids[role]]) if role in ids else 'any token'}"
+        for role in roles_read(template)
+        if role in reference.unnamed
+    ]
     return Vocabulary(
         **parts._asdict(),
         tokens=tokens,
         special_ids=ids,
         add_bos=bool(prefix),
         add_eos=bool(suffix),
-        chat_template=chat_template(checkpoint, reference.config),
+        chat_template=template,
         notes=tuple(notes),
         ends=ends,
+        unnamed=reference.unnamed,
     )
 
 

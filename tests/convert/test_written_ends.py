@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, processors
 
+from yarn_edge.chat.template import ChatTemplate
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.quantize import quantize
 from yarn_edge.convert.vocab import Vocabulary, read_vocabulary
@@ -20,6 +21,7 @@ from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.ends import OWN_ENDS
+from yarn_edge.llama_rules.template_tokens import UNNAMED
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
@@ -126,6 +128,65 @@ def test_a_damaged_list_of_ends_is_one_line(value: Any, tmp_path: Path) -> None:
     with pytest.raises(YarnEdgeError) as error:
         Model(path, vocab_only=True)
     assert str(error.value).startswith(f"{path}: {OWN_ENDS} is ")
+    assert "\n" not in str(error.value)
+
+
+WRITING = "{{ bos_token }}|{{ messages[0].content }}|{{ eos_token }}"
+# tokenizer_config.json -> the roles written as unnamed
+UNNAMED_BY: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "both named": ({}, []),
+    "no BOS": ({"bos_token": None}, ["bos"]),
+    "no EOS": ({"eos_token": None}, ["eos"]),
+    "neither": ({"bos_token": None, "eos_token": None}, ["bos", "eos"]),
+    "an empty BOS": ({"bos_token": ""}, ["bos"]),
+}
+
+
+@pytest.mark.parametrize("absent", [False, True], ids=["null", "absent"])
+@pytest.mark.parametrize("case", UNNAMED_BY)
+def test_templates_write_the_tokens_that_transformers_writes(case: str, absent: bool, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    config, roles = UNNAMED_BY[case]
+    folder = save(tmp_path / "ck", train(BYTE_LEVEL), chat_template=WRITING, **config)
+    if absent:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if v}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "bos_token_id": 0, "eos_token_id": 1}))
+    messages = [{"role": "user", "content": "Hi"}]
+    wanted = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False)
+    vocabulary = prove(read_vocabulary(folder, SIZE), folder)
+    assert vocabulary.keys().get(UNNAMED, []) == roles
+    assert vocabulary.special_ids["eos"] == 1  # llama.cpp ends answers there all the same
+    assert [role for role in ("bos", "eos") if f"writes {role}_token" in " ".join(vocabulary.notes)] == roles
+    with (
+        Model(write_vocab_gguf(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model,
+        ChatTemplate.of(model) as template,
+    ):
+        assert template.render(messages) == wanted
+        assert model.is_end(1)
+
+
+def test_a_template_that_writes_neither_needs_no_key(tmp_path: Path) -> None:
+    folder = save(tmp_path / "ck", train(BYTE_LEVEL), bos_token=None, chat_template="{{ messages[0].content }}")
+    assert UNNAMED not in read_vocabulary(folder, SIZE).keys()  # noqa: SIM118
+
+
+def test_llama_cpps_arbitrary_default_is_no_token_for_templates(tmp_path: Path) -> None:
+    folder = save(tmp_path / "ck", train(BYTE_LEVEL))
+    vocabulary = read_vocabulary(folder, SIZE)
+    path = write_vocab_gguf(replace(vocabulary, special_ids={"eos": 1}), tmp_path / "v.gguf")
+    with Model(path, vocab_only=True) as model:
+        assert (model.bos, model.template_token("bos"), model.template_token("eos")) == (11, "", "<|end|>")
+
+
+@pytest.mark.parametrize("value", ["bos", ["pad"], [1], 3], ids=str)
+def test_damaged_unnamed_tokens_are_one_line(value: Any, tmp_path: Path) -> None:
+    vocabulary = replace(read_vocabulary(save(tmp_path / "ck", train(BYTE_LEVEL)), SIZE), end_keys={UNNAMED: value})
+    path = write_vocab_gguf(vocabulary, tmp_path / "v.gguf")
+    with Model(path, vocab_only=True) as model, pytest.raises(YarnEdgeError) as error:
+        model.template_token("bos")
+    assert str(error.value).startswith(f"{path}: {UNNAMED} is ")
     assert "\n" not in str(error.value)
 
 

@@ -191,6 +191,38 @@ def test_a_checkpoint_without_bos_accepts_any(vocabulary: Vocabulary, copy: Path
     assert checks["bos"].detail == "no BOS, not put before texts"
 
 
+WRITING = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+
+
+@pytest.mark.parametrize("role", ["bos", "eos"])
+def test_a_token_that_the_checkpoint_does_not_name_is_not_to_be_written(role: str, copy: Path) -> None:
+    """config.json has an id of it: another converter writes the id, ours adds that templates read ""."""
+    edit(copy / "tokenizer_config.json", chat_template=WRITING, **{f"{role}_token": None})
+    edit(copy / "config.json", **{f"{role}_token_id": 1})
+    ours = prove(read_vocabulary(copy, SIZE), copy)
+    assert failed(checked(write_vocab_gguf(ours, copy / "v.gguf"), copy)) == []
+    other = replace(ours, unnamed=())
+    checks = checked(write_vocab_gguf(other, copy / "other.gguf"), copy)
+    name = {"bos": "bos", "eos": "ends"}[role]
+    assert failed(checks) == [name]
+    text = ours.tokens[ours.special_ids[role]]
+    assert f"writes {role}_token, which is '{text}'" in checks[name].detail
+    assert "the checkpoint's is none" in checks[name].detail
+    silent = replace(other, chat_template=TEMPLATE)  # a template that does not write it
+    assert name not in failed(checked(write_vocab_gguf(silent, copy / "silent.gguf"), copy))
+
+
+@pytest.mark.parametrize("role", ["bos", "eos"])
+def test_a_token_that_the_checkpoint_names_is_to_be_written(role: str, vocabulary: Vocabulary, copy: Path) -> None:
+    edit(copy / "tokenizer_config.json", chat_template=WRITING)
+    named = replace(vocabulary, chat_template=WRITING)
+    assert failed(checked(write_vocab_gguf(named, copy / "v.gguf"), copy)) == []
+    checks = checked(write_vocab_gguf(replace(named, unnamed=(role,)), copy / "other.gguf"), copy)
+    name = {"bos": "bos", "eos": "ends"}[role]
+    assert failed(checks) == [name]
+    assert f"writes {role}_token, which is none, the checkpoint's is '<|" in checks[name].detail
+
+
 def as_llama_cpp_writes(vocabulary: Vocabulary, folder: Path, path: Path) -> Path:
     """A file with the vocabulary, in which gguf's own SpecialVocab chose special tokens and templates."""
     writer = gguf.GGUFWriter(path, "llama")

@@ -121,7 +121,7 @@ class ChatTemplate:
             raise YarnEdgeError(
                 f"{model.path}: has no tokenizer.chat_template (a base model?); use --raw to continue text without one"
             )
-        bos, eos = (model.token_bytes(t).decode("utf-8", "replace") if t >= 0 else "" for t in (model.bos, model.eos))
+        bos, eos = model.template_token("bos"), model.template_token("eos")
         origin = origin or f"{model.path}: tokenizer.chat_template"
         template = cls(model.chat_template, bos_token=bos, eos_token=eos, origin=origin, remedy=remedy)
         template._start()  # it imports Jinja2 while the caller makes a context

@@ -22,6 +22,7 @@ from yarn_edge.regular_file import is_named
 SPACE = "▁"  # how SentencePiece writes a space
 SPECIAL = ("bos", "eos", "unk", "pad")  # the roles that GGUF has a key for
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NO_DEFAULTS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that name no token by themselves
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -75,6 +76,20 @@ class Reference:
     def spares_second_space(self) -> bool:
         """Whether a text that begins with a space gets no second one."""
         return False
+
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """Those of "bos" and "eos" that the tokenizer names no token for: templates read "" there, as in transformers.
+
+        null in tokenizer_config.json names none. A key that is not there leaves it to the class.
+        """
+        keys = {role: f"{role}_token" for role in ("bos", "eos")}
+        plain = self.config.get("tokenizer_class") in _NO_DEFAULTS
+        return tuple(
+            role
+            for role, key in keys.items()
+            if (token_text(self.config[key]) is None if key in self.config else plain and role not in self.ids)
+        )
 
     def added_around(self) -> tuple[list[int], list[int]]:
         """The ids added before and after a text. llama.cpp can add one BOS and one EOS, so more of them are an error."""

@@ -39,12 +39,12 @@ class TokenizerRow:
 
 
 _NO_VOCABULARY = TokenizerRow(refused="the file has no vocabulary to tokenize with")
-_BYTE_PAIRS = TokenizerRow(End(11), End(11, "if on"))
+BYTE_PAIRS = TokenizerRow(End(11), End(11, "if on"))
 TOKENIZERS: dict[str, TokenizerRow] = {
     "llama": TokenizerRow(End(1), End(2, "if on"), needs_bytes=True),
-    "gpt2": _BYTE_PAIRS,
-    "hybriddna": _BYTE_PAIRS,
-    "whitespace": _BYTE_PAIRS,
+    "gpt2": BYTE_PAIRS,
+    "hybriddna": BYTE_PAIRS,
+    "whitespace": BYTE_PAIRS,
     "gemma4": TokenizerRow(End(None, "always"), End(None, "if on")),
     "t5": TokenizerRow(End(None, "if on"), End(1)),
     "plamo2": TokenizerRow(),

@@ -21,6 +21,7 @@ from yarn_edge.llama_rules.decoders import check_decoder
 from yarn_edge.llama_rules.ends import own_ends
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.loadable import check_loadable
+from yarn_edge.llama_rules.template_tokens import unnamed_roles
 from yarn_edge.progress import bar
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.first_load import check_first_load, trusted
@@ -127,6 +128,13 @@ class Model:
         """The file's `tokenizer.chat_template`, None if it has none."""
         value = self.gguf.metadata.get("tokenizer.chat_template")
         return value if isinstance(value, str) else None
+
+    def template_token(self, role: str) -> str:
+        """What chat templates read as "bos" or "eos": its text, "" if there is none (`unnamed_roles`)."""
+        token = {"bos": self.bos, "eos": self.eos}[role]
+        if token < 0 or role in unnamed_roles(self.gguf):
+            return ""
+        return self.token_bytes(token).decode("utf-8", "replace")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -14,6 +14,7 @@ from yarn_edge.checkpoint.ends import end_ids
 from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.llama_rules.ends import END_SLOTS, OWN_ENDS, own_ends, token_names
+from yarn_edge.llama_rules.template_tokens import roles_read
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.checks import Check, judge
 from yarn_edge.verify.tokenizer import check_tokens, reference_encoder
@@ -57,6 +58,7 @@ def check_ends(model: Model, checkpoint: Path, reference: Reference) -> Check:
             f"EOS, which the chat template writes, is {token_names(texts, [model.eos])}, the checkpoint's "
             f"{token_names(texts, [eos])}"
         )
+    faults += _written(model, reference, "eos")
     for key, index in _named_ends(model):
         if index not in (*wanted, *added) and index not in reference.markup:
             faults.append(f"{key} ends answers at {token_names(texts, [index])}, which is text to the checkpoint")
@@ -82,6 +84,7 @@ def check_bos(model: Model, _checkpoint: Path, reference: Reference) -> Check:
         faults.append(
             f"{does[model.add_bos]} BOS is put before texts, the checkpoint puts {does[bool(added)]} BOS there"
         )
+    faults += _written(model, reference, "bos")
     detail = f"{name}, {'put' if added else 'not put'} before texts"
     return judge("bos", float(len(faults)), 0.0, "; ".join(faults) or detail)
 
@@ -125,6 +128,21 @@ def _added_around(reference: Reference) -> tuple[list[int], list[int]]:
         return reference.added_around()
     except YarnEdgeError:
         return [], []
+
+
+def _written(model: Model, reference: Reference, role: str) -> Iterator[str]:
+    """The fault if the chat template writes a token that the checkpoint's tokenizer does not name, or lacks one that it names."""
+    if role not in roles_read(model.chat_template):
+        return
+    written, named = model.template_token(role), role not in reference.unnamed
+    if bool(written) != named and (written or role in reference.ids):
+        texts = _tokens(model)
+        theirs = token_names(texts, [reference.ids[role]]) if named else "none"
+        ours = token_names(texts, [model.bos if role == "bos" else model.eos]) if written else "none"
+        yield (
+            f"the chat template writes {role}_token, which is {ours}, the checkpoint's is {theirs}: "
+            "make it with yarn-edge convert"
+        )
 
 
 def _named_ends(model: Model) -> Iterator[tuple[str, int]]:

@@ -367,6 +367,8 @@ def test_linear_without_an_original_is_told_and_others_are_not() -> None:
     (told,) = read_positions(config_file(LLAMA | v4(**LINEAR))).assumptions
     assert "max_position_embeddings 16384 is taken as the context after scaling" in told
     assert "pass --yarn-orig-ctx 16384" in told
+    (told,) = read_positions(config_file(LLAMA | v4(**LINEAR | {"factor": 3.0}))).assumptions
+    assert "16384 is taken as the context after scaling (16383: factor 3 * 5461, a whole number of tokens)" in told
     for config in (LLAMA, LLAMA | v4(**YARN), LLAMA | v4(**LINEAR | {ORIGINAL: 8192})):
         assert read_positions(config_file(config)).assumptions == ()
 
@@ -484,3 +486,21 @@ def test_tied_however_it_is_written(tied: Any, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(values))
     out = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
     assert "output.weight" not in read_gguf(out).tensors
+
+
+def test_inspect_takes_the_flags_that_its_messages_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "ck", **tiny.YARN)
+    config = json.loads((folder / "config.json").read_text())
+    block = config.get("rope_scaling") or config["rope_parameters"]
+    factor, origin = block.pop("factor"), block["original_max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    flags = ["--yarn-factor", str(factor)]
+    assert main(["inspect", str(folder)]) == 2
+    assert "pass --yarn-factor" in capsys.readouterr().err
+    assert main(["inspect", str(folder), *flags, "--json"]) == 0
+    (part,) = json.loads(capsys.readouterr().out)["parts"].values()
+    assert (part["factor"], part["original_context"]) == (factor, origin)
+    out = tmp_path / "out.gguf"
+    assert main(["convert", str(folder), "-o", str(out), "--quant", "F32", "--quiet", *flags]) == 0
+    assert main(["inspect", str(out), *flags]) == 2
+    assert "--yarn-factor: for checkpoints here" in capsys.readouterr().err

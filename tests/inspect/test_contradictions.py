@@ -20,7 +20,7 @@ from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.positions import rope
 from yarn_edge.verify.command import verify
 
-from support import gguf_files, tiny_gguf
+from support import gguf_bytes, gguf_files, tiny_gguf
 
 TYPES, NO_FACTOR, BELOW, TWO, BEYOND, ORIGIN, NOTHING, PREFIX, SENSELESS = RULES
 A4 = 0.1 * math.log(4) + 1
@@ -288,6 +288,22 @@ ASKED: dict[str, tuple[str, dict[str, Any], str, list[str], str, dict[str, Any]]
         "--yarn-factor 4",
         STATED,
     ),
+    "betas beside linear": (
+        "llama",
+        LINEAR | BETAS,
+        NOTHING,
+        [f"llama.{S}type = 'linear', but llama.{S}yarn_beta_fast = 8", "llama.cpp runs linear scaling by 4"],
+        "--yarn-factor 4",
+        STATED | {"beta_fast": 8.0, "beta_slow": 2.0},
+    ),
+    "ext_factor beside linear": (
+        "qwen2",
+        but(LINEAR, yarn_ext_factor=1.0),
+        NOTHING,
+        [f"qwen2.{S}type = 'linear', but qwen2.{S}yarn_ext_factor = 1"],
+        "--yarn-factor 4",
+        STATED,
+    ),
     "another prefix": (
         "qwen2",
         BASE | {f":llama.{k}": v for k, v in YARN.items() if k.startswith(S)},
@@ -482,6 +498,7 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     "the factor twice, alike": ("llama", YARN | {"rope.scale_linear": 4.0}),
     "YaRN by 1, and no longer context": ("llama", but(YARN, factor=1.0, original_context_length=1024)),
     "linear": ("llama", LINEAR),
+    "linear, spelled out": ("llama", but(LINEAR, yarn_ext_factor=0.0, yarn_attn_factor=1.0)),
     "linear without a type": ("llama", BASE | {S + "factor": 4.0}),
     "linear by the oldest key": ("llama", BASE | {"rope.scale_linear": 4.0}),
     "linear by 1": ("llama", BASE | {S + "type": "linear", S + "factor": 1.0}),
@@ -532,3 +549,47 @@ def test_a_new_base_alone_scales_nothing(tmp_path: Path, capsys: pytest.CaptureF
         capsys.readouterr()
         wanted = healed(out, capsys).wanted
         assert (wanted.method, wanted.rope_theta, wanted.extended_context) == (method, 70000.0, 1024)
+
+
+# a value that is no number, or makes no sense -> the flag that replaces it
+SENSELESS_VALUES: dict[str, tuple[dict[str, Any], str]] = {
+    "factor nan": (but(YARN, factor=math.nan), "--yarn-factor"),
+    "factor infinite": (but(YARN, factor=math.inf), "--yarn-factor"),
+    "factor in words": (but(YARN, factor="four"), "--yarn-factor"),
+    "the old factor nan": (but(YARN, "factor") | {"rope.scale_linear": math.nan}, "--yarn-factor"),
+    "linear by nan": (but(LINEAR, factor=math.nan), "--yarn-factor"),
+    "a negative factor": (but(YARN, factor=-4.0), "--yarn-factor"),
+    "a base of 0": (YARN | {"rope.freq_base": 0.0}, "--rope-theta"),
+    "base nan": (YARN | {"rope.freq_base": math.nan}, "--rope-theta"),
+}
+
+
+@pytest.mark.parametrize("case", SENSELESS_VALUES)
+def test_a_senseless_value_is_told_once_and_as_it_is(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, flag = SENSELESS_VALUES[case]
+    path = write(tmp_path, "llama", keys)
+    told = inspected(path, capsys)
+    assert len(told["cannot be judged"]) == 1
+    assert not {NO_FACTOR, NOTHING} & told.keys()
+    assert main(["patch", str(path), "-o", str(tmp_path / "out.gguf"), "--repair"]) == 2
+    assert f"pass {flag}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keys", [YARN, LINEAR, BASE], ids=["yarn", "linear", "none"])
+def test_a_context_beyond_the_files_own_description(
+    keys: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, ours, out = write(tmp_path, "llama", keys), tmp_path / "ours.gguf", tmp_path / "out.gguf"
+    assert main(["patch", str(path), "-o", str(ours), "--rope-theta", "12345"]) == 0
+    gguf_bytes.edit_key(ours, "llama.context_length", 65536)
+    capsys.readouterr()
+    told = inspected(ours, capsys)
+    (finding,) = told["context beyond the description"]
+    assert "llama.context_length = 65536" in finding["evidence"]
+    assert finding["remedy"].endswith("--repair")
+    assert main(["patch", str(ours), "-o", str(out), "--repair"]) == 0
+    capsys.readouterr()
+    assert healed(out, capsys).wanted.extended_context == 1024
+    assert not inspected(out, capsys)

@@ -273,7 +273,11 @@ def assumptions(block: Block) -> list[str]:
     if not block.leaves_context_open(block.rope_type()):
         return []
     longest = block.config.required_integer("max_position_embeddings")
+    fields = block.reach(block.rope_type(), longest)
+    origin, factor = fields["original_context"][0], fields["factor"][0]
+    reach = round(origin * factor)
+    whole = "" if reach == longest else f" ({reach}: factor {factor:g} * {origin}, a whole number of tokens)"
     return [
         f"{block.where(ORIGINAL)} is missing, which linear scaling does not need: {block.config.where('max_position_embeddings')} "
-        f"{longest} is taken as the context after scaling; if it is the one before, pass --yarn-orig-ctx {longest}"
+        f"{longest} is taken as the context after scaling{whole}; if it is the one before, pass --yarn-orig-ctx {longest}"
     ]

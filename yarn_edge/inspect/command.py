@@ -15,7 +15,7 @@ import numpy as np
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import ScalingOverrides, add_freeze_flag
+from yarn_edge.flags import FLAGS, NO_OVERRIDES, ScalingOverrides, add_scaling_flags, scaling_overrides
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.inspect.findings import Finding, examine
@@ -64,13 +64,13 @@ def inspect_gguf(positions: FilePositions) -> GGUFOutcome:
     )
 
 
-def inspect_checkpoint(folder: Path, freeze_at: int | None = None) -> CheckpointOutcome:
+def inspect_checkpoint(folder: Path, overrides: ScalingOverrides = NO_OVERRIDES) -> CheckpointOutcome:
     """What a checkpoint's config says: its dialect, its scaling by part, and how a GGUF could carry it.
 
     Raises YarnEdgeError if the config cannot be read at all.
     """
     config = read_config(folder)
-    positions = read_positions(config, ScalingOverrides(freeze_at=freeze_at))
+    positions = read_positions(config, overrides)
     names, model_type = config.values.get("architectures"), str(config.values.get("model_type"))
     findings: list[Finding] = []
     if model_type not in GGUF_ARCHITECTURES:
@@ -110,17 +110,21 @@ def inspect_model(path: str | Path, freeze_at: int | None = None) -> dict[str, A
     cannot be read at all.
     """
     path = Path(path)
-    positions = _positions(path, freeze_at)
-    outcome = inspect_checkpoint(path, freeze_at) if positions is None else inspect_gguf(positions)
+    overrides = ScalingOverrides(freeze_at=freeze_at)
+    positions = _positions(path, overrides)
+    outcome = inspect_checkpoint(path, overrides) if positions is None else inspect_gguf(positions)
     return outcome.as_json()
 
 
-def _positions(path: Path, freeze_at: int | None) -> FilePositions | None:
-    """Of a GGUF; None for a checkpoint folder, the only one that `freeze_at` is for."""
+def _positions(path: Path, overrides: ScalingOverrides) -> FilePositions | None:
+    """Of a GGUF; None for a checkpoint folder, the only one that `overrides` are for."""
     if path.is_dir():
         return None
-    if freeze_at is not None:
+    if overrides.freeze_at is not None:
         raise YarnEdgeError("--freeze-at is for checkpoints; a GGUF is static")
+    if overrides:
+        given = ", ".join(FLAGS[name] for name in overrides.fields)
+        raise YarnEdgeError(f"{given}: for checkpoints here; give them to yarn-edge patch for a GGUF")
     return FilePositions(read_gguf(path))
 
 
@@ -136,10 +140,10 @@ def _count_types(file: GGUFFile) -> dict[str, int]:
     return counts
 
 
-def _checkpoint_sides(folder: Path, freeze_at: int | None) -> tuple[RopeScaling, RopeScaling | None]:
+def _checkpoint_sides(folder: Path, overrides: ScalingOverrides) -> tuple[RopeScaling, RopeScaling | None]:
     """(what a checkpoint wants, what plain llama.cpp would run of it; None if that is unknown)."""
     config = read_config(folder)
-    wanted = read_scaling(config, ScalingOverrides(freeze_at=freeze_at))
+    wanted = read_scaling(config, overrides)
     if not wanted.is_static:
         raise YarnEdgeError(f"{folder}: {wanted.method} has no fixed frequencies to draw: pass --freeze-at N")
     architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
@@ -177,17 +181,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw the wavelength of each pair before and after scaling, and the pairs that plain llama.cpp gets wrong",
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
-    add_freeze_flag(parser)
+    add_scaling_flags(parser, "for a checkpoint, as convert takes them")
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge inspect`."""
     path = Path(args.model)
-    positions = _positions(path, args.freeze_at)
-    outcome = inspect_checkpoint(path, args.freeze_at) if positions is None else inspect_gguf(positions)
+    overrides = scaling_overrides(args)
+    positions = _positions(path, overrides)
+    outcome = inspect_checkpoint(path, overrides) if positions is None else inspect_gguf(positions)
     if args.plot is not None:
         _check_picture(Path(args.plot), path, args.force)
-        sides = (positions.wanted, positions.effective()) if positions else _checkpoint_sides(path, args.freeze_at)
+        sides = (positions.wanted, positions.effective()) if positions else _checkpoint_sides(path, overrides)
         _plot(Path(args.plot), path.name, *sides)
     if args.json:
         write_json(outcome.as_json())

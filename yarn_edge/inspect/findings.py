@@ -115,6 +115,17 @@ def _capped_context(p: Patient) -> Iterator[Diagnosis]:
         )
 
 
+def _beyond_description(p: Patient) -> Iterator[Diagnosis]:
+    context, wanted = p.file.number("context_length"), p.wanted
+    if p.is_ours and wanted is not None and context is not None and context > wanted.extended_context:
+        yield Diagnosis(
+            f"front ends offer {context:.10g} tokens, the file's own description reaches {wanted.extended_context}",
+            f"{p.file.architecture}.context_length = {context:.10g}, factor {wanted.factor:g} * original "
+            f"{wanted.original_context}",
+            p.patch(),
+        )
+
+
 def _missing_origin(p: Patient) -> Iterator[Diagnosis]:
     if p.is_yarn and not p.is_ours and not p.number("original_context_length"):
         context = p.file.metadata.get(f"{p.file.architecture}.context_length")
@@ -261,6 +272,7 @@ DOCTORS: dict[str, Callable[[Patient], Iterator[Diagnosis]]] = {
     "dead key": _dead_keys,
     "missing original context": _missing_origin,
     "context capped": _capped_context,
+    "context beyond the description": _beyond_description,
     "Yarn-Mistral with Llama's parameters": _mistral_with_the_llama_formula,
     "Mistral before apply_scale": _mistral_before_apply_scale,
     "YaRN where there was none": _never_had_yarn,

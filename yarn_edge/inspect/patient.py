@@ -36,19 +36,19 @@ class Patient:
     @classmethod
     def of(cls, positions: FilePositions) -> Patient:
         """The file of `positions`, with every reading that succeeds."""
-        refusals: list[str] = []
+        refusals: dict[str, str] = {}  # the fact, without the file and the key -> the first message with it
 
         def read(reading: Callable[[], RopeScaling]) -> RopeScaling | None:
             try:
                 return reading()
             except YarnEdgeError as refusal:
-                refusals.append(str(refusal))
+                refusals.setdefault(str(refusal).rpartition(": ")[2], str(refusal))
                 return None
 
         declared, wanted = read(lambda: positions.declared), read(lambda: positions.wanted)
         effective = read(positions.effective)
         arguments = None if refusals else positions.llama_class_arguments
-        return cls(positions.file, declared, effective, wanted, arguments, tuple(dict.fromkeys(refusals)))
+        return cls(positions.file, declared, effective, wanted, arguments, tuple(refusals.values()))
 
     def key(self, name: str) -> str:
         """The full name of `{arch}.rope.scaling.{name}`."""

@@ -31,6 +31,8 @@ DOES_NOT_RUN = "scaling that does not run"
 _AS_LINEAR = "for linear scaling add --yarn-ext-factor 0 --yarn-attention-factor 1"
 _YARN_KEYS = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier")
 
+_AS_IN_LINEAR = {"yarn_ext_factor": 0.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}  # they say "linear"
+
 
 @dataclass(frozen=True)
 class Contradiction:
@@ -68,12 +70,16 @@ def _stretch(file: GGUFFile) -> str:
     return f"; context_length / original_context_length is {context / origin:g}" if 0 < origin < context else ""
 
 
+def _senseless_factor(file: GGUFFile) -> bool:
+    """Whether the factor is there and no finite number, which is told as it is."""
+    names = ("rope.scaling.factor", "rope.scale_linear")
+    return any(f"{file.architecture}.{n}" in file.metadata and stated_number(file, n) is None for n in names)
+
+
 def _yarn_without_factor(file: GGUFFile) -> Iterator[Contradiction]:
-    if (
-        stated_type(file) == "yarn"
-        and not stated_factor(file)
-        and (stated_number(file, "rope.scaling.yarn_ext_factor") or 0) <= 1
-    ):
+    in_ext_factor = (stated_number(file, "rope.scaling.yarn_ext_factor") or 0) > 1
+    absent = not stated_factor(file) and not _senseless_factor(file)
+    if stated_type(file) == "yarn" and absent and not in_ext_factor:
         yield Contradiction(
             "llama.cpp takes factor 1 then: it runs plain RoPE",
             f"{scaling_key(file, 'type')} = 'yarn' without {scaling_key(file, 'factor')}, {_sizes(file)}",
@@ -129,12 +135,14 @@ def _origin_beyond(file: GGUFFile) -> Iterator[Contradiction]:
 
 
 def _nothing_scales(file: GGUFFile) -> Iterator[Contradiction]:
-    """Keys of a scaling beside type none, or YaRN's beside no type, which llama.cpp takes for linear."""
+    """Keys of a scaling beside type none, or YaRN's beside linear or no type, which llama.cpp takes for linear."""
     kind, factor, origin = stated_type(file), stated_factor(file), stated_origin(file)
-    if kind not in (None, "none", "linear") or LONG_FACTORS in file.tensors or SHORT_FACTORS in file.tensors:
+    tables = {LONG_FACTORS, SHORT_FACTORS} & file.tensors.keys()
+    if kind not in (None, "none", "linear") or tables or _senseless_factor(file):
         return
-    own = [n for n in _YARN_KEYS if kind != "linear" and stated_number(file, f"rope.scaling.{n}") is not None]
-    own = [n for n in own if n != "yarn_log_multiplier" or stated_number(file, f"rope.scaling.{n}")]
+    harmless = _AS_IN_LINEAR if kind == "linear" else {"yarn_log_multiplier": 0.0}
+    values = {n: stated_number(file, f"rope.scaling.{n}") for n in _YARN_KEYS}
+    own = [n for n, value in values.items() if value is not None and value != harmless.get(n)]
     if kind == "none" and factor not in (0.0, 1.0):
         own.insert(0, "factor" if stated_number(file, "rope.scaling.factor") else "")
     plain = kind == "none" or factor in (0.0, 1.0)
@@ -179,7 +187,6 @@ _ABSENT: dict[str, tuple[Any, ...]] = {
     "scaling.original_context_length": (0,),
     **{f"scaling.{name}": () for name in _YARN_KEYS},
 }
-
 
 _SCALARS = (int, float, str)
 

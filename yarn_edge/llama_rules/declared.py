@@ -40,7 +40,7 @@ def declared(file: GGUFFile) -> RopeScaling:
     kind = scaling_type(file)
     factor = file_factor(file) or 1.0  # llama.cpp reads 0 as 1
     if kind not in ROPE_SCALING_TYPES:
-        raise YarnEdgeError(f"{file.path}: {arch}.rope.scaling.type {kind!r} cannot be judged yet")
+        raise YarnEdgeError(f"{file.path}: {arch}.rope.scaling.type {kind!r} cannot be judged")
     method = "none" if kind == "linear" and factor == 1 else kind
     row = HONOURED.get(arch, Honoured("half"))
     attention, softmax = magnitudes(file, row, FROM_MODEL, factor, 1.0 if method == "yarn" else 0.0)

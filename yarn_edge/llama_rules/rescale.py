@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.flags import FLAGS, NO_OVERRIDES, ScalingOverrides
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.contradictions import DOES_NOT_RUN, contradictions, open_questions
 from yarn_edge.llama_rules.declared import declared, open_attention_factor
@@ -44,7 +44,7 @@ def from_file(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRID
         base = declared(_without_slips(_as_flags_say(file, fields), overrides))
     context = file.required_int("context_length")
     scaled = fields.keys() - {"rope_theta"}
-    if base.method != "none" and not scaled and context > base.extended_context:
+    if positions.canonical is None and base.method != "none" and not scaled and context > base.extended_context:
         raise YarnEdgeError(
             f"{file.path}: context_length is {context}, but factor {base.factor:g} makes {base.original_context} tokens "
             f"{base.extended_context}: pass --yarn-factor and --yarn-orig-ctx"
@@ -82,6 +82,14 @@ def _as_flags_say(file: GGUFFile, fields: Mapping[str, Any]) -> GGUFFile:
         key = f"{file.architecture}.{name}"
         value = meta.get(key)
         good = isinstance(value, (int, float)) and not isinstance(value, bool) and low < value < math.inf
+        if (
+            value is not None
+            and field not in fields
+            and (not isinstance(value, (int, float)) or not math.isfinite(value))
+        ):
+            raise YarnEdgeError(
+                f"{file.path}: {key} is {one_line(repr(value), 60)}, not a finite number: pass {FLAGS[field]}"
+            )
         if value is not None and not good and field in fields:
             # Of attn_factor, a multiplier, nothing is left: the flag is A itself.
             meta[key] = 1.0 if field == "attention_factor" else fields[field]

@@ -142,7 +142,7 @@ class TokenizersReference(Reference):
         self.model: dict[str, Any] = model
         _check_bpe(self.source, self.model)
         self.left_out = {}
-        self._renumbered: dict[str, tuple[int, int]] = {}
+        self._renumbered: dict[str, tuple[int, int | None]] = {}
         try:
             with _panics_unheard():
                 self.tokenizer = Tokenizer.from_file(str(self.source))

@@ -76,7 +76,7 @@ def test_a_client_that_leaves_frees_the_model(path: str, body: dict[str, Any], j
 
 
 def test_a_client_that_leaves_the_queue(server: Server) -> None:
-    with sent(server, CHAT, messages=QUESTION, max_tokens=900, temperature=0) as running:
+    with sent(server, TEXT, prompt=LONG_PROMPT + "b", max_tokens=900, temperature=0) as running:
         time.sleep(0.2)
         for stream in (False, True):
             with sent(server, TEXT, prompt="b", max_tokens=900, stream=stream):
@@ -90,7 +90,7 @@ def test_a_client_that_leaves_the_queue(server: Server) -> None:
 
 def test_a_full_queue(server: Server) -> None:
     """Beyond 64 that wait, a request is refused before its text is looked at."""
-    with sent(server, CHAT, messages=QUESTION, max_tokens=900, temperature=0):
+    with sent(server, TEXT, prompt=LONG_PROMPT + "c", max_tokens=900, temperature=0):
         time.sleep(0.2)
         queue = [sent(server, TEXT, prompt="b", max_tokens=1, stream=number % 2 == 0) for number in range(64)]
         until_waiting(server, 64)

@@ -378,3 +378,14 @@ def test_partial_files_of_others_than_states_stay(tmp_path: Path) -> None:
     (tmp_path / "0.state.0123abcd.partial").touch()
     StateCache(tmp_path)
     assert [path.name for path in files(tmp_path)] == ["model.gguf.0123abcd.partial"]
+
+
+@pytest.mark.parametrize("name", ["format", "key", "tokens", "canonical", "state", "digest"])
+def test_a_trailer_without_one_of_its_fields_is_no_state(model: Model, tmp_path: Path, name: str) -> None:
+    states, text = StateCache(tmp_path), document(300)
+    answered(model, text, states)
+    (path,) = tmp_path.glob("*.state")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(f'"{name}":'.encode(), f'"{name[::-1]}":'.encode()))
+    assert path.read_bytes() != data
+    assert answered(model, text, states)[1].stats.prompt_tokens_restored == 0

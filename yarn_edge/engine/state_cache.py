@@ -226,9 +226,9 @@ def _read_trailer(path: Path, key: str) -> Entry | None:
                 return None
             file.seek(state)
             tokens = np.frombuffer(file.read(4 * n_tokens), np.int32)
+            return Entry(path, tokens, canonical, state, str(fields["digest"]))
     except (YarnEdgeError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Entry(path, tokens, canonical, state, str(fields["digest"]))
 
 
 def _remove(path: Path) -> None:

@@ -82,6 +82,8 @@ def score_text(
                 note(f"{save}: does not exist yet: the run starts from the beginning")
             kept.begin(scores)
         if scores.done == len(windows):
+            if kept is not None:
+                kept.finish(scores)
             return ScoredText(scores, ctx, model.n_ctx_train)
         with Context(model, batch) as context:
             if kept is not None:

@@ -112,6 +112,7 @@ class ScoreFile:
                 values = stored["nll"]
             saved_run, done = dict(header["run"]), int(header["done"])
             cache = SavedCache.of(header["cache"]) if header["cache"] else None
+            owns_cache = cache is not None or bool(header.get("owns_cache"))  # also that of a window before
         except Exception as error:  # archives and JSON raise many kinds
             raise damaged from error
         different = self.run.difference(saved_run)
@@ -128,7 +129,7 @@ class ScoreFile:
         for part in scores.nll:
             part[:] = values[at : at + len(part)]
             at += len(part)
-        scores.done, self._cache, self._owns_cache = done, cache, cache is not None
+        scores.done, self._cache, self._owns_cache = done, cache, owns_cache
         return True
 
     def begin(self, scores: Scores) -> None:
@@ -197,7 +198,9 @@ class ScoreFile:
     def _write(self, scores: Scores) -> None:
         current = self._cache is not None and self._cache.window == scores.done
         cache = asdict(self._cache) if self._cache is not None and current else {}
-        header = json.dumps({"run": self.run.as_json(), "done": scores.done, "cache": cache})
+        header = json.dumps(
+            {"run": self.run.as_json(), "done": scores.done, "cache": cache, "owns_cache": self._owns_cache}
+        )
         with partial_file(self.path) as partial:
             with io.BufferedWriter(open_output(partial)) as file:
                 np.savez(file, header=np.array(header), nll=np.concatenate(scores.nll))
@@ -208,5 +211,5 @@ class ScoreFile:
         """The last saving: the scores stay, the cache file is removed."""
         if self._owns_cache:
             self.cache_path.unlink(missing_ok=True)
-        self._cache = None
+        self._cache, self._owns_cache = None, False
         self._write(scores)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from yarn_edge.checkpoint.chat_template import chat_template
+from yarn_edge.checkpoint.config_file import read_json_if_there
 from yarn_edge.checkpoint.ends import end_ids
 from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
 from yarn_edge.checkpoint.token_rows import check_token_rows
-from yarn_edge.checkpoint.tokenizer import SPACE, Reference, TokenizersReference, read_json_if_there, steps
+from yarn_edge.checkpoint.tokenizer import SPACE, Reference, TokenizersReference, steps
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.llama_rules.ends import token_names
 from yarn_edge.llama_rules.template_tokens import UNNAMED, roles_read

@@ -22,6 +22,7 @@ from yarn_edge import __version__
 from yarn_edge.errors import Terminated, YarnEdgeBug, YarnEdgeError, as_ours, one_line, raise_terminated
 from yarn_edge.foreign_text import harmless
 from yarn_edge.progress import set_quiet
+from yarn_edge.signals import DEFERRED
 from yarn_edge.stdout import drop_the_rest
 
 # command -> (module with add_arguments(parser) and run(args) -> exit code, what it does)
@@ -133,9 +134,8 @@ def run_and_exit(argv: Sequence[str] | None = None) -> NoReturn:
 
 def ignore_signals() -> None:
     """For a process whose work is done: a signal no longer interrupts what the interpreter does at its end."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if (number := getattr(signal, name, None)) is not None:
-            signal.signal(number, signal.SIG_IGN)
+    for number in DEFERRED:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,19 +28,29 @@ def parse_length(text: str) -> int:
     return int(digits) * unit
 
 
-def length_from(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
-    """An argparse type: a number of tokens from `low` to `high`, as `parse_length` reads it."""
+def _whole(low: int, high: int, read: Callable[[str], int], what: str) -> Callable[[str], int]:
+    """An argparse type: what `read` makes of a text, from `low` to `high`. what: it is called in the error if it is none."""
 
     def parse(text: str) -> int:
         try:
-            value = parse_length(text)
+            value = read(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens, such as 4096 or 4k") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what}") from None
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
         return value
 
     return parse
+
+
+def count(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `low` to `high`."""
+    return _whole(low, high, int, "whole number")
+
+
+def length_from(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """An argparse type: a number of tokens from `low` to `high`, as `parse_length` reads it."""
+    return _whole(low, high, parse_length, "number of tokens, such as 4096 or 4k")
 
 
 length = length_from(2)
@@ -140,21 +150,6 @@ def scaling_overrides(args: argparse.Namespace) -> ScalingOverrides:
 def planner_options(args: argparse.Namespace) -> PlannerOptions:
     """The values of `add_planner_flags`."""
     return PlannerOptions(args.bake_rope, args.allow_approximate_rope)
-
-
-def count(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
-        return value
-
-    return parse
 
 
 def add_threads_flag(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ _KINDS = {
 }
 # Without them a terminal or a pipe that takes a file's place after it was looked at would stop the process. Windows has neither.
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> io.BufferedReader:
@@ -36,7 +36,7 @@ def open_regular(path: Path, *, follow_links: bool = True) -> io.BufferedReader:
 
     def opener(name: str, flags: int) -> int:
         _refuse_others(path, path.stat(follow_symlinks=follow_links).st_mode)  # some devices act when they are opened
-        return os.open(name, flags | _NO_WAIT | (0 if follow_links else _NO_FOLLOW))
+        return os.open(name, flags | _NO_WAIT | (0 if follow_links else NO_FOLLOW))
 
     try:
         file = io.FileIO(path, opener=opener)

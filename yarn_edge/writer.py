@@ -22,12 +22,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.regular_file import NO_FOLLOW
 from yarn_edge.signals import deferred_ctrl_c
 
 if sys.platform != "win32":
     import fcntl
 
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"(?P<output>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _OTHERS_WAIT_S = 60.0  # for another run to rename its files
@@ -72,7 +72,7 @@ def partial_file(output: Path, mode: int = 0o666) -> Iterator[Path]:
     """A new, empty file beside `output`, removed on leaving unless it was renamed. mode: its permissions, less the umask."""
 
     def make(path: Path) -> None:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, mode))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, mode))
 
     with _claimed(output, make, lambda partial: partial.unlink(missing_ok=True)) as partial:
         yield partial
@@ -142,7 +142,7 @@ def _locked(path: Path) -> int | None:
     locked already."""
     if sys.platform == "win32":
         return None
-    descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | _NO_FOLLOW)
+    descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | NO_FOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -202,7 +202,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 def open_output(path: Path, mode: str = "w") -> io.FileIO:
     """A file to write, not buffered; a link that was put in its place is an error. mode: "w", or "a" to append."""
-    return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_FOLLOW, 0o666))
+    return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | NO_FOLLOW, 0o666))
 
 
 def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> None:
@@ -236,7 +236,7 @@ def publish(partial: Path, output: Path, force: bool, flush: bool = True) -> Non
 
 def flush_file(path: Path) -> None:
     """Wait until the disk has all of a file."""
-    descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
+    descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW)
     try:
         os.fsync(descriptor)
     finally:

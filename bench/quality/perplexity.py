@@ -81,28 +81,32 @@ def score_text(
             if resume and not kept.load(scores):
                 note(f"{save}: does not exist yet: the run starts from the beginning")
             kept.begin(scores)
-        if scores.done == len(windows):
-            if kept is not None:
-                kept.finish(scores)
-            return ScoredText(scores, ctx, model.n_ctx_train)
-        with Context(model, batch) as context:
-            if kept is not None:
-                kept.restore(context, scores)
+        ended = None if scores.done == len(windows) else _score_rest(model, batch, scores, kept, threads)
+        if kept is not None and ended is None:
             try:
-                between = (lambda s: kept.now_and_then(context, s)) if kept is not None else (lambda _s: None)
-                score(context, scores, threads=threads, between=between)
-            except STOPPED as reason:
-                if kept is not None:
-                    _keep(kept, context, scores)
-                if not scores.n_scored:
-                    raise
-                return ScoredText(scores, ctx, model.n_ctx_train, reason)
-        try:
-            if kept is not None:
                 kept.finish(scores)
-        except YarnEdgeError as error:
-            return ScoredText(scores, ctx, model.n_ctx_train, error)
-        return ScoredText(scores, ctx, model.n_ctx_train)
+            except YarnEdgeError as error:
+                ended = error
+        return ScoredText(scores, ctx, model.n_ctx_train, ended)
+
+
+def _score_rest(
+    model: Model, batch: ContextSettings, scores: Scores, kept: ScoreFile | None, threads: int | None
+) -> BaseException | None:
+    """Score the windows that are not done. Returns what ended it early, if something is scored then; raises it otherwise."""
+    with Context(model, batch) as context:
+        if kept is not None:
+            kept.restore(context, scores)
+        try:
+            between = (lambda s: kept.now_and_then(context, s)) if kept is not None else (lambda _s: None)
+            score(context, scores, threads=threads, between=between)
+        except STOPPED as reason:
+            if kept is not None:
+                _keep(kept, context, scores)
+            if not scores.n_scored:
+                raise
+            return reason
+    return None
 
 
 def _keep(kept: ScoreFile, context: Context, scores: Scores) -> None:

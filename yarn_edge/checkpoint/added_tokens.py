@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from yarn_edge.checkpoint.config_file import read_json
+from yarn_edge.checkpoint.config_file import read_json_if_there
 from yarn_edge.errors import YarnEdgeError, one_line
 
 
 def read_added_tokens(checkpoint: Path) -> dict[str, int]:
     """Ids by text from added_tokens.json, {} without that file."""
     file = checkpoint / "added_tokens.json"
-    ids = read_json(file) if file.exists() else {}
+    ids = read_json_if_there(file)
     for text, index in ids.items():
         if type(index) is not int or index < 0:
             raise YarnEdgeError(
@@ -28,7 +28,7 @@ def pad_without_row(checkpoint: Path, named: Mapping[str, str | None], vocabular
     that token. If another name means the same token, the model does read it.
     """
     pad, others = named.get("pad_token"), [text for name, text in named.items() if name != "pad_token"]
-    values = read_json(checkpoint / "config.json") if (checkpoint / "config.json").exists() else {}
+    values = read_json_if_there(checkpoint / "config.json")
     section = values.get("text_config")
     rows = (section if isinstance(section, dict) else values).get("vocab_size")
     if pad is None or pad in others or type(rows) is not int:

@@ -152,9 +152,8 @@ class Block:
             where, theta = default
         else:
             where, theta = given
-        if (
-            key != "rope_theta" and "rope_theta" not in self.flags
-        ):  # the code of such a family does not read it, but it must not disagree
+        if key != "rope_theta" and "rope_theta" not in self.flags:
+            # The code of such a family does not read it, but it must not disagree.
             the_one({where: theta, self.config.where("rope_theta"): self.config.values.get("rope_theta")})
         dim, dim_source = rotated_dim(
             self.config, (self.where("partial_rotary_factor"), self.values.get("partial_rotary_factor"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.checkpoint.tokenizer import read_json_if_there
+from yarn_edge.checkpoint.config_file import read_json_if_there
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.regular_file import is_named, read_regular
 

@@ -127,6 +127,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, {} if the file does not exist. Raises YarnEdgeError for anything else."""
+    return read_json(path) if is_named(path) else {}
+
+
 def is_mistral_params(values: Mapping[str, Any]) -> bool:
     """Whether a params.json is Mistral's. Meta's files of that name have neither a yarn block nor head_dim."""
     return "yarn" in values or ("dim" in values and "head_dim" in values)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from yarn_edge.checkpoint.config_file import ConfigFile, shown
-from yarn_edge.checkpoint.tokenizer import Reference, read_json_if_there
+from yarn_edge.checkpoint.config_file import ConfigFile, read_json_if_there, shown
+from yarn_edge.checkpoint.tokenizer import Reference
 
 _KEY = "eos_token_id"
 _SECTIONS = ("decoder", "generator", "text_config")  # transformers: GenerationConfig.from_model_config

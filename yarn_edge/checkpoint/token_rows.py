@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from yarn_edge.checkpoint.tokenizer import read_json_if_there, special_texts, token_text, tokenizer_config
+from yarn_edge.checkpoint.config_file import read_json_if_there
+from yarn_edge.checkpoint.tokenizer import special_texts, token_text, tokenizer_config
 from yarn_edge.errors import YarnEdgeError, one_line
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.checkpoint.added_tokens import left_out_notes, pad_without_row, read_added_tokens
-from yarn_edge.checkpoint.config_file import read_json
+from yarn_edge.checkpoint.config_file import read_json, read_json_if_there
 from yarn_edge.errors import Terminated, YarnEdgeError, one_line
-from yarn_edge.regular_file import is_named
 
 SPACE = "▁"  # how SentencePiece writes a space
 SPECIAL = ("bos", "eos", "unk", "pad")  # the roles that GGUF has a key for
@@ -33,11 +32,6 @@ class Markup:
     content: str
     special: bool
     strips: bool
-
-
-def read_json_if_there(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, {} if the file does not exist. Raises YarnEdgeError for anything else."""
-    return read_json(path) if is_named(path) else {}
 
 
 def token_text(value: object) -> str | None:

@@ -15,10 +15,8 @@ from yarn_edge.runtime.text_pieces import Cuts, cuts
 from yarn_edge.runtime.token_names import TokenNames
 
 _SHORT = 4096  # characters for which any stack is deep enough
-_STACK, _STACK_PER_BYTE = (
-    8 << 20,
-    1536,
-)  # under 670 bytes per character were measured (100,000 of any class, all pre-tokenizers)
+# Under 670 bytes per character were measured (100,000 of any class, all pre-tokenizers).
+_STACK, _STACK_PER_BYTE = 8 << 20, 1536
 _UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4  # enum llama_token_attr
 _starting = threading.Lock()  # the stack size of new threads is the process's
 

@@ -17,11 +17,8 @@ HEADER_S, BODY_S = 10.0, 120.0  # in which the head of a request and the rest of
 READ_S = 30.0  # in which a client must read what was sent
 PARSE_S = 2.0  # of processor time for the syntax of one request: a body in chunks of one byte is mostly syntax
 MAX_PIPELINED = 64 << 10  # bytes that may follow a request before it is answered
-CLOSE_S, CANCEL_S, END_S = (
-    1.5,
-    2.5,
-    0.5,
-)  # after the signal: connections are closed, tasks are cancelled, and have ended
+# After the signal: connections are closed, tasks are cancelled, and have ended.
+CLOSE_S, CANCEL_S, END_S = 1.5, 2.5, 0.5
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 

@@ -64,9 +64,8 @@ class TextLane:
             self._current = work
         try:
             return work(self.renderer)
-        except (
-            YarnEdgeError
-        ) as error:  # its traceback would hold all that was read of the request until the client has the answer
+        except YarnEdgeError as error:
+            # Its traceback would hold all that was read of the request until the client has the answer.
             error.__context__ = None
             raise error.with_traceback(None) from None
         finally:

@@ -23,7 +23,8 @@ from yarn_edge.progress import note
 from yarn_edge.regular_file import digest, is_named, open_regular, path_of
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.kv_cache import kv_bytes
-from yarn_edge.writer import check_space, open_output, partial_file, publish
+from yarn_edge.signals import deferred_ctrl_c
+from yarn_edge.writer import check_space, partial_file, publish, write_file
 
 from ..scoring.evaluate import Scores
 
@@ -201,10 +202,10 @@ class ScoreFile:
         header = json.dumps(
             {"run": self.run.as_json(), "done": scores.done, "cache": cache, "owns_cache": self._owns_cache}
         )
-        with partial_file(self.path) as partial:
-            with io.BufferedWriter(open_output(partial)) as file:
-                np.savez(file, header=np.array(header), nll=np.concatenate(scores.nll))
-            publish(partial, self.path, force=True)
+        archive = io.BytesIO()
+        with deferred_ctrl_c():  # an archive that an exception ended complains when it is collected
+            np.savez(archive, header=np.array(header), nll=np.concatenate(scores.nll))
+        write_file(self.path, archive.getvalue(), force=True)
         self._saved_at = time.monotonic()
 
     def finish(self, scores: Scores) -> None:

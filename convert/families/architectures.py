@@ -1,165 +1,40 @@
-"""The model families that convert supports: one row each, with its tensors, its hyper-parameters and what it cannot use.
+"""Which family a checkpoint is, and what its row says about this checkpoint: sizes, keys and tensors, all checked.
 
-Names on the left are Hugging Face's, on the right llama.cpp's (gguf-py, tensor_mapping; llama-model.cpp). All differences
-between families are data in their rows: no code below looks at a family's name.
+All differences between families are data in their rows: no code below looks at a family's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-import numpy.typing as npt
-
-from yarn_edge.checkpoint.config_file import ConfigFile, is_whole
+from yarn_edge.checkpoint.config_file import ConfigFile, is_whole, shown
 from yarn_edge.checkpoint.dialects import head_dim
+from yarn_edge.checkpoint.families import FULL, SLIDING
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.llama_rules.honoured import GGUF_ARCHITECTURES
-from yarn_edge.positions.scaling import RopeScaling
+from yarn_edge.positions.scaling import MAX_NUMBER, RopeScaling
 
-Raw = npt.NDArray[Any]
+from .dense import DENSE
+from .experts import EXPERTS
+from .rows import Architecture, Constant, ModelSizes, NumberRow, TensorRow, Wrapper
+from .sliding import SLIDING_WINDOWS
 
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """The hyper-parameters that determine the shapes of the tensors."""
-
-    n_layer: int
-    hidden: int
-    ffn: int
-    n_head: int
-    n_kv_head: int
-    head_dim: int
-    vocab: int
-
-    def dimension(self, name: str) -> int:
-        """A dimension by its name in a `TensorRow`."""
-        return {"q": self.n_head * self.head_dim, "kv": self.n_kv_head * self.head_dim}.get(name) or int(
-            getattr(self, name)
-        )
+ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *EXPERTS, *SLIDING_WINDOWS)
+_LAYER_TYPES = {FULL, SLIDING}
+# The sizes that a GGUF states besides those of every model.
+_SIZE_KEYS = {
+    "experts": "expert_count",
+    "experts_used": "expert_used_count",
+    "expert_ffn": "expert_feed_forward_length",
+    "shared_ffn": "expert_shared_feed_forward_length",
+}
 
 
-def interleave(sizes: ModelSizes, raw: Raw) -> Raw:
-    """Half-split pairs -> interleaved pairs: rows d and d + D/2 of each head become rows 2d and 2d + 1.
+def architecture_of(config: ConfigFile) -> tuple[Architecture, Wrapper | None]:
+    """The row for a checkpoint, by `architectures`, else by `model_type`, and the class around it if it has one.
 
-    raw: rows of whole heads, of any dtype.
+    Raises YarnEdgeError for an unknown family.
     """
-    pairs = raw.reshape(-1, 2, sizes.head_dim // 2, *raw.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(raw.shape)
-
-
-@dataclass(frozen=True)
-class TensorRow:
-    """One tensor, or one per layer with {i} in its names. interleaved: its rows go through `interleave`, head by head.
-
-    when: a config key that must be true for the tensor to exist, or false with "!" before it; "" means always.
-    """
-
-    source: str
-    target: str
-    shape: tuple[str, ...]
-    interleaved: bool = False
-    when: str = ""
-
-
-def _projection(hf: str, gguf: str, out: str, into: str, interleaved: bool = False) -> TensorRow:
-    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (out, into), interleaved)
-
-
-def _bias(hf: str, gguf: str, size: str, interleaved: bool = False, when: str = "") -> TensorRow:
-    return TensorRow(f"model.layers.{{i}}.{hf}.bias", f"blk.{{i}}.{gguf}.bias", (size,), interleaved, when)
-
-
-def _norm(hf: str, gguf: str, size: str) -> TensorRow:
-    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (size,))
-
-
-def _attention(interleaved: bool = False) -> tuple[TensorRow, ...]:
-    return (
-        _projection("self_attn.q_proj", "attn_q", "q", "hidden", interleaved),
-        _projection("self_attn.k_proj", "attn_k", "kv", "hidden", interleaved),
-        _projection("self_attn.v_proj", "attn_v", "kv", "hidden"),
-        _projection("self_attn.o_proj", "attn_output", "hidden", "q"),
-    )
-
-
-_EMBEDDINGS = (
-    TensorRow("model.embed_tokens.weight", "token_embd.weight", ("vocab", "hidden")),
-    TensorRow("model.norm.weight", "output_norm.weight", ("hidden",)),
-    TensorRow("lm_head.weight", "output.weight", ("vocab", "hidden"), when="!tie_word_embeddings"),
-)
-_BLOCK = (
-    _norm("input_layernorm", "attn_norm", "hidden"),
-    _norm("post_attention_layernorm", "ffn_norm", "hidden"),
-    _projection("mlp.gate_proj", "ffn_gate", "ffn", "hidden"),
-    _projection("mlp.up_proj", "ffn_up", "ffn", "hidden"),
-    _projection("mlp.down_proj", "ffn_down", "hidden", "ffn"),
-)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One family. constants: the only values that llama.cpp supports for these config keys.
-
-    width_is_heads: llama.cpp requires head_dim * heads == hidden size.
-    """
-
-    hf_name: str
-    model_type: str
-    tensors: tuple[TensorRow, ...]
-    defaults: Mapping[str, Any]
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    width_is_heads: bool = False
-    sliding_window: bool = False
-
-    @property
-    def gguf(self) -> str:
-        """The family's architecture in a GGUF."""
-        return GGUF_ARCHITECTURES[self.model_type]
-
-
-_COMMON_DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
-_COMMON_CONSTANTS = {"hidden_act": "silu"}
-
-ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture(
-        "LlamaForCausalLM", "llama",
-        (*_EMBEDDINGS, *_BLOCK, *_attention(interleaved=True),
-         _bias("self_attn.q_proj", "attn_q", "q", True, "attention_bias"),
-         _bias("self_attn.k_proj", "attn_k", "kv", True, "attention_bias"),
-         _bias("self_attn.v_proj", "attn_v", "kv", False, "attention_bias"),
-         _bias("self_attn.o_proj", "attn_output", "hidden", False, "attention_bias"),
-         _bias("mlp.gate_proj", "ffn_gate", "ffn", False, "mlp_bias"),
-         _bias("mlp.up_proj", "ffn_up", "ffn", False, "mlp_bias"),
-         _bias("mlp.down_proj", "ffn_down", "hidden", False, "mlp_bias")),
-        {**_COMMON_DEFAULTS, "attention_bias": False, "mlp_bias": False},
-        _COMMON_CONSTANTS,
-    ),
-    Architecture(
-        "MistralForCausalLM", "mistral",
-        (*_EMBEDDINGS, *_BLOCK, *_attention(interleaved=True)),
-        {**_COMMON_DEFAULTS, "sliding_window": 4096},
-        _COMMON_CONSTANTS, sliding_window=True,
-    ),
-    Architecture(
-        "Qwen2ForCausalLM", "qwen2",
-        (*_EMBEDDINGS, *_BLOCK, *_attention(),
-         _bias("self_attn.q_proj", "attn_q", "q"), _bias("self_attn.k_proj", "attn_k", "kv"),
-         _bias("self_attn.v_proj", "attn_v", "kv")),
-        _COMMON_DEFAULTS, {**_COMMON_CONSTANTS, "use_sliding_window": False}, width_is_heads=True,
-    ),
-    Architecture(
-        "Qwen3ForCausalLM", "qwen3",
-        (*_EMBEDDINGS, *_BLOCK, *_attention(),
-         _norm("self_attn.q_norm", "attn_q_norm", "head_dim"), _norm("self_attn.k_norm", "attn_k_norm", "head_dim")),
-        _COMMON_DEFAULTS, {**_COMMON_CONSTANTS, "use_sliding_window": False, "attention_bias": False},
-    ),
-)  # fmt: skip
-
-
-def architecture_of(config: ConfigFile) -> Architecture:
-    """The row for a checkpoint, by `architectures`, else by `model_type`. Raises YarnEdgeError for an unknown family."""
     names = config.values.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     model_type = config.values.get("model_type")
@@ -171,12 +46,40 @@ def architecture_of(config: ConfigFile) -> Architecture:
                 "former; correct one of them",
             )
         if name == row.hf_name or (name is None and model_type == row.model_type):
-            return row
+            return row, None
     given = name if name is not None else model_type
     known = ", ".join(row.hf_name for row in ARCHITECTURES)
+    pairs = [(row, wrapper) for row in ARCHITECTURES for wrapper in row.wrappers]
+    around = [pair for pair in pairs if given in (pair[1].hf_name, pair[1].model_type)]
+    if around:
+        return _inside(config, around)
     raise config.error(
         "architectures", f"is {one_line(repr(given), 80)}, which convert does not support; it supports {known}"
     )
+
+
+def _inside(config: ConfigFile, around: list[tuple[Architecture, Wrapper]]) -> tuple[Architecture, Wrapper]:
+    """The one of `around` that the text_config names."""
+    text = config.section("text_config")
+    if text is None:
+        raise config.error("text_config", "is missing: it describes the language model")
+    model_type = text.values.get("model_type")
+    for row, wrapper in around:
+        if model_type == row.model_type:
+            return row, wrapper
+    known = ", ".join(row.model_type for row, _wrapper in around)
+    raise text.error(
+        "model_type", f"is {one_line(repr(model_type), 60)}: inside {around[0][1].hf_name} convert supports {known}"
+    )
+
+
+def language_config(config: ConfigFile, wrapper: Wrapper | None) -> ConfigFile:
+    """The config of the language model: the whole one, or its text_config with what only the class around it states."""
+    text = config.section("text_config") if wrapper else None
+    if text is None:
+        return config
+    outer = {key: config.values[key] for key in ("tie_word_embeddings",) if key in config.values}
+    return replace(text, values={**text.values, **outer})
 
 
 def value_of(row: Architecture, config: ConfigFile, key: str) -> Any:
@@ -192,15 +95,11 @@ def flag_of(row: Architecture, config: ConfigFile, key: str) -> bool:
 
 def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     """The hyper-parameters. Raises YarnEdgeError if they contradict each other, or llama.cpp cannot run them."""
-    for key, expected in row.constants.items():
-        value = flag_of(row, config, key) if isinstance(expected, bool) else value_of(row, config, key)
-        if value is None and expected is not None:
-            raise config.error(key, f"is null, which transformers fails on: write {expected!r}")
-        if value is not None and value != expected:
-            raise config.error(key, f"is {one_line(repr(value), 80)}: only {expected!r} can be converted")
-    types = config.values.get("layer_types")
-    if types is not None and (not isinstance(types, list) or any(t != "full_attention" for t in types)):
-        raise config.error("layer_types", f"is {one_line(repr(types), 80)}: only full_attention can be converted")
+    fixed = {key: constant for key, constant in row.constants.items() if not callable(constant.value)}
+    for key, constant in fixed.items():
+        _check_constant(row, config, key, constant.value, constant)
+    if row.windows is None:
+        _refuse_windows(config)
     n_head = config.required_integer("num_attention_heads")
     sizes = ModelSizes(
         config.required_integer("num_hidden_layers"),
@@ -210,6 +109,7 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
         config.integer("num_key_value_heads") or n_head,
         head_dim(config),
         config.required_integer("vocab_size"),
+        **{name: _stated(config, keys) for name, keys in row.sizes.items()},
     )
     if sizes.n_head % sizes.n_kv_head:
         raise config.error(
@@ -223,15 +123,68 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
             f"is {sizes.head_dim} with {n_head} heads and hidden_size {sizes.hidden}: "
             f"llama.cpp runs {row.gguf} only if heads * head_dim is the hidden size",
         )
+    if sizes.experts_used > sizes.experts:
+        raise config.error(
+            row.sizes["experts_used"][0], f"is {sizes.experts_used}, more than the {sizes.experts} experts"
+        )
+    for key in row.constants.keys() - fixed.keys():
+        constant = row.constants[key]
+        _check_constant(row, config, key, constant.expected(sizes), constant)
     eps = value_of(row, config, "rms_norm_eps")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
         raise config.error("rms_norm_eps", f"is {one_line(repr(eps), 60)}, not a number between 0 and 1")
     return sizes
 
 
+def _check_constant(row: Architecture, config: ConfigFile, key: str, expected: Any, constant: Constant) -> None:
+    if constant.optional and config.values.get(key) is None:
+        return
+    value = flag_of(row, config, key) if isinstance(expected, bool) else value_of(row, config, key)
+    if value is None and expected is not None:
+        raise config.error(key, f"is null, which transformers fails on: write {expected!r}")
+    if value is not None and value != expected:
+        what = f"is {one_line(repr(value), 80)}: only {one_line(repr(expected), 80)} can be converted"
+        raise config.error(key, f"{what}: {constant.why}" if constant.why else what)
+
+
+def _stated(config: ConfigFile, keys: tuple[str, ...]) -> int:
+    """A size under whichever of its keys the config has."""
+    given = {key: value for key in keys if (value := config.integer(key)) is not None}
+    if len(set(given.values())) > 1:
+        first, *others = given
+        raise config.error(first, f"is {given[first]}, but {others[0]} is {given[others[0]]}: correct one of them")
+    return next(iter(given.values())) if given else config.required_integer(keys[0])
+
+
+def _refuse_windows(config: ConfigFile) -> None:
+    types = config.values.get("layer_types")
+    if types is not None and (not isinstance(types, list) or any(t != FULL for t in types)):
+        raise config.error("layer_types", f"is {one_line(repr(types), 80)}: only full_attention can be converted")
+
+
+def windowed_layers(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> list[bool]:
+    """Which layers have a sliding window, in a family that has such layers; [] if none has. Raises YarnEdgeError if all have."""
+    windows = row.windows
+    if windows is None:
+        return []
+    types = config.values.get("layer_types")
+    if types is None:
+        period = next((n for key in windows.period_keys if (n := config.integer(key))), windows.period)
+        sliding = [bool(period) and (layer + 1) % period != 0 for layer in range(sizes.n_layer)]
+    elif not isinstance(types, list) or len(types) != sizes.n_layer or not _LAYER_TYPES.issuperset(types):
+        raise config.error(
+            "layer_types", f"is {shown(types)}, expected full_attention or sliding_attention for {sizes.n_layer} layers"
+        )
+    else:
+        sliding = [kind == SLIDING for kind in types]
+    if all(sliding):
+        raise config.error("layer_types", "gives every layer a sliding window: their positions are then in no key")
+    return sliding if any(sliding) else []
+
+
 def check_sliding_window(row: Architecture, config: ConfigFile, scaling: RopeScaling) -> None:
     """Refuse a sliding window that is shorter than the context: llama.cpp attends to the whole context in these families."""
-    window = value_of(row, config, "sliding_window") if row.sliding_window else None
+    window = value_of(row, config, "sliding_window") if row.window_ignored else None
     if window is None:
         return
     context = scaling.extended_context
@@ -248,23 +201,53 @@ def check_sliding_window(row: Architecture, config: ConfigFile, scaling: RopeSca
 
 def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, context_length: int) -> dict[str, Any]:
     """The `{arch}.*` keys under llama.cpp's names, without those of RoPE."""
-    prefix = f"{row.gguf}."
-    return {
-        prefix + "block_count": sizes.n_layer,
-        prefix + "context_length": context_length,
-        prefix + "embedding_length": sizes.hidden,
-        prefix + "feed_forward_length": sizes.ffn,
-        prefix + "attention.head_count": sizes.n_head,
-        prefix + "attention.head_count_kv": sizes.n_kv_head,
-        prefix + "attention.key_length": sizes.head_dim,
-        prefix + "attention.value_length": sizes.head_dim,
-        prefix + "attention.layer_norm_rms_epsilon": float(value_of(row, config, "rms_norm_eps")),
-        prefix + "vocab_size": sizes.vocab,
+    keys: dict[str, Any] = {
+        "block_count": sizes.n_layer,
+        "context_length": context_length,
+        "embedding_length": sizes.hidden,
+        "feed_forward_length": sizes.ffn,
+        "attention.head_count": sizes.n_head,
+        "attention.head_count_kv": sizes.n_kv_head,
+        "attention.key_length": sizes.head_dim,
+        "attention.value_length": sizes.head_dim,
+        "attention.layer_norm_rms_epsilon": float(value_of(row, config, "rms_norm_eps")),
+        "vocab_size": sizes.vocab,
+        **{_SIZE_KEYS[name]: getattr(sizes, name) for name in row.sizes},
     }
+    for number in row.numbers:
+        value = _number(row, config, number)
+        if value is not None:
+            keys[number.key] = value
+    sliding = windowed_layers(row, config, sizes)
+    if sliding:
+        keys["attention.sliding_window"] = _window(row, config)
+        keys["attention.sliding_window_pattern"] = sliding
+    return {f"{row.gguf}.{name}": value for name, value in keys.items()}
+
+
+def _window(row: Architecture, config: ConfigFile) -> int:
+    assert row.windows is not None
+    return config.required_integer("sliding_window") if "sliding_window" in config.values else row.windows.default
+
+
+def _number(row: Architecture, config: ConfigFile, number: NumberRow) -> float | None:
+    """The value of a number row; None if it is optional and not there."""
+    block, _, key = number.source.rpartition(".")
+    section = config.section(block) if block else config
+    if section is None:
+        raise config.error(block, "is missing: add it")
+    value = section.values[key] if key in section.values else row.defaults.get(number.source)
+    if value is None and number.optional:
+        return None
+    lowest = value == 0 if number.zero else False
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (lowest or 0 < value < MAX_NUMBER):
+        given = shown(value) if key in section.values else "missing"
+        raise section.error(key, f"is {given}, expected a number {'from' if number.zero else 'above'} 0")
+    return float(value)
 
 
 def tensor_rows(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> list[TensorRow]:
-    """Every tensor that this checkpoint must have, in writing order, with {i} filled in."""
+    """Every tensor to write, in that order, with {i} filled in."""
 
     def wanted(condition: str) -> bool:
         key = condition.removeprefix("!")
@@ -273,11 +256,7 @@ def tensor_rows(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> lis
     rows = [r for r in row.tensors if wanted(r.when)]
     whole = [r for r in rows if "{i}" not in r.source]
     per_layer = [r for r in rows if "{i}" in r.source]
-    return whole + [
-        TensorRow(r.source.format(i=i), r.target.format(i=i), r.shape, r.interleaved)
-        for i in range(sizes.n_layer)
-        for r in per_layer
-    ]
+    return whole + [r.in_layer(i) for i in range(sizes.n_layer) for r in per_layer]
 
 
 def unknown_tensor(source: str, name: str) -> YarnEdgeError:

@@ -1,0 +1,118 @@
+"""Families without experts and with one kind of layer: one row each."""
+
+from __future__ import annotations
+
+from .rows import (
+    DEFAULTS,
+    EMBEDDINGS,
+    GATED,
+    HEAD_NORMS,
+    MLP_BIASES,
+    PRE_NORMS,
+    SILU,
+    Architecture,
+    Constant,
+    ModelSizes,
+    NumberRow,
+    Wrapper,
+    attention,
+    attention_biases,
+    matrix,
+    norm,
+)
+
+_NO_O_BIAS = Constant(False, "llama.cpp has no place for the bias of o_proj")
+_NO_MLP_BIAS = Constant(False, "llama.cpp has no place for the biases of the MLP")
+_NO_WINDOW = {"use_sliding_window": Constant(False)}
+GRANITE_NUMBERS = (
+    NumberRow("embedding_multiplier", "embedding_scale"),
+    NumberRow("residual_multiplier", "residual_scale"),
+    NumberRow("attention_multiplier", "attention.scale"),
+    NumberRow("logits_scaling", "logit_scale"),
+)
+GRANITE_DEFAULTS = {row.source: 1.0 for row in GRANITE_NUMBERS}
+# Repositories of transformers 4 have the first two beginnings, transformers 5 has the third inside its own class.
+_MISTRAL3 = Wrapper(
+    "Mistral3ForConditionalGeneration",
+    "mistral3",
+    (
+        ("model.language_model.model.", "model."),
+        ("model.language_model.lm_head.", "lm_head."),
+        ("model.language_model.", "model."),
+    ),
+    ("model.vision_tower.", "model.multi_modal_projector."),
+)
+
+
+def _all_but_every_fourth(sizes: ModelSizes) -> list[int]:
+    """SmolLM3's no_rope_layers, in which 1 is a layer with RoPE."""
+    return [int(layer % 4 != 3) for layer in range(sizes.n_layer)]
+
+
+DENSE: tuple[Architecture, ...] = (
+    Architecture(
+        "LlamaForCausalLM", "llama",
+        (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True),
+         *attention_biases(True, "attention_bias", output=True), *MLP_BIASES),
+        {**DEFAULTS, "attention_bias": False, "mlp_bias": False}, SILU,
+        yarn="in the config (Nous, LongAlign and others), or by flags",
+    ),
+    Architecture(
+        "MistralForCausalLM", "mistral", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True)),
+        {**DEFAULTS, "sliding_window": 4096}, SILU, window_ignored=True, yarn="in the config (Nous), or by flags",
+    ),
+    Architecture(
+        "Qwen2ForCausalLM", "qwen2", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(), *attention_biases()),
+        DEFAULTS, {**SILU, **_NO_WINDOW}, width_is_heads=True,
+        yarn="by flags: factor 4, original context 32768",
+    ),
+    Architecture(
+        "Qwen3ForCausalLM", "qwen3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(), *HEAD_NORMS),
+        DEFAULTS, {**SILU, **_NO_WINDOW, "attention_bias": Constant(False)},
+        yarn="by flags: factor 4, original context 32768",
+    ),
+    Architecture(
+        "Ministral3ForCausalLM", "ministral3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True)),
+        {**DEFAULTS, "rms_norm_eps": 1e-5}, SILU, window_ignored=True,
+        numbers=(NumberRow("rope_parameters.llama_4_scaling_beta", "attention.temperature_scale", zero=True),),
+        wrappers=(_MISTRAL3,), yarn="in the config: factor 16, original context 16384 (Devstral 2: 64, 4096)",
+    ),
+    Architecture(
+        "SmolLM3ForCausalLM", "smollm3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True)),
+        {**DEFAULTS, "tie_word_embeddings": True},
+        {**SILU, **_NO_WINDOW, "attention_bias": _NO_O_BIAS, "mlp_bias": _NO_MLP_BIAS,
+         "no_rope_layers": Constant(_all_but_every_fourth, "llama.cpp leaves out RoPE in every fourth layer", optional=True),
+         "no_rope_layer_interval": Constant(4, "llama.cpp leaves out RoPE in every fourth layer", optional=True)},
+        yarn="by flags: factor 2, original context 65536",
+    ),
+    Architecture(
+        "ArceeForCausalLM", "arcee",
+        (*EMBEDDINGS, *PRE_NORMS, matrix("mlp.up_proj", "ffn_up", "ffn", "hidden"),
+         matrix("mlp.down_proj", "ffn_down", "hidden", "ffn"), *attention(interleaved=True)),
+        {**DEFAULTS, "rms_norm_eps": 1e-5, "hidden_act": "relu2"},
+        {"hidden_act": Constant("relu2"), "attention_bias": _NO_O_BIAS, "mlp_bias": _NO_MLP_BIAS},
+        yarn="in the config: factor 20, original context 4096",
+    ),
+    Architecture(
+        "Glm4ForCausalLM", "glm4",
+        (*EMBEDDINGS, *PRE_NORMS, norm("post_self_attn_layernorm", "post_attention_norm"),
+         norm("post_mlp_layernorm", "post_ffw_norm"), matrix("mlp.gate_up_proj", "ffn_up", "2*ffn", "hidden"),
+         matrix("mlp.down_proj", "ffn_down", "hidden", "ffn"), *attention(),
+         *attention_biases(when="attention_bias")),
+        {**DEFAULTS, "rms_norm_eps": 1.5625e-7, "attention_bias": True}, SILU,
+        yarn="by flags: factor 4, original context 32768",
+    ),
+    Architecture(
+        "GraniteForCausalLM", "granite",
+        (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True),
+         *attention_biases(True, "attention_bias", output=True), *MLP_BIASES),
+        {**DEFAULTS, **GRANITE_DEFAULTS}, SILU, numbers=GRANITE_NUMBERS,
+    ),
+    Architecture(
+        "Olmo2ForCausalLM", "olmo2",
+        (*EMBEDDINGS, norm("post_attention_layernorm", "post_attention_norm"),
+         norm("post_feedforward_layernorm", "post_ffw_norm"), *GATED, *attention(),
+         norm("self_attn.q_norm", "attn_q_norm", "q"), norm("self_attn.k_norm", "attn_k_norm", "kv")),
+        {**DEFAULTS, "rms_norm_eps": 1e-5}, {**SILU, "attention_bias": Constant(False)}, width_is_heads=True,
+    ),
+)  # fmt: skip

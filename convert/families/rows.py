@@ -1,0 +1,234 @@
+"""The language in which a model family is written down: rows for its tensors, constants, keys, windows and wrappers.
+
+A family is one `Architecture`. Names on the left are Hugging Face's, on the right llama.cpp's (gguf-py, tensor_mapping;
+llama-model.cpp). docs/add-a-family.md walks through one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy.typing as npt
+
+from yarn_edge.llama_rules.honoured import GGUF_ARCHITECTURES
+
+Raw = npt.NDArray[Any]
+DROPPED = "1"  # a dimension of size 1 that the target does not have
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The hyper-parameters that determine the shapes of the tensors. Those of experts are 0 in a dense model."""
+
+    n_layer: int
+    hidden: int
+    ffn: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    vocab: int
+    experts: int = 0
+    experts_used: int = 0
+    expert_ffn: int = 0
+    shared_ffn: int = 0
+
+    def dimension(self, name: str) -> int:
+        """A dimension by its name in a `TensorRow`: a field, "q", "kv" (all heads of them), or one of these doubled ("2*ffn")."""
+        times, _, base = name.rpartition("*")
+        heads = {"q": self.n_head * self.head_dim, "kv": self.n_kv_head * self.head_dim, DROPPED: 1}
+        return int(times or 1) * (heads.get(base) or int(getattr(self, base)))
+
+
+def interleave(sizes: ModelSizes, raw: Raw) -> Raw:
+    """Half-split pairs -> interleaved pairs: rows d and d + D/2 of each head become rows 2d and 2d + 1.
+
+    raw: rows of whole heads, of any dtype.
+    """
+    pairs = raw.reshape(-1, 2, sizes.head_dim // 2, *raw.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(raw.shape)
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of the GGUF, or one per layer with {i} in its names.
+
+    source: with {e} it is one tensor for each expert, and the target is all of them, stacked. shape: of one source, in names of
+    `ModelSizes.dimension`; "1" is left out of the target. interleaved: its rows go through `interleave`, head by head. when: a
+    config key that must be true for the tensor to exist, or false with "!" before it; "" means always. part: (k, n), the k-th
+    of n equal parts of the rows of each matrix goes to the target. plus_one: 1 is added to the values, in float32. float32:
+    llama.cpp's converter writes it in float32, whatever the type of the others. other: the same tensor in another layout, used
+    if the checkpoint has that one's source and not this one's.
+    """
+
+    source: str
+    target: str
+    shape: tuple[str, ...]
+    interleaved: bool = False
+    when: str = ""
+    part: tuple[int, int] = (0, 1)
+    plus_one: bool = False
+    float32: bool = False
+    other: TensorRow | None = None
+
+    def in_layer(self, layer: int) -> TensorRow:
+        """The row for one layer."""
+        return replace(
+            self,
+            source=self.source.replace("{i}", str(layer)),
+            target=self.target.replace("{i}", str(layer)),
+            other=self.other and self.other.in_layer(layer),
+        )
+
+    def sources(self, sizes: ModelSizes) -> list[str]:
+        """The names of the tensors that it is made of."""
+        if "{e}" not in self.source:
+            return [self.source]
+        return [self.source.replace("{e}", str(expert)) for expert in range(sizes.experts)]
+
+    def disk_shape(self, sizes: ModelSizes) -> tuple[int, ...]:
+        """The shape of one source in the checkpoint."""
+        return tuple(sizes.dimension(name) for name in self.shape)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The only value of a config key that can be converted. why: the reason, if it is not that llama.cpp has nothing else.
+
+    value: or a function of the sizes that returns it. optional: null is this value too, and so is an absent key.
+    """
+
+    value: Any
+    why: str = ""
+    optional: bool = False
+
+    def expected(self, sizes: ModelSizes) -> Any:
+        """The value for a model of these sizes."""
+        return self.value(sizes) if callable(self.value) else self.value
+
+
+@dataclass(frozen=True)
+class NumberRow:
+    """A number of the config that becomes a key `{arch}.{key}`. source: its key, with the block before a dot if it is in one.
+
+    zero: whether 0 is a value like others; llama.cpp takes it for "none" where it is not. optional: null, or an absent key, is no
+    error and writes nothing.
+    """
+
+    source: str
+    key: str
+    zero: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Layers with a sliding window. Without layer_types in the config, every `period`-th layer has full attention (0: all have).
+
+    period_keys: the config's keys for another period. default: of sliding_window.
+    """
+
+    period: int
+    default: int
+    period_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A multimodal class around the family, whose text_config and language model are converted.
+
+    names: beginnings of tensor names, and what they are without the wrapper; the first that fits counts. left_out: beginnings
+    of the names of tensors that are not in the language model.
+    """
+
+    hf_name: str
+    model_type: str
+    names: tuple[tuple[str, str], ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family. defaults: transformers' values for absent config keys. constants: the only values that can be converted.
+
+    sizes: fields of `ModelSizes` beyond a dense model's, with the config keys that may state them. numbers: further keys of the
+    GGUF. width_is_heads: llama.cpp requires head_dim * heads == hidden size. window_ignored: the class has a sliding window,
+    llama.cpp does not. windows: layers with a sliding window, which llama.cpp runs. wrappers: classes around it. yarn: where its
+    scaling comes from, for the documentation.
+    """
+
+    hf_name: str
+    model_type: str
+    tensors: tuple[TensorRow, ...]
+    defaults: Mapping[str, Any]
+    constants: Mapping[str, Constant] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbers: tuple[NumberRow, ...] = ()
+    width_is_heads: bool = False
+    window_ignored: bool = False
+    windows: Windows | None = None
+    wrappers: tuple[Wrapper, ...] = ()
+    yarn: str = "by flags"
+
+    @property
+    def gguf(self) -> str:
+        """The family's architecture in a GGUF."""
+        return GGUF_ARCHITECTURES[self.model_type]
+
+
+def matrix(hf: str, gguf: str, out: str, into: str, **how: Any) -> TensorRow:
+    """A matrix of every layer, shape (out, into)."""
+    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (out, into), **how)
+
+
+def bias(hf: str, gguf: str, size: str, interleaved: bool = False, when: str = "") -> TensorRow:
+    """A bias of every layer."""
+    return TensorRow(f"model.layers.{{i}}.{hf}.bias", f"blk.{{i}}.{gguf}.bias", (size,), interleaved, when)
+
+
+def norm(hf: str, gguf: str, size: str = "hidden", plus_one: bool = False) -> TensorRow:
+    """A norm's weight of every layer."""
+    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (size,), plus_one=plus_one)
+
+
+def attention(interleaved: bool = False) -> tuple[TensorRow, ...]:
+    """The four projections of attention."""
+    return (
+        matrix("self_attn.q_proj", "attn_q", "q", "hidden", interleaved=interleaved),
+        matrix("self_attn.k_proj", "attn_k", "kv", "hidden", interleaved=interleaved),
+        matrix("self_attn.v_proj", "attn_v", "kv", "hidden"),
+        matrix("self_attn.o_proj", "attn_output", "hidden", "q"),
+    )
+
+
+def attention_biases(interleaved: bool = False, when: str = "", output: bool = False) -> tuple[TensorRow, ...]:
+    """The biases of q, k and v. output: o's too."""
+    rows = (
+        bias("self_attn.q_proj", "attn_q", "q", interleaved, when),
+        bias("self_attn.k_proj", "attn_k", "kv", interleaved, when),
+        bias("self_attn.v_proj", "attn_v", "kv", False, when),
+        bias("self_attn.o_proj", "attn_output", "hidden", False, when),
+    )
+    return rows if output else rows[:3]
+
+
+EMBEDDINGS = (
+    TensorRow("model.embed_tokens.weight", "token_embd.weight", ("vocab", "hidden")),
+    TensorRow("model.norm.weight", "output_norm.weight", ("hidden",)),
+    TensorRow("lm_head.weight", "output.weight", ("vocab", "hidden"), when="!tie_word_embeddings"),
+)
+PRE_NORMS = (norm("input_layernorm", "attn_norm"), norm("post_attention_layernorm", "ffn_norm"))
+GATED = (
+    matrix("mlp.gate_proj", "ffn_gate", "ffn", "hidden"),
+    matrix("mlp.up_proj", "ffn_up", "ffn", "hidden"),
+    matrix("mlp.down_proj", "ffn_down", "hidden", "ffn"),
+)
+MLP_BIASES = (
+    bias("mlp.gate_proj", "ffn_gate", "ffn", False, "mlp_bias"),
+    bias("mlp.up_proj", "ffn_up", "ffn", False, "mlp_bias"),
+    bias("mlp.down_proj", "ffn_down", "hidden", False, "mlp_bias"),
+)
+HEAD_NORMS = (norm("self_attn.q_norm", "attn_q_norm", "head_dim"), norm("self_attn.k_norm", "attn_k_norm", "head_dim"))
+DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
+SILU = {"hidden_act": Constant("silu")}

@@ -1,0 +1,70 @@
+"""Families in which some layers have a sliding window, and positions of their own: one row each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .dense import DENSE
+from .experts import NORMALIZED, QWEN_EXPERTS, QWEN_SIZES, router
+from .rows import (
+    DEFAULTS,
+    EMBEDDINGS,
+    GATED,
+    HEAD_NORMS,
+    PRE_NORMS,
+    SILU,
+    Architecture,
+    Constant,
+    ModelSizes,
+    NumberRow,
+    Windows,
+    attention,
+    norm,
+)
+
+_OLMO2 = next(row for row in DENSE if row.model_type == "olmo2")
+_NO_BIAS = {"attention_bias": Constant(False, "llama.cpp has no place for the bias of o_proj")}
+
+
+def _sparse(sizes: ModelSizes) -> list[str]:
+    return ["sparse"] * sizes.n_layer
+
+
+def _gemma3_scalar(sizes: ModelSizes) -> int:
+    """llama.cpp's rule (gemma3.cpp): the head dimension, but in a model of 62 layers hidden_size / num_attention_heads."""
+    return sizes.hidden // sizes.n_head if sizes.n_layer == 62 else sizes.head_dim
+
+
+SLIDING_WINDOWS: tuple[Architecture, ...] = (
+    replace(
+        _OLMO2, hf_name="Olmo3ForCausalLM", model_type="olmo3", windows=Windows(period=4, default=4096),
+        yarn="in the config, for layers with full attention: factor 8, original context 8192",
+    ),
+    Architecture(
+        "MellumForCausalLM", "mellum",
+        (*EMBEDDINGS, *PRE_NORMS, router("mlp.gate"), *QWEN_EXPERTS, *attention(), *HEAD_NORMS),
+        {**DEFAULTS, "norm_topk_prob": True},
+        {**SILU, **NORMALIZED, **_NO_BIAS,
+         "mlp_layer_types": Constant(_sparse, "llama.cpp wants experts in every layer", optional=True),
+         "num_nextn_predict_layers": Constant(0, "llama.cpp has no place for such layers", optional=True)},
+        sizes=QWEN_SIZES, windows=Windows(period=0, default=1024),
+        yarn="in the config, for layers with full attention: factor 16, original context 8192",
+    ),
+    Architecture(
+        "Gemma3ForCausalLM", "gemma3_text",
+        (EMBEDDINGS[0], replace(EMBEDDINGS[1], plus_one=True), EMBEDDINGS[2],
+         norm("input_layernorm", "attn_norm", plus_one=True),
+         norm("post_attention_layernorm", "post_attention_norm", plus_one=True),
+         norm("pre_feedforward_layernorm", "ffn_norm", plus_one=True),
+         norm("post_feedforward_layernorm", "post_ffw_norm", plus_one=True),
+         *GATED, *attention(), *(replace(row, plus_one=True) for row in HEAD_NORMS)),
+        {"rms_norm_eps": 1e-6, "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh",
+         "query_pre_attn_scalar": 256},
+        {**_NO_BIAS, "hidden_activation": Constant("gelu_pytorch_tanh"),
+         "query_pre_attn_scalar": Constant(_gemma3_scalar, "llama.cpp takes this from the sizes of the model"),
+         "attn_logit_softcapping": Constant(None), "use_bidirectional_attention": Constant(False)},
+        numbers=(NumberRow("final_logit_softcapping", "final_logit_softcapping", optional=True),),
+        windows=Windows(period=6, default=4096, period_keys=("sliding_window_pattern", "_sliding_window_pattern")),
+        yarn="none is published; linear factor 8 for layers with full attention is in the config of 4B and larger",
+    ),
+)  # fmt: skip

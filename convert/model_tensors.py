@@ -17,7 +17,7 @@ from yarn_edge.runtime.ggml_types import type_named
 
 from .checkpoint import DTYPES, Checkpoint, Tensor, same_values, to_float32
 from .families.architectures import tensor_rows, unknown_tensor
-from .families.rows import DROPPED, Architecture, ModelSizes, TensorRow, Wrapper, interleave
+from .families.rows import Architecture, ModelSizes, TensorRow, Wrapper, interleave
 from .one_pass import SourceTensor
 
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -132,7 +132,7 @@ def _check_inv_freq(checkpoint: Checkpoint, tensor: Tensor, scaling: RopeScaling
 def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> SourceTensor:
     """The tensor of a row, as the pipeline reads it: its sources one after another, of each the row's part."""
     sources = [checkpoint.tensors[name] for name in row.sources(sizes)]
-    on_disk = [sizes.dimension(name) for name in row.shape if name != DROPPED]
+    on_disk = row.disk_shape(sizes)
     index, parts = row.part
     *stack, height, width = on_disk if len(on_disk) > 1 else [1, *on_disk]
     rows, matrices = height // parts, math.prod(stack)

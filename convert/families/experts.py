@@ -5,7 +5,6 @@ from __future__ import annotations
 from .dense import GRANITE_DEFAULTS, GRANITE_NUMBERS
 from .rows import (
     DEFAULTS,
-    DROPPED,
     EMBEDDINGS,
     HEAD_NORMS,
     PRE_NORMS,
@@ -70,7 +69,7 @@ EXPERTS: tuple[Architecture, ...] = (
     Architecture(
         "Qwen2MoeForCausalLM", "qwen2_moe",
         (*EMBEDDINGS, *PRE_NORMS, router("mlp.gate"), *QWEN_EXPERTS,
-         matrix("mlp.shared_expert_gate", "ffn_gate_inp_shexp", DROPPED, "hidden"),
+         matrix("mlp.shared_expert_gate", "ffn_gate_inp_shexp", "1", "hidden", float32=True),
          matrix("mlp.shared_expert.gate_proj", "ffn_gate_shexp", "shared_ffn", "hidden"),
          matrix("mlp.shared_expert.up_proj", "ffn_up_shexp", "shared_ffn", "hidden"),
          matrix("mlp.shared_expert.down_proj", "ffn_down_shexp", "hidden", "shared_ffn"),

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from yarn_edge.llama_rules.honoured import GGUF_ARCHITECTURES
 
 Raw = npt.NDArray[Any]
-DROPPED = "1"  # a dimension of size 1 that the target does not have
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class ModelSizes:
     shared_ffn: int = 0
 
     def dimension(self, name: str) -> int:
-        """A dimension by its name in a `TensorRow`: a field, "q", "kv" (all heads of them), or one of these doubled ("2*ffn")."""
+        """A dimension by its name in a `TensorRow`: a field, "q", "kv" (all heads of them), "1", or a multiple ("2*ffn")."""
         times, _, base = name.rpartition("*")
-        heads = {"q": self.n_head * self.head_dim, "kv": self.n_kv_head * self.head_dim, DROPPED: 1}
+        heads = {"q": self.n_head * self.head_dim, "kv": self.n_kv_head * self.head_dim, "1": 1}
         return int(times or 1) * (heads.get(base) or int(getattr(self, base)))
 
 
@@ -55,7 +54,7 @@ class TensorRow:
     """One tensor of the GGUF, or one per layer with {i} in its names.
 
     source: with {e} it is one tensor for each expert, and the target is all of them, stacked. shape: of one source, in names of
-    `ModelSizes.dimension`; "1" is left out of the target. interleaved: its rows go through `interleave`, head by head. when: a
+    `ModelSizes.dimension`. interleaved: its rows go through `interleave`, head by head. when: a
     config key that must be true for the tensor to exist, or false with "!" before it; "" means always. part: (k, n), the k-th
     of n equal parts of the rows of each matrix goes to the target. plus_one: 1 is added to the values, in float32. float32:
     llama.cpp's converter writes it in float32, whatever the type of the others. other: the same tensor in another layout, used

@@ -205,7 +205,6 @@ _NEVER_YARN = {
     "stablelm": "plain RoPE",
     "starcoder2": "plain RoPE",
     "falcon": "plain RoPE",
-    "glm4": "plain RoPE",
 }
 
 

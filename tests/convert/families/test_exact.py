@@ -1,0 +1,163 @@
+"""Every family against transformers, and its tensors against those of llama.cpp's own converter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from yarn_edge.cli import main
+from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.flags import ScalingOverrides
+from yarn_edge.gguf.read import read_gguf
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.model import Model
+from yarn_edge.verify.transformers_reference import divergence, reference_logits
+
+from support import tiny_families
+from support.tiny_families import FAMILIES, ORIGINAL, YARN
+from support.upstream_bytes import TYPES, digest
+
+N_TOKENS = ORIGINAL + 160
+TOKENS = [(7 * i * i + 3 * i + 11) % 300 for i in range(N_TOKENS)]
+# By support.upstream_bytes, with llama.cpp as vendored by llama-cpp-python 0.3.36.
+UPSTREAM = {
+    "qwen3_moe": ("d3ef12f3c6c4911e", "7e617352e8263b52"),
+    "qwen2_moe": ("7c3cfc74a8f97e28", "52b1ab48aba5905c"),
+    "mixtral": ("481da8a9679cb004", "e31da679fec89645"),
+    "granitemoe": ("fdc6730271718539", "c09c3a1322db827b"),
+    "granite": ("fb8d55dba347cabf", "0fa5716692019181"),
+    "olmo2": ("d4779353913b5150", "7ed8772301312030"),
+    "olmo3": ("d4779353913b5150", "7ed8772301312030"),
+    "mellum": ("d3ef12f3c6c4911e", "7e617352e8263b52"),
+    "smollm3": ("0e5462beef59650c", "f998435c03b32530"),
+    "smollm3-tied": ("5828bd47c44b4662", "dad95b5b4de2a61d"),
+    "arcee": ("aea985d4ea3af2ec", "b23523e91912a3a2"),
+    "glm4": ("51ebdcc749e1e400", "96d33f505bb2bfdb"),
+    "ministral3": ("19ec210991abbe4c", "cf8ee7cb6d02d203"),
+    "devstral2": ("19ec210991abbe4c", "cf8ee7cb6d02d203"),
+    "ministral3-baked": ("19ec210991abbe4c", "cf8ee7cb6d02d203"),
+    "ministral3-mscale": ("19ec210991abbe4c", "cf8ee7cb6d02d203"),
+    "gemma3": ("af019fde8dc511a0", "17cf0d6489c8fd3b"),
+}
+
+
+def logits_of(path: Path) -> np.ndarray[Any, Any]:
+    settings = ContextSettings(n_ctx=256, n_batch=N_TOKENS, kv_type="f32", flash_attention="off")
+    with Model(path) as model, Context(model, settings) as context:
+        context.evaluate(TOKENS, 0, "all")
+        return context.logits()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_logits_are_transformers(name: str, tmp_path: Path) -> None:
+    folder = tiny_families.write(tmp_path / "ck", name)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    found = divergence(reference_logits(folder, TOKENS), logits_of(path))
+    assert found.kl_mean < 1e-7
+    assert found.top1 == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tensors_are_those_of_upstreams_converter(name: str, tmp_path: Path) -> None:
+    folder = tiny_families.write(tmp_path / "ck", name, torch.bfloat16)
+    paths = convert(folder, str(tmp_path / "{quant}.gguf"), ",".join(TYPES))
+    assert tuple(digest(path) for path in paths) == UPSTREAM[name]
+
+
+# Families whose model cards have YaRN as an option, with the flags of the card (the origin is that of the tiny model).
+BY_FLAGS = {
+    "qwen3_moe": 4.0,
+    "qwen2_moe": 4.0,
+    "mixtral": 4.0,
+    "smollm3": 2.0,
+    "glm4": 4.0,
+    "granite": 4.0,
+    "granitemoe": 4.0,
+    "olmo2": 4.0,
+}
+
+
+@pytest.mark.parametrize("name", BY_FLAGS)
+def test_flags_do_what_the_block_does(name: str, tmp_path: Path) -> None:
+    block = {**FAMILIES[name][1].get("rope_parameters", YARN), "factor": BY_FLAGS[name]}
+    plain = {k: v for k, v in block.items() if k in ("rope_theta", "partial_rotary_factor")} | {"rope_type": "default"}
+    scaled = tiny_families.write(tmp_path / "scaled" / "ck", name, rope_parameters=block)
+    bare = tiny_families.write(tmp_path / "bare" / "ck", name, rope_parameters=plain, max_position_embeddings=ORIGINAL)
+    flags = ScalingOverrides(factor=BY_FLAGS[name], original_context=ORIGINAL)
+    one = convert(scaled, str(tmp_path / "one.gguf"), "F16")[0]
+    other = convert(bare, str(tmp_path / "other.gguf"), "F16", overrides=flags)[0]
+    a, b = read_gguf(one).metadata, read_gguf(other).metadata
+    rope = [key for key in a if ".rope." in key and "provenance" not in key]
+    assert {key: a[key] for key in rope} == {key: b[key] for key in rope}
+    assert digest(one) == digest(other)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "mellum", "mixtral"])
+def test_experts_in_one_tensor_are_the_same_file(name: str, tmp_path: Path) -> None:
+    """The layout that transformers has in memory, and that some repositories have on disk."""
+    folder = tiny_families.write(tmp_path / "each" / "ck", name)
+    model = tiny_families.model(name)
+    values = json.loads((folder / "config.json").read_text())
+    state = dict(model.state_dict())
+    router = {k.replace("mlp.gate.", "block_sparse_moe.gate.") if name == "mixtral" else k: v for k, v in state.items()}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in router
+    tiny_families.rewrite(tmp_path / "fused" / "ck", router, values)
+    one = convert(folder, str(tmp_path / "one.gguf"), "Q8_0")[0]
+    other = convert(tmp_path / "fused" / "ck", str(tmp_path / "other.gguf"), "Q8_0")[0]
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["olmo3", "mellum", "gemma3"])
+def test_layers_with_a_window_are_those_of_the_config(name: str, tmp_path: Path) -> None:
+    types = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    folder = tiny_families.write(tmp_path / "ck", name, layer_types=types)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    file = read_gguf(path)
+    prefix = f"{file.architecture}.attention.sliding_window"
+    assert file.metadata[prefix] == 24
+    assert file.metadata[prefix + "_pattern"].tolist() == [True, False, False, True]
+    assert divergence(reference_logits(folder, TOKENS), logits_of(path)).kl_mean < 1e-7
+
+
+def test_without_layer_types_gemma_3_has_its_period(tmp_path: Path) -> None:
+    """Published configs have sliding_window_pattern and no layer_types."""
+    folder = tiny_families.write(tmp_path / "ck", "gemma3", layer_types=["sliding_attention", "full_attention"] * 2)
+    values = json.loads((folder / "config.json").read_text())
+    del values["layer_types"], values["_sliding_window_pattern"]
+    (folder / "config.json").write_text(json.dumps({**values, "sliding_window_pattern": 2}))
+    meta = read_gguf(convert(folder, str(tmp_path / "out.gguf"), "F32")[0]).metadata
+    assert meta["gemma3.attention.sliding_window_pattern"].tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("name", ["mellum", "olmo3"])
+def test_a_model_whose_layers_all_have_full_attention_has_no_window(name: str, tmp_path: Path) -> None:
+    changes = {
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": {"full_attention": YARN, "sliding_attention": YARN},
+    }
+    folder = tiny_families.write(tmp_path / "ck", name, **changes)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    assert not [key for key in read_gguf(path).metadata if "sliding" in key]
+    assert divergence(reference_logits(folder, TOKENS), logits_of(path)).kl_mean < 1e-7
+
+
+def test_a_router_stays_in_float32(tmp_path: Path) -> None:
+    folder = tiny_families.write(tmp_path / "ck", "qwen2_moe", torch.bfloat16)
+    types = {n: t.type_name for n, t in read_gguf(convert(folder, str(tmp_path / "o.gguf"), "Q8_0")[0]).tensors.items()}
+    assert {types[f"blk.{i}.{n}.weight"] for i in range(4) for n in ("ffn_gate_inp", "ffn_gate_inp_shexp")} == {"F32"}
+
+
+def test_verify_passes_and_inspect_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_families.write(tmp_path / "ck", "glm4")
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    assert main(["verify", str(path), "--against", str(folder)]) == 0
+    capsys.readouterr()
+    for model in (path, folder):
+        assert main(["inspect", str(model), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["findings"] == []

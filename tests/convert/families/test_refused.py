@@ -1,0 +1,155 @@
+"""What no family takes: a tensor too few or too many, a wrong shape, a value that llama.cpp would run otherwise in silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from yarn_edge.cli import main
+
+from support import tiny_families
+from support.made_once import Shelf
+from support.tiny_families import BY_LAYER, FAMILIES, PLAIN
+
+State = dict[str, torch.Tensor]
+Config = dict[str, Any]
+NAMES = [name for name in FAMILIES if "-" not in name and name != "devstral2"]
+
+
+def folder_of(name: str, shelf: Shelf) -> Path:
+    return shelf.made_once(f"family-{name}", lambda folder: tiny_families.write(folder / "ck", name)) / "ck"
+
+
+def refusal(
+    name: str, shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[State, Config], None]
+) -> str:
+    """What convert says about the family's checkpoint after `change`; one line, and no file."""
+    folder = folder_of(name, shelf)
+    state, values = tiny_families.saved(folder), json.loads((folder / "config.json").read_text())
+    change(state, values)
+    tiny_families.rewrite(tmp_path / "ck", state, values)
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "ck"), "-o", str(tmp_path / "x.gguf"), "--quant", "F16", "--quiet"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note:")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("yarn-edge: error: ")
+    assert not (tmp_path / "x.gguf").exists()
+    return lines[0]
+
+
+def some_tensor(state: State) -> str:
+    """A tensor of the last layer: of the last expert, if there are experts in tensors of their own."""
+    layer = sorted(name for name in state if "layers.3." in name)
+    return next((n for n in reversed(layer) if "experts.3." in n), next(n for n in layer if "mlp" in n or "moe" in n))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tensor_that_is_missing(name: str, shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone: list[str] = []
+
+    def change(state: State, _values: Config) -> None:
+        gone.append(some_tensor(state))
+        del state[gone[0]]
+
+    assert f"tensor {gone[0] if gone else ''}" in (said := refusal(name, shelf, tmp_path, capsys, change))
+    assert said.endswith(f"tensor {gone[0]} is missing")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tensor_too_many(name: str, shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(state: State, _values: Config) -> None:
+        state["model.layers.3.self_attn.q_proj.lost"] = torch.zeros(3)
+
+    said = refusal(name, shelf, tmp_path, capsys, change)
+    assert "tensor model.layers.3.self_attn.q_proj.lost has no place in the GGUF" in said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_shape(name: str, shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes: list[list[int]] = []
+
+    def change(state: State, _values: Config) -> None:
+        wrong = some_tensor(state)
+        shapes.extend((list(state[wrong].shape), list(state[wrong][:-1].shape)))
+        state[wrong] = state[wrong][:-1]
+
+    said = refusal(name, shelf, tmp_path, capsys, change)
+    assert said.endswith(f"has the shape {shapes[1]}, but config.json implies {shapes[0]}")
+
+
+def test_one_expert_of_another_type(shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(state: State, _values: Config) -> None:
+        state[some_tensor(state)] = state[some_tensor(state)].half()
+
+    said = refusal("qwen3_moe", shelf, tmp_path, capsys, change)
+    assert "experts.3.up_proj.weight is F16, but model.layers.3.mlp.experts.0.up_proj.weight is F32" in said
+
+
+NO_ROPE = "llama.cpp leaves out RoPE in every fourth layer"
+EVERY = "llama.cpp wants experts in every layer"
+NO_PLACE = "llama.cpp has no place for the bias of o_proj"
+# name -> (family, changed config values, the end or middle of the message). ...: the key is taken out.
+WRONG: dict[str, tuple[str, Config, str]] = {
+    "qwen3_moe, sums": (
+        "qwen3_moe", {"norm_topk_prob": False},
+        "norm_topk_prob is False: only True can be converted: llama.cpp lets the weights of a token's experts always add up to 1",
+    ),
+    "qwen3_moe, sums by default": ("qwen3_moe", {"norm_topk_prob": ...}, "norm_topk_prob is False: only True"),
+    "qwen3_moe, dense layers": ("qwen3_moe", {"mlp_only_layers": [0]}, f"mlp_only_layers is [0]: only [] can be converted: {EVERY}"),
+    "qwen3_moe, step": ("qwen3_moe", {"decoder_sparse_step": 2}, f"decoder_sparse_step is 2: only 1 can be converted: {EVERY}"),
+    "qwen3_moe, bias": ("qwen3_moe", {"attention_bias": True}, NO_PLACE),
+    "qwen3_moe, activation": ("qwen3_moe", {"hidden_act": "gelu"}, "hidden_act is 'gelu': only 'silu' can be converted"),
+    "qwen3_moe, experts twice": ("qwen3_moe", {"num_experts": 5}, "num_experts is 5, but num_local_experts is 4: correct one of them"),
+    "qwen3_moe, too many used": ("qwen3_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok is 9, more than the 4 experts"),
+    "qwen3_moe, no number": ("qwen3_moe", {"num_local_experts": ...}, "num_experts is missing: add it"),
+    "qwen2_moe, sums": ("qwen2_moe", {"norm_topk_prob": True}, "llama.cpp never lets the weights"),
+    "mixtral, window": ("mixtral", {"sliding_window": 100}, "shorter than the context of 256: llama.cpp would attend to all of it"),
+    "granite, zero": ("granite", {"attention_multiplier": 0.0}, "attention_multiplier is 0.0, expected a number above 0"),
+    "granite, text": ("granite", {"logits_scaling": "8"}, "logits_scaling is '8', expected a number above 0"),
+    "granitemoe, activation": ("granitemoe", {"hidden_act": "gelu"}, "only 'silu'"),
+    "olmo2, width": ("olmo2", {"head_dim": 32}, "llama.cpp runs olmo2 only if heads * head_dim is the hidden size"),
+    "olmo3, sliding base": (
+        "olmo3", {"rope_parameters": {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1e4}}},
+        "architecture olmo2 would give layers with a sliding window frequencies up to",
+    ),
+    "olmo3, types": ("olmo3", {"layer_types": ["sliding_attention"] * 3}, "expected full_attention or sliding_attention for 4 layers"),
+    "mellum, sliding base": (
+        "mellum", {"rope_parameters": {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1e4}}},
+        "architecture mellum would give layers with a sliding window frequencies up to",
+    ),
+    "mellum, sums": ("mellum", {"norm_topk_prob": False}, "always add up to 1"),
+    "mellum, dense layers": ("mellum", {"mlp_layer_types": ["dense"] + ["sparse"] * 3}, EVERY),
+    "mellum, prediction": ("mellum", {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers is 1: only 0 can be converted"),
+    "smollm3, other layers": ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, f"no_rope_layers is [1, 0, 1, 0]: only [1, 1, 1, 0] can be converted: {NO_ROPE}"),
+    "smollm3, interval": ("smollm3", {"no_rope_layers": ..., "no_rope_layer_interval": 2}, f"no_rope_layer_interval is 2: only 4 can be converted: {NO_ROPE}"),
+    "smollm3, bias": ("smollm3", {"attention_bias": True}, NO_PLACE),
+    "arcee, activation": ("arcee", {"hidden_act": "silu"}, "hidden_act is 'silu': only 'relu2' can be converted"),
+    "arcee, mlp": ("arcee", {"mlp_bias": True}, "llama.cpp has no place for the biases of the MLP"),
+    "glm4, activation": ("glm4", {"hidden_act": "gelu"}, "only 'silu'"),
+    "ministral3, beta": ("ministral3", {"rope_parameters": {**tiny_families.MINISTRAL}}, "llama_4_scaling_beta is missing, expected a number from 0"),
+    "gemma3, capped": ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0: only None can be converted"),
+    "gemma3, scalar": ("gemma3", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar is 24: only 32 can be converted: llama.cpp takes this from the sizes"),
+    "gemma3, both ways": ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True: only False"),
+    "gemma3, only windows": ("gemma3", {"layer_types": ["sliding_attention"] * 4}, "gives every layer a sliding window"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_value(case: str, shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, changes, message = WRONG[case]
+
+    def change(_state: State, values: Config) -> None:
+        values |= changes
+        for key in [key for key, value in values.items() if value is ...]:
+            del values[key]
+
+    assert message in refusal(name, shelf, tmp_path, capsys, change)
+
+
+def test_every_family_has_a_wrong_value() -> None:
+    assert {name for name, _changes, _message in WRONG.values()} == set(NAMES)

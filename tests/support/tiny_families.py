@@ -1,0 +1,134 @@
+"""Tiny checkpoints of every family, written by transformers. Their attention is not flat, so that wrong positions show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from support import tiny
+
+ORIGINAL = 64
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL, "rope_theta": 10000.0}
+PLAIN = {"rope_type": "default", "rope_theta": 500000.0}
+BY_LAYER = {"full_attention": {**YARN, "rope_theta": 500000.0}, "sliding_attention": PLAIN}
+MINISTRAL = {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+EXPERTS = {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
+WINDOWS = {"sliding_window": 24, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 2.0,
+    "attention_bias": True,
+}
+_COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 256,
+    "rope_parameters": YARN,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+# name -> (model_type, what its config has beyond _COMMON). Where a model card has YaRN, its parameters with a shorter origin.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, "head_dim": 32, "norm_topk_prob": True}),
+    "qwen2_moe": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 80}),
+    "mixtral": ("mixtral", {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+    "granitemoe": ("granitemoe", {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granite": ("granite", {**GRANITE, "mlp_bias": True}),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {**WINDOWS, "rope_parameters": BY_LAYER}),
+    "mellum": ("mellum", {**EXPERTS, **WINDOWS, "head_dim": 32, "rope_parameters": BY_LAYER}),
+    "smollm3": (
+        "smollm3",
+        {"rope_parameters": {**YARN, "factor": 2.0, "rope_theta": 5e6}, "max_position_embeddings": 128},
+    ),
+    "smollm3-tied": ("smollm3", {"tie_word_embeddings": True}),
+    "arcee": ("arcee", {"head_dim": 32, "rope_parameters": {**YARN, "mscale": 1.0}}),
+    "glm4": ("glm4", {"head_dim": 32, "rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}),
+    "ministral3": (
+        "ministral3",
+        {"head_dim": 32, "rope_parameters": {**MINISTRAL, "llama_4_scaling_beta": 0.1, "rope_theta": 1e6}},
+    ),
+    "devstral2": (
+        "ministral3",
+        {
+            "head_dim": 32,
+            "rope_parameters": {**MINISTRAL, "beta_fast": 4.0, "mscale_all_dim": 0.0, "llama_4_scaling_beta": 0.0},
+        },
+    ),
+    "ministral3-baked": (
+        "ministral3",
+        {"head_dim": 32, "rope_parameters": {**MINISTRAL, "beta_fast": 4.0, "llama_4_scaling_beta": 0.1}},
+    ),
+    "ministral3-mscale": (
+        "ministral3",
+        {"head_dim": 32, "rope_parameters": {**MINISTRAL, "mscale": 0.7, "llama_4_scaling_beta": 0.1}},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "vocab_size": 302,  # tokens of the tokenizer as upstream's converter counts them
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            **WINDOWS,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+}
+
+
+def model(name: str, **changes: Any) -> Any:
+    """transformers' model with random weights: q and k of std 0.35, so that attention is not flat."""
+    import transformers
+
+    model_type, extra = FAMILIES[name]
+    rng = np.random.default_rng(0)
+    config = transformers.AutoConfig.for_model(model_type, **{**_COMMON, **extra, **changes})
+    made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for key, weight in made.named_parameters():
+            steep = any(part in key for part in ("q_proj.weight", "k_proj.weight"))
+            shift = 1.0 if "norm" in key and model_type != "gemma3_text" else 0.0
+            noise = torch.from_numpy(rng.standard_normal(tuple(weight.shape), np.float32))
+            weight.copy_(noise * (0.35 if steep else 0.12) + shift)
+    return made
+
+
+def write(folder: Path, name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """The checkpoint as save_pretrained writes it, with a tokenizer."""
+    model(name, **changes).to(dtype).save_pretrained(folder)
+    tiny.write_tokenizer(folder)
+    return folder
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint that `write` made."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def rewrite(folder: Path, state: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    """Another config and other tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny.write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    save_file(
+        {name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors", {"format": "pt"}
+    )

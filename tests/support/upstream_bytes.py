@@ -1,0 +1,66 @@
+"""Digests of the tensors that llama.cpp's own converter writes for the tiny families, recorded for tests/convert/families.
+
+    python -m support.upstream_bytes LLAMA_CPP     # in tests/; LLAMA_CPP: the source tree of the pinned version
+
+prints the table UPSTREAM. The converter needs no tokenizer for tensors, so it gets none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import gguf
+import torch
+
+from support import tiny_families
+
+_WITHOUT_VOCABULARY = """
+import runpy, sys
+sys.path[:0] = [sys.argv[1] + "/gguf-py", sys.argv[1]]
+import importlib, conversion.base
+
+def every(kind):
+    kind.set_vocab = lambda self: None
+    for below in kind.__subclasses__():
+        every(below)
+
+for room in ("gemma", "glm", "granite", "llama", "mellum", "mistral3", "olmo", "qwen"):
+    importlib.import_module("conversion." + room)
+every(conversion.base.TextModel)
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+TYPES = ("BF16", "Q8_0")
+
+
+def digest(path: Path) -> str:
+    """Of the names, types, shapes and bytes of all tensors but those of positions, which upstream does not write."""
+    found = hashlib.sha256()
+    for tensor in sorted(gguf.GGUFReader(path).tensors, key=lambda t: t.name):
+        if not tensor.name.startswith("rope_"):
+            found.update(f"{tensor.name} {tensor.tensor_type.name} {tensor.shape.tolist()}".encode())
+            found.update(tensor.data.tobytes())
+    return found.hexdigest()[:16]
+
+
+def main(source: str) -> None:
+    for name in tiny_families.FAMILIES:
+        with tempfile.TemporaryDirectory() as place:
+            folder = tiny_families.write(Path(place) / "ck", name, torch.bfloat16)
+            found = []
+            for kind in TYPES:
+                output = Path(place) / "out.gguf"
+                script = [source, f"{source}/convert_hf_to_gguf.py", str(folder), "--outtype", kind.lower()]
+                command = [sys.executable, "-c", _WITHOUT_VOCABULARY, *script, "--outfile", str(output)]
+                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+                found.append(digest(output))
+            sys.stdout.write(f'    "{name}": ("{found[0]}", "{found[1]}"),\n')
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -136,7 +136,9 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
     index, parts = row.part
     *stack, height, width = on_disk if len(on_disk) > 1 else [1, *on_disk]
     rows, matrices = height // parts, math.prod(stack)
-    kept = [*([len(sources)] if "{e}" in row.source else []), *stack, *([rows] if len(on_disk) > 1 else []), width]
+    shape = [*([len(sources)] if "{e}" in row.source else []), *stack, rows, width]
+    while len(shape) > 1 and shape[0] == 1:  # llama.cpp's quantizer drops such dimensions too
+        del shape[0]
     dtype = sources[0].dtype
     kind, item = type_named(dtype), DTYPES[dtype][0]
     row_bytes = kind.row_bytes(width)
@@ -147,7 +149,7 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
         at = matrix * height + index * rows + inside
         sources[source].read(at * row_bytes, out.reshape(-1))
         if row.interleaved:
-            bits = out.view(item).reshape(-1) if len(kept) == 1 else out
+            bits = out.view(item).reshape(-1) if len(shape) == 1 else out
             bits[:] = interleave(sizes, bits)
 
     def read_plus_one(first_row: int, out: npt.NDArray[np.uint8]) -> None:
@@ -156,8 +158,8 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
         out.view(np.float32)[:] = to_float32(saved.view(item), dtype) + np.float32(1)
 
     label = f"{checkpoint.path}: tensor {row.source.replace('{e}', '*')}"
-    grain = sizes.head_dim if row.interleaved and len(kept) > 1 else 1
+    grain = sizes.head_dim if row.interleaved and len(shape) > 1 else 1
     reader = read_plus_one if row.plus_one else read
     return SourceTensor(
-        row.target, tuple(reversed(kept)), type_named("F32") if row.plus_one else kind, reader, label, grain
+        row.target, tuple(reversed(shape)), type_named("F32") if row.plus_one else kind, reader, label, grain
     )

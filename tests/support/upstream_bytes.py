@@ -38,11 +38,12 @@ TYPES = ("BF16", "Q8_0")
 
 
 def digest(path: Path) -> str:
-    """Of the names, types, shapes and bytes of all tensors but those of positions, which upstream does not write."""
+    """Of the names, types, shapes (without a last dimension of 1) and bytes of all tensors but those of positions."""
     found = hashlib.sha256()
     for tensor in sorted(gguf.GGUFReader(path).tensors, key=lambda t: t.name):
         if not tensor.name.startswith("rope_"):
-            found.update(f"{tensor.name} {tensor.tensor_type.name} {tensor.shape.tolist()}".encode())
+            shape = ",".join(map(str, tensor.shape.tolist())).removesuffix(",1")
+            found.update(f"{tensor.name} {tensor.tensor_type.name} {shape}".encode())
             found.update(tensor.data.tobytes())
     return found.hexdigest()[:16]
 

@@ -55,7 +55,7 @@ DENSE: tuple[Architecture, ...] = (
         (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True),
          *attention_biases(True, "attention_bias", output=True), *MLP_BIASES),
         {**DEFAULTS, "attention_bias": False, "mlp_bias": False}, SILU,
-        yarn="in the config (Nous, LongAlign and others), or by flags",
+        yarn="in the config (Nous), or by flags",
     ),
     Architecture(
         "MistralForCausalLM", "mistral", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True)),

@@ -96,47 +96,114 @@ NO_PLACE = "llama.cpp has no place for the bias of o_proj"
 # name -> (family, changed config values, the end or middle of the message). ...: the key is taken out.
 WRONG: dict[str, tuple[str, Config, str]] = {
     "qwen3_moe, sums": (
-        "qwen3_moe", {"norm_topk_prob": False},
+        "qwen3_moe",
+        {"norm_topk_prob": False},
         "norm_topk_prob is False: only True can be converted: llama.cpp lets the weights of a token's experts always add up to 1",
     ),
     "qwen3_moe, sums by default": ("qwen3_moe", {"norm_topk_prob": ...}, "norm_topk_prob is False: only True"),
-    "qwen3_moe, dense layers": ("qwen3_moe", {"mlp_only_layers": [0]}, f"mlp_only_layers is [0]: only [] can be converted: {EVERY}"),
-    "qwen3_moe, step": ("qwen3_moe", {"decoder_sparse_step": 2}, f"decoder_sparse_step is 2: only 1 can be converted: {EVERY}"),
+    "qwen3_moe, dense layers": (
+        "qwen3_moe",
+        {"mlp_only_layers": [0]},
+        f"mlp_only_layers is [0]: only [] can be converted: {EVERY}",
+    ),
+    "qwen3_moe, step": (
+        "qwen3_moe",
+        {"decoder_sparse_step": 2},
+        f"decoder_sparse_step is 2: only 1 can be converted: {EVERY}",
+    ),
     "qwen3_moe, bias": ("qwen3_moe", {"attention_bias": True}, NO_PLACE),
-    "qwen3_moe, activation": ("qwen3_moe", {"hidden_act": "gelu"}, "hidden_act is 'gelu': only 'silu' can be converted"),
-    "qwen3_moe, experts twice": ("qwen3_moe", {"num_experts": 5}, "num_experts is 5, but num_local_experts is 4: correct one of them"),
-    "qwen3_moe, too many used": ("qwen3_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok is 9, more than the 4 experts"),
+    "qwen3_moe, activation": (
+        "qwen3_moe",
+        {"hidden_act": "gelu"},
+        "hidden_act is 'gelu': only 'silu' can be converted",
+    ),
+    "qwen3_moe, experts twice": (
+        "qwen3_moe",
+        {"num_experts": 5},
+        "num_experts is 5, but num_local_experts is 4: correct one of them",
+    ),
+    "qwen3_moe, too many used": (
+        "qwen3_moe",
+        {"num_experts_per_tok": 9},
+        "num_experts_per_tok is 9, more than the 4 experts",
+    ),
     "qwen3_moe, no number": ("qwen3_moe", {"num_local_experts": ...}, "num_experts is missing: add it"),
     "qwen2_moe, sums": ("qwen2_moe", {"norm_topk_prob": True}, "llama.cpp never lets the weights"),
-    "mixtral, window": ("mixtral", {"sliding_window": 100}, "shorter than the context of 256: llama.cpp would attend to all of it"),
-    "granite, zero": ("granite", {"attention_multiplier": 0.0}, "attention_multiplier is 0.0, expected a number above 0"),
+    "mixtral, window": (
+        "mixtral",
+        {"sliding_window": 100},
+        "shorter than the context of 256: llama.cpp would attend to all of it",
+    ),
+    "granite, zero": (
+        "granite",
+        {"attention_multiplier": 0.0},
+        "attention_multiplier is 0.0, expected a number above 0",
+    ),
     "granite, text": ("granite", {"logits_scaling": "8"}, "logits_scaling is '8', expected a number above 0"),
     "granitemoe, activation": ("granitemoe", {"hidden_act": "gelu"}, "only 'silu'"),
     "olmo2, width": ("olmo2", {"head_dim": 32}, "llama.cpp runs olmo2 only if heads * head_dim is the hidden size"),
     "olmo3, sliding base": (
-        "olmo3", {"rope_parameters": {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1e4}}},
+        "olmo3",
+        {"rope_parameters": {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1e4}}},
         "architecture olmo2 would give layers with a sliding window frequencies up to",
     ),
-    "olmo3, types": ("olmo3", {"layer_types": ["sliding_attention"] * 3}, "expected full_attention or sliding_attention for 4 layers"),
+    "olmo3, types": (
+        "olmo3",
+        {"layer_types": ["sliding_attention"] * 3},
+        "expected full_attention or sliding_attention for 4 layers",
+    ),
     "mellum, sliding base": (
-        "mellum", {"rope_parameters": {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1e4}}},
+        "mellum",
+        {"rope_parameters": {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1e4}}},
         "architecture mellum would give layers with a sliding window frequencies up to",
     ),
     "mellum, sums": ("mellum", {"norm_topk_prob": False}, "always add up to 1"),
     "mellum, dense layers": ("mellum", {"mlp_layer_types": ["dense"] + ["sparse"] * 3}, EVERY),
-    "mellum, prediction": ("mellum", {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers is 1: only 0 can be converted"),
-    "smollm3, other layers": ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, f"no_rope_layers is [1, 0, 1, 0]: only [1, 1, 1, 0] can be converted: {NO_ROPE}"),
-    "smollm3, interval": ("smollm3", {"no_rope_layers": ..., "no_rope_layer_interval": 2}, f"no_rope_layer_interval is 2: only 4 can be converted: {NO_ROPE}"),
+    "mellum, prediction": (
+        "mellum",
+        {"num_nextn_predict_layers": 1},
+        "num_nextn_predict_layers is 1: only 0 can be converted",
+    ),
+    "smollm3, other layers": (
+        "smollm3",
+        {"no_rope_layers": [1, 0, 1, 0]},
+        f"no_rope_layers is [1, 0, 1, 0]: only [1, 1, 1, 0] can be converted: {NO_ROPE}",
+    ),
+    "smollm3, interval": (
+        "smollm3",
+        {"no_rope_layers": ..., "no_rope_layer_interval": 2},
+        f"no_rope_layer_interval is 2: only 4 can be converted: {NO_ROPE}",
+    ),
     "smollm3, bias": ("smollm3", {"attention_bias": True}, NO_PLACE),
     "arcee, activation": ("arcee", {"hidden_act": "silu"}, "hidden_act is 'silu': only 'relu2' can be converted"),
     "arcee, mlp": ("arcee", {"mlp_bias": True}, "llama.cpp has no place for the biases of the MLP"),
     "glm4, activation": ("glm4", {"hidden_act": "gelu"}, "only 'silu'"),
-    "ministral3, beta": ("ministral3", {"rope_parameters": {**tiny_families.MINISTRAL}}, "llama_4_scaling_beta is missing, expected a number from 0"),
-    "gemma3, capped": ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0: only None can be converted"),
-    "gemma3, scalar": ("gemma3", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar is 24: only 32 can be converted: llama.cpp takes this from the sizes"),
-    "gemma3, both ways": ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True: only False"),
-    "gemma3, only windows": ("gemma3", {"layer_types": ["sliding_attention"] * 4}, "gives every layer a sliding window"),
-}  # fmt: skip
+    "ministral3, beta": (
+        "ministral3",
+        {"rope_parameters": {**tiny_families.MINISTRAL}},
+        "llama_4_scaling_beta is missing, expected a number from 0",
+    ),
+    "gemma3, capped": (
+        "gemma3",
+        {"attn_logit_softcapping": 50.0},
+        "attn_logit_softcapping is 50.0: only None can be converted",
+    ),
+    "gemma3, scalar": (
+        "gemma3",
+        {"query_pre_attn_scalar": 24},
+        "query_pre_attn_scalar is 24: only 32 can be converted: llama.cpp takes this from the sizes",
+    ),
+    "gemma3, both ways": (
+        "gemma3",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention is True: only False",
+    ),
+    "gemma3, only windows": (
+        "gemma3",
+        {"layer_types": ["sliding_attention"] * 4},
+        "gives every layer a sliding window",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

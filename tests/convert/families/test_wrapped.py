@@ -92,10 +92,13 @@ def test_another_language_model_is_refused(tmp_path: Path, capsys: pytest.Captur
     values: dict[str, Any] = json.loads((folder / "config.json").read_text())
     cases = {
         "text_config.model_type is 'mistral4': inside Mistral3ForConditionalGeneration convert supports ministral3": {
-            **values, "text_config": {**values["text_config"], "model_type": "mistral4"},
+            **values,
+            "text_config": {**values["text_config"], "model_type": "mistral4"},
         },
-        "text_config is missing: it describes the language model": {k: v for k, v in values.items() if k != "text_config"},
-    }  # fmt: skip
+        "text_config is missing: it describes the language model": {
+            k: v for k, v in values.items() if k != "text_config"
+        },
+    }
     for message, changed in cases.items():
         (folder / "config.json").write_text(json.dumps(changed))
         assert main(["convert", str(folder), "-o", str(tmp_path / "x.gguf"), "--quant", "F16", "--quiet"]) == 2

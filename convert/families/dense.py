@@ -8,6 +8,7 @@ from .rows import (
     GATED,
     HEAD_NORMS,
     MLP_BIASES,
+    OWN_HEAD,
     PRE_NORMS,
     SILU,
     Architecture,
@@ -110,7 +111,7 @@ DENSE: tuple[Architecture, ...] = (
     ),
     Architecture(
         "Olmo2ForCausalLM", "olmo2",
-        (*EMBEDDINGS, norm("post_attention_layernorm", "post_attention_norm"),
+        (*EMBEDDINGS, OWN_HEAD, norm("post_attention_layernorm", "post_attention_norm"),
          norm("post_feedforward_layernorm", "post_ffw_norm"), *GATED, *attention(),
          norm("self_attn.q_norm", "attn_q_norm", "q"), norm("self_attn.k_norm", "attn_k_norm", "kv")),
         {**DEFAULTS, "rms_norm_eps": 1e-5}, {**SILU, "attention_bias": Constant(False)}, width_is_heads=True,

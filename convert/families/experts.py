@@ -7,6 +7,7 @@ from .rows import (
     DEFAULTS,
     EMBEDDINGS,
     HEAD_NORMS,
+    OWN_HEAD,
     PRE_NORMS,
     SILU,
     Architecture,
@@ -78,6 +79,7 @@ EXPERTS: tuple[Architecture, ...] = (
         "qwen2_moe",
         (
             *EMBEDDINGS,
+            OWN_HEAD,
             *PRE_NORMS,
             router("mlp.gate"),
             *QWEN_EXPERTS,

@@ -217,6 +217,8 @@ EMBEDDINGS = (
     TensorRow("model.norm.weight", "output_norm.weight", ("hidden",)),
     TensorRow("lm_head.weight", "output.weight", ("vocab", "hidden"), when="!tie_word_embeddings"),
 )
+# For architectures that llama.cpp does not load without an output matrix: tied embeddings are written twice.
+OWN_HEAD = TensorRow("model.embed_tokens.weight", "output.weight", ("vocab", "hidden"), when="tie_word_embeddings")
 PRE_NORMS = (norm("input_layernorm", "attn_norm"), norm("post_attention_layernorm", "ffn_norm"))
 GATED = (
     matrix("mlp.gate_proj", "ffn_gate", "ffn", "hidden"),

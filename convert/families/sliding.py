@@ -11,6 +11,7 @@ from .rows import (
     EMBEDDINGS,
     GATED,
     HEAD_NORMS,
+    OWN_HEAD,
     PRE_NORMS,
     SILU,
     Architecture,
@@ -46,7 +47,7 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
     Architecture(
         "MellumForCausalLM",
         "mellum",
-        (*EMBEDDINGS, *PRE_NORMS, router("mlp.gate"), *QWEN_EXPERTS, *attention(), *HEAD_NORMS),
+        (*EMBEDDINGS, OWN_HEAD, *PRE_NORMS, router("mlp.gate"), *QWEN_EXPERTS, *attention(), *HEAD_NORMS),
         {**DEFAULTS, "norm_topk_prob": True},
         {
             **SILU,

@@ -147,6 +147,15 @@ def test_a_model_whose_layers_all_have_full_attention_has_no_window(name: str, t
     assert divergence(reference_logits(folder, TOKENS), logits_of(path)).kl_mean < 1e-7
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "-" not in name and name != "devstral2"])
+def test_tied_embeddings(name: str, tmp_path: Path) -> None:
+    """Some architectures are not loaded without an output matrix."""
+    folder = tiny_families.write(tmp_path / "ck", name, tie_word_embeddings=True)
+    assert "lm_head.weight" not in tiny_families.saved(folder)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    assert divergence(reference_logits(folder, TOKENS), logits_of(path)).kl_mean < 1e-7
+
+
 def test_a_router_stays_in_float32(tmp_path: Path) -> None:
     folder = tiny_families.write(tmp_path / "ck", "qwen2_moe", torch.bfloat16)
     types = {n: t.type_name for n, t in read_gguf(convert(folder, str(tmp_path / "o.gguf"), "Q8_0")[0]).tensors.items()}

@@ -104,6 +104,14 @@ DENSE: tuple[Architecture, ...] = (
         yarn="by flags: factor 4, original context 32768",
     ),
     Architecture(
+        "Phi3ForCausalLM", "phi3",
+        (*EMBEDDINGS, *PRE_NORMS, matrix("self_attn.qkv_proj", "attn_qkv", "qkv", "hidden"),
+         matrix("self_attn.o_proj", "attn_output", "hidden", "q"),
+         matrix("mlp.gate_up_proj", "ffn_up", "2*ffn", "hidden"), matrix("mlp.down_proj", "ffn_down", "hidden", "ffn")),
+        {**DEFAULTS, "rms_norm_eps": 1e-5}, SILU, width_is_heads=True, window_ignored=True,
+        yarn="by flags (LongRoPE is not carried yet)",
+    ),
+    Architecture(
         "GraniteForCausalLM", "granite",
         (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True),
          *attention_biases(True, "attention_bias", output=True), *MLP_BIASES),

@@ -34,9 +34,11 @@ class ModelSizes:
     shared_ffn: int = 0
 
     def dimension(self, name: str) -> int:
-        """A dimension by its name in a `TensorRow`: a field, "q", "kv" (all heads of them), "1", or a multiple ("2*ffn")."""
+        """A dimension by its name in a `TensorRow`: a field, "q", "kv" (all heads of them), "qkv" (q, k and v together), "1", or a
+        multiple ("2*ffn")."""
         times, _, base = name.rpartition("*")
-        heads = {"q": self.n_head * self.head_dim, "kv": self.n_kv_head * self.head_dim, "1": 1}
+        q, kv = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
+        heads = {"q": q, "kv": kv, "qkv": q + 2 * kv, "1": 1}
         return int(times or 1) * (heads.get(base) or int(getattr(self, base)))
 
 

@@ -48,6 +48,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "granitemoe": ("granitemoe", {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "granite": ("granite", {**GRANITE, "mlp_bias": True}),
+    "phi3": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    "phi3-partial": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}},
+    ),
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", {**WINDOWS, "rope_parameters": BY_LAYER}),
     "mellum": ("mellum", {**EXPERTS, **WINDOWS, "head_dim": 32, "rope_parameters": BY_LAYER}),
@@ -103,7 +108,7 @@ def model(name: str, **changes: Any) -> Any:
     made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for key, weight in made.named_parameters():
-            steep = any(part in key for part in ("q_proj.weight", "k_proj.weight"))
+            steep = any(part in key for part in ("q_proj.weight", "k_proj.weight", "qkv_proj.weight"))
             shift = 1.0 if "norm" in key and model_type != "gemma3_text" else 0.0
             noise = torch.from_numpy(rng.standard_normal(tuple(weight.shape), np.float32))
             weight.copy_(noise * (0.35 if steep else 0.12) + shift)

@@ -28,7 +28,7 @@ def every(kind):
     for below in kind.__subclasses__():
         every(below)
 
-for room in ("gemma", "glm", "granite", "llama", "mellum", "mistral3", "olmo", "qwen"):
+for room in ("gemma", "glm", "granite", "llama", "mellum", "mistral3", "olmo", "phi", "qwen"):
     importlib.import_module("conversion." + room)
 every(conversion.base.TextModel)
 sys.argv = sys.argv[2:]

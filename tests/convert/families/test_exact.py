@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.read import read_scaling
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.flags import ScalingOverrides
@@ -32,6 +34,8 @@ UPSTREAM = {
     "mixtral": ("86431dcd67b08c77", "93eb80495caf0977"),
     "granitemoe": ("2ed4821c5c4c8067", "aca1157cc17761e0"),
     "granite": ("d19276fdc9186545", "a1802d121a9dcdb7"),
+    "phi3": ("e00b7aeadb99171f", "720f0bb9a340663c"),
+    "phi3-partial": ("e00b7aeadb99171f", "720f0bb9a340663c"),
     "olmo2": ("fad05183aa8dc7c1", "958462da256b0f04"),
     "olmo3": ("fad05183aa8dc7c1", "958462da256b0f04"),
     "mellum": ("b137c5ead06fe562", "db011aa1ec79e96f"),
@@ -96,6 +100,16 @@ def test_flags_do_what_the_block_does(name: str, tmp_path: Path) -> None:
     rope = [key for key in a if ".rope." in key and "provenance" not in key]
     assert {key: a[key] for key in rope} == {key: b[key] for key in rope}
     assert digest(one) == digest(other)
+
+
+def test_phi_3_with_yarn_by_flags(tmp_path: Path) -> None:
+    """In a Phi-3 config the word yarn means LongRoPE, so transformers gets the frequencies."""
+    folder = tiny_families.write(tmp_path / "ck", "phi3", max_position_embeddings=ORIGINAL)
+    flags = ScalingOverrides(factor=4.0, original_context=ORIGINAL)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32", overrides=flags)[0]
+    truth = reference_logits(folder, TOKENS, read_scaling(read_config(folder), flags))
+    assert divergence(truth, logits_of(path)).kl_mean < 1e-7
+    assert divergence(reference_logits(folder, TOKENS), logits_of(path)).kl_mean > 1e-3
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "mellum", "mixtral"])

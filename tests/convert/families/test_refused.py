@@ -141,6 +141,20 @@ WRONG: dict[str, tuple[str, Config, str]] = {
     ),
     "granite, text": ("granite", {"logits_scaling": "8"}, "logits_scaling is '8', expected a number above 0"),
     "granitemoe, activation": ("granitemoe", {"hidden_act": "gelu"}, "only 'silu'"),
+    "phi3, window": ("phi3", {"sliding_window": 100}, "shorter than the context of 256"),
+    "phi3, LongRoPE": (
+        "phi3",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+            },
+            "original_max_position_embeddings": 64,
+        },
+        "positions differ by allocated context",
+    ),
     "olmo2, width": ("olmo2", {"head_dim": 32}, "llama.cpp runs olmo2 only if heads * head_dim is the hidden size"),
     "olmo3, sliding base": (
         "olmo3",

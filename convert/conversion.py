@@ -23,8 +23,9 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.header import pack_key
 from yarn_edge.gguf.read import DEFAULT_ALIGNMENT
+from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.description import canonical_keys
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS
 from yarn_edge.llama_rules.ends import token_names
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.planner import RopePlan, plan_parts, plan_rope
@@ -106,7 +107,7 @@ def plan_conversion(
         "yarn_edge.version": __version__,
         **hyper_parameters(row, config, sizes, scaling.extended_context),
         **rope_plan.keys,
-        **canonical_keys(scaling, rope_plan.form),
+        **canonical_keys(scaling, rope_plan.form, rope_plan.sliding),
         **vocabulary.keys(),
     }
     return ConversionPlan(checkpoint, row, sizes, scaling, rope_plan, reference, vocabulary, rows, keys)

@@ -32,9 +32,10 @@ from yarn_edge.flags import (
 from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.contradictions import foreign_keys
 from yarn_edge.llama_rules.description import CANONICAL, canonical_keys
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error, rotated_dims
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, rotated_dims
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES
 from yarn_edge.llama_rules.loadable import check_loadable
@@ -99,7 +100,7 @@ def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -
 
 def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     """(keys to set, keys to remove, tensors to set)."""
-    keys = {**plan.keys, **canonical_keys(goal, plan.form)}
+    keys = {**plan.keys, **canonical_keys(goal, plan.form, plan.sliding)}
     keys[f"{file.architecture}.context_length"] = goal.extended_context
     ours = (f"{file.architecture}.rope.scaling.", CANONICAL)
     stale = [k for k in file.metadata if k.startswith(ours) and k not in keys]

@@ -101,11 +101,12 @@ class PlannerOptions:
     """The forms that the planner may write (`yarn_edge.llama_rules.planner`).
 
     bake: whether exact frequencies become a tensor ("auto": if keys alone cannot carry them). allow_approximate: write the
-    nearest form if none is exact.
+    nearest form if none is exact. positions: "portable" for the forms alone that every llama.cpp program runs exactly.
     """
 
     bake: Bake = "auto"
     allow_approximate: bool = False
+    positions: Literal["any", "portable"] = "any"
 
 
 NO_OVERRIDES = ScalingOverrides()
@@ -136,6 +137,12 @@ def add_planner_flags(parser: argparse.ArgumentParser) -> None:
         "carry them)",
     )
     parser.add_argument(
+        "--positions",
+        choices=("any", "portable"),
+        default="any",
+        help="portable: refuse positions that other llama.cpp programs would run wrong (default: any, with a warning)",
+    )
+    parser.add_argument(
         "--allow-approximate-rope",
         action="store_true",
         help="write the nearest scaling if no GGUF can carry the exact one",
@@ -149,7 +156,7 @@ def scaling_overrides(args: argparse.Namespace) -> ScalingOverrides:
 
 def planner_options(args: argparse.Namespace) -> PlannerOptions:
     """The values of `add_planner_flags`."""
-    return PlannerOptions(args.bake_rope, args.allow_approximate_rope)
+    return PlannerOptions(args.bake_rope, args.allow_approximate_rope, args.positions)
 
 
 def add_threads_flag(parser: argparse.ArgumentParser) -> None:

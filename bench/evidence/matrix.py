@@ -19,7 +19,7 @@ from typing import Any
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
-from yarn_edge.runtime.context import Context
+from yarn_edge.graph.opening import open_context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -193,7 +193,7 @@ class Workshop:
             tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[: self.n_tokens]
             n = self.n_tokens
             settings = ContextSettings(n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off")
-            with Context(model, settings) as context:
+            with open_context(model, settings) as context:
                 context.evaluate(tokens, 0, "all")
                 apart = divergence(truth.logits(tokens), context.logits())
             form = str(model.gguf.metadata["yarn_edge.rope.form"])

@@ -66,14 +66,14 @@ def predict_memory(path: Path, n_ctx: int, kv_type: str, threads: int | None, ba
 
 def measure_memory(path: Path, n_ctx: int, kv_type: str, threads: int | None, backend: str = "cpu") -> dict[str, int]:
     """ "peak_bytes" of this process (or of a device) after loading a model and filling its context: prompt, single tokens, draft."""
+    from yarn_edge.graph.opening import open_context
     from yarn_edge.memory.plan import OUTPUTS, conversation_settings
-    from yarn_edge.runtime.context import Context
     from yarn_edge.runtime.model import Model
 
     device = device_places(backend)[0]
     before = ggml.device_memory(device)[0] if device else 0
     settings = conversation_settings(read_gguf(path, vocabulary=False), n_ctx, kv_type, device, threads)
-    with Model(path, device=device) as model, Context(model, settings) as context:
+    with Model(path, device=device) as model, open_context(model, settings) as context:
         tokens = [int(t) for t in np.random.default_rng(0).integers(0, model.n_vocab, n_ctx)]
         prompt = max(1, n_ctx - OUTPUTS - 8)
         with bar(f"{path.name}, {n_ctx} tokens", n_ctx, "tokens") as advance:

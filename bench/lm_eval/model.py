@@ -20,7 +20,7 @@ from tqdm import tqdm
 from yarn_edge import __version__
 from yarn_edge.chat.template import ChatTemplate, Message
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.runtime.context import Context
+from yarn_edge.graph.opening import open_context
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 
@@ -64,7 +64,7 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
                 threads=wanted.threads,
                 flash_attention=wanted.flash_attention,
             )
-            context = stack.enter_context(Context(self._model, settings))
+            context = stack.enter_context(open_context(self._model, settings))
             self._flash_attention = wanted.flash_attention
             rows = stack.enter_context(Rows(wanted.threads or physical_threads()))
             self.requests = Requests(context, rows)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.effective import FROM_MODEL, RuntimeArguments
 from yarn_edge.progress import bar
-from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -34,7 +34,7 @@ def by_context(path: Path, tokens: list[int], arguments: RuntimeArguments | None
     """Logits of our low-level loader, (n_tokens, n_vocab). arguments: None for those that it passes for this file."""
     n = len(tokens)
     settings = ContextSettings(n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off", arguments=arguments)
-    with Model(path) as model, Context(model, settings) as context:
+    with Model(path) as model, open_context(model, settings) as context:
         context.evaluate(tokens, 0, "all")
         return context.logits()
 

@@ -19,7 +19,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.text_file import read_text
 
-from ..scoring.evaluate import open_context
+from ..scoring.evaluate import variant_context
 from ..scoring.variants import parse_variant
 from .passkey_outcome import TITLES, RetrievalOutcome
 from .retrieval import Retrieval
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     variant = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend)
     with (
         variant.load() as model,
-        open_context(model, variant, max(args.lengths), args.threads, args.flash_attention) as context,
+        variant_context(model, variant, max(args.lengths), args.threads, args.flash_attention) as context,
     ):
         declared = model.n_ctx_train
         beyond = [token_count(n) for n in args.lengths if n > declared]

@@ -18,6 +18,7 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import lengths
 from yarn_edge.gguf.identity import model_identity
+from yarn_edge.graph.opening import open_context
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.runtime.context import Context
@@ -94,7 +95,7 @@ def _score_rest(
     model: Model, batch: ContextSettings, scores: Scores, kept: ScoreFile | None, threads: int | None
 ) -> BaseException | None:
     """Score the windows that are not done. Returns what ended it early, if something is scored then; raises it otherwise."""
-    with Context(model, batch) as context:
+    with open_context(model, batch) as context:
         if kept is not None:
             kept.restore(context, scores)
         try:

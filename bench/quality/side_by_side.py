@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.graph.opening import open_context
 from yarn_edge.memory.plan import Simulation
 from yarn_edge.memory.together import fit_together
 from yarn_edge.progress import bar, note
@@ -109,7 +110,7 @@ def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, a
         rows = stack.enter_context(Rows(threads or physical_threads()))
         models = stack.enter_context(models_of(variants))
         settings = shared_settings(models, variants, n_ctx, threads, attention)
-        contexts = [stack.enter_context(Context(m, s)) for m, s in zip(models, settings, strict=True)]
+        contexts = [stack.enter_context(open_context(m, s)) for m, s in zip(models, settings, strict=True)]
         stack.enter_context(stoppable(*contexts))
         advance = stack.enter_context(bar(f"Comparing {len(contexts)} runs", total, "tokens"))
         try:
@@ -211,7 +212,7 @@ def _alone(
     total = sum(len(w.tokens) - 1 for w in comparison.windows)
     with (
         variant.load() as model,
-        Context(model, settings) as context,
+        open_context(model, settings) as context,
         stoppable(context),
         bar(variant.label, total, "tokens") as advance,
     ):

@@ -20,7 +20,7 @@ from yarn_edge.llama_rules.rescale import base_scaling, with_factor
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.runtime.context_settings import FlashAttention
 
-from ..scoring.evaluate import Scores, open_context, score
+from ..scoring.evaluate import Scores, score, variant_context
 from ..scoring.variants import Variant, parse_variant, scaled
 from ..scoring.windows import Window
 from .side_by_side import CandidateOutcome, ModelComparison, side_by_side
@@ -100,7 +100,7 @@ def _perplexities(
     for run in runs:
         scores = Scores.empty(run.windows)
         longest = max(len(w.tokens) for w in run.windows)
-        with run.variant.load() as model, open_context(model, run.variant, longest, threads, attention) as context:
+        with run.variant.load() as model, variant_context(model, run.variant, longest, threads, attention) as context:
             score(context, scores, label=label, threads=threads)
         for window, nll in zip(run.windows, scores.nll, strict=True):
             at = places[window.document, window.start]

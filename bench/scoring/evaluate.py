@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.progress import bar
 from yarn_edge.runtime.attention import choose_attention
@@ -226,13 +227,13 @@ def token_nll(
     window = Window(0, 0, tuple(tokens), max(1, score_from))
     variant = Variant(str(model.path), model.gguf, kv_type, arguments=arguments)
     scores = Scores.empty([window])
-    with open_context(model, variant, len(tokens), threads) as context:
+    with variant_context(model, variant, len(tokens), threads) as context:
         score(context, scores, label=label, threads=threads)
     return np.concatenate([np.full(window.first - 1, np.nan), scores.nll[0]])
 
 
-def open_context(
+def variant_context(
     model: Model, variant: Variant, n_ctx: int, threads: int | None = None, attention: FlashAttention = "auto"
 ) -> Context:
     """A context for windows of `n_ctx` tokens, with `batch_settings`."""
-    return Context(model, batch_settings(model.gguf, model.n_vocab, variant, n_ctx, threads, attention))
+    return open_context(model, batch_settings(model.gguf, model.n_vocab, variant, n_ctx, threads, attention))

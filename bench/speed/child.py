@@ -23,6 +23,7 @@ import numpy as np
 
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
@@ -98,7 +99,7 @@ def _context(request: Request, variant: Variant, model: Model) -> Context:
         arguments=variant.arguments,
         flash_attention=request.flash_attention,
     )
-    return Context(model, settings)
+    return open_context(model, settings)
 
 
 def _described(model: Model) -> dict[str, Any]:

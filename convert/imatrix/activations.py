@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.graph.tap import GraphTap
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.ggml import TYPE_F32, TYPE_I32, TensorStruct, function, read_tensor
-from yarn_edge.runtime.graph_tap import GraphTap, op_number
+from yarn_edge.runtime.ggml import TYPE_F32, TYPE_I32, TensorStruct, function, op_number, read_tensor
 
 MIN_ROWS = 16  # as in llama-imatrix: fewer rows are not a prompt
 OUTPUT_WEIGHT = b"output.weight"
@@ -39,7 +39,6 @@ class ActivationTap(GraphTap):
     """Measures what is evaluated in the context that has its `callback`. with_output: include output.weight."""
 
     def __init__(self, *, with_output: bool = False) -> None:
-        super().__init__()
         self.with_output = with_output
         self._squares: dict[str, Squares] = {}
         self._evaluated: Callable[[int], None] = lambda _n_tokens: None

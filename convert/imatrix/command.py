@@ -19,6 +19,7 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_threads_flag, add_trust_flag, count, length_from
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
+from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
 from yarn_edge.regular_file import is_named
@@ -164,7 +165,7 @@ class _Collection:
         wanted = ContextSettings(
             n_ctx=settings.ctx, n_seq=n_seq, n_batch=settings.batch, n_ubatch=UBATCH, threads=settings.threads
         )
-        with Context(model, wanted, eval_callback=tap.callback) as context:
+        with open_context(model, wanted, tap=tap) as context:
             saved = time.monotonic()
             for at in range(0, len(chunks), n_seq):
                 self._take_in(chunks[at : at + n_seq], tap, context, advance)

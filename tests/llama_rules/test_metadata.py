@@ -14,9 +14,10 @@ import pytest
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile, TensorInfo
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.declared import declared
 from yarn_edge.llama_rules.description import canonical, canonical_keys
-from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments, angle_error
+from yarn_edge.llama_rules.effective import FROM_MODEL, LLAMA_CLASS_DEFAULTS, RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable

@@ -10,8 +10,10 @@ import pytest
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import PlannerOptions
-from yarn_edge.llama_rules.effective import FROM_MODEL, angle_error
-from yarn_edge.llama_rules.planner import baked_frequency_factors, in_keys, plan_rope
+from yarn_edge.llama_rules.angle_error import angle_error
+from yarn_edge.llama_rules.effective import FROM_MODEL, frequency_divisors
+from yarn_edge.llama_rules.planner import plan_rope
+from yarn_edge.llama_rules.rope_keys import in_keys
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
 
@@ -87,7 +89,7 @@ def test_the_baked_form_by_hand() -> None:
         "llama.rope.scaling.attn_factor": pytest.approx(A4),
         "llama.rope.scaling.original_context_length": 8192,
     }
-    assert np.all(np.diff(baked_frequency_factors(scaled())) >= 0)
+    assert np.all(np.diff(frequency_divisors(scaled())) >= 0)
 
 
 def test_bake_by_choice() -> None:

@@ -16,6 +16,7 @@ from yarn_edge.engine.prompt_lookup import Lookup, PromptLookup
 from yarn_edge.engine.state_cache import MAX_BYTES, StateCache
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import base_scaling, in_memory, with_factor
@@ -50,7 +51,7 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
     arguments, overrides, holds = _scaling(FilePositions(file), settings.yarn_factor, placed.choice.n_ctx)
     with (
         Model(path, device=placed.device, overrides=overrides, gguf=file) as model,
-        Context(model, replace(placed.choice.settings, arguments=arguments)) as context,
+        open_context(model, replace(placed.choice.settings, arguments=arguments)) as context,
     ):
         _say(placed, wanted, context, holds or model.n_ctx_train)
         if settings.yarn_factor is None:

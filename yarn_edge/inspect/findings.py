@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from yarn_edge.errors import one_line
 from yarn_edge.inspect.patient import PATCH, Patient
+from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.contradictions import RULES, contradictions
-from yarn_edge.llama_rules.description import CANONICAL
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, angle_error
+from yarn_edge.llama_rules.description import FORM
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS
 from yarn_edge.llama_rules.honoured import HONOURED
 from yarn_edge.positions.scaling import SAME_RELATIVE, yarn_attention_factor
 
@@ -190,7 +191,7 @@ def _trained_without_rounding(p: Patient) -> Iterator[Diagnosis]:
         yield Diagnosis(
             "these checkpoints have truncate false, but llama.cpp rounds the ends of the ramp to whole pairs",
             f"frequencies up to {error.frequency:.2%} off (pair {error.pair}) if the checkpoint's config has truncate false",
-            "no GGUF of this architecture can carry it: accept the error, or run the checkpoint elsewhere",
+            f"{PATCH} --from CHECKPOINT; yarn-edge then puts the exact positions into the running graph, which other programs do not",
         )
 
 
@@ -243,8 +244,8 @@ def _other_positions(p: Patient) -> Iterator[Diagnosis]:
 
 
 def _description_disagrees(p: Patient) -> Iterator[Diagnosis]:
-    approximate = str(p.file.metadata.get(CANONICAL + "form")) == "approximate"  # the user asked for that
-    if p.declared is None or p.wanted is None or approximate:
+    form = str(p.file.metadata.get(FORM))  # no keys can say these, or the user asked for the nearest
+    if p.declared is None or p.wanted is None or form in ("approximate", "live"):
         return
     if angle_error(p.declared, p.wanted).any_difference:
         fields = p.wanted.differences(p.declared)

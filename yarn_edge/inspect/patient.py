@@ -8,9 +8,10 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.angle_error import AngleError, angle_error
 from yarn_edge.llama_rules.declared import open_attention_factor
-from yarn_edge.llama_rules.description import is_described
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, AngleError, angle_error
+from yarn_edge.llama_rules.description import is_described, is_live
+from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.planner import plan_rope
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
@@ -125,6 +126,10 @@ class Patient:
                 f"no GGUF of architecture {self.file.architecture} carries this, and no runtime arguments help: run the model "
                 "elsewhere, or accept these errors"
             )
+        if form == "live" and is_live(self.file):
+            return "yarn-edge puts the file's own positions into the running graph; no file can make other programs run them"
+        if form == "live":
+            return f"{self.patch()}; yarn-edge then puts them into the running graph, which other programs do not"
         if form != "arguments":
             return f"{self.patch()} (exact in every llama.cpp program)"
         if not self.arguments:

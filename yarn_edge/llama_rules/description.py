@@ -15,6 +15,8 @@ from yarn_edge.gguf.file import GGUFFile, errors_naming
 from yarn_edge.positions.scaling import MAX_DIM, OPTIONAL, RopeScaling
 
 CANONICAL = "yarn_edge.rope."
+SLIDING = CANONICAL + "sliding."  # of layers with a sliding window, if they have positions of their own
+FORM = CANONICAL + "form"
 CANONICAL_VERSION = 1
 
 
@@ -23,9 +25,14 @@ def is_described(file: GGUFFile) -> bool:
     return CANONICAL + "version" in file.metadata
 
 
-def _stored_provenance(file: GGUFFile) -> dict[str, str]:
+def is_live(file: GGUFFile) -> bool:
+    """Whether the file's description is put into the live graph, because no keys can carry it."""
+    return is_described(file) and file.metadata.get(FORM) == "live"
+
+
+def _stored_provenance(file: GGUFFile, prefix: str) -> dict[str, str]:
     """The sources of the values when the file was written; {} if they are missing or damaged."""
-    stored = file.metadata.get(CANONICAL + "provenance")
+    stored = file.metadata.get(prefix + "provenance")
     try:
         sources = json.loads(stored) if isinstance(stored, str) and len(stored) < 1 << 16 else {}
     except (ValueError, RecursionError):
@@ -47,23 +54,41 @@ def canonical(file: GGUFFile) -> RopeScaling | None:
         raise YarnEdgeError(
             f"{file.path}: {CANONICAL}version is {one_line(repr(version), 60)}, this yarn-edge reads {CANONICAL_VERSION}"
         )
+    return _described(file, CANONICAL)
+
+
+def canonical_sliding(file: GGUFFile) -> RopeScaling | None:
+    """The description of layers with a sliding window, None if they have none of their own."""
+    described = is_described(file) and any(key.startswith(SLIDING) for key in file.metadata)
+    return _described(file, SLIDING) if described else None
+
+
+def _described(file: GGUFFile, prefix: str) -> RopeScaling:
+    meta = file.metadata
     names = [n for n in RopeScaling.__dataclass_fields__ if n != "provenance"]
-    missing = [n for n in names if n not in OPTIONAL and CANONICAL + n not in meta]
+    missing = [n for n in names if n not in OPTIONAL and prefix + n not in meta]
     if missing:
-        raise YarnEdgeError(f"{file.path}: {CANONICAL}{missing[0]} is missing")
-    values = {n: meta[CANONICAL + n] for n in names if CANONICAL + n in meta}
+        raise YarnEdgeError(f"{file.path}: {prefix}{missing[0]} is missing")
+    values = {n: meta[prefix + n] for n in names if prefix + n in meta}
     factors = values.get("frequency_factors")
     if isinstance(factors, np.ndarray) and factors.size <= MAX_DIM:
         values["frequency_factors"] = tuple(factors.tolist())
     with errors_naming(file):
-        return RopeScaling(**values, provenance={n: CANONICAL + n for n in names} | _stored_provenance(file))
+        return RopeScaling(**values, provenance={n: prefix + n for n in names} | _stored_provenance(file, prefix))
 
 
-def canonical_keys(scaling: RopeScaling, form: str) -> dict[str, Any]:
-    """The keys `yarn_edge.rope.*`: every field, the planner's form, and the provenance as JSON."""
+def canonical_keys(scaling: RopeScaling, form: str, sliding: RopeScaling | None = None) -> dict[str, Any]:
+    """The keys `yarn_edge.rope.*`: every field, the planner's form, and the provenance as JSON.
+
+    sliding: of layers with a sliding window, if they are described by themselves.
+    """
+    keys: dict[str, Any] = {CANONICAL + "version": CANONICAL_VERSION, FORM: form, **_fields(scaling, CANONICAL)}
+    return keys if sliding is None else keys | _fields(sliding, SLIDING)
+
+
+def _fields(scaling: RopeScaling, prefix: str) -> dict[str, Any]:
     fields = scaling.as_dict()
     provenance = fields.pop("provenance")
-    keys: dict[str, Any] = {CANONICAL + "version": CANONICAL_VERSION, CANONICAL + "form": form}
-    keys |= {CANONICAL + name: value for name, value in fields.items()}
-    keys[CANONICAL + "provenance"] = json.dumps(provenance, ensure_ascii=False, sort_keys=True)
+    keys = {prefix + name: value for name, value in fields.items()}
+    keys[prefix + "provenance"] = json.dumps(provenance, ensure_ascii=False, sort_keys=True)
     return keys

@@ -6,16 +6,16 @@ live-graph check of `verify` compares them with the running library.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf.file import GGUFFile, errors_naming
 from yarn_edge.llama_rules.honoured import HONOURED, Honoured, LogMultiplier, honoured
 from yarn_edge.positions import rope
-from yarn_edge.positions.scaling import MAX_DIM, SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.positions.scaling import MAX_DIM, RopeScaling, yarn_attention_factor
 
 DEFAULT_FREQ_BASE = 10000.0
 FREQUENCY_FACTORS = "rope_freqs.weight"
@@ -25,8 +25,22 @@ ROPE_SCALING_TYPES = {"none": 0, "linear": 1, "yarn": 2}  # -1: from the model
 
 
 @dataclass(frozen=True)
+class LivePositions:
+    """What the ROPE nodes of the live graph are given (`yarn_edge.graph`), by kind of layer, each in the form of `as_table`.
+
+    sliding: of layers with a sliding window; None leaves their nodes as llama.cpp made them.
+    """
+
+    full: RopeScaling
+    sliding: RopeScaling | None = None
+
+
+@dataclass(frozen=True)
 class RuntimeArguments:
-    """The scaling fields of `llama_context_params`. The default of each means "from the model"."""
+    """The scaling fields of `llama_context_params`, and what is done to the graph beyond them.
+
+    The default of each means "from the model".
+    """
 
     rope_scaling_type: int = -1
     rope_freq_base: float = 0.0
@@ -36,6 +50,12 @@ class RuntimeArguments:
     yarn_beta_fast: float = -1.0
     yarn_beta_slow: float = -1.0
     yarn_orig_ctx: int = 0
+    live: LivePositions | None = None
+
+    @property
+    def context_params(self) -> dict[str, int | float]:
+        """The fields that `llama_context_params` has, by name."""
+        return {name: value for name, value in vars(self).items() if name != "live"}
 
 
 FROM_MODEL = RuntimeArguments()
@@ -128,8 +148,26 @@ def file_origin(file: GGUFFile) -> int:
     return int(file.number("rope.scaling.original_context_length", 0) or 0) or file.required_int("context_length")
 
 
+def frequency_divisors(scaling: RopeScaling) -> npt.NDArray[np.float32]:
+    """theta_d / theta'_d, shape (D/2,): what `rope_freqs.weight` holds in the baked form, and a ROPE node in the live one."""
+    plain = rope.rope_inv_freq(scaling.dim, scaling.rope_theta)
+    return np.asarray(plain / rope.inv_freq(scaling), dtype=np.float32)
+
+
+def as_table(scaling: RopeScaling) -> RopeScaling:
+    """The same angles as plain RoPE whose frequencies are divided by a table."""
+    return replace(
+        scaling,
+        method="none",
+        factor=1.0,
+        original_context=scaling.extended_context,
+        frequency_factors=tuple(map(float, frequency_divisors(scaling))),
+        provenance={},
+    )
+
+
 def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None) -> RopeScaling:
-    """What llama.cpp computes for a file in a context made with `arguments`.
+    """What llama.cpp computes by itself for a file in a context made with `arguments`, in layers with full attention.
 
     factors: the values of `rope_freqs.weight`. They are an argument because the file may not be written yet.
     """
@@ -237,31 +275,3 @@ def _from(argument: float, file: GGUFFile, key: str, read: bool, default: float)
     if argument >= 0:
         return argument
     return float(number_or(file.number(key), default)) if read else default
-
-
-@dataclass(frozen=True)
-class AngleError:
-    """How far one scaling is from another, as relative errors.
-
-    frequency: of the worst pair, whose index is `pair`. attention: of A or of the softmax factor, whichever is larger.
-    """
-
-    frequency: float
-    pair: int
-    attention: float
-
-    @property
-    def any_difference(self) -> bool:
-        """Whether an error exceeds what float32 storage explains."""
-        return not (self.frequency <= SAME_RELATIVE and self.attention <= SAME_RELATIVE)  # so that NaN is a difference
-
-
-def angle_error(actual: RopeScaling, goal: RopeScaling) -> AngleError:
-    """Compare what two static scalings compute. The errors are infinite if the rotated dimensions differ."""
-    if actual.dim != goal.dim:
-        return AngleError(math.inf, 0, math.inf)
-    target = rope.inv_freq(goal)
-    relative = np.abs(rope.inv_freq(actual) / target - 1)
-    pair = int(relative.argmax())
-    magnitudes = (abs(getattr(actual, n) / getattr(goal, n) - 1) for n in ("attention_factor", "softmax_factor"))
-    return AngleError(float(relative[pair]), pair, max(magnitudes))

@@ -7,28 +7,29 @@ description in `yarn_edge.rope.*`, or declared if it has none), and *effective* 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.angle_error import AngleError, angle_error
 from yarn_edge.llama_rules.declared import declared
-from yarn_edge.llama_rules.description import canonical
+from yarn_edge.llama_rules.description import canonical, canonical_sliding, is_live
 from yarn_edge.llama_rules.effective import (
     FROM_MODEL,
     LLAMA_CLASS_DEFAULTS,
     LONG_FACTORS,
     ROPE_SCALING_TYPES,
     SHORT_FACTORS,
-    AngleError,
+    LivePositions,
     RuntimeArguments,
-    angle_error,
+    as_table,
     file_frequency_factors,
     ratio_in_file,
-    simulate,
     spelled_out,
 )
-from yarn_edge.llama_rules.honoured import HONOURED
+from yarn_edge.llama_rules.honoured import HONOURED, honoured
+from yarn_edge.llama_rules.layers import running
 from yarn_edge.positions.scaling import RopeScaling
 
 
@@ -57,9 +58,28 @@ class FilePositions:
         """What the file's positions are meant to be: its own description if it has one, else what it declares."""
         return self.declared if self.canonical is None else self.canonical
 
+    @cached_property
+    def canonical_sliding(self) -> RopeScaling | None:
+        """The file's own description of layers with a sliding window, None if it has none of their own."""
+        return canonical_sliding(self.file)
+
+    @cached_property
+    def live(self) -> LivePositions | None:
+        """What the live graph must be given for the file to run as described; None if its keys and arguments are enough."""
+        if not is_live(self.file):
+            return None
+        honoured(self.file.architecture)
+        assert self.canonical is not None
+        sliding = self.canonical_sliding
+        return LivePositions(as_table(self.canonical), None if sliding is None else as_table(sliding))
+
     def effective(self, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
-        """What llama.cpp computes for this file in a context made with `arguments`, by its own rules."""
-        return simulate(self.file, arguments, self._frequency_factors)
+        """What is computed for this file in a context made with `arguments`, by llama.cpp's rules, then by `arguments.live`."""
+        return running(self.file, arguments, self._frequency_factors)[0]
+
+    def effective_sliding(self, arguments: RuntimeArguments) -> RopeScaling | None:
+        """`effective` for layers with a sliding window; None if there are none."""
+        return running(self.file, arguments, self._frequency_factors)[1]
 
     @cached_property
     def _frequency_factors(self) -> tuple[float, ...] | None:
@@ -77,6 +97,8 @@ class FilePositions:
         Architectures outside the table and files with LongRoPE's tables get "from the model", which claims nothing.
         """
         file = self.file
+        if self.live is not None:
+            return replace(spelled_out(self.effective(), ratio_in_file(file)), live=self.live)
         if file.architecture not in HONOURED or LONG_FACTORS in file.tensors or SHORT_FACTORS in file.tensors:
             return FROM_MODEL
         sides = (self.effective(), self.wanted, self.declared)
@@ -101,10 +123,10 @@ class FilePositions:
         """
         if not self.error(LLAMA_CLASS_DEFAULTS).any_difference:
             return {}
-        if self.error(self.explicit_arguments).any_difference:
+        if self.live is not None or self.error(self.explicit_arguments).any_difference:
             return None
-        plain = asdict(LLAMA_CLASS_DEFAULTS)
-        return {name: value for name, value in asdict(self.explicit_arguments).items() if value != plain[name]}
+        plain = LLAMA_CLASS_DEFAULTS.context_params
+        return {name: value for name, value in self.explicit_arguments.context_params.items() if value != plain[name]}
 
     def with_metadata(self, overrides: Mapping[str, Any]) -> FilePositions:
         """The positions of the file as the runtime sees it with `overrides` for its metadata."""

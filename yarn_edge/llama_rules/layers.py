@@ -9,7 +9,16 @@ from dataclasses import replace
 from typing import Literal
 
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.llama_rules.effective import DEFAULT_FREQ_BASE, file_base, file_factor, has_sliding, number_or, slides
+from yarn_edge.llama_rules.effective import (
+    DEFAULT_FREQ_BASE,
+    RuntimeArguments,
+    file_base,
+    file_factor,
+    has_sliding,
+    number_or,
+    simulate,
+    slides,
+)
 from yarn_edge.llama_rules.honoured import Honoured, honoured
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
 
@@ -29,6 +38,22 @@ def _kind(row: Honoured, file: GGUFFile, layer: int) -> Kind:
     if row.unrotated == "full attention" and row.sliding is not None and not sliding:
         return "unrotated"
     return "sliding" if sliding else "full"
+
+
+def running(
+    file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None
+) -> tuple[RopeScaling, RopeScaling | None]:
+    """What is computed in a context made with `arguments`: (layers with full attention, layers with a sliding window or None).
+
+    factors: the values of `rope_freqs.weight`.
+    """
+    plain = simulate(file, arguments, factors)
+    own, live = sliding_scaling(file, plain), arguments.live
+    if live is None:
+        return plain, own
+    if own is not None and live.sliding is not None:
+        own = live.sliding
+    return replace(live.full, softmax_factor=plain.softmax_factor), own
 
 
 def sliding_scaling(file: GGUFFile, full: RopeScaling) -> RopeScaling | None:

@@ -3,13 +3,13 @@
 native       the keys of `{arch}.rope.*` alone
 baked        exact frequencies in `rope_freqs.weight`, A in `rope.scaling.attn_factor`: every llama.cpp program runs them
 arguments    the keys, plus runtime arguments that yarn-edge passes by itself and other programs do not
+live         the nearest keys; yarn-edge gives every ROPE node of the running graph the exact values, other programs do not
 approximate  no form is exact, and the caller allowed the nearest one
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,30 +20,33 @@ import numpy.typing as npt
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import EXACT, PlannerOptions
 from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.angle_error import AngleError, angle_error, worse
 from yarn_edge.llama_rules.effective import (
     FROM_MODEL,
     LLAMA_CLASS_DEFAULTS,
-    ROPE_SCALING_TYPES,
-    AngleError,
+    LivePositions,
     RuntimeArguments,
-    angle_error,
-    mscale_ratio,
+    as_table,
+    frequency_divisors,
     simulate,
     spelled_out,
 )
-from yarn_edge.llama_rules.honoured import honoured
-from yarn_edge.llama_rules.layers import sliding_scaling
-from yarn_edge.positions import rope
-from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
+from yarn_edge.llama_rules.honoured import Honoured, honoured
+from yarn_edge.llama_rules.layers import running
+from yarn_edge.llama_rules.rope_keys import in_keys, native_keys, nearest_keys, without_method
+from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 
-Form = Literal["native", "baked", "arguments", "approximate"]
+Form = Literal["native", "baked", "arguments", "live", "approximate"]
+PORTABLE: tuple[Form, ...] = ("native", "baked")  # exact in every llama.cpp program
 
 
 @dataclass(frozen=True)
 class RopePlan:
     """What to write: `keys` (int: uint32, float: float32, bool, str) and, for the baked form, `factors` (D/2,) float32.
 
-    arguments: what a loader must pass. runs: what llama.cpp will then compute. error: how far that is from what is wanted.
+    arguments: what a loader must pass, and do. runs: what will then be computed in layers with full attention; sliding: what
+    layers with a sliding window are to run, None if the file decides. error: how far what runs is from what is wanted, in the
+    worst layer. elsewhere: the same for other programs, which have only the file.
     """
 
     form: Form
@@ -51,7 +54,9 @@ class RopePlan:
     factors: npt.NDArray[np.float32] | None
     arguments: RuntimeArguments
     runs: RopeScaling
+    sliding: RopeScaling | None
     error: AngleError
+    elsewhere: AngleError
     in_llama_class: bool = True  # also exact in llama_cpp.Llama with its own defaults
 
     @property
@@ -63,67 +68,54 @@ class RopePlan:
             else "warning: llama_cpp.Llama's own defaults override the betas in the file: pass the arguments that yarn-edge inspect "
             "shows",
             "baked": "positions are baked into rope_freqs.weight: every llama.cpp program runs them",
-            "arguments": "warning: these positions need runtime arguments, which yarn-edge passes by itself; other programs run "
-            "other positions (yarn-edge inspect shows the arguments)",
-            "approximate": f"warning: APPROXIMATE positions: frequencies up to {self.error.frequency:.2%} off (pair "
-            f"{self.error.pair}), attention factor {self.error.attention:.2%} off; verify will report that",
+            "arguments": "warning: these positions need runtime arguments, which yarn-edge passes by itself (yarn-edge inspect shows "
+            f"them); without them, other programs run {self.elsewhere} (--positions portable refuses that)",
+            "live": "warning: no file can carry these positions: yarn-edge puts them into the running graph by itself; other "
+            f"programs run {self.elsewhere} (--positions portable refuses that)",
+            "approximate": f"warning: APPROXIMATE positions: {self.error}; verify will report that",
         }[self.form]
 
 
-def in_keys(scaling: RopeScaling) -> RopeScaling | None:
-    """The same angles by a method that llama.cpp has (none, linear or yarn); None if it has none for them."""
-    if scaling.method == "ntk":
-        base = rope.ntk_theta(scaling.dim, scaling.rope_theta, scaling.factor)
-        return replace(scaling, method="none", rope_theta=base, factor=1.0, original_context=scaling.extended_context)
-    if scaling.method == "ntk-by-parts":
-        scaling = replace(scaling, method="yarn")
-    if scaling.method == "yarn" and scaling.ext_factor == 0:
-        return replace(scaling, method="linear")
-    return scaling if scaling.method in ROPE_SCALING_TYPES else None
+@dataclass(frozen=True)
+class _Goal:
+    """What a file of one architecture is to run: in layers with full attention, and in those with a sliding window.
+
+    sliding: None if the file has no such layers, or decides about them.
+    """
+
+    architecture: str
+    full: RopeScaling
+    sliding: RopeScaling | None
+
+    @property
+    def has_window_keys(self) -> bool:
+        return self.sliding is not None and self.sliding != self.full
+
+    def keys(self, keys: dict[str, Any]) -> dict[str, Any]:
+        """The keys, with the base of layers with a sliding window where llama.cpp reads one."""
+        rule = honoured(self.architecture).sliding
+        if self.sliding is not None and self.has_window_keys and rule is not None and rule.base != "model":
+            return {**keys, f"{self.architecture}.rope.freq_base_swa": float(self.sliding.rope_theta)}
+        return keys
+
+    def file(self, keys: Mapping[str, Any]) -> GGUFFile:
+        """A header with these keys, as it will be read."""
+        windows = {f"{self.architecture}.attention.sliding_window": 1} if self.sliding is not None else {}
+        return _file_to_write(self.full, self.architecture, {**keys, **windows})
+
+    def error(self, file: GGUFFile, arguments: RuntimeArguments, table: tuple[float, ...] | None) -> AngleError:
+        """How far what runs is from the goal, in the worst layer."""
+        full, sliding = running(file, arguments, table)
+        error = angle_error(full, self.full)
+        if self.sliding is None or sliding is None:
+            return error
+        return worse(error, angle_error(sliding, self.sliding))
 
 
-def native_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
-    """The keys `{arch}.rope.*` for none, linear or yarn, in order, whether or not llama.cpp honors each of them."""
-    prefix = f"{architecture}.rope."
-    keys: dict[str, Any] = {
-        prefix + "dimension_count": scaling.dim,
-        prefix + "freq_base": float(scaling.rope_theta),
-        prefix + "scaling.type": scaling.method,
-    }
-    if scaling.method != "none":
-        keys[prefix + "scaling.factor"] = float(scaling.factor)
-        keys[prefix + "scaling.original_context_length"] = scaling.original_context
-        switch = honoured(architecture).finetuned_switch  # false would turn off all rotation
-        if scaling.finetuned is not None and (scaling.finetuned or not switch):
-            keys[prefix + "scaling.finetuned"] = scaling.finetuned
-    if scaling.method == "yarn":
-        keys[prefix + "scaling.yarn_ext_factor"] = float(scaling.ext_factor)
-        # Not the model's own ratio, so that a future runtime that honors both keys does not apply it twice.
-        keys[prefix + "scaling.yarn_attn_factor"] = 1.0
-        keys[prefix + "scaling.yarn_beta_fast"] = float(scaling.beta_fast)
-        keys[prefix + "scaling.yarn_beta_slow"] = float(scaling.beta_slow)
-    own = yarn_attention_factor(scaling.factor) if scaling.method == "yarn" else 1.0
-    log = honoured(architecture).log_multiplier
-    if log is not None and log.in_softmax and scaling.method == "yarn" and scaling.factor > 1:
-        # The softmax scale gets (A m(mscale_all_dim))^2, with m(x) = 0.1 x ln s + 1.
-        all_dim = (math.sqrt(scaling.softmax_factor) / scaling.attention_factor - 1) / (0.1 * math.log(scaling.factor))
-        keys[prefix + "scaling.yarn_log_multiplier"] = all_dim * log.unit
-        if all_dim:
-            own = mscale_ratio(log, all_dim, scaling.factor)
-    ratio = scaling.attention_factor / own
-    if abs(ratio - 1) > SAME_RELATIVE:
-        keys[prefix + "scaling.attn_factor"] = ratio
-    return keys
-
-
-def baked_frequency_factors(scaling: RopeScaling) -> npt.NDArray[np.float32]:
-    """theta_d / theta'_d, shape (D/2,): what `rope_freqs.weight` holds in the baked form."""
-    plain = rope.rope_inv_freq(scaling.dim, scaling.rope_theta)
-    return np.asarray(plain / rope.inv_freq(scaling), dtype=np.float32)
-
-
-def plan_rope(scaling: RopeScaling, architecture: str, options: PlannerOptions = EXACT) -> RopePlan:
-    """The first form that runs `scaling` exactly on `architecture`.
+def plan_rope(
+    scaling: RopeScaling, architecture: str, options: PlannerOptions = EXACT, sliding: RopeScaling | None = None
+) -> RopePlan:
+    """The first form that runs `scaling` exactly on `architecture`. sliding: what layers with a sliding window are to run.
 
     If no form is exact, `options.allow_approximate` gets the nearest one. Raises YarnEdgeError with the size of the error
     otherwise, and for dynamic scaling, which has no fixed angles.
@@ -142,98 +134,97 @@ def plan_rope(scaling: RopeScaling, architecture: str, options: PlannerOptions =
         )
     if options.bake == "always" and not row.frequency_factors:
         raise YarnEdgeError(f"--bake-rope always: architecture {architecture} does not load rope_freqs.weight")
-    forms = {
-        "always": (_baked,),
-        "never": (_native, _with_arguments),
-        "auto": (_native, _baked, _with_arguments) if row.frequency_factors else (_native, _with_arguments),
-    }[options.bake]
-    plans = [plan for form in forms if (plan := form(scaling, architecture)) is not None]
+    rule = row.sliding
+    if sliding is None and rule is not None and (rule.always or row.unrotated):
+        sliding = scaling  # one scaling for all layers, of which llama.cpp treats some as windows in every file
+    goal = _Goal(architecture, scaling, sliding)
+    plans = [plan for form in _forms(row, options) if (plan := form(goal)) is not None]
     exact = [plan for plan in plans if not plan.error.any_difference]
     if exact:
-        return next((plan for plan in exact if plan.in_llama_class and plan.form != "arguments"), exact[0])
-    nearest = min(plans, key=lambda plan: plan.error.frequency + plan.error.attention, default=None)
+        return next((plan for plan in exact if plan.in_llama_class and plan.form in PORTABLE), exact[0])
+    in_file = [plan for plan in plans if plan.form != "live"]
+    nearest = min(in_file, key=lambda plan: plan.error.frequency + plan.error.attention, default=None)
     if options.allow_approximate and nearest is not None:
         return replace(nearest, form="approximate")
-    raise _refusal(scaling, architecture, nearest)
+    raise _refusal(goal, nearest, options)
+
+
+def _forms(row: Honoured, options: PlannerOptions) -> tuple[Callable[[_Goal], RopePlan | None], ...]:
+    """The forms to try, in order."""
+    if options.bake == "always":
+        return (_baked,)
+    baked = (_baked,) if row.frequency_factors and options.bake == "auto" else ()
+    return (_native, *baked, *(() if options.positions == "portable" else (_with_arguments, _live)))
 
 
 def plan_parts(parts: Mapping[str, RopeScaling], architecture: str, options: PlannerOptions = EXACT) -> RopePlan:
-    """`plan_rope` for a model whose layers with a sliding window have their own positions. parts: by layer type.
+    """`plan_rope` for a model whose layers with a sliding window may have their own positions. parts: by layer type.
 
-    The plan is that of full attention. Raises YarnEdgeError if llama.cpp would not give the other layers what they need.
+    Raises YarnEdgeError if no file can give every layer what it needs.
     """
     if len(parts) == 1:
         return plan_rope(next(iter(parts.values())), architecture, options)
     full, sliding = parts.get("full_attention"), parts.get("sliding_attention")
     if full is None or sliding is None or len(parts) > 2:
         raise YarnEdgeError(f"positions differ by {', '.join(parts)}: no GGUF can carry that")
-    plan = plan_rope(full, architecture, options)
-    keys = dict(plan.keys)
-    rule = honoured(architecture).sliding
-    if rule is not None and rule.base != "model":
-        keys[f"{architecture}.rope.freq_base_swa"] = float(sliding.rope_theta)
-    file = _file_to_write(plan.runs, architecture, keys | {f"{architecture}.attention.sliding_window": 1})
-    runs = sliding_scaling(file, plan.runs)
-    error = None if runs is None else angle_error(runs, sliding)
-    if error is None or error.any_difference:
-        outcome = (
-            "the same positions"
-            if error is None
-            else f"frequencies up to {error.frequency:.2%} off (pair {error.pair})"
-        )
+    if honoured(architecture).sliding is None:
         raise YarnEdgeError(
-            f"{sliding.source('rope_theta')}: architecture {architecture} would give layers with a sliding window {outcome}, and "
+            f"{sliding.source('rope_theta')}: architecture {architecture} gives layers with a sliding window the same positions, and "
             "has no keys for their own positions"
         )
-    return replace(plan, keys=keys)
+    return plan_rope(full, architecture, options, sliding)
 
 
 def plain_llama_cpp(scaling: RopeScaling, architecture: str) -> RopeScaling | None:
     """What llama.cpp runs with the keys alone, as other converters write them; None if no keys exist for the method."""
-    plan = _native(scaling, architecture) if scaling.is_static else None
+    plan = _native(_Goal(architecture, scaling, None)) if scaling.is_static else None
     return None if plan is None else plan.runs
 
 
-def _native(scaling: RopeScaling, architecture: str) -> RopePlan | None:
-    native = in_keys(scaling)
+def _native(goal: _Goal) -> RopePlan | None:
+    native = in_keys(goal.full)
     if native is None or native.frequency_factors is not None:
         return None
-    return _simulated("native", scaling, architecture, native_keys(native, architecture), None, FROM_MODEL)
+    return _simulated("native", goal, native_keys(native, goal.architecture), None, FROM_MODEL)
 
 
-def _baked(scaling: RopeScaling, architecture: str) -> RopePlan:
-    plain = replace(
-        scaling, method="none", factor=1.0, original_context=scaling.extended_context, frequency_factors=None
-    )
-    keys = native_keys(plain, architecture)
+def _baked(goal: _Goal) -> RopePlan:
+    scaling = goal.full
+    keys = native_keys(without_method(scaling), goal.architecture)
     if scaling.factor > 1:  # not for the angles: it is where mistral3's attention temperature begins
-        keys[f"{architecture}.rope.scaling.original_context_length"] = scaling.original_context
-    return _simulated("baked", scaling, architecture, keys, baked_frequency_factors(scaling), FROM_MODEL)
+        keys[f"{goal.architecture}.rope.scaling.original_context_length"] = scaling.original_context
+    return _simulated("baked", goal, keys, frequency_divisors(scaling), FROM_MODEL)
 
 
-def _with_arguments(scaling: RopeScaling, architecture: str) -> RopePlan | None:
-    native = in_keys(scaling)
+def _with_arguments(goal: _Goal) -> RopePlan | None:
+    native = in_keys(goal.full)
     if native is None or native.frequency_factors is not None:
         return None
-    keys = native_keys(native, architecture)
-    ratio = keys.get(f"{architecture}.rope.scaling.attn_factor", 1.0)
-    return _simulated("arguments", scaling, architecture, keys, None, spelled_out(native, ratio))
+    keys = native_keys(native, goal.architecture)
+    ratio = keys.get(f"{goal.architecture}.rope.scaling.attn_factor", 1.0)
+    return _simulated("arguments", goal, keys, None, spelled_out(native, ratio))
+
+
+def _live(goal: _Goal) -> RopePlan:
+    live = LivePositions(as_table(goal.full), None if goal.sliding is None else as_table(goal.sliding))
+    keys = nearest_keys(goal.full, goal.architecture)
+    plain = simulate(goal.file(goal.keys(keys)), FROM_MODEL, None)
+    ratio = keys.get(f"{goal.architecture}.rope.scaling.attn_factor", 1.0)
+    return _simulated("live", goal, keys, None, replace(spelled_out(plain, ratio), live=live))
 
 
 def _simulated(
-    form: Form,
-    scaling: RopeScaling,
-    architecture: str,
-    keys: dict[str, Any],
-    factors: npt.NDArray[np.float32] | None,
-    arguments: RuntimeArguments,
+    form: Form, goal: _Goal, keys: dict[str, Any], factors: npt.NDArray[np.float32] | None, arguments: RuntimeArguments
 ) -> RopePlan:
     """The plan for these keys, with llama.cpp's rules applied to them."""
-    file = _file_to_write(scaling, architecture, keys)
+    keys = goal.keys(keys)
+    file = goal.file(keys)
     table = None if factors is None else tuple(float(f) for f in factors)
-    runs = simulate(file, arguments, table)
-    portable = not angle_error(simulate(file, LLAMA_CLASS_DEFAULTS, table), scaling).any_difference
-    return RopePlan(form, keys, factors, arguments, runs, angle_error(runs, scaling), portable)
+    runs, elsewhere = running(file, arguments, table)[0], goal.error(file, FROM_MODEL, table)
+    portable = not goal.error(file, LLAMA_CLASS_DEFAULTS, table).any_difference
+    error = goal.error(file, arguments, table)
+    own = goal.sliding if goal.has_window_keys or form == "live" else None
+    return RopePlan(form, keys, factors, arguments, runs, own, error, elsewhere, portable)
 
 
 def _file_to_write(scaling: RopeScaling, architecture: str, keys: Mapping[str, Any]) -> GGUFFile:
@@ -247,18 +238,23 @@ def _file_to_write(scaling: RopeScaling, architecture: str, keys: Mapping[str, A
     return GGUFFile(Path("(the file to write)"), 3, {**stored, **shape}, {}, 32, 0, 0)
 
 
-def _refusal(scaling: RopeScaling, architecture: str, nearest: RopePlan | None) -> YarnEdgeError:
+def _refusal(goal: _Goal, nearest: RopePlan | None, options: PlannerOptions) -> YarnEdgeError:
+    scaling, architecture = goal.full, goal.architecture
+    portable = "--positions portable: " if options.positions == "portable" else ""
     if nearest is None:
         return YarnEdgeError(
-            f"{scaling.source('method')}: {scaling.method} has no form that llama.cpp runs for architecture {architecture}"
+            f"{portable}{scaling.source('method')}: {scaling.method} has no form that llama.cpp runs for architecture {architecture}"
         )
-    runs, error = nearest.runs, nearest.error
+    if goal.sliding is not None and not angle_error(nearest.runs, scaling).any_difference:
+        return YarnEdgeError(
+            f"{portable}{goal.sliding.source('rope_theta')}: architecture {architecture} would give layers with a sliding window "
+            f"{nearest.error}, and has no keys for their own positions"
+        )
     culprits = {
-        n: (a, b) for n, (a, b) in scaling.differences(runs).items() if n not in ("method", "frequency_factors")
+        n: (a, b) for n, (a, b) in scaling.differences(nearest.runs).items() if n not in ("method", "frequency_factors")
     }
     causes = [f"{scaling.source(n)} is {a!r}, llama.cpp would use {b!r}" for n, (a, b) in sorted(culprits.items())]
     return YarnEdgeError(
-        f"{'; '.join(causes) or scaling.source('method')}: architecture {architecture} cannot carry this. The file "
-        f"would run with frequencies up to {error.frequency:.2%} off (pair {error.pair}) and an attention factor "
-        f"{error.attention:.2%} off; --allow-approximate-rope writes it anyway"
+        f"{portable}{'; '.join(causes) or scaling.source('method')}: architecture {architecture} cannot carry this. The file "
+        f"would run with {nearest.error}; --allow-approximate-rope writes it anyway"
     )

@@ -1,6 +1,6 @@
 """Another scaling for a GGUF: what a file and flags mean together, and how to run that without writing a file.
 
-Runtime arguments and a metadata override apply the scaling in memory. It is exact or refused; nothing is guessed.
+Runtime arguments and a metadata override, or the live graph, apply the scaling in memory. It is exact or refused; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import FLAGS, NO_OVERRIDES, ScalingOverrides
 from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.contradictions import DOES_NOT_RUN, contradictions, open_questions
 from yarn_edge.llama_rules.declared import declared, open_attention_factor
 from yarn_edge.llama_rules.effective import (
     FREQUENCY_FACTORS,
+    FROM_MODEL,
+    LivePositions,
     RuntimeArguments,
-    angle_error,
+    as_table,
     file_factor,
     ratio_in_file,
+    simulate,
     spelled_out,
 )
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.layers import sliding_scaling
 from yarn_edge.llama_rules.loadable import has_known_type
-from yarn_edge.llama_rules.planner import in_keys, native_keys
+from yarn_edge.llama_rules.rope_keys import in_keys, native_keys, nearest_keys
 from yarn_edge.positions.overrides import apply_overrides
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
@@ -188,14 +192,23 @@ def with_factor(base: RopeScaling, factor: float, method: str = "yarn", own_atte
 def in_memory(positions: FilePositions, goal: RopeScaling, label: str) -> tuple[RuntimeArguments, dict[str, float]]:
     """(runtime arguments, metadata overrides) that run `goal` from this file. label: for errors.
 
-    An override of `rope.scaling.attn_factor` sets A, because the argument yarn_attn_factor has no effect with an ext_factor.
-    Raises YarnEdgeError if no arguments can run `goal` from this file (frequencies baked into the file, tables, dynamic scaling).
+    llama.cpp's own arguments if they are exact, else the live graph. An override of `rope.scaling.attn_factor` sets A, because
+    the argument yarn_attn_factor has no effect with an ext_factor. Raises YarnEdgeError if nothing can run `goal` (dynamic
+    scaling, another softmax factor).
     """
+    if not goal.is_static:
+        raise YarnEdgeError(f"{label}: {goal.method} has no fixed angles: pass --freeze-at N")
     native = in_keys(goal)
-    if native is None:
-        raise YarnEdgeError(f"{label}: the runtime has no arguments for {goal.method} scaling")
+    if native is not None and positions.live is None:
+        found = _by_arguments(positions, native)
+        if found is not None:
+            return found
+    return _in_graph(positions, goal, label), {}
+
+
+def _by_arguments(positions: FilePositions, native: RopeScaling) -> tuple[RuntimeArguments, dict[str, float]] | None:
+    """`in_memory` by llama.cpp's own arguments; None if they are not exact (frequencies in the file, windows)."""
     file = positions.file
-    keys = native_keys(native, file.architecture)
     name = f"{file.architecture}.rope.scaling.attn_factor"
     # attn_factor supplies whatever part of A the architecture does not get from the file's other keys.
     own = positions.with_metadata({name: 1.0}).effective(spelled_out(native, 1.0)).attention_factor
@@ -204,16 +217,24 @@ def in_memory(positions: FilePositions, goal: RopeScaling, label: str) -> tuple[
     arguments = spelled_out(native, ratio)
     seen = positions.with_metadata(overrides)
     runs = seen.effective(arguments)
+    keys = native_keys(native, file.architecture)
     sliding, meant = (sliding_scaling(p.file, runs) for p in (seen, positions.with_metadata(keys)))
     if sliding is not None and meant is not None and angle_error(sliding, meant).any_difference:
-        raise YarnEdgeError(
-            f"{label}: its layers with a sliding window get their scaling from the file, not from arguments: patch the file"
-        )
-    error = angle_error(runs, native)
+        return None
+    return None if angle_error(runs, native).any_difference else (arguments, overrides)
+
+
+def _in_graph(positions: FilePositions, goal: RopeScaling, label: str) -> RuntimeArguments:
+    """Arguments that put `goal` into the live graph; layers with a sliding window get what a file with its keys would run there."""
+    file = positions.file
+    patched = positions.with_metadata(nearest_keys(goal, file.architecture))
+    near = simulate(patched.file, FROM_MODEL, None)
+    sliding = positions.canonical_sliding or sliding_scaling(patched.file, near)
+    if sliding is not None and not angle_error(sliding, near).any_difference:
+        sliding = goal
+    live = LivePositions(as_table(goal), None if sliding is None else as_table(sliding))
+    arguments = replace(spelled_out(positions.effective(), ratio_in_file(file)), live=live)
+    error = angle_error(positions.effective(arguments), goal)
     if error.any_difference:
-        raise YarnEdgeError(
-            f"{label}: arguments cannot run {goal.method} scaling from this file: frequencies would be "
-            f"{error.frequency:.2%} off, the attention factor {error.attention:.2%} (are they baked into the file? "
-            "convert --bake-rope never keeps them apart)"
-        )
-    return arguments, overrides
+        raise YarnEdgeError(f"{label}: this file cannot run {goal.method} scaling with these values: {error}")
+    return arguments

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.llama_rules.effective import LivePositions
 from yarn_edge.runtime.batch import LlamaBatch
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import KV_TYPES, check_room
@@ -31,23 +32,49 @@ Outputs = Literal["none", "last", "all"]
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
+class GraphHook(Protocol):
+    """What llama.cpp calls before each node. live: the positions that it puts into the graph."""
+
+    callback: Any
+    user_data: int
+    live: LivePositions | None
+
+    def begin(self) -> None:
+        """Before an evaluation."""
+
+    def check(self, complete: bool) -> None:
+        """After an evaluation: raises what the callback could not. complete: whether all graphs were computed."""
+
+    def close(self) -> None:
+        """After the context was freed."""
+
+
 class Context:
     """A KV cache and evaluation of tokens in it. Use it as a context manager, or call `close`.
 
-    eval_callback: see `yarn_edge.runtime.graph_tap`. Raises YarnEdgeError if llama.cpp cannot create the context (out of memory,
-    an impossible cache type, …).
+    hook: sees and edits the nodes of every graph (`yarn_edge.graph.open_context` makes it). Raises YarnEdgeError if llama.cpp
+    cannot create the context (out of memory, an impossible cache type, …), and for a file whose positions are put into the
+    live graph if the hook does not do so.
     """
 
-    def __init__(self, model: Model, settings: ContextSettings, *, eval_callback: Any = None) -> None:
+    def __init__(self, model: Model, settings: ContextSettings, *, hook: GraphHook | None = None) -> None:
         self.model, self.api, self.settings = model, model.api, settings
         self.arguments = settings.arguments or model.positions.explicit_arguments
         n_ctx = (settings.n_ctx or model.n_ctx_train) * settings.n_seq
         if not model.no_alloc:
             check_room(model.gguf, n_ctx, settings.kv_type)
+        if (
+            self.arguments.live is not None
+            and not model.no_alloc
+            and (hook is None or hook.live != self.arguments.live)
+        ):
+            raise YarnEdgeError(
+                f"{model.path}: its positions must be put into the live graph: open its contexts with yarn_edge.open_context"
+            )
         params = self._params(n_ctx)
-        if eval_callback is not None:
-            params.cb_eval = eval_callback
-        self._callback = eval_callback  # must outlive the context
+        if hook is not None:
+            params.cb_eval, params.cb_eval_user_data = hook.callback, hook.user_data
+        self._hook = hook  # must outlive the context
         clear_log()
         with deferred_ctrl_c() as pressed:
             self._handle = self.api.llama_init_from_model(model.handle, params)
@@ -79,7 +106,7 @@ class Context:
         params.flash_attn_type = _FLASH[settings.flash_attention]
         params.offload_kqv = params.op_offload = self.model.device is not None
         params.no_perf = True
-        for name, value in vars(self.arguments).items():
+        for name, value in self.arguments.context_params.items():
             setattr(params, name, value)
         return params
 
@@ -149,7 +176,11 @@ class Context:
             raise ValueError(
                 f"{self._batch.n_outputs} outputs in a batch, but memory is reserved for {self._max_outputs}"
             )
+        if self._hook is not None:
+            self._hook.begin()
         code = self.api.llama_decode(self.handle, self._batch.struct)
+        if self._hook is not None and code in (0, 2):
+            self._hook.check(complete=not code)
         if code == 1:
             raise YarnEdgeError(f"the context of {self.n_ctx} tokens is full")
         if code == 2:
@@ -246,6 +277,8 @@ class Context:
         if self._handle:
             self._batch.free()
             self.api.llama_free(self._handle)
+            if self._hook is not None:
+                self._hook.close()
         self._handle = None
 
     def __enter__(self) -> Context:

@@ -16,6 +16,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.llama_rules.effective import FROM_MODEL
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.first_load import REFUSED
@@ -65,7 +66,9 @@ def try_file(path: Path, part: str, overrides: dict[str, Any]) -> None:
         if part == "vocabulary":
             return
         threads = min(MAX_THREADS, physical_threads())
-        with Context(model, ContextSettings(n_ctx=CTX, n_batch=BATCH, threads=threads)) as context:
+        with Context(
+            model, ContextSettings(n_ctx=CTX, n_batch=BATCH, threads=threads, arguments=FROM_MODEL)
+        ) as context:
             if fits:
                 prompt = [*tokens, 0][:BATCH]
                 context.evaluate(prompt, 0)

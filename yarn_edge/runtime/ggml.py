@@ -81,6 +81,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_buft_get_alignment": (_SIZE, [_P]),
     "ggml_backend_buft_get_alloc_size": (_SIZE, [_P, TensorPointer]),
     "ggml_backend_buffer_name": (ctypes.c_char_p, [_P]),
+    "ggml_backend_buffer_is_host": (ctypes.c_bool, [_P]),
     "ggml_backend_dev_init": (_P, [_P, ctypes.c_char_p]),
     "ggml_quantize_chunk": (_SIZE, [_INT, _P, _P, _I64, _I64, _I64, _P]),
     "ggml_blck_size": (_I64, [_INT]),
@@ -122,13 +123,25 @@ def check_struct() -> None:
             raise YarnEdgeError("this llama-cpp-python has another layout of ggml_tensor: install the pinned version")
 
 
+@cache
+def op_number(name: bytes) -> int:
+    """The number (enum ggml_op) of an operation by its name, such as b"ROPE"."""
+    return next(op for op in range(128) if function("ggml_op_name")(op) == name)
+
+
+def new_arena(n_tensors: int) -> Any:
+    """A ggml_context * with room for the descriptions of `n_tensors` tensors and one graph, but not for data; ggml_free frees it."""
+    size = n_tensors * function("ggml_tensor_overhead")() + function("ggml_graph_overhead")()
+    arena = function("ggml_init")(_InitParams(size, None, True))
+    if not arena:
+        raise YarnEdgeError("ggml cannot create a context")
+    return arena
+
+
 @contextmanager
 def tensor_context(n_tensors: int) -> Iterator[Any]:
-    """A ggml_context * with room for the descriptions of `n_tensors` tensors and one graph, but not for data."""
-    size = n_tensors * function("ggml_tensor_overhead")() + function("ggml_graph_overhead")()
-    ctx = function("ggml_init")(_InitParams(size, None, True))
-    if not ctx:
-        raise YarnEdgeError("ggml cannot create a context")
+    """`new_arena`, freed on leaving."""
+    ctx = new_arena(n_tensors)
     try:
         yield ctx
     finally:
@@ -157,6 +170,11 @@ def devices() -> list[Device]:
         kind = DEVICE_TYPES.get(function("ggml_backend_dev_type")(handle), "other")
         found.append(Device(name, backend, kind, text, index))
     return found
+
+
+def cpu_device() -> Device:
+    """The processor."""
+    return next(device for device in devices() if device.kind == "cpu")
 
 
 def device_handle(device: Device) -> Any:

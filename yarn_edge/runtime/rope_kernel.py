@@ -19,8 +19,8 @@ from yarn_edge.runtime.ggml import (
     TYPE_I32,
     Device,
     check_struct,
+    cpu_device,
     device_handle,
-    devices,
     function,
     tensor_context,
 )
@@ -81,7 +81,7 @@ def rope(
     Raises YarnEdgeError if the device cannot compute it.
     """
     check_struct()
-    device = device or next(d for d in devices() if d.kind == "cpu")
+    device = device or cpu_device()
     values = np.ascontiguousarray(x, dtype=np.float32)
     where = np.ascontiguousarray(positions, dtype=np.int32)
     divisors = None if factors is None else np.ascontiguousarray(factors, dtype=np.float32)

@@ -8,14 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.declared import NOT_IN_THE_FILE, open_attention_factor
 from yarn_edge.llama_rules.description import CANONICAL
-from yarn_edge.llama_rules.effective import angle_error
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
-from yarn_edge.llama_rules.layers import Kind, layer_kinds, sliding_scaling
-from yarn_edge.llama_rules.planner import in_keys
+from yarn_edge.llama_rules.layers import Kind, layer_kinds
+from yarn_edge.llama_rules.rope_keys import in_keys, nearest_keys
 from yarn_edge.positions import error_budget as phase
 from yarn_edge.positions.error_budget import rotation_error
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
@@ -70,7 +71,11 @@ def check_metadata(positions: FilePositions, goal: RopeScaling, goal_name: str) 
     file, declared, canonical = positions.file, positions.declared, positions.canonical
     sides = {"what llama.cpp runs": positions.runs}
     worst, faults, remark = 0.0, [], ""
-    if canonical is not None:
+    if positions.live is not None and canonical is not None:
+        sides[CANONICAL_KEYS] = canonical
+        faults += wrong_keys(file, canonical)
+        worst = float(bool(faults))
+    elif canonical is not None:
         sides |= {KEYS: declared, CANONICAL_KEYS: canonical}
     elif goal_name != CHECKPOINT:
         sides[KEYS] = declared
@@ -99,7 +104,8 @@ def check_metadata(positions: FilePositions, goal: RopeScaling, goal_name: str) 
         faults.append(f"context_length is {context}, {goal_name} makes it {goal.extended_context}")
     detail = "; ".join(faults) or f"the keys say what {goal_name} says"
     if angle_error(positions.effective(), goal).any_difference and not faults:
-        detail += "; this takes the runtime arguments that yarn-edge passes: other programs run other positions"
+        how = "it puts into the live graph" if positions.live is not None else "it passes as runtime arguments"
+        detail += f"; yarn-edge runs them by what {how}: other programs run {positions.error()}"
     open_factor = open_attention_factor(file)
     if open_factor is not None and goal_name != CHECKPOINT:
         remark += (
@@ -107,6 +113,18 @@ def check_metadata(positions: FilePositions, goal: RopeScaling, goal_name: str) 
             "not; only --against CHECKPOINT can decide that"
         )
     return judge("metadata", worst, SAME_RELATIVE, detail + remark)
+
+
+def wrong_keys(file: GGUFFile, goal: RopeScaling) -> list[str]:
+    """The rope keys of a file in the live form that are not the nearest to `goal`, as sentences."""
+    faults = []
+    for key, want in nearest_keys(goal, file.architecture).items():
+        have = file.metadata.get(key)
+        number = isinstance(want, float) and isinstance(have, (int, float)) and not isinstance(have, bool)
+        same = abs(have - want) <= SAME_RELATIVE * abs(want) if number else have == want
+        if not same:
+            faults.append(f"{key} is {one_line(repr(have), 60)}, the description makes it {want!r}")
+    return faults
 
 
 def check_kernel(
@@ -155,7 +173,7 @@ def check_live_graph(
     tokens = model.tokenize(sample_text()[:400], add_special=False, parse_special=False)[:LIVE_TOKENS]
     nodes = record_ropes(model, tokens, starts, threads=threads)
     kinds = layer_kinds(file, model.n_layer)
-    slides = sliding_scaling(file, runs)
+    slides = positions.effective_sliding(positions.explicit_arguments)
     faults = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)
     full, sliding = (
         [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == kind] for kind in ("full", "sliding")
@@ -176,7 +194,11 @@ def check_live_graph(
             f"llama.cpp runs frequencies up to {error.frequency:.2%} off (pair {error.pair}), "
             f"an attention factor {error.attention:.2%} off"
         )
-    if canonical is not None:
+    if positions.live is not None:
+        faults += wrong_keys(file, goal)
+        if angle_error(canonical or runs, goal).any_difference:
+            faults.append(f"{CANONICAL_KEYS} says other positions")
+    elif canonical is not None:
         for side, scaling in ((f"{file.architecture}.rope.scaling.*", declared), (CANONICAL_KEYS, canonical)):
             if angle_error(scaling, goal).any_difference:
                 faults.append(f"{side} says other positions")

@@ -31,7 +31,7 @@ from yarn_edge.flags import (
     scaling_overrides,
 )
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.effective import angle_error
+from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable

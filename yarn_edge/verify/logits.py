@@ -10,9 +10,9 @@ from yarn_edge.checkpoint.config_file import find_adapter, read_config
 from yarn_edge.checkpoint.dialects import recognise, text_section
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
+from yarn_edge.graph.opening import open_context
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import bar
-from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
@@ -71,7 +71,7 @@ def check_logits(
         threads=threads,
         flash_attention="on" if kv_type in QUANTIZED_CACHES else "off",
     )
-    with Context(model, settings) as c, bar("Comparing logits", len(tokens), "tokens") as advance:
+    with open_context(model, settings) as c, bar("Comparing logits", len(tokens), "tokens") as advance:
         for start in range(0, len(tokens), LOGIT_BATCH):
             c.evaluate(tokens[start : start + LOGIT_BATCH], start, "all", advance)
             parts.append(divergence(truth[start : start + LOGIT_BATCH], c.logits()))

@@ -1,6 +1,6 @@
 """Reads the live graph: every ROPE node of a real evaluation, with its parameters, inputs and outputs.
 
-A rope may overwrite its own input, so the input is copied in the asking call (`yarn_edge.runtime.graph_tap`). For the input to be
+A rope may overwrite its own input, so the input is copied in the asking call (`yarn_edge.graph.callback`). For the input to be
 ready by then, every node is computed separately. That is slow, but does not matter for a few dozen tokens.
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.graph.opening import open_context
+from yarn_edge.graph.tap import GraphTap
 from yarn_edge.llama_rules.effective import RuntimeArguments
-from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
-from yarn_edge.runtime.ggml import TensorPointer, function, read_tensor
-from yarn_edge.runtime.graph_tap import GraphTap, op_number
+from yarn_edge.runtime.ggml import TensorPointer, function, op_number, read_tensor
 from yarn_edge.runtime.model import Model
 from yarn_edge.runtime.rope_kernel import RopeArguments
 
@@ -46,7 +46,6 @@ class RopeNode:
 
 class _Recorder(GraphTap):
     def __init__(self) -> None:
-        super().__init__()
         self.nodes: list[RopeNode] = []
         self.inputs: dict[int, Any] = {}
         self.rope_op = op_number(b"ROPE")
@@ -94,7 +93,7 @@ def record_ropes(
     settings = ContextSettings(
         n_ctx=n_ctx, n_batch=n_ctx, kv_type="f32", arguments=arguments, threads=threads, flash_attention="off"
     )
-    with Context(model, settings, eval_callback=recorder.callback) as context:
+    with open_context(model, settings, tap=recorder) as context:
         for start in starts:
             context.clear()
             with recorder.watching(context):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from yarn_edge.bench.quality.sweep_plan import METHODS, attention_values, factor_values, method_values, runs_of
-from yarn_edge.bench.scoring.evaluate import Scores, open_context, score
+from yarn_edge.bench.scoring.evaluate import Scores, score, variant_context
 from yarn_edge.bench.scoring.variants import Variant, parse_variant, scaled
 from yarn_edge.bench.scoring.windows import Window
 from yarn_edge.convert.hf_to_gguf import convert
@@ -30,7 +30,7 @@ N = 240
 
 def nll_of(variant: Variant, tokens: list[int]) -> np.ndarray:
     scores = Scores.empty([Window(0, 0, tuple(tokens), 1)])
-    with variant.load() as model, open_context(model, replace(variant, kv_type="f32"), len(tokens)) as context:
+    with variant.load() as model, variant_context(model, replace(variant, kv_type="f32"), len(tokens)) as context:
         score(context, scores)
     return scores.nll[0]
 

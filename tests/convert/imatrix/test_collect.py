@@ -24,10 +24,10 @@ from yarn_edge.convert.imatrix.command import ImatrixSettings, chunks_of, collec
 from yarn_edge.convert.imatrix.matrix import ImportanceMatrix, read_imatrix
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.graph.tap import GraphTap
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
-from yarn_edge.runtime.ggml import TensorStruct, read_tensor
-from yarn_edge.runtime.graph_tap import GraphTap, op_number
+from yarn_edge.runtime.ggml import TensorStruct, op_number, read_tensor
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.text_file import read_text

@@ -1,0 +1,97 @@
+"""One callback for a context's edits and its tap.
+
+ggml calls `cb_eval` (llama_context_params) before each node, asking whether its result is wanted, and calls it again for wanted
+nodes once they are computed. Nodes that are not wanted are computed together, up to the next wanted one. Returning False from
+the second call abandons the graph (ggml-backend.cpp, ggml_backend_sched_compute_splits). A node may be changed in the asking
+call; the change stays as long as llama.cpp reuses the graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.graph.tap import GraphTap
+from yarn_edge.llama_rules.effective import LivePositions
+from yarn_edge.runtime.ggml import TensorStruct, check_struct
+from yarn_edge.runtime.llama_api import llama
+
+_OP = TensorStruct.op.offset
+
+
+class GraphEdit(Protocol):
+    """Changes the nodes of one operation. compiled: (callback, user data) that does so without Python, None if it needs Python."""
+
+    op: int
+    compiled: tuple[Any, int] | None
+    live: LivePositions | None
+
+    def edit(self, address: int) -> bool:
+        """Change the node at `address`, which is of operation `op`. False if it is not as expected."""
+
+    def begin(self) -> None:
+        """Before an evaluation."""
+
+    def check(self, complete: bool) -> None:
+        """After an evaluation: raises YarnEdgeError if a graph was not as expected. complete: whether it was computed to its end."""
+
+    def close(self) -> None:
+        """After the context was freed."""
+
+
+class GraphCallback:
+    """What a context calls before and after each node (`GraphHook`): the edits first, then the tap."""
+
+    def __init__(self, edits: Sequence[GraphEdit], tap: GraphTap | None = None) -> None:
+        check_struct()
+        self.edits, self.tap = tuple(edits), tap
+        self.error: BaseException | None = None
+        compiled = edits[0].compiled if len(edits) == 1 and tap is None else None
+        if compiled is not None:
+            self.callback, self.user_data = compiled
+        else:
+            kind = llama().ggml_backend_sched_eval_callback
+            self.callback, self.user_data = kind(self._called if tap is not None else self._edited), 0
+        self._by_op = {edit.op: edit for edit in edits}
+        self.live = next((edit.live for edit in edits if edit.live is not None), None)
+
+    def begin(self) -> None:
+        """Before an evaluation."""
+        for edit in self.edits:
+            edit.begin()
+
+    def check(self, complete: bool) -> None:
+        """After an evaluation: raises what the callback could not."""
+        error, self.error = self.error, None
+        if isinstance(error, YarnEdgeError) or (error is not None and not isinstance(error, Exception)):
+            raise error
+        if error is not None:
+            raise YarnEdgeError(f"the graph tap failed: {type(error).__name__}: {error}") from error
+        for edit in self.edits:
+            edit.check(complete)
+
+    def close(self) -> None:
+        """After the context was freed."""
+        for edit in self.edits:
+            edit.close()
+
+    def _edited(self, address: int, asking: bool, _user_data: object) -> bool:
+        if asking:
+            edit = self._by_op.get(ctypes.c_int32.from_address(address + _OP).value)
+            if edit is not None:
+                return not edit.edit(address)  # a wanted node, whose second call ends the graph
+        return False
+
+    def _called(self, address: int, asking: bool, user_data: object) -> bool:
+        """Called by ggml, so it must not raise. After an error every graph is abandoned at its first node."""
+        if self.error is None:
+            try:
+                if self._edited(address, asking, user_data):
+                    return True
+                assert self.tap is not None
+                return self.tap.see(address, asking)
+            except BaseException as error:  # raised by `check`
+                self.error = error
+        return asking

@@ -1,0 +1,166 @@
+"""Exact positions in the live graph: every ROPE node is given its frequencies, as divisors, and A.
+
+llama.cpp builds a node from its own rules (`yarn_edge.llama_rules`), which cannot say everything. ggml's rope kernel can: with
+ext_factor 0 and a table of divisors (src[2]) it computes any angles (ggml.c, ggml_rope_ext). Which layer a node belongs to is
+known from its place, two for each rotated layer (queries, keys), and compared with its name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.graph.rope_edit import COUNT, ERROR, FOUND, HEAD, edit_node
+from yarn_edge.llama_rules.effective import LivePositions
+from yarn_edge.llama_rules.honoured import honoured
+from yarn_edge.llama_rules.layers import layer_kinds
+from yarn_edge.positions.scaling import RopeScaling
+from yarn_edge.progress import note
+from yarn_edge.runtime import ggml
+from yarn_edge.runtime.ggml import TensorStruct, function, op_number
+from yarn_edge.runtime.model import Model
+from yarn_edge.runtime.rope_kernel import ROPE_MODES, rope, rope_arguments
+
+_WORDS = ctypes.sizeof(TensorStruct) // 4
+_NODES_PER_LAYER = 2
+_REASONS = {
+    1: "rotates {found} dimensions, not {expected}",
+    2: "pairs dimensions in mode {found}, not {expected}",
+    3: "belongs to layer {found}, not {expected}",
+}
+
+
+class LiveRopes:
+    """The edit of one context: puts `live` into the ROPE nodes of `model`. `close` frees its tables.
+
+    Raises YarnEdgeError if the model's device has no rope kernel that takes a table of divisors.
+    """
+
+    def __init__(self, model: Model, live: LivePositions) -> None:
+        self.live: LivePositions | None = live
+        self.op = op_number(b"ROPE")
+        self._model, file = model, model.positions.file
+        by_kind: dict[str, RopeScaling | None] = {"full": live.full, "sliding": live.sliding}
+        kinds = [(i, kind) for i, kind in enumerate(layer_kinds(file, model.n_layer)) if kind != "unrotated"]
+        self._mode = ROPE_MODES[honoured(file.architecture).pairing]
+        self._device = model.device
+        self._tables: list[_Tables] = []
+        try:
+            for device in (ggml.cpu_device(), self._device):
+                if device is not None:
+                    self._tables.append(_Tables(device))
+            rows = [self._row(layer, by_kind[kind]) for layer, kind in kinds]
+        except BaseException:
+            self.close()
+            raise
+        self._nodes = _NODES_PER_LAYER * len(rows)
+        head = [0] * HEAD
+        self._state = np.array([*head, *(value for row in rows for value in row)], np.int64)
+        self._state[HEAD - 2 : HEAD] = self.op, len(rows)
+        compiled = _compiled() if model.device is None else None
+        self.compiled = None if compiled is None else (compiled, self._state.ctypes.data)
+
+    def _row(self, layer: int, scaling: RopeScaling | None) -> list[int]:
+        """What the nodes of a layer are given; a table of 0 leaves them as they are."""
+        if scaling is None:
+            return [layer, 0, 0, self._mode, 0, 0, 0]
+        if self._device is not None:
+            pairing, x = honoured(self._model.gguf.architecture).pairing, np.ones((1, 1, scaling.dim), np.float32)
+            rope(x, [0], rope_arguments(scaling, pairing), self._device, scaling.frequency_factors)
+        host, *device = (tables.of(scaling) for tables in self._tables)
+        bits = _bits(scaling.rope_theta), _bits(scaling.attention_factor)
+        return [layer, host, *(device or [0]), self._mode, scaling.dim, *bits]
+
+    def edit(self, address: int) -> bool:
+        """See `GraphEdit`."""
+        words = np.ctypeslib.as_array((ctypes.c_int32 * _WORDS).from_address(address))
+        return edit_node(words, words.view(np.int64), words.view(np.int8), self._state, self._on_device(address))
+
+    def _on_device(self, address: int) -> bool:
+        buffer = None if self._device is None else TensorStruct.from_address(address).buffer
+        return bool(buffer) and not function("ggml_backend_buffer_is_host")(buffer)
+
+    def begin(self) -> None:
+        """See `GraphEdit`."""
+        self._state[COUNT] = self._state[ERROR] = 0
+
+    def check(self, complete: bool) -> None:
+        """See `GraphEdit`."""
+        count, error = int(self._state[COUNT]), int(self._state[ERROR])
+        shape = f"{self._model.path}: the graph of architecture {self._model.gguf.architecture} has another shape than expected"
+        if error:
+            found, expected = (int(v) for v in self._state[FOUND : FOUND + 2])
+            raise YarnEdgeError(f"{shape}: ROPE node {count} {_REASONS[error].format(found=found, expected=expected)}")
+        if complete and (count % self._nodes or not count):
+            raise YarnEdgeError(f"{shape}: {count} ROPE nodes, expected {self._nodes} for each evaluation")
+
+    def close(self) -> None:
+        """Free the tables. The context must be closed first."""
+        for tables in self._tables:
+            tables.close()
+
+
+class _Tables:
+    """Tables of divisors in the memory of one device."""
+
+    def __init__(self, device: ggml.Device) -> None:
+        self._device = device
+        self._tensors: dict[tuple[float, ...], int] = {}
+        self._arenas: list[Any] = []
+        self._buffers: list[Any] = []
+        self._backend = function("ggml_backend_dev_init")(ggml.device_handle(device), None)
+        if not self._backend:
+            raise YarnEdgeError(f"device {device.name} cannot be started")
+
+    def of(self, scaling: RopeScaling) -> int:
+        """The address of the tensor that holds the divisors of `scaling`."""
+        factors = scaling.frequency_factors
+        assert factors is not None
+        if factors not in self._tensors:
+            self._tensors[factors] = self._made(np.asarray(factors, np.float32))
+        return self._tensors[factors]
+
+    def _made(self, values: npt.NDArray[np.float32]) -> int:
+        self._arenas.append(ggml.new_arena(1))
+        tensor = function("ggml_new_tensor_1d")(self._arenas[-1], ggml.TYPE_F32, len(values))
+        buffer = function("ggml_backend_alloc_ctx_tensors")(self._arenas[-1], self._backend)
+        if not buffer:
+            raise YarnEdgeError(f"device {self._device.name} has no memory for a table of {len(values)} frequencies")
+        self._buffers.append(buffer)
+        function("ggml_backend_tensor_set")(tensor, values.ctypes.data, 0, values.nbytes)
+        return ctypes.addressof(tensor.contents)
+
+    def close(self) -> None:
+        for buffer in self._buffers:
+            function("ggml_backend_buffer_free")(buffer)
+        for arena in self._arenas:
+            function("ggml_free")(arena)
+        if self._backend is not None:
+            function("ggml_backend_free")(self._backend)
+        self._buffers, self._arenas, self._backend = [], [], None
+
+
+def _bits(value: float) -> int:
+    """The bits of a float32, as an int32."""
+    return int(np.float32(value).view(np.int32))
+
+
+@cache
+def _compiled() -> Any:
+    """The callback without Python; None where Numba is not installed, or cannot be used, which a note says."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        from yarn_edge.graph.compiled import build
+
+        return build()
+    except Exception as error:  # a broken installation of Numba, an unsupported processor, a disk error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        note(f"note: Numba cannot be used here ({reason}): positions are put into the graph by Python, which is slower")
+        return None

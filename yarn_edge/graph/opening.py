@@ -1,0 +1,27 @@
+"""Contexts whose graph is seen or changed: the way to open a context for every command that evaluates."""
+
+from __future__ import annotations
+
+from yarn_edge.graph.callback import GraphCallback
+from yarn_edge.graph.live_rope import LiveRopes
+from yarn_edge.graph.tap import GraphTap
+from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.model import Model
+
+
+def open_context(model: Model, settings: ContextSettings, tap: GraphTap | None = None) -> Context:
+    """A `Context`, with the positions that its file, or settings.arguments, want in the live graph. tap: sees every node.
+
+    Files whose positions llama.cpp runs by itself get no callback. Raises YarnEdgeError.
+    """
+    live = (settings.arguments or model.positions.explicit_arguments).live
+    edits = [] if live is None else [LiveRopes(model, live)]
+    if not edits and tap is None:
+        return Context(model, settings)
+    hook = GraphCallback(edits, tap)
+    try:
+        return Context(model, settings, hook=hook)
+    except BaseException:
+        hook.close()
+        raise

@@ -10,6 +10,7 @@ import logging
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
             "model_kv_type": context.kv_type,
             "model_backend": self.variant.backend,
             "model_flash_attention": self._flash_attention,
-            "model_scaling": vars(context.arguments) | dict(self.variant.overrides),
+            "model_scaling": asdict(context.arguments) | dict(self.variant.overrides),
             "yarn_edge_version": __version__,
             "llama_cpp_version": self._model.api.__version__,
         }

@@ -18,6 +18,7 @@ from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
 
 APPROXIMATE = PlannerOptions(allow_approximate=True)
+PORTABLE = PlannerOptions(positions="portable")
 
 A4 = 1.1386294361119891
 
@@ -46,10 +47,10 @@ FORMS = {
     "ntk-by-parts is yarn without A": (scaled("ntk-by-parts"), "native", "native"),
     "own betas": (OWN, "baked", "arguments"),
     "ext_factor 0.5": (scaled(ext_factor=0.5), "baked", "arguments"),
-    "truncate": (scaled(truncate=False), "baked", None),
-    "the paper's ramp": (scaled(ramp="turns"), "baked", None),
-    "Llama 3": (scaled("llama3", factor=1.0, frequency_factors=TABLE), "baked", None),
-    "a table on yarn": (scaled(frequency_factors=TABLE), "baked", None),
+    "truncate": (scaled(truncate=False), "baked", "live"),
+    "the paper's ramp": (scaled(ramp="turns"), "baked", "live"),
+    "Llama 3": (scaled("llama3", factor=1.0, frequency_factors=TABLE), "baked", "live"),
+    "a table on yarn": (scaled(frequency_factors=TABLE), "baked", "live"),
     "dynamic-ntk": (scaled("dynamic-ntk"), None, None),
     "dynamic-yarn": (scaled("dynamic-yarn"), None, None),
     "softmax": (scaled(softmax_factor=1.6), None, None),
@@ -71,7 +72,7 @@ def test_forms(name: str, arch: str) -> None:
     np.testing.assert_allclose(rope.inv_freq(plan.runs), rope.inv_freq(scaling), rtol=1e-6)
     assert plan.runs.attention_factor == pytest.approx(scaling.attention_factor, rel=1e-6)
     assert (plan.factors is not None) == (want == "baked")
-    assert (plan.arguments == FROM_MODEL) == (want != "arguments")
+    assert (plan.arguments == FROM_MODEL) == (want not in ("arguments", "live"))
     assert bool(plan.message) == (want != "native")
 
 
@@ -97,14 +98,26 @@ def test_bake_by_choice() -> None:
     assert plan_rope(OWN, "llama", PlannerOptions("never")).form == "arguments"
     with pytest.raises(YarnEdgeError, match="architecture qwen2 does not load rope_freqs"):
         plan_rope(scaled(), "qwen2", PlannerOptions("always"))
-    with pytest.raises(YarnEdgeError, match="truncate"):
-        plan_rope(scaled(truncate=False), "llama", PlannerOptions("never"))
+    assert plan_rope(scaled(truncate=False), "llama", PlannerOptions("never")).form == "live"
+    with pytest.raises(YarnEdgeError, match="--positions portable: truncate"):
+        plan_rope(scaled(truncate=False), "llama", PlannerOptions("never", positions="portable"))
+
+
+@pytest.mark.parametrize("scaling", [OWN, scaled(truncate=False)], ids=["arguments", "live"])
+def test_portable_refuses_what_other_programs_run_wrong(scaling: RopeScaling) -> None:
+    """And by default the warning says how wrong that is."""
+    plan = plan_rope(scaling, "qwen2")
+    elsewhere = angle_error(scaled() if scaling != OWN else scaled(attention_factor=1.35), scaling)
+    assert f"frequencies up to {elsewhere.frequency:.2%} off (pair {elsewhere.pair})" in plan.message
+    with pytest.raises(YarnEdgeError, match="--positions portable"):
+        plan_rope(scaling, "qwen2", PORTABLE)
+    assert plan_rope(scaling, "llama", PORTABLE).form == "baked"
 
 
 def test_a_refusal_tells_the_size_of_the_error() -> None:
     scaling = scaled(truncate=False, provenance={"truncate": "config.json: rope_scaling.truncate"})
     with pytest.raises(YarnEdgeError) as caught:
-        plan_rope(scaling, "qwen3")
+        plan_rope(scaling, "qwen3", PORTABLE)
     worst = np.abs(rope.inv_freq(scaled()) / rope.inv_freq(scaling) - 1)
     for part in (
         "config.json: rope_scaling.truncate is False, llama.cpp would use True",
@@ -115,11 +128,11 @@ def test_a_refusal_tells_the_size_of_the_error() -> None:
 
 
 def test_approximate_is_the_nearest_and_says_so() -> None:
-    plan = plan_rope(scaled(truncate=False, beta_fast=8.0), "qwen3", APPROXIMATE)
+    plan = plan_rope(scaled(truncate=False), "qwen3", replace(APPROXIMATE, positions="portable"))
     assert plan.form == "approximate"
     assert "APPROXIMATE" in plan.message
-    assert 0 < plan.error.frequency < angle_error(scaled(), scaled(truncate=False, beta_fast=8.0)).frequency
-    assert plan.runs.beta_fast == 8.0
+    assert plan.error.frequency == pytest.approx(angle_error(scaled(), scaled(truncate=False)).frequency)
+    assert plan_rope(scaled(truncate=False), "qwen3", APPROXIMATE).form == "live"
     assert plan_rope(scaled(), "qwen3", APPROXIMATE).form == "native"
 
 

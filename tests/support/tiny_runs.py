@@ -115,11 +115,11 @@ class Recorder(tap._Recorder):
         super().__init__()
         self.soft_max_op = next(op for op in range(128) if function("ggml_op_name")(op) == b"SOFT_MAX")
 
-    def _seen(self, address: int, asking: bool, data: object) -> bool:
+    def see(self, address: int, asking: bool) -> bool:
         tensor = ctypes.cast(address, TensorPointer).contents
         if not asking and tensor.op == self.soft_max_op and tensor.name.startswith(b"kq_soft_max"):
             self.softmax.add(float(np.array(tensor.op_params, dtype=np.int32).view(np.float32)[0]))
-        return super()._seen(address, asking, data)
+        return super().see(address, asking)
 
 
 def run(model: runtime.Model, arguments: RuntimeArguments) -> Seen | str:

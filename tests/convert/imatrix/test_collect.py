@@ -24,6 +24,7 @@ from yarn_edge.convert.imatrix.command import ImatrixSettings, chunks_of, collec
 from yarn_edge.convert.imatrix.matrix import ImportanceMatrix, read_imatrix
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.graph.opening import open_context
 from yarn_edge.graph.tap import GraphTap
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
@@ -172,16 +173,14 @@ def test_squares_are_those_of_a_naive_reading(architecture: str, with_output: bo
     naive, tap = Naive(with_output), ActivationTap(with_output=with_output)
     advanced: list[float] = []
     found = []
-    for callback in (naive.callback, tap.callback):
+    for which in (naive, tap):
         with (
             Model(path) as model,
-            Context(
-                model,
-                ContextSettings(n_ctx=CTX * 2, n_seq=3, n_batch=210, n_ubatch=48, threads=1),
-                eval_callback=callback,
+            open_context(
+                model, ContextSettings(n_ctx=CTX * 2, n_seq=3, n_batch=210, n_ubatch=48, threads=1), which
             ) as context,
         ):
-            if callback is tap.callback:
+            if which is tap:
                 found.append(tap.measure(context, sequences, advanced.append))
             else:
                 with naive.watching(context):
@@ -209,10 +208,7 @@ def test_shared_inputs_are_read_once_and_the_output_matrix_only_if_it_counts(
     with_output: bool, tiny_model: Path
 ) -> None:
     tap = Watched(with_output)
-    with (
-        Model(tiny_model) as model,
-        Context(model, ContextSettings(n_ctx=CTX, threads=1), eval_callback=tap.callback) as context,
-    ):
+    with Model(tiny_model) as model, open_context(model, ContextSettings(n_ctx=CTX, threads=1), tap) as context:
         tap.measure(context, [list(range(32))])
     computed = [name for name, asking in tap.calls if not asking]
     inputs = tiny_gguf.N_LAYERS * 4 + with_output  # of q, k, v; of the heads' output; of gate and up; of down
@@ -228,7 +224,7 @@ def test_graphs_without_the_last_node_are_read_to_their_end(tiny_model: Path, mo
         tap = ActivationTap()
         with (
             Model(tiny_model) as model,
-            Context(model, ContextSettings(n_ctx=CTX, n_batch=20, threads=1), eval_callback=tap.callback) as context,
+            open_context(model, ContextSettings(n_ctx=CTX, n_batch=20, threads=1), tap) as context,
         ):
             advanced: list[float] = []
             found.append(tap.measure(context, [list(range(40))], advanced.append))
@@ -243,10 +239,7 @@ def test_values_on_a_device_are_copied(tiny_model: Path, monkeypatch: pytest.Mon
         ask = {"ggml_backend_buffer_name": lambda _buffer, name=name: name}
         monkeypatch.setattr(activation_tap, "function", ask.__getitem__)
         tap = ActivationTap()
-        with (
-            Model(tiny_model) as model,
-            Context(model, ContextSettings(n_ctx=CTX, threads=1), eval_callback=tap.callback) as context,
-        ):
+        with Model(tiny_model) as model, open_context(model, ContextSettings(n_ctx=CTX, threads=1), tap) as context:
             found.append(tap.measure(context, [list(range(40))]))
     for weight, squares in found[0].items():
         assert squares.sums.tobytes() == found[1][weight].sums.tobytes()
@@ -270,10 +263,7 @@ def test_a_failure_inside_the_callback_is_raised(tiny_model: Path) -> None:
             raise ZeroDivisionError("oh no")
 
     tap = Broken()
-    with (
-        Model(tiny_model) as model,
-        Context(model, ContextSettings(n_ctx=CTX, threads=1), eval_callback=tap.callback) as context,
-    ):
+    with Model(tiny_model) as model, open_context(model, ContextSettings(n_ctx=CTX, threads=1), tap) as context:
         for _ in range(2):
             with pytest.raises(YarnEdgeError, match="the graph tap failed: ZeroDivisionError: oh no"):
                 tap.measure(context, [list(range(32))])

@@ -6,7 +6,7 @@ live-graph check of `verify` compares them with the running library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -156,13 +156,14 @@ def frequency_divisors(scaling: RopeScaling) -> npt.NDArray[np.float32]:
 
 def as_table(scaling: RopeScaling) -> RopeScaling:
     """The same angles as plain RoPE whose frequencies are divided by a table."""
-    return replace(
-        scaling,
-        method="none",
-        factor=1.0,
-        original_context=scaling.extended_context,
+    return RopeScaling(
+        "none",
+        scaling.rope_theta,
+        scaling.dim,
+        scaling.extended_context,
+        attention_factor=scaling.attention_factor,
         frequency_factors=tuple(map(float, frequency_divisors(scaling))),
-        provenance={},
+        softmax_factor=scaling.softmax_factor,
     )
 
 

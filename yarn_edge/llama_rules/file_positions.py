@@ -29,7 +29,7 @@ from yarn_edge.llama_rules.effective import (
     spelled_out,
 )
 from yarn_edge.llama_rules.honoured import HONOURED, honoured
-from yarn_edge.llama_rules.layers import running
+from yarn_edge.llama_rules.layers import running, running_sliding
 from yarn_edge.positions.scaling import RopeScaling
 
 
@@ -75,11 +75,11 @@ class FilePositions:
 
     def effective(self, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
         """What is computed for this file in a context made with `arguments`, by llama.cpp's rules, then by `arguments.live`."""
-        return running(self.file, arguments, self._frequency_factors)[0]
+        return running(self.file, arguments, self._frequency_factors)
 
     def effective_sliding(self, arguments: RuntimeArguments) -> RopeScaling | None:
         """`effective` for layers with a sliding window; None if there are none."""
-        return running(self.file, arguments, self._frequency_factors)[1]
+        return running_sliding(self.file, arguments, self._frequency_factors)
 
     @cached_property
     def _frequency_factors(self) -> tuple[float, ...] | None:

@@ -40,20 +40,18 @@ def _kind(row: Honoured, file: GGUFFile, layer: int) -> Kind:
     return "sliding" if sliding else "full"
 
 
-def running(
-    file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None
-) -> tuple[RopeScaling, RopeScaling | None]:
-    """What is computed in a context made with `arguments`: (layers with full attention, layers with a sliding window or None).
+def running(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None) -> RopeScaling:
+    """What is computed in layers with full attention, in a context made with `arguments`. factors: values of `rope_freqs.weight`."""
+    plain, live = simulate(file, arguments, factors), arguments.live
+    return plain if live is None else replace(live.full, softmax_factor=plain.softmax_factor)
 
-    factors: the values of `rope_freqs.weight`.
-    """
-    plain = simulate(file, arguments, factors)
-    own, live = sliding_scaling(file, plain), arguments.live
-    if live is None:
-        return plain, own
-    if own is not None and live.sliding is not None:
-        own = live.sliding
-    return replace(live.full, softmax_factor=plain.softmax_factor), own
+
+def running_sliding(
+    file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None
+) -> RopeScaling | None:
+    """`running` in layers with a sliding window; None if there are none."""
+    own, live = sliding_scaling(file, simulate(file, arguments, factors)), arguments.live
+    return own if own is None or live is None or live.sliding is None else live.sliding
 
 
 def sliding_scaling(file: GGUFFile, full: RopeScaling) -> RopeScaling | None:

@@ -32,7 +32,7 @@ from yarn_edge.llama_rules.effective import (
     spelled_out,
 )
 from yarn_edge.llama_rules.honoured import Honoured, honoured
-from yarn_edge.llama_rules.layers import running
+from yarn_edge.llama_rules.layers import running, running_sliding
 from yarn_edge.llama_rules.rope_keys import in_keys, native_keys, nearest_keys, without_method
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 
@@ -105,11 +105,9 @@ class _Goal:
 
     def error(self, file: GGUFFile, arguments: RuntimeArguments, table: tuple[float, ...] | None) -> AngleError:
         """How far what runs is from the goal, in the worst layer."""
-        full, sliding = running(file, arguments, table)
-        error = angle_error(full, self.full)
-        if self.sliding is None or sliding is None:
-            return error
-        return worse(error, angle_error(sliding, self.sliding))
+        error = angle_error(running(file, arguments, table), self.full)
+        sliding = None if self.sliding is None else running_sliding(file, arguments, table)
+        return error if self.sliding is None or sliding is None else worse(error, angle_error(sliding, self.sliding))
 
 
 def plan_rope(
@@ -220,7 +218,7 @@ def _simulated(
     keys = goal.keys(keys)
     file = goal.file(keys)
     table = None if factors is None else tuple(float(f) for f in factors)
-    runs, elsewhere = running(file, arguments, table)[0], goal.error(file, FROM_MODEL, table)
+    runs, elsewhere = running(file, arguments, table), goal.error(file, FROM_MODEL, table)
     portable = not goal.error(file, LLAMA_CLASS_DEFAULTS, table).any_difference
     error = goal.error(file, arguments, table)
     own = goal.sliding if goal.has_window_keys or form == "live" else None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from yarn_edge.errors import YarnEdgeError
     from yarn_edge.flags import PlannerOptions, ScalingOverrides
     from yarn_edge.gguf.read import read_gguf
+    from yarn_edge.graph.opening import open_context
     from yarn_edge.inspect.command import inspect_model
     from yarn_edge.inspect.scaling import model_scaling as read_scaling
     from yarn_edge.positions.scaling import RopeScaling
@@ -48,6 +49,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "inspect_model": ("yarn_edge.inspect.command", "inspect_model"),
     "measure_perplexity": ("yarn_edge.bench.quality.functions", "measure_perplexity"),
     "open_chat": ("yarn_edge.chat.opening", "open_chat"),
+    "open_context": ("yarn_edge.graph.opening", "open_context"),
     "open_engine": ("yarn_edge.engine.opened", "opened"),
     "patch_gguf": ("yarn_edge.convert.patch", "patch"),
     "quantize_gguf": ("yarn_edge.convert.quantize", "quantize"),
@@ -71,6 +73,7 @@ __all__ = [
     "inspect_model",
     "measure_perplexity",
     "open_chat",
+    "open_context",
     "open_engine",
     "patch_gguf",
     "quantize_gguf",

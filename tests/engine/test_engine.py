@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.engine.flags import engine_settings
 from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.sampling import Sampling
-from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import PlannerOptions
 from yarn_edge.memory.placement import Wanted
 
@@ -74,13 +74,18 @@ def test_a_context_that_is_rounded_up_is_told(
     assert ("rounds" in err) is (holds is not None)
 
 
-def test_a_file_that_holds_its_frequencies_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_holds_its_frequencies_runs_another_factor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scaling = {**tiny.YARN["rope_scaling"], "beta_fast": 8.0}
     folder = tiny.write_checkpoint(tmp_path / "ck", rope_scaling=scaling)
     path = convert(folder, str(tmp_path / "baked.gguf"), "F32", planner=PlannerOptions("always"))[0]
     engine = opened(path, Wanted("cpu", 512, threads=1), EngineSettings(yarn_factor=2.0))
-    with pytest.raises(YarnEdgeError, match="arguments cannot run yarn scaling from this file"), engine:
-        pass
+    with engine as generation:
+        live = generation.context.arguments.live
+    assert live is not None
+    assert live.full.attention_factor == pytest.approx(0.1 * math.log(2) + 1)
+    assert "YaRN factor 2 from" not in capsys.readouterr().err  # the file's own words are for its own factor
 
 
 def test_the_folder_of_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_an_edit_and_a_tap_work_together(qwen3: Path) -> None:
 def test_another_shape_of_graph_is_an_error(qwen3: Path, change: dict, message: str) -> None:
     with Model(qwen3) as model, open_context(model, SETTINGS) as context:
         (edit,) = context._hook.edits
-        first = edit._state[HEAD :]
+        first = edit._state[HEAD:]
         if "nodes" in change:
             edit._nodes = change["nodes"]
         elif "layer" in change:

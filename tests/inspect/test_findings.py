@@ -352,13 +352,25 @@ def test_the_arguments_form_has_the_one_finding_that_helps(architecture: str, tm
     assert {c.status for c in verify(path, threads=1)} == {"pass", "skip"}
 
 
-def test_an_approximate_file_is_not_told_to_be_repaired(tmp_path: Path) -> None:
+def test_an_approximate_file_is_told_what_would_be_exact(tmp_path: Path) -> None:
     scaling = {**tiny.YARN["rope_scaling"], "truncate": False}
     folder = tiny.write_checkpoint(tmp_path / "ck", "qwen2", rope_scaling=scaling)
-    path = convert(folder, str(tmp_path / "out.gguf"), "F32", planner=PlannerOptions(allow_approximate=True))[0]
+    path = convert(
+        folder, str(tmp_path / "out.gguf"), "F32", planner=PlannerOptions(allow_approximate=True, positions="portable")
+    )[0]
     told = found(path)
     assert set(told) == {OTHER}
-    assert "no GGUF of architecture qwen2 carries this" in told[OTHER][0]["remedy"]
+    assert "yarn-edge then puts them into the running graph" in told[OTHER][0]["remedy"]
+
+
+def test_a_live_file_says_how_far_other_programs_are_off(tmp_path: Path) -> None:
+    scaling = {**tiny.YARN["rope_scaling"], "truncate": False}
+    folder = tiny.write_checkpoint(tmp_path / "ck", "qwen2", rope_scaling=scaling)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    told = found(path)
+    assert set(told) == {OTHER}
+    assert "frequencies up to" in told[OTHER][0]["evidence"]
+    assert "puts the file's own positions into the running graph" in told[OTHER][0]["remedy"]
     assert not COMMAND.search(told[OTHER][0]["remedy"])
 
 

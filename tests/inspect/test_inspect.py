@@ -86,16 +86,16 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_how_a_checkpoint_could_be_carried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Own betas are baked for llama, need arguments on qwen2; truncate false has no way there."""
+    """Own betas are baked for llama, need arguments on qwen2; truncate false needs the live graph there."""
     own = {**tiny.YARN["rope_scaling"], "beta_fast": 8, "beta_slow": 4}
     for family, form in (("llama", "baked"), ("qwen2", "arguments")):
         report = report_on(tiny.write_checkpoint(tmp_path / family, family, rope_scaling=own), capsys)
         assert report["declared"]["beta_fast"] == 8
         assert report["plans"][""]["form"] == form
     folder = tiny.write_checkpoint(tmp_path / "none", "qwen2", rope_scaling={**own, "truncate": False})
-    (finding,) = report_on(folder, capsys)["findings"]
-    assert finding["name"] == "cannot be carried"
-    assert "truncate is False, llama.cpp would use True" in finding["what"]
+    plan = report_on(folder, capsys)["plans"][""]
+    assert plan["form"] == "live"
+    assert "other programs run frequencies up to" in plan["message"]
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0", "q4_0"])

@@ -21,7 +21,7 @@ _BYTES = ctypes.sizeof(TensorStruct)
 _OP = TensorStruct.op.offset // 4
 
 
-def build() -> Any:
+def compiled_callback() -> Any:
     """The callback as llama.cpp takes it; its user data is the address of the state of `rope_edit`. Compiles for a second."""
     layer_of, fault = (numba.njit(function) for function in (rope_edit._layer_of, rope_edit._fault))
     names = {**vars(rope_edit), "_layer_of": layer_of, "_fault": fault}

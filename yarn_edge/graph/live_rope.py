@@ -157,9 +157,9 @@ def _compiled() -> Any:
     if importlib.util.find_spec("numba") is None:
         return None
     try:
-        from yarn_edge.graph.compiled import build
+        from yarn_edge.graph.compiled import compiled_callback
 
-        return build()
+        return compiled_callback()
     except Exception as error:  # a broken installation of Numba, an unsupported processor, a disk error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         note(f"note: Numba cannot be used here ({reason}): positions are put into the graph by Python, which is slower")

@@ -96,7 +96,7 @@ def inspect_checkpoint(folder: Path, overrides: ScalingOverrides = NO_OVERRIDES)
             findings.append(Finding("cannot be carried", str(refusal), layers, remedy))
         else:
             part = "" if len(positions.parts) == 1 else "full_attention"
-            plans[part] = CarriedForm(architecture, plan.form, plan.keys)
+            plans[part] = CarriedForm(architecture, plan.form, plan.keys, plan.message)
     shown = names[0] if isinstance(names, list) and names else model_type
     return CheckpointOutcome(
         folder, shown, positions.dialect, positions.parts, plans, (*positions.notes, *positions.assumptions), findings

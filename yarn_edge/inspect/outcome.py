@@ -90,11 +90,12 @@ class GGUFOutcome:
 
 @dataclass(frozen=True)
 class CarriedForm:
-    """How a GGUF of `architecture` can carry a checkpoint's scaling: the planner's form and the metadata keys."""
+    """How a GGUF of `architecture` can carry a checkpoint's scaling: the planner's form, the keys, and what that means for users."""
 
     architecture: str
     form: str
     keys: Mapping[str, Any]
+    message: str
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class CheckpointOutcome:
         """What is printed without --json."""
         plans = [
             f"\nplan for {plan.architecture}{f' ({part})' if part else ''}: {plan.form}\n"
+            + (f"{plan.message}\n" if plan.message else "")
             for part, plan in self.plans.items()
         ]
         table = _scaling_table({part or "declared": scaling for part, scaling in self.parts.items()})

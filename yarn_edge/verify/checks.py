@@ -183,8 +183,7 @@ def check_live_graph(
         if some and rules is not None and target is not None:
             faults += _wrong_parameters(some, rope_kernel.rope_arguments(rules, pairing), rules.frequency_factors)
             judged.append((some, target))
-    declared, canonical = positions.declared, positions.canonical
-    native = in_keys(goal)
+    declared, native = positions.declared, in_keys(goal)
     # Keys that differ from the goal's are reported even if they make the same angles.
     if declared.differences(goal) and native and _has_arguments(native) and runs.frequency_factors is None:
         faults += _wrong_parameters(full, rope_kernel.rope_arguments(native, pairing), None)
@@ -194,14 +193,7 @@ def check_live_graph(
             f"llama.cpp runs frequencies up to {error.frequency:.2%} off (pair {error.pair}), "
             f"an attention factor {error.attention:.2%} off"
         )
-    if positions.live is not None:
-        faults += wrong_keys(file, goal)
-        if angle_error(canonical or runs, goal).any_difference:
-            faults.append(f"{CANONICAL_KEYS} says other positions")
-    elif canonical is not None:
-        for side, scaling in ((f"{file.architecture}.rope.scaling.*", declared), (CANONICAL_KEYS, canonical)):
-            if angle_error(scaling, goal).any_difference:
-                faults.append(f"{side} says other positions")
+    faults += _described_otherwise(positions, goal)
     if not judged or any(n.arguments.n_dims != g.dim or n.x.shape[-1] < g.dim for some, g in judged for n in some):
         return Check(
             name, "fail", float("inf"), 1.0, "; ".join([*faults, f"nodes do not rotate {goal.dim} dimensions"])
@@ -215,6 +207,18 @@ def check_live_graph(
     return judge(
         name, value, 1.0, "; ".join([*dict.fromkeys(faults), detail]), {"n_nodes": len(nodes), "starts": starts}
     )
+
+
+def _described_otherwise(positions: FilePositions, goal: RopeScaling) -> list[str]:
+    """What of the file's keys and of its own description says other positions than `goal`."""
+    file, canonical = positions.file, positions.canonical
+    if canonical is None:
+        return []
+    sides = {CANONICAL_KEYS: canonical}
+    if positions.live is None:
+        sides = {f"{file.architecture}.rope.scaling.*": positions.declared, **sides}
+    faults = [f"{side} says other positions" for side, it in sides.items() if angle_error(it, goal).any_difference]
+    return faults if positions.live is None else [*wrong_keys(file, goal), *faults]
 
 
 def _missing_layers(nodes: list[RopeNode], kinds: list[Kind], n_starts: int) -> list[str]:

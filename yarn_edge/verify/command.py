@@ -73,7 +73,12 @@ def verify(
     check_loadable(file)
     honoured(file.architecture)
     positions = FilePositions(file)
-    goal, sliding, goal_name, replaced = positions.wanted, None, "the file's own description", None
+    goal, sliding, goal_name, replaced = (
+        positions.wanted,
+        positions.canonical_sliding,
+        "the file's own description",
+        None,
+    )
     if against is not None:
         goal, sliding, replaced = checkpoint_scaling(Path(against), overrides)
         goal_name = CHECKPOINT

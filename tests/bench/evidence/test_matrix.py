@@ -26,7 +26,7 @@ def shop() -> Iterator[Workshop]:
 def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 24
     assert {case.family for case in CASES} == {"llama", "mistral", "qwen2", "qwen3"}
-    assert {case.form for case in CASES if not case.refused} == {"native", "baked", "arguments"}
+    assert {case.form for case in CASES if not case.refused} == {"native", "baked", "arguments", "live"}
 
 
 @pytest.mark.parametrize("case", ORDERED, ids=str)

@@ -18,9 +18,13 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.file_positions import FilePositions
+from yarn_edge.llama_rules.honoured import HONOURED
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
+from yarn_edge.positions.error_budget import rotation_error
+from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
+from yarn_edge.verify.rope_nodes import record_ropes
 from yarn_edge.verify.transformers_reference import log_softmax, reference_logits
 
 from support import tiny, tiny_gguf
@@ -106,19 +110,31 @@ def test_bad_words(suffix: str, smol_f32: Path) -> None:
         parse_variant(f"{smol_f32}{suffix}")
 
 
-def test_a_file_with_baked_frequencies_is_refused(tmp_path: Path) -> None:
+def rotates(variant: Variant, goal: RopeScaling) -> bool:
+    """Whether every ROPE node of a run rotates by `goal`."""
+    pairing = HONOURED[variant.gguf.architecture].pairing
+    with variant.load() as model:
+        nodes = record_ropes(model, list(range(8)), [0, 900], variant.arguments, threads=1)
+    return max(rotation_error(n.x, n.y, n.positions, goal, pairing).of_budget for n in nodes) <= 1
+
+
+def test_a_file_with_baked_frequencies_runs_others_in_the_live_graph(tmp_path: Path) -> None:
     checkpoint = tiny.write_checkpoint(tmp_path / "ck")
     (baked,) = convert(checkpoint, str(tmp_path / "b.gguf"), "F32", planner=PlannerOptions("always"))
-    with pytest.raises(YarnEdgeError, match="convert --bake-rope never"):
-        parse_variant(f"{baked}@yarn-factor=2")
+    variant = parse_variant(f"{baked}@yarn-factor=2")
+    goal = with_factor(base_scaling(FilePositions(variant.gguf)), 2.0)
+    assert variant.arguments is not None
+    assert variant.arguments.live is not None
+    assert rotates(variant, goal)
+    assert not rotates(variant, replace(goal, factor=2.01))
 
 
 def test_layers_that_take_their_scaling_from_the_file_alone(tmp_path: Path) -> None:
-    """gpt-oss: arguments reach the layers with full attention only."""
+    """gpt-oss: arguments reach the layers with full attention only, the live graph reaches all."""
     keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 256}
     path = tiny_gguf.write(tmp_path / "m.gguf", "gpt-oss", keys)
-    with pytest.raises(YarnEdgeError, match="layers with a sliding window get their scaling from the file"):
-        parse_variant(f"{path}@yarn-factor=2")
+    variant = parse_variant(f"{path}@yarn-factor=2")
+    assert rotates(variant, with_factor(base_scaling(FilePositions(variant.gguf)), 2.0))
     assert parse_variant(f"{path}@yarn-attention-factor=1.2").overrides
 
 

@@ -14,9 +14,11 @@ from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import read_scaling
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
-from yarn_edge.flags import ScalingOverrides
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.runtime.context import Context
+from yarn_edge.graph.opening import open_context
+from yarn_edge.llama_rules.effective import FROM_MODEL, RuntimeArguments
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.transformers_reference import divergence, reference_logits
@@ -51,9 +53,9 @@ UPSTREAM = {
 }
 
 
-def logits_of(path: Path) -> np.ndarray[Any, Any]:
-    settings = ContextSettings(n_ctx=256, n_batch=N_TOKENS, kv_type="f32", flash_attention="off")
-    with Model(path) as model, Context(model, settings) as context:
+def logits_of(path: Path, arguments: RuntimeArguments | None = None) -> np.ndarray[Any, Any]:
+    settings = ContextSettings(256, N_TOKENS, kv_type="f32", arguments=arguments, flash_attention="off")
+    with Model(path) as model, open_context(model, settings) as context:
         context.evaluate(TOKENS, 0, "all")
         return context.logits()
 
@@ -72,6 +74,32 @@ def test_the_tensors_are_those_of_upstreams_converter(name: str, tmp_path: Path)
     folder = tiny_families.write(tmp_path / "ck", name, torch.bfloat16)
     paths = convert(folder, str(tmp_path / "{quant}.gguf"), ",".join(TYPES))
     assert tuple(digest(path) for path in paths) == UPSTREAM[name]
+
+
+OWN_BASE = {
+    "full_attention": {**YARN, "rope_theta": 10000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+LIVE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mellum, own base for windows": ("mellum", {"rope_parameters": OWN_BASE}),
+    "olmo3, own base for windows": ("olmo3", {"rope_parameters": OWN_BASE}),
+    "qwen3_moe, truncate false": ("qwen3_moe", {"rope_parameters": {**YARN, "truncate": False}}),
+    "smollm3, truncate false": ("smollm3", {"rope_parameters": {**YARN, "truncate": False}}),
+    "glm4, truncate false": ("glm4", {"rope_parameters": {**YARN, "truncate": False, "partial_rotary_factor": 0.5}}),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_what_no_file_can_carry_is_exact_in_the_live_graph(name: str, tmp_path: Path) -> None:
+    family, changes = LIVE[name]
+    folder = tiny_families.write(tmp_path / "ck", family, **changes)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    assert read_gguf(path).metadata["yarn_edge.rope.form"] == "live"
+    truth = reference_logits(folder, TOKENS)
+    assert divergence(truth, logits_of(path)).kl_mean < 1e-7
+    assert divergence(truth, logits_of(path, FROM_MODEL)).kl_mean > 1e-6
+    with pytest.raises(YarnEdgeError, match="--positions portable: "):
+        convert(folder, str(tmp_path / "no.gguf"), "F32", planner=PlannerOptions(positions="portable"))
 
 
 # Families whose model cards have YaRN as an option, with the flags of the card (the origin is that of the tiny model).

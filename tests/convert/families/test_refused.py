@@ -14,7 +14,7 @@ from yarn_edge.cli import main
 
 from support import tiny_families
 from support.made_once import Shelf
-from support.tiny_families import BY_LAYER, FAMILIES, PLAIN
+from support.tiny_families import FAMILIES
 
 State = dict[str, torch.Tensor]
 Config = dict[str, Any]
@@ -156,20 +156,10 @@ WRONG: dict[str, tuple[str, Config, str]] = {
         "positions differ by allocated context",
     ),
     "olmo2, width": ("olmo2", {"head_dim": 32}, "llama.cpp runs olmo2 only if heads * head_dim is the hidden size"),
-    "olmo3, sliding base": (
-        "olmo3",
-        {"rope_parameters": {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1e4}}},
-        "architecture olmo2 would give layers with a sliding window frequencies up to",
-    ),
     "olmo3, types": (
         "olmo3",
         {"layer_types": ["sliding_attention"] * 3},
         "expected full_attention or sliding_attention for 4 layers",
-    ),
-    "mellum, sliding base": (
-        "mellum",
-        {"rope_parameters": {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1e4}}},
-        "architecture mellum would give layers with a sliding window frequencies up to",
     ),
     "mellum, sums": ("mellum", {"norm_topk_prob": False}, "always add up to 1"),
     "mellum, dense layers": ("mellum", {"mlp_layer_types": ["dense"] + ["sparse"] * 3}, EVERY),

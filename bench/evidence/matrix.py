@@ -104,7 +104,7 @@ CASES: tuple[MatrixCase, ...] = (
     MatrixCase("own A and betas", "qwen3", _v4(attention_factor=1.35, **OWN), "arguments"),
     MatrixCase("defaults, baked by choice", "llama", _v4(), "baked", planner=PlannerOptions("always")),
     MatrixCase("truncate false (gpt-oss)", "llama", _v4(truncate=False), "baked"),
-    MatrixCase("truncate false (gpt-oss)", "llama", _v4(truncate=False), "live", planner=PlannerOptions("never")),
+    MatrixCase("truncate false (gpt-oss), not baked", "llama", _v4(truncate=False), "live", planner=PlannerOptions("never")),
     MatrixCase("truncate false (gpt-oss)", "qwen2", _v4(truncate=False), "live"),
     MatrixCase("truncate false (gpt-oss)", "qwen3", _v4(truncate=False), "live"),
     MatrixCase("truncate false, portable", "qwen3", _v4(truncate=False), planner=PlannerOptions(positions="portable"),

@@ -39,10 +39,12 @@ _REASONS = {
 class LiveRopes:
     """The edit of one context: puts `live` into the ROPE nodes of `model`. `close` frees its tables.
 
+    compiled: use Numba where it is installed and the model is on the CPU.
+
     Raises YarnEdgeError if the model's device has no rope kernel that takes a table of divisors.
     """
 
-    def __init__(self, model: Model, live: LivePositions) -> None:
+    def __init__(self, model: Model, live: LivePositions, *, compiled: bool = True) -> None:
         self.live: LivePositions | None = live
         self.op = op_number(b"ROPE")
         self._model, file = model, model.positions.file
@@ -63,8 +65,8 @@ class LiveRopes:
         head = [0] * HEAD
         self._state = np.array([*head, *(value for row in rows for value in row)], np.int64)
         self._state[HEAD - 2 : HEAD] = self.op, len(rows)
-        compiled = _compiled() if model.device is None else None
-        self.compiled = None if compiled is None else (compiled, self._state.ctypes.data)
+        callback = _compiled() if compiled and model.device is None else None
+        self.compiled = None if callback is None else (callback, self._state.ctypes.data)
 
     def _row(self, layer: int, scaling: RopeScaling | None) -> list[int]:
         """What the nodes of a layer are given; a table of 0 leaves them as they are."""

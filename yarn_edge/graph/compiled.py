@@ -1,11 +1,13 @@
 """The callback of live positions as compiled code (Numba, `yarn-edge[fast]`): a thousand nodes a token cost it next to nothing.
 
-What is done to a node is `rope_edit`, the same functions that Python runs.
+What is done to a node is `rope_edit`, the same functions that Python runs. It is compiled once, and then read from Numba's cache.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -14,32 +16,49 @@ import numpy as np
 from numba import carray, types
 
 from yarn_edge.graph import rope_edit
+from yarn_edge.graph.rope_edit import HEAD, N_ROWS, OP, ROW_WIDTH, VERSION
 from yarn_edge.runtime.ggml import TensorStruct
 from yarn_edge.runtime.llama_api import llama
 
 _BYTES = ctypes.sizeof(TensorStruct)
 _OP = TensorStruct.op.offset // 4
+_PARTS = {name: numba.njit(getattr(rope_edit, name)) for name in ("_layer_of", "_fault")}
+_edit_node = numba.njit(FunctionType(rope_edit.edit_node.__code__, {**vars(rope_edit), **_PARTS}))
 
 
 def compiled_callback() -> Any:
-    """The callback as llama.cpp takes it; its user data is the address of the state of `rope_edit`. Compiles for a second."""
-    layer_of, fault = (numba.njit(function) for function in (rope_edit._layer_of, rope_edit._fault))
-    names = {**vars(rope_edit), "_layer_of": layer_of, "_fault": fault}
-    edit_node = numba.njit(FunctionType(rope_edit.edit_node.__code__, names))
-    op, n_rows, head, width = rope_edit.OP, rope_edit.N_ROWS, rope_edit.HEAD, rope_edit.ROW_WIDTH
+    """The callback as llama.cpp takes it; its user data is the address of the state of `rope_edit`."""
+    try:
+        made = _compiled(_version_of_sources(), True)
+    except Exception:  # no writable folder, a full disk, a damaged file
+        made = _compiled(_version_of_sources(), False)
+    callback = ctypes.cast(made.address, llama().ggml_backend_sched_eval_callback)
+    callback.compiled = made  # keeps its code
+    return callback
+
+
+def _compiled(version: int, keep: bool) -> Any:
+    """version: changes with the code, for Numba looks at this file alone when it reads its cache."""
 
     def before_node(address: Any, asking: int, user_data: Any) -> int:
         if not asking:
             return 0
-        words = carray(address, _BYTES // 4, np.int32)
-        values = carray(user_data, head, np.int64)
-        if words[_OP] != values[op]:
+        words, head = carray(address, _BYTES // 4, np.int32), carray(user_data, HEAD, np.int64)
+        if words[_OP] != head[OP]:
             return 0
-        state = carray(user_data, head + values[n_rows] * width, np.int64)
+        head[VERSION] = version
+        state = carray(user_data, HEAD + head[N_ROWS] * ROW_WIDTH, np.int64)
         longs, characters = carray(address, _BYTES // 8, np.int64), carray(address, _BYTES, np.int8)
-        return 0 if edit_node(words, longs, characters, state, False) else 1
+        return 0 if _edit_node(words, longs, characters, state, False) else 1
 
-    made = numba.cfunc(types.uint8(types.voidptr, types.uint8, types.voidptr))(before_node)
-    callback = ctypes.cast(made.address, llama().ggml_backend_sched_eval_callback)
-    callback.compiled = made  # keeps its code
-    return callback
+    return numba.cfunc(types.uint8(types.voidptr, types.uint8, types.voidptr), cache=keep)(before_node)
+
+
+def _version_of_sources() -> int:
+    """A number that changes with the code that is compiled and with the layout of a node."""
+    digest = hashlib.sha256(
+        repr([_BYTES, *(getattr(TensorStruct, f).offset for f, *_ in TensorStruct._fields_)]).encode()
+    )
+    for module in (__file__, rope_edit.__file__):
+        digest.update(Path(str(module)).read_bytes())
+    return int.from_bytes(digest.digest()[:7], "big")

@@ -40,7 +40,7 @@ from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import RopePlan, plan_parts
-from yarn_edge.llama_rules.rescale import from_file
+from yarn_edge.llama_rules.rescale import file_parts
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.progress import bar, note
 from yarn_edge.stdout import write_json, write_text
@@ -106,6 +106,8 @@ def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str,
     stale = [k for k in file.metadata if k.startswith(ours) and k not in keys]
     stale += [k for k in (f"{file.architecture}.rope.scale_linear",) if k in file.metadata]
     stale += foreign_keys(file)
+    base = f"{file.architecture}.rope.freq_base_swa"
+    stale += [base] if plan.sliding is not None and base in file.metadata and base not in keys else []
     tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
     if plan.factors is None and FREQUENCY_FACTORS in file.tensors:
         # A tensor cannot be removed, but factors of 1 do nothing.
@@ -141,7 +143,7 @@ def patch(
     if checkpoint is not None:
         parts = from_checkpoint(file, Path(checkpoint), overrides)
     else:
-        parts = {"": from_file(FilePositions(file), overrides)}
+        parts = file_parts(FilePositions(file), overrides)
     plan = plan_parts(parts, file.architecture, planner)
     goal = parts["full_attention"] if len(parts) > 1 else next(iter(parts.values()))
     if plan.message:
@@ -173,7 +175,11 @@ def _check(path: Path, goal: RopeScaling, plan: RopePlan) -> None:
     written = read_gguf(path, vocabulary=False)
     check_loadable(written)
     positions = FilePositions(written)
-    if positions.canonical != goal or angle_error(positions.runs, plan.runs).any_difference:
+    same = positions.canonical == goal and positions.canonical_sliding == plan.sliding
+    sliding = positions.effective_sliding(positions.explicit_arguments) if plan.sliding is not None else None
+    if sliding is not None and plan.sliding is not None:
+        same &= not angle_error(sliding, plan.sliding).any_difference
+    if not same or angle_error(positions.runs, plan.runs).any_difference:
         raise YarnEdgeError(f"{path}: the patched file would not run the requested scaling")
 
 

@@ -85,7 +85,7 @@ def test_a_file_that_holds_its_frequencies_runs_another_factor(
         live = generation.context.arguments.live
     assert live is not None
     assert live.full.attention_factor == pytest.approx(0.1 * math.log(2) + 1)
-    assert "YaRN factor 2 from" not in capsys.readouterr().err  # the file's own words are for its own factor
+    assert "YaRN factor 2 from 256, attention factor 1.0693" in capsys.readouterr().err
 
 
 def test_the_folder_of_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

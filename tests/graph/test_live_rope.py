@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import PlannerOptions
 from yarn_edge.gguf.edit_shards import edit_gguf_files
@@ -18,11 +19,14 @@ from yarn_edge.graph import live_rope
 from yarn_edge.graph.callback import GraphCallback
 from yarn_edge.graph.live_rope import LiveRopes
 from yarn_edge.graph.opening import open_context
-from yarn_edge.graph.rope_edit import HEAD, ROW_WIDTH
+from yarn_edge.graph.rope_edit import COUNT, HEAD, ROW_WIDTH
 from yarn_edge.graph.tap import GraphTap
+from yarn_edge.inspect.command import inspect_model
 from yarn_edge.llama_rules.description import SLIDING, canonical_keys
 from yarn_edge.llama_rules.effective import FROM_MODEL, as_table
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.planner import plan_rope
+from yarn_edge.llama_rules.rescale import base_scaling, in_memory, with_factor
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
@@ -253,3 +257,92 @@ def test_a_name_with_a_number_is_read_alike_in_both_ways() -> None:
         node = TensorStruct(name=name)
         memory = np.frombuffer(ctypes.string_at(ctypes.addressof(node), ctypes.sizeof(node)), np.int8)
         assert _layer_of(memory) == layer, name
+
+
+@pytest.fixture
+def mellum(tmp_path: Path) -> Path:
+    """Windows have their own base."""
+    return live_file(tmp_path / "mellum.gguf", "mellum", YARN, RopeScaling("none", 500.0, HEAD_DIM, 1024))
+
+
+@pytest.mark.parametrize(
+    "flags", [["--repair"], ["--yarn-factor", "8"], ["--yarn-factor", "8", "--allow-approximate-rope"]], ids=str
+)
+def test_patch_keeps_the_positions_of_windows(flags: list[str], mellum: Path, tmp_path: Path) -> None:
+    output = tmp_path / "patched.gguf"
+    assert main(["patch", str(mellum), "-o", str(output), *flags]) == 0
+    before, after = (FilePositions(read_gguf(path)) for path in (mellum, output))
+    assert after.canonical_sliding == before.canonical_sliding
+    assert after.live is not None
+    assert before.live is not None
+    assert after.live.sliding == before.live.sliding
+    assert main(["patch", str(mellum), "-o", str(tmp_path / "no.gguf"), *flags[:2], "--positions", "portable"]) == 2
+
+
+def test_patch_of_a_damaged_description_is_refused(mellum: Path, tmp_path: Path) -> None:
+    edit_gguf_files(read_gguf(mellum), [tmp_path / "bad.gguf"], set_keys={SLIDING + "rope_theta": "x"}, flush=False)
+    assert main(["patch", str(tmp_path / "bad.gguf"), "-o", str(tmp_path / "out.gguf"), "--repair"]) == 2
+    assert main(["inspect", str(tmp_path / "bad.gguf")]) == 0
+
+
+def test_windows_that_follow_full_attention_follow_another_factor(tmp_path: Path) -> None:
+    """gpt-oss: one scaling for all layers, also where its description is for full attention alone."""
+    path = live_file(tmp_path / "gpt-oss.gguf", "gpt-oss")
+    positions = FilePositions(read_gguf(path))
+    assert positions.own_sliding is None
+    goal = with_factor(base_scaling(positions), 2.0)
+    live = in_memory(positions, goal, "x")[0].live
+    assert live is not None
+    assert live.sliding == live.full == as_table(goal)
+    remove = [key for key in positions.file.metadata if key.startswith(SLIDING)]
+    edit_gguf_files(read_gguf(path), [tmp_path / "bare.gguf"], set_keys={}, remove_keys=remove, flush=False)
+    bare = FilePositions(read_gguf(tmp_path / "bare.gguf")).live
+    assert bare is not None
+    assert bare.sliding == bare.full == as_table(YARN)
+
+
+def test_inspect_sees_windows_that_only_the_live_graph_runs(mellum: Path) -> None:
+    report = inspect_model(mellum)
+    assert report["runtime_arguments"] is None
+    (finding,) = report["findings"]
+    assert finding["name"] == "other positions"
+    assert "puts the file's own positions into the running graph" in finding["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"yarn_edge.rope.form": 3}, "yarn_edge.rope.form is 3, expected one of"),
+        ({"yarn_edge.rope.version": True}, "yarn_edge.rope.version is True"),
+        (canonical_keys(YARN, "live", YARN), "architecture qwen3 has no layers with a sliding window"),
+    ],
+    ids=["form", "version", "windows"],
+)
+def test_descriptions_that_cannot_apply_are_refused(changes: dict, said: str, qwen3: Path, tmp_path: Path) -> None:
+    edit_gguf_files(read_gguf(qwen3), [tmp_path / "bad.gguf"], set_keys=changes, flush=False)
+    with Model(tmp_path / "bad.gguf") as model, pytest.raises(YarnEdgeError, match=said):
+        open_context(model, SETTINGS)
+
+
+def test_an_interruption_inside_python_is_raised_and_nothing_is_computed_without_it(qwen3: Path) -> None:
+    with Model(qwen3) as model:
+        live = model.positions.live
+        assert live is not None
+
+        class Interrupted(LiveRopes):
+            def edit(self, address: int) -> bool:
+                if self._state[COUNT] == 3:
+                    raise KeyboardInterrupt
+                return super().edit(address)
+
+        hook = GraphCallback([Interrupted(model, live, compiled=False)])
+        with Context(model, SETTINGS, hook=hook) as context, pytest.raises(KeyboardInterrupt):
+            context.evaluate(TOKENS, 0)
+
+
+def test_a_tap_does_not_hide_what_is_wrong_with_the_graph(qwen3: Path, tmp_path: Path) -> None:
+    narrow = replace(YARN, dim=8)
+    keys = canonical_keys(narrow, "live")
+    edit_gguf_files(read_gguf(qwen3), [tmp_path / "narrow.gguf"], set_keys=keys, flush=False)
+    with Model(tmp_path / "narrow.gguf") as model, pytest.raises(YarnEdgeError, match="rotates 16 dimensions, not 8"):
+        check_live_graph(model, YARN, 1)

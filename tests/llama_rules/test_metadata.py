@@ -318,7 +318,7 @@ def test_wrong_values_are_told_on_one_line(key, value):
     assert all(message.isprintable() for message in told)
     indirect = {
         "llama.embedding_length=1e+300": "rope.dimension_count",
-        "yarn_edge.rope.version=1": "rope.method",
+        "yarn_edge.rope.version=1": "rope.form",
         "general.architecture='a\\nb'": "architecture 'a\\nb'",
     }
     assert any(indirect.get(f"{key}={value!r}", key) in message for message in told)

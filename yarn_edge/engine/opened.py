@@ -21,6 +21,7 @@ from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import base_scaling, in_memory, with_factor
 from yarn_edge.memory.placement import Placement, Wanted, place
+from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import note
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.model import Model
@@ -48,12 +49,12 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
     states = None if settings.cache is None else StateCache(settings.cache, settings.cache_bytes)
     file = read_gguf(path)
     placed = place(path, wanted, file)
-    arguments, overrides, holds = _scaling(FilePositions(file), settings.yarn_factor, placed.choice.n_ctx)
+    arguments, overrides, goal = _scaling(FilePositions(file), settings.yarn_factor, placed.choice.n_ctx)
     with (
         Model(path, device=placed.device, overrides=overrides, gguf=file) as model,
         open_context(model, replace(placed.choice.settings, arguments=arguments)) as context,
     ):
-        _say(placed, wanted, context, holds or model.n_ctx_train)
+        _say(placed, wanted, context, goal)
         if settings.yarn_factor is None:
             _warn_of_other_positions(model.positions)
         lookup = None if settings.lookup == "off" else PromptLookup(always=settings.lookup == "on")
@@ -62,8 +63,8 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
 
 def _scaling(
     positions: FilePositions, factor: float | str | None, n_ctx: int
-) -> tuple[RuntimeArguments | None, dict[str, float], int | None]:
-    """(arguments, metadata overrides, tokens that fit) of another factor; (None, {}, None) for the file's own."""
+) -> tuple[RuntimeArguments | None, dict[str, float], RopeScaling | None]:
+    """(arguments, metadata overrides, the scaling) of another factor; (None, {}, None) for the file's own."""
     if factor is None:
         return None, {}, None
     path, base = positions.file.path, base_scaling(positions)
@@ -72,14 +73,14 @@ def _scaling(
     chosen = max(1.0, n_ctx / base.original_context) if factor == "auto" else float(factor)
     goal = with_factor(base, chosen)
     arguments, overrides = in_memory(positions, goal, str(path))
-    holds = round(base.original_context * max(1.0, chosen))
     if factor == "auto":
         own = f", the file's factor is {base.factor:g}" if base.method == "yarn" else ""
         note(f"--yarn-factor auto: {chosen:g} holds {n_ctx} tokens (original context {base.original_context}{own})")
-    return arguments, overrides, holds
+    return arguments, overrides, goal
 
 
-def _say(placed: Placement, wanted: Wanted, context: Context, holds: int) -> None:
+def _say(placed: Placement, wanted: Wanted, context: Context, goal: RopeScaling | None) -> None:
+    holds = context.model.n_ctx_train if goal is None else goal.extended_context
     if placed.choice.n_ctx > holds:
         note(f"warning: --ctx {placed.choice.n_ctx} exceeds the {holds} tokens that the model was trained for")
     if wanted.ctx is None or (wanted.kv_type is None and context.kv_type != "f16"):
@@ -88,11 +89,14 @@ def _say(placed: Placement, wanted: Wanted, context: Context, holds: int) -> Non
         note(
             f"--ctx {wanted.ctx}: llama.cpp rounds a context up to a multiple of 256 tokens, so it holds {context.n_ctx}"
         )
-    note(what_runs(context))
+    note(what_runs(context, goal))
 
 
-def what_runs(context: Context) -> str:
-    """One line: file, architecture, the scaling that the runtime applies, context, cache type, device."""
+def what_runs(context: Context, goal: RopeScaling | None = None) -> str:
+    """One line: file, architecture, the scaling that the runtime applies, context, cache type, device.
+
+    goal: the scaling that runs in place of the file's own.
+    """
     positions = context.model.positions
     gguf = positions.file
     try:
@@ -100,7 +104,9 @@ def what_runs(context: Context) -> str:
     except YarnEdgeError:
         summary = "position scaling from the file, not checked"
     else:
-        if not error.any_difference:
+        if goal is not None:
+            scaling = goal
+        elif not error.any_difference:
             scaling = positions.wanted  # the same angles, in the file's own terms, such as YaRN for a baked file
         summary = "no position scaling" if scaling.frequency_factors is None else "frequency factors of its own"
         if scaling.method not in ("none", "llama3", "longrope"):

@@ -53,12 +53,14 @@ class GraphCallback:
             self.callback, self.user_data = compiled
         else:
             kind = llama().ggml_backend_sched_eval_callback
-            self.callback, self.user_data = kind(self._called if tap is not None else self._edited), 0
+            self.callback, self.user_data = kind(self._called), 0
+        self.in_python, self._failed = compiled is None, False
         self._by_op = {edit.op: edit for edit in edits}
         self.live = next((edit.live for edit in edits if edit.live is not None), None)
 
     def begin(self) -> None:
         """Before an evaluation."""
+        self._failed = False
         for edit in self.edits:
             edit.begin()
 
@@ -77,21 +79,19 @@ class GraphCallback:
         for edit in self.edits:
             edit.close()
 
-    def _edited(self, address: int, asking: bool, _user_data: object) -> bool:
-        if asking:
-            edit = self._by_op.get(ctypes.c_int32.from_address(address + _OP).value)
-            if edit is not None:
-                return not edit.edit(address)  # a wanted node, whose second call ends the graph
-        return False
-
-    def _called(self, address: int, asking: bool, user_data: object) -> bool:
-        """Called by ggml, so it must not raise. After an error every graph is abandoned at its first node."""
-        if self.error is None:
+    def _called(self, address: int, asking: bool, _user_data: object) -> bool:
+        """Called by ggml, so it must not raise. After a failure every graph is abandoned at its first node."""
+        if self.error is None and not self._failed:
             try:
-                if self._edited(address, asking, user_data):
-                    return True
-                assert self.tap is not None
-                return self.tap.see(address, asking)
+                return self._answer(address, asking)
             except BaseException as error:  # raised by `check`
                 self.error = error
         return asking
+
+    def _answer(self, address: int, asking: bool) -> bool:
+        if asking:
+            edit = self._by_op.get(ctypes.c_int32.from_address(address + _OP).value)
+            if edit is not None and not edit.edit(address):
+                self._failed = True  # its `check` says why
+                return True
+        return self.tap.see(address, asking) if self.tap is not None else False

@@ -235,10 +235,11 @@ def _other_positions(p: Patient) -> Iterator[Diagnosis]:
         return
     fields = {n: v for n, v in p.wanted.differences(p.effective).items() if n not in ("method", "frequency_factors")}
     pairs = "; ".join(f"{n} {a!r} is wanted, {b!r} runs" for n, (a, b) in sorted(fields.items()))
+    where = pairs or ("layers with a sliding window" if p.sliding is not None else "")
     yield Diagnosis(
         "plain llama.cpp runs other positions than the file describes",
         f"frequencies up to {error.frequency:.2%} off (pair {error.pair}), attention factor {error.attention:.2%} off: "
-        f"{pairs}",
+        f"{where}",
         p.repair,
     )
 

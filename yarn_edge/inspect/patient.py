@@ -8,7 +8,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.llama_rules.angle_error import AngleError, angle_error
+from yarn_edge.llama_rules.angle_error import AngleError
 from yarn_edge.llama_rules.declared import open_attention_factor
 from yarn_edge.llama_rules.description import is_described, is_live
 from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS
@@ -24,7 +24,8 @@ class Patient:
     """A file and its readings; a refused reading is None. refusals: the reasons.
 
     arguments: what a plain `llama_cpp.Llama` needs to run the file as wanted; None if no arguments help, or if a reading was
-    refused.
+    refused. sliding: the file's own description of layers with a sliding window. error: how far what runs is from what is wanted, in
+    the worst layer; None if they agree or either is unknown.
     """
 
     file: GGUFFile
@@ -32,6 +33,8 @@ class Patient:
     effective: RopeScaling | None
     wanted: RopeScaling | None
     arguments: dict[str, Any] | None
+    sliding: RopeScaling | None = None
+    error: AngleError | None = None
     refusals: tuple[str, ...] = ()
 
     @classmethod
@@ -39,7 +42,7 @@ class Patient:
         """The file of `positions`, with every reading that succeeds."""
         refusals: dict[str, str] = {}  # the fact, without the file and the key -> the first message with it
 
-        def read(reading: Callable[[], RopeScaling]) -> RopeScaling | None:
+        def read(reading: Callable[[], RopeScaling | None]) -> RopeScaling | None:
             try:
                 return reading()
             except YarnEdgeError as refusal:
@@ -48,8 +51,11 @@ class Patient:
 
         declared, wanted = read(lambda: positions.declared), read(lambda: positions.wanted)
         effective = read(positions.effective)
+        sliding = read(lambda: positions.canonical_sliding)
+        error = None if refusals else positions.error()
         arguments = None if refusals else positions.llama_class_arguments
-        return cls(positions.file, declared, effective, wanted, arguments, tuple(refusals.values()))
+        off = error if error is not None and error.any_difference else None
+        return cls(positions.file, declared, effective, wanted, arguments, sliding, off, tuple(refusals.values()))
 
     def key(self, name: str) -> str:
         """The full name of `{arch}.rope.scaling.{name}`."""
@@ -78,14 +84,6 @@ class Patient:
     def unclear_factor(self) -> float | None:
         """A yarn_attn_factor with an open meaning: converters write both A itself and a multiplier of A there."""
         return open_attention_factor(self.file)
-
-    @property
-    def error(self) -> AngleError | None:
-        """How far what runs is from what is wanted; None if they agree or either is unknown."""
-        if self.effective is None or self.wanted is None:
-            return None
-        error = angle_error(self.effective, self.wanted)
-        return error if error.any_difference else None
 
     @property
     def own_factors(self) -> tuple[float, ...]:
@@ -120,7 +118,7 @@ class Patient:
         if self.wanted is None:
             return f"{self.patch()}, which reports what a file can carry"
         try:
-            form = plan_rope(self.wanted, self.file.architecture).form
+            form = plan_rope(self.wanted, self.file.architecture, sliding=self.sliding).form
         except YarnEdgeError:
             return (
                 f"no GGUF of architecture {self.file.architecture} carries this, and no runtime arguments help: run the model "

@@ -18,6 +18,7 @@ CANONICAL = "yarn_edge.rope."
 SLIDING = CANONICAL + "sliding."  # of layers with a sliding window, if they have positions of their own
 FORM = CANONICAL + "form"
 CANONICAL_VERSION = 1
+FORMS = ("native", "baked", "arguments", "live", "approximate")  # the planner's
 
 
 def is_described(file: GGUFFile) -> bool:
@@ -50,10 +51,13 @@ def canonical(file: GGUFFile) -> RopeScaling | None:
     version = meta.get(CANONICAL + "version")
     if version is None:
         return None
-    if not isinstance(version, int) or version != CANONICAL_VERSION:
+    if isinstance(version, bool) or not isinstance(version, int) or version != CANONICAL_VERSION:
         raise YarnEdgeError(
             f"{file.path}: {CANONICAL}version is {one_line(repr(version), 60)}, this yarn-edge reads {CANONICAL_VERSION}"
         )
+    form = meta.get(FORM)
+    if not isinstance(form, str) or form not in FORMS:
+        raise YarnEdgeError(f"{file.path}: {FORM} is {one_line(repr(form), 60)}, expected one of {', '.join(FORMS)}")
     return _described(file, CANONICAL)
 
 

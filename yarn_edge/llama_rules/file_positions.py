@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.llama_rules.angle_error import AngleError, angle_error
+from yarn_edge.llama_rules.angle_error import AngleError, angle_error, worse
 from yarn_edge.llama_rules.declared import declared
-from yarn_edge.llama_rules.description import canonical, canonical_sliding, is_live
+from yarn_edge.llama_rules.description import SLIDING, canonical, canonical_sliding, is_live
 from yarn_edge.llama_rules.effective import (
     FROM_MODEL,
     LLAMA_CLASS_DEFAULTS,
@@ -60,8 +61,19 @@ class FilePositions:
 
     @cached_property
     def canonical_sliding(self) -> RopeScaling | None:
-        """The file's own description of layers with a sliding window, None if it has none of their own."""
-        return canonical_sliding(self.file)
+        """The file's own description of layers with a sliding window, None if it has none."""
+        sliding = canonical_sliding(self.file)
+        if sliding is not None and honoured(self.file.architecture).sliding is None:
+            raise YarnEdgeError(
+                f"{self.file.path}: has {SLIDING}*, but architecture {self.file.architecture} has no layers with a sliding window"
+            )
+        return sliding
+
+    @property
+    def own_sliding(self) -> RopeScaling | None:
+        """`canonical_sliding` if it is not that of full attention."""
+        sliding, full = self.canonical_sliding, self.canonical
+        return sliding if sliding is not None and full is not None and sliding.differences(full) else None
 
     @cached_property
     def live(self) -> LivePositions | None:
@@ -71,6 +83,9 @@ class FilePositions:
         honoured(self.file.architecture)
         assert self.canonical is not None
         sliding = self.canonical_sliding
+        if sliding is None:  # then windows follow full attention, if they do so in llama.cpp
+            plain, windows = self.effective(), self.effective_sliding(FROM_MODEL)
+            sliding = self.canonical if windows and not angle_error(windows, plain).any_difference else None
         return LivePositions(as_table(self.canonical), None if sliding is None else as_table(sliding))
 
     def effective(self, arguments: RuntimeArguments = FROM_MODEL) -> RopeScaling:
@@ -86,8 +101,10 @@ class FilePositions:
         return file_frequency_factors(self.file)
 
     def error(self, arguments: RuntimeArguments = FROM_MODEL) -> AngleError:
-        """How far the positions that run with `arguments` are from the wanted ones."""
-        return angle_error(self.effective(arguments), self.wanted)
+        """How far the positions that run with `arguments` are from the wanted ones, in the worst layer that is described."""
+        error, wanted = angle_error(self.effective(arguments), self.wanted), self.canonical_sliding
+        sliding = None if wanted is None else self.effective_sliding(arguments)
+        return error if wanted is None or sliding is None else worse(error, angle_error(sliding, wanted))
 
     @cached_property
     def explicit_arguments(self) -> RuntimeArguments:

@@ -69,6 +69,12 @@ def from_file(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRID
     return apply_overrides(base, overrides, str(file.path))
 
 
+def file_parts(positions: FilePositions, overrides: ScalingOverrides = NO_OVERRIDES) -> dict[str, RopeScaling]:
+    """`from_file` by layer type: "" for all layers, or beside full attention the file's own description of sliding windows."""
+    full, own = from_file(positions, overrides), positions.own_sliding
+    return {"": full} if own is None else {"full_attention": full, "sliding_attention": own}
+
+
 # key after the architecture's prefix -> (the field whose flag replaces it, the value that it must be above)
 _REPLACEABLE = {
     "rope.scaling.factor": ("factor", 0.999),
@@ -229,7 +235,7 @@ def _in_graph(positions: FilePositions, goal: RopeScaling, label: str) -> Runtim
     file = positions.file
     patched = positions.with_metadata(nearest_keys(goal, file.architecture))
     near = simulate(patched.file, FROM_MODEL, None)
-    sliding = positions.canonical_sliding or sliding_scaling(patched.file, near)
+    sliding = positions.own_sliding or sliding_scaling(patched.file, near)
     if sliding is not None and not angle_error(sliding, near).any_difference:
         sliding = goal
     live = LivePositions(as_table(goal), None if sliding is None else as_table(sliding))

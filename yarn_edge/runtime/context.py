@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -33,11 +33,12 @@ _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
 class GraphHook(Protocol):
-    """What llama.cpp calls before each node. live: the positions that it puts into the graph."""
+    """What llama.cpp calls before each node. live: the positions that it puts into the graph. in_python: whether Python is called."""
 
     callback: Any
     user_data: int
     live: LivePositions | None
+    in_python: bool
 
     def begin(self) -> None:
         """Before an evaluation."""
@@ -178,7 +179,11 @@ class Context:
             )
         if self._hook is not None:
             self._hook.begin()
-        code = self.api.llama_decode(self.handle, self._batch.struct)
+        in_python = (
+            self._hook is not None and self._hook.in_python
+        )  # where Ctrl-C must not be raised inside the callback
+        with deferred_ctrl_c() if in_python else nullcontext():
+            code = self.api.llama_decode(self.handle, self._batch.struct)
         if self._hook is not None and code in (0, 2):
             self._hook.check(complete=not code)
         if code == 1:

@@ -126,7 +126,9 @@ def _config(folder: Path, replaced: RopeScaling | None) -> Any:
     else:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if replaced is not None:
-        config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta}
+        own = getattr(config, "rope_parameters", None) or {}
+        kept = {key: own[key] for key in ("partial_rotary_factor",) if key in own}  # how much of a head is rotated
+        config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta, **kept}
     if left_over(file) and hasattr(config, "quantization_config"):
         del config.quantization_config
     return config

@@ -140,6 +140,17 @@ def test_phi_3_with_yarn_by_flags(tmp_path: Path) -> None:
     assert divergence(reference_logits(folder, TOKENS), logits_of(path)).kl_mean > 1e-3
 
 
+@pytest.mark.parametrize("name", ["glm4", "phi3-partial"])
+def test_flags_leave_the_rest_of_a_head_unrotated_in_the_reference(name: str, tmp_path: Path) -> None:
+    own = FAMILIES[name][1]["rope_parameters"]
+    plain = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": own["partial_rotary_factor"]}
+    folder = tiny_families.write(tmp_path / "ck", name, rope_parameters=plain, max_position_embeddings=ORIGINAL)
+    flags = ScalingOverrides(factor=4.0, original_context=ORIGINAL)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32", overrides=flags)[0]
+    truth = reference_logits(folder, TOKENS, read_scaling(read_config(folder), flags))
+    assert divergence(truth, logits_of(path)).kl_mean < 1e-7
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "mellum", "mixtral"])
 def test_experts_in_one_tensor_are_the_same_file(name: str, tmp_path: Path) -> None:
     """The layout that transformers has in memory, and that some repositories have on disk."""

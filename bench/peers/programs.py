@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.effective import FROM_MODEL, RuntimeArguments
-from yarn_edge.progress import bar
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -70,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the table as Markdown."""
     with Model(args.files[0], vocab_only=True) as model:
         tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[:N_TOKENS]
-    with bar("Running the checkpoint in transformers", 1):
-        truth = reference_logits(args.checkpoint, tokens)
+    truth = reference_logits(args.checkpoint, tokens)
     out = write_text
     out("| file | run by | mean KL (nats) | top-1 |\n|---|---|---|---|\n")
     for path in args.files:

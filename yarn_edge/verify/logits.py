@@ -61,8 +61,7 @@ def check_logits(
         files = ", ".join(adapter.files)
         detail = f"the checkpoint holds {adapter.what} ({files}), which is not in the file: {adapter.remedy}"
         return Check(name, "fail", float("inf"), 0.0, detail)
-    with bar("Running the checkpoint in transformers", 1):
-        truth = reference_logits(checkpoint, tokens, replaced)
+    truth = reference_logits(checkpoint, tokens, replaced)
     parts: list[Divergence] = []
     settings = ContextSettings(
         n_ctx=len(tokens),

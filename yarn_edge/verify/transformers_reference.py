@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.quantized import left_over, refuse_quantized
 from yarn_edge.checkpoint.tensor_names import KEY_MAPPING
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.memory.choice import gib
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
+from yarn_edge.progress import bar, note
 from yarn_edge.regular_file import refuse_special_files
+from yarn_edge.runtime.machine import spare_bytes
+from yarn_edge.verify.streamed_layers import StreamedLayers, float32_bytes, open_layers
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,13 @@ class Divergence:
 
 
 def reference_logits(
-    folder: Path, tokens: Sequence[int], replaced: RopeScaling | None = None
+    folder: Path, tokens: Sequence[int], replaced: RopeScaling | None = None, *, streamed: bool | None = None
 ) -> npt.NDArray[np.float32]:
     """The logits of every position by transformers, float32, shape (n_tokens, n_vocab).
 
     replaced: a static scaling whose frequencies and A replace those that transformers reads from config.json (only for flags,
-    and for dialects that transformers reads differently). Raises YarnEdgeError without transformers, and if it cannot load
+    and for dialects that transformers reads differently). streamed: run it layer by layer, with the weights of one in memory;
+    by default if all of them do not fit into the free memory. Raises YarnEdgeError without transformers, and if it cannot load
     the checkpoint.
     """
     try:
@@ -47,18 +53,26 @@ def reference_logits(
     refuse_special_files(folder)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    layers = None
     try:
         config = _config(folder, replaced)
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            key_mapping=KEY_MAPPING,
-            output_loading_info=True,
-        )
+        with torch.device("meta"):
+            empty = transformers.AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+        needed = float32_bytes(empty)
+        arguments = {
+            "dtype": torch.float32,
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "attn_implementation": "eager",
+            "key_mapping": KEY_MAPPING,
+        }
+        if needed > spare_bytes() if streamed is None else streamed:
+            layers, found = open_layers(type(empty), folder, config=empty.config, **arguments)
+            model = layers.model
+        else:
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, config=config, output_loading_info=True, **arguments
+            )
     except YarnEdgeError:
         raise
     except Exception as error:  # many libraries raise many kinds
@@ -67,9 +81,26 @@ def reference_logits(
     if replaced is not None:
         _replace_rotary(model, replaced)
     model.eval()
+    batch = torch.tensor([list(tokens)])
     with torch.inference_mode():
-        logits = model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        if layers is None:
+            with bar("Running the checkpoint in transformers", 1):
+                logits = model(batch, use_cache=False).logits[0]
+        else:
+            _tell(folder, layers, needed, len(tokens))
+            with bar("Running the checkpoint in transformers", layers.total_bytes, "bytes") as advance:
+                logits = layers.run(batch, advance)[0]
     return np.asarray(logits.numpy(), dtype=np.float32)
+
+
+def _tell(folder: Path, layers: StreamedLayers, needed: int, n_tokens: int) -> None:
+    """What a streamed run will take."""
+    seconds = layers.estimate_s(n_tokens)
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    note(
+        f"{folder}: float32 weights of {gib(needed)}, and {gib(spare_bytes())} may be taken: transformers runs one layer after the "
+        f"other, with weights of at most {gib(layers.largest_bytes)} in memory, in about {time}"
+    )
 
 
 def _check_found(folder: Path, found: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ experts are stacked, masks made and positions given to each layer as ever.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,7 +20,7 @@ from yarn_edge.progress import Advance
 
 _FLOAT32_BYTES = 4
 _MATMUL_SIZE = 1024
-_MATMUL_S = 0.1
+_MATMUL_S = 0.05
 
 
 class LayerFiles:
@@ -35,6 +36,10 @@ class LayerFiles:
             names = load_state_dict(file, map_location="meta")
             self._declared |= names
             self._file_of |= dict.fromkeys(names, file)
+
+    def n_bytes(self, name: str) -> int:
+        """The size of a tensor in its file, in bytes."""
+        return int(self._declared[name].nbytes)
 
     def declare(self, model: Any) -> Any:
         """Load all tensors without their values. Returns transformers' LoadStateDictInfo."""
@@ -82,33 +87,42 @@ class LayerFiles:
 
 
 class StreamedLayers:
-    """A model on the meta device whose modules get their weights from the files while they run.
+    """A model without weights, whose modules get their weights from the files while they run.
 
-    largest_bytes, total_bytes: of the float32 weights of one module, and of all that are read in a run.
+    total_bytes: float32 weights that are read in a run. peak_bytes: memory for those of one module while they are read.
     """
 
     def __init__(self, folder: Path, model: Any, files: LayerFiles) -> None:
         self.model = model
         self._folder, self._files = folder, files
         self._modules = dict(_modules(model))
-        self._empty = model.state_dict(keep_vars=True)
         same: dict[int, list[str]] = {}
-        for name, value in self._empty.items():
+        values = model.state_dict(keep_vars=True)
+        for name, value in values.items():
             same.setdefault(id(value), []).append(name)
         self._tied = {name: names for names in same.values() for name in names}
+        self._empty = {name: empty for names in same.values() for empty in [_empty(values[names[0]])] for name in names}
+        for name, empty in self._empty.items():
+            self._set(name, empty)
         # By module, "" for what models hold outside of all: its weights, their bytes, and the tensors of the files.
         self._weights: dict[str, list[str]] = {prefix: [] for prefix in ("", *self._modules)}
         for name in self._empty:
             self._weights[self._owner(name)].append(name)
         self._tensors: dict[str, list[str]] = {prefix: [] for prefix in self._weights}
-        for name, target in files.targets(model).items():
+        extra = dict.fromkeys(self._weights, 0)
+        targets = files.targets(model)
+        counts = Counter(targets.values())
+        for name, target in targets.items():
             for prefix in {self._owner(tied) for tied in self._tied[target]}:
                 self._tensors[prefix].append(name)
+                extra[prefix] += files.n_bytes(name)
+                if counts[target] > 1:  # experts: each, those of one projection together, and all of them
+                    extra[prefix] += 2 * _FLOAT32_BYTES * self._empty[target].numel() // counts[target]
         self._bytes = {
             prefix: _FLOAT32_BYTES * sum(self._empty[name].numel() for name in names if self._tensors[prefix])
             for prefix, names in self._weights.items()
         }
-        self.largest_bytes = max(self._bytes.values())
+        self.peak_bytes = max(n + extra[prefix] for prefix, n in self._bytes.items())
         self.total_bytes = sum(self._bytes.values())
 
     def estimate_s(self, n_tokens: int) -> float:
@@ -127,7 +141,7 @@ class StreamedLayers:
             torch.mm(a, b)
             n_done += b.numel()
         per_weight = (time.perf_counter() - start) / n_done
-        return reading + per_weight * self._multiplied()
+        return float(reading + per_weight * self._multiplied())
 
     def _multiplied(self) -> float:
         """Weights that each token is multiplied with: of experts, those that it is sent to."""
@@ -146,7 +160,7 @@ class StreamedLayers:
             for prefix, module in self._modules.items():
                 if self._tensors[prefix]:
                     before = module.register_forward_pre_hook(self._before(prefix))
-                    after = module.register_forward_hook(self._after(prefix, advance), always_call=True)
+                    after = module.register_forward_hook(self._after(prefix, advance))
                     stack.callback(before.remove)
                     stack.callback(after.remove)
             return self.model(tokens, use_cache=False).logits
@@ -167,7 +181,7 @@ class StreamedLayers:
             return
         found = self._files.load(self.model, self._tensors[prefix])
         for name in self._weights[prefix]:
-            loaded = [v for v in map(self._value, self._tied[name]) if not v.is_meta]
+            loaded = [v for v in map(self._value, self._tied[name]) if v is not self._empty[name]]
             if not loaded:
                 why = next(iter(found.conversion_errors.values()), "it is not in the files")
                 raise YarnEdgeError(
@@ -176,7 +190,7 @@ class StreamedLayers:
             self._set(name, loaded[0])
 
     def _clear(self, prefix: str) -> None:
-        for name in {tied for name in self._weights[prefix] for tied in self._tied[name]}:
+        for name in {tied for weight in self._weights[prefix] for tied in self._tied[weight]}:
             self._set(name, self._empty[name])
 
     def _owner(self, name: str) -> str:
@@ -190,6 +204,16 @@ class StreamedLayers:
     def _set(self, name: str, value: Any) -> None:
         path, _dot, attribute = name.rpartition(".")
         setattr(self.model.get_submodule(path), attribute, value)
+
+
+def _empty(weight: Any) -> Any:
+    """In place of a weight on the meta device: its shape on the CPU in the memory of one number, so that what reads it gets NaN."""
+    import torch
+
+    if not weight.is_floating_point():
+        return weight
+    empty = torch.full((1,), torch.nan, dtype=weight.dtype).expand(weight.shape)
+    return torch.nn.Parameter(empty, requires_grad=False) if isinstance(weight, torch.nn.Parameter) else empty
 
 
 def _modules(model: Any, front: str = "") -> Iterator[tuple[str, Any]]:
@@ -214,7 +238,7 @@ def _parents(name: str) -> Iterator[str]:
 def float32_bytes(model: Any) -> int:
     """The size of a model's weights in float32, in bytes, each of tied ones once."""
     tensors = (*model.parameters(), *model.buffers())
-    return _FLOAT32_BYTES * sum(tensor.numel() for tensor in tensors)
+    return _FLOAT32_BYTES * sum(int(tensor.numel()) for tensor in tensors)
 
 
 def open_layers(kind: Any, folder: Path, **arguments: Any) -> tuple[StreamedLayers, Mapping[str, Any]]:
@@ -239,5 +263,6 @@ def open_layers(kind: Any, folder: Path, **arguments: Any) -> tuple[StreamedLaye
         "_load_pretrained_model": staticmethod(declare),
         "_move_missing_keys_from_meta_to_device": only_buffers,
     }
-    model, found = type(kind.__name__, (kind,), members).from_pretrained(folder, **arguments, output_loading_info=True)
+    without_weights: Any = type(kind.__name__, (kind,), members)
+    model, found = without_weights.from_pretrained(folder, **arguments, output_loading_info=True)
     return StreamedLayers(folder, model.eval(), opened[0]), found

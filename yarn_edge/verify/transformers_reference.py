@@ -53,6 +53,26 @@ def reference_logits(
     refuse_special_files(folder)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    model, layers, needed = _open(folder, replaced, streamed)
+    if replaced is not None:
+        _replace_rotary(model, replaced)
+    batch = torch.tensor([list(tokens)])
+    with torch.inference_mode():
+        if layers is None:
+            with bar("Running the checkpoint in transformers", 1):
+                logits = model(batch, use_cache=False).logits[0]
+        else:
+            _tell(folder, layers, needed, len(tokens))
+            with bar("Running the checkpoint in transformers", layers.total_bytes, "bytes") as advance:
+                logits = layers.run(batch, advance)[0]
+    return np.asarray(logits.numpy(), dtype=np.float32)
+
+
+def _open(folder: Path, replaced: RopeScaling | None, streamed: bool | None) -> tuple[Any, StreamedLayers | None, int]:
+    """(the model, how its layers are streamed if they are, the size of its weights in bytes)."""
+    import torch
+    import transformers
+
     layers = None
     try:
         config = _config(folder, replaced)
@@ -78,19 +98,7 @@ def reference_logits(
     except Exception as error:  # many libraries raise many kinds
         raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
     _check_found(folder, found)
-    if replaced is not None:
-        _replace_rotary(model, replaced)
-    model.eval()
-    batch = torch.tensor([list(tokens)])
-    with torch.inference_mode():
-        if layers is None:
-            with bar("Running the checkpoint in transformers", 1):
-                logits = model(batch, use_cache=False).logits[0]
-        else:
-            _tell(folder, layers, needed, len(tokens))
-            with bar("Running the checkpoint in transformers", layers.total_bytes, "bytes") as advance:
-                logits = layers.run(batch, advance)[0]
-    return np.asarray(logits.numpy(), dtype=np.float32)
+    return model.eval(), layers, needed
 
 
 def _tell(folder: Path, layers: StreamedLayers, needed: int, n_tokens: int) -> None:
@@ -98,8 +106,8 @@ def _tell(folder: Path, layers: StreamedLayers, needed: int, n_tokens: int) -> N
     seconds = layers.estimate_s(n_tokens)
     time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     note(
-        f"{folder}: float32 weights of {gib(needed)}, and {gib(spare_bytes())} may be taken: transformers runs one layer after the "
-        f"other, with weights of at most {gib(layers.largest_bytes)} in memory, in about {time}"
+        f"{folder}: its weights take {gib(needed)} in float32, {gib(spare_bytes())} may be used: transformers runs one layer after "
+        f"the other, with about {gib(layers.peak_bytes)} at a time, in about {time}"
     )
 
 

@@ -159,6 +159,20 @@ def planner_options(args: argparse.Namespace) -> PlannerOptions:
     return PlannerOptions(args.bake_rope, args.allow_approximate_rope, args.positions)
 
 
+ATTENTION_CHOICES = ("auto", "fast", "ggml", "flash", "plain")
+
+
+def add_attention_flag(parser: argparse.ArgumentParser) -> None:
+    """--attention, which becomes the setting of a context."""
+    parser.add_argument(
+        "--attention",
+        choices=ATTENTION_CHOICES,
+        default="auto",
+        help="what computes attention. fast: our kernels (on a CPU, with Numba); flash, plain: llama.cpp's; ggml: whichever of "
+        "these two suits; auto: from contexts of 4096 tokens on what is fastest here, measured once (default: %(default)s)",
+    )
+
+
 def add_threads_flag(parser: argparse.ArgumentParser) -> None:
     """--threads, None if it is not given."""
     parser.add_argument(

@@ -196,7 +196,7 @@ class Workshop:
         with Model(path) as model:
             tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[: self.n_tokens]
             n = self.n_tokens
-            settings = ContextSettings(n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off")
+            settings = ContextSettings(n_ctx=n, n_batch=n, kv_type="f32", attention="plain")
             with open_context(model, settings) as context:
                 context.evaluate(tokens, 0, "all")
                 apart = divergence(truth.logits(tokens), context.logits())

@@ -17,7 +17,7 @@ from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS, MAX_THREADS, parse_length
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
-from yarn_edge.runtime.context_settings import FlashAttention
+from yarn_edge.runtime.context_settings import Attention
 
 from ..scoring.variants import Variant, parse_variant
 
@@ -26,7 +26,7 @@ _VARIANT = {"kv_type": "kv", "backend": "backend"} | {
     flag.removeprefix("--").replace("-", "_"): flag.removeprefix("--") for flag in FLAGS.values()
 }
 _OTHERS = ("path", "ctx", "batch", "threads", "flash_attention", "add_bos_token", "prefix_token_id")
-_FLASH: dict[Any, FlashAttention] = {None: "auto", "auto": "auto", "on": "on", "off": "off"}
+_FLASH: dict[Any, Attention] = {None: "ggml", "auto": "ggml", "on": "flash", "off": "plain"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Arguments:
     ctx: int | None
     batch: int
     threads: int | None
-    flash_attention: FlashAttention
+    flash_attention: Attention
     add_bos_token: bool | None
     prefix_token_id: int | None
 

@@ -60,10 +60,7 @@ class YarnEdgeLM(TemplateLM):  # type: ignore[misc]
             self._model: Model = stack.enter_context(self.variant.load())
             self._max_length = wanted.ctx or min(self._model.n_ctx_train, DEFAULT_CTX)
             settings = self.variant.settings(
-                n_ctx=self._max_length,
-                n_batch=wanted.batch,
-                threads=wanted.threads,
-                flash_attention=wanted.flash_attention,
+                n_ctx=self._max_length, n_batch=wanted.batch, threads=wanted.threads, attention=wanted.flash_attention
             )
             context = stack.enter_context(open_context(self._model, settings))
             self._flash_attention = wanted.flash_attention

@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=tokens, default=512, metavar="N", help="batch size of both sides (default: 512)")
     add("--ubatch", type=tokens, default=512, metavar="N", help="micro-batch size of both sides (default: 512)")
     add("--kv-type", choices=tuple(KV_TYPES), default="f16", help="type of both caches (default: f16)")
-    add("--flash-attention", choices=tuple(FLASH), default="auto", help="of both sides (default: auto)")
+    add("--attention", choices=tuple(FLASH), default="ggml", help="of both sides (default: ggml)")
     add("--backend", choices=tuple(BACKENDS), default="cpu", help="of both sides (default: cpu)")
     add(
         "--our-libraries",
@@ -150,14 +150,14 @@ def run(args: argparse.Namespace, results: Results) -> None:
     read_gguf(args.model, vocabulary=False)
     ubatch = min(args.batch, args.ubatch)
     sizes = (args.batch, ubatch, args.threads, 0, args.prompt_tokens, args.gen_tokens, args.repeat)
-    first = Configuration(str(args.model), args.backend, args.kv_type, args.flash_attention, *sizes)
+    first = Configuration(str(args.model), args.backend, args.kv_type, args.attention, *sizes)
     variables = our_libraries() if args.our_libraries else None
     rows: list[dict[str, Any]] = []
     for n in args.depth:
         rows += paired_rows(replace(first, depth=n), program, variables, args.timeout)
         note(f"depth {n}: " + ", ".join(f"{row['test']} {row['ratio']:.3f}" for row in rows if row["depth"] == n))
         results |= {"model": args.model.name, "backend": args.backend, "threads": args.threads, "n_batch": args.batch}
-        results |= {"n_ubatch": ubatch, "flash_attention": args.flash_attention, "our_libraries": args.our_libraries}
+        results |= {"n_ubatch": ubatch, "attention": args.attention, "our_libraries": args.our_libraries}
         results |= {"type_k": args.kv_type, "rows": rows}
 
 

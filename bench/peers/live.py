@@ -7,9 +7,6 @@ generates N tokens behind a context of a given depth, or reads N tokens. Ratios 
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,21 +14,19 @@ from dataclasses import replace
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import lengths
 from yarn_edge.graph.callback import GraphCallback
 from yarn_edge.graph.live_rope import LiveRopes
-from yarn_edge.progress import bar
 from yarn_edge.report.report import Table
 from yarn_edge.report.tables import table_text
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 
-from ..speed.rank_test import not_rejected
+from ..speed.command import depth, listed
 from .race import Race, Results
+from .sides import GENERATING, N_GENERATED, N_READ, READING, compared, row, turns
 
 PLAIN, NUMBA, PYTHON = "without the edit", "Numba", "Python"
-N_GENERATED, N_READ = 32, 512
 
 
 @contextmanager
@@ -52,18 +47,6 @@ def _contexts(model: Model, n_ctx: int, threads: int) -> Iterator[dict[str, Cont
         yield sides
 
 
-def _turn(context: Context, tokens: list[int], depth: int, reading: bool) -> float:
-    """Seconds of a turn: reading N_READ tokens from `depth` on, or generating N_GENERATED ones."""
-    context.keep(depth)
-    start = time.perf_counter()
-    if reading:
-        context.evaluate(tokens[depth : depth + N_READ], depth)
-    else:
-        for at in range(depth, depth + N_GENERATED):
-            context.evaluate([tokens[at]], at)
-    return time.perf_counter() - start
-
-
 def _run(args: argparse.Namespace, results: Results) -> None:
     """Fill `results` with a row for each depth, test and side."""
     results["rows"] = []
@@ -80,36 +63,9 @@ def _run(args: argparse.Namespace, results: Results) -> None:
 def _rows(
     sides: dict[str, Context], tokens: list[int], depth: int, reading: bool, repeat: int
 ) -> list[dict[str, object]]:
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    test = f"reading {N_READ}" if reading else f"generating {N_GENERATED}"
-    with bar(f"{test} behind {depth}", repeat) as advance:
-        for i in range(repeat + 1):
-            names = list(sides) if i % 2 else list(sides)[::-1]
-            for name in names:
-                took = _turn(sides[name], tokens, depth, reading)
-                if i:  # the first turn warms up
-                    seconds[name].append(took)
-            if i:
-                advance(1)
-    rows = []
-    for name, own in seconds.items():
-        ratios = [plain / mine for plain, mine in zip(seconds[PLAIN], own, strict=True)]
-        sign_test = [math.comb(repeat, k) / 2**repeat for k in range(repeat + 1)]
-        low, high = not_rejected(sorted(ratios), sign_test) or (min(ratios), max(ratios))
-        n = N_READ if reading else N_GENERATED
-        rate = n / statistics.median(own)
-        rows.append(
-            {
-                "test": test,
-                "depth": depth,
-                "side": name,
-                "tok_per_s": rate,
-                "ratio": statistics.median(ratios),
-                "low": low,
-                "high": high,
-            }
-        )
-    return rows
+    test, n = (READING, N_READ) if reading else (GENERATING, N_GENERATED)
+    seconds = turns(sides, tokens, depth, (test, n), repeat)
+    return [row(f"{test} {n}", depth, name, n, own, compared(seconds[PLAIN], own)) for name, own in seconds.items()]
 
 
 def _tables(results: Results) -> str:
@@ -124,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the race."""
     parser.add_argument("model", metavar="FILE.gguf", help="a file in the live form")
     parser.add_argument(
-        "--depth", type=lengths, default=[0, 2048], metavar="N,N", help="cached tokens (default: 0,2048)"
+        "--depth", type=listed(depth), default=[0, 2048], metavar="N,N", help="cached tokens (default: 0,2048)"
     )
 
 

@@ -24,6 +24,9 @@ def executable(folder: Path, name: str = "llama-bench") -> Path:
     return program
 
 
+_FA = {"ggml": "auto", "flash": "on", "plain": "off"}  # values of -fa
+
+
 def our_libraries() -> dict[str, str]:
     """The environment in which a program of llama.cpp loads the libraries of llama-cpp-python (Linux)."""
     from llama_cpp import _ggml
@@ -35,7 +38,7 @@ def llama_bench_line(program: Path, c: Configuration, *more: str, gen: str | Non
     """llama-bench over a configuration, with JSON as output. gen: value of -n, if it is not c.n_gen once."""
     flags = {"m": c.model, "p": c.n_prompt, "n": gen or c.n_gen, "d": c.depth, "r": c.samples, "o": "json"}
     flags |= {"t": c.threads, "b": c.n_batch, "ub": c.n_ubatch, "ngl": 0 if c.backend == "cpu" else 99}
-    flags |= {"ctk": c.kv_type, "ctv": c.kv_type, "fa": c.flash_attention}
+    flags |= {"ctk": c.kv_type, "ctv": c.kv_type, "fa": _FA[c.attention]}
     return [str(program), *(word for name, value in flags.items() for word in (f"-{name}", str(value))), *more]
 
 

@@ -95,13 +95,13 @@ def printed_number(output: str, pattern: str) -> float:
 def same_figures(runs: TextRuns, ctx: int, chunks: int, others: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Perplexity by the protocol llama.cpp, and divergences, of both; ours by default and with flash attention as theirs."""
     cut: dict[str, object] = {"ctx": ctx, "chunks": chunks, "protocol": "llama.cpp"}
-    ppl = {kind: runs.ours("perplexity", flash_attention=kind, **cut)["ppl"] for kind in ("auto", "on")}
+    ppl = {kind: runs.ours("perplexity", attention=kind, **cut)["ppl"] for kind in ("auto", "flash")}
     base = folder / "base.kld"
     output = runs.theirs(c=ctx, chunks=chunks, kl_divergence_base=base if others else None)
     ppl[THEIRS] = printed_number(output, r"Final estimate: PPL = ([\d.]+)")
     results: dict[str, Any] = {"ctx": ctx, "chunks": chunks, "ppl": ppl}
     if others:
-        compared = runs.ours("compare", *others, flash_attention="on", **cut)["models"]
+        compared = runs.ours("compare", *others, attention="flash", **cut)["models"]
         results |= {"base_bytes": base.stat().st_size, "kl": {}}
         for path, mine in zip(others, compared, strict=True):
             output = runs.theirs(path, c=ctx, kl_divergence=True, kl_divergence_base=base)

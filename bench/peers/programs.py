@@ -32,7 +32,7 @@ F32 = 0  # enum ggml_type
 def by_context(path: Path, tokens: list[int], arguments: RuntimeArguments | None) -> Logits:
     """Logits of our low-level loader, (n_tokens, n_vocab). arguments: None for those that it passes for this file."""
     n = len(tokens)
-    settings = ContextSettings(n_ctx=n, n_batch=n, kv_type="f32", flash_attention="off", arguments=arguments)
+    settings = ContextSettings(n_ctx=n, n_batch=n, kv_type="f32", attention="plain", arguments=arguments)
     with Model(path) as model, open_context(model, settings) as context:
         context.evaluate(tokens, 0, "all")
         return context.logits()

@@ -15,7 +15,7 @@ from pathlib import Path
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
-from yarn_edge.runtime.context_settings import FlashAttention
+from yarn_edge.runtime.context_settings import Attention
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 
@@ -41,7 +41,7 @@ def compare(
     settings: TextSettings,
     *,
     threads: int | None = None,
-    attention: FlashAttention = "auto",
+    attention: Attention = "auto",
     keep: str = "auto",
     scratch: Path | None = None,
 ) -> tuple[ModelComparison, int]:
@@ -128,13 +128,7 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(f"{scratch}: no such folder")
     settings = text_settings(args)
     comparison, ctx = compare(
-        base,
-        others,
-        settings,
-        threads=args.threads,
-        attention=args.flash_attention,
-        keep=args.keep_base,
-        scratch=scratch,
+        base, others, settings, threads=args.threads, attention=args.attention, keep=args.keep_base, scratch=scratch
     )
     outcome = ComparisonOutcome.of(comparison, ctx, settings, args.bucket)
     deliver(args, outcome.as_json(), outcome.report(), sorted({v.path for v in (base, *others)}))

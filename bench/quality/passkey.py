@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     variant = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend)
     with (
         variant.load() as model,
-        variant_context(model, variant, max(args.lengths), args.threads, args.flash_attention) as context,
+        variant_context(model, variant, max(args.lengths), args.threads, args.attention) as context,
     ):
         declared = model.n_ctx_train
         beyond = [token_count(n) for n in args.lengths if n > declared]

@@ -22,7 +22,7 @@ from yarn_edge.graph.opening import open_context
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
+from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.writer import check_output
 
@@ -57,7 +57,7 @@ def identity(
         backend=variant.backend,
         protocol=settings.protocol,
         text=digest.hexdigest(),
-        batch=[batch.n_batch, batch.flash_attention],
+        batch=[batch.n_batch, batch.attention],
         version=version("llama-cpp-python"),
     )
 
@@ -67,7 +67,7 @@ def score_text(
     settings: TextSettings,
     *,
     threads: int | None = None,
-    attention: FlashAttention = "auto",
+    attention: Attention = "auto",
     save: Path | None = None,
     resume: bool = False,
 ) -> ScoredText:
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save is not None:
         save = check_save(Path(args.save), args, variant)
     scored = score_text(
-        variant, settings, threads=args.threads, attention=args.flash_attention, save=save, resume=args.resume
+        variant, settings, threads=args.threads, attention=args.attention, save=save, resume=args.resume
     )
     outcome = PerplexityOutcome.of(variant, settings, scored, args.lengths, args.bucket)
     deliver(args, outcome.as_json(), outcome.report(), [variant.path])

@@ -17,7 +17,7 @@ from yarn_edge.memory.plan import Simulation
 from yarn_edge.memory.together import fit_together
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
+from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 
@@ -59,25 +59,25 @@ class ModelComparison:
 
 
 def shared_settings(
-    models: Sequence[Model], variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: FlashAttention
+    models: Sequence[Model], variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: Attention
 ) -> list[ContextSettings]:
     """Each variant's settings, with one batch and one attention for all, so that only what is compared differs.
 
     That is the smallest batch, and flash attention if one variant needs it.
     """
 
-    def settings_with(attention: FlashAttention) -> list[ContextSettings]:
+    def settings_with(attention: Attention) -> list[ContextSettings]:
         pairs = zip(models, variants, strict=True)
         return [batch_settings(m.gguf, m.n_vocab, v, n_ctx, threads, attention) for m, v in pairs]
 
     each = settings_with(attention)
-    if len({settings.flash_attention for settings in each}) > 1:
-        each = settings_with("on")
+    if len({settings.attention for settings in each}) > 1:
+        each = settings_with("flash")
     n_batch = min(settings.n_batch for settings in each)
     return [replace(settings, n_batch=n_batch, n_ubatch=n_batch) for settings in each]
 
 
-def fit_in_memory(variants: Sequence[Variant], n_ctx: int, attention: FlashAttention) -> bool:
+def fit_in_memory(variants: Sequence[Variant], n_ctx: int, attention: Attention) -> bool:
     """Whether the models and contexts of all variants fit into free memory at once. Raises YarnEdgeError."""
     with ExitStack() as stack:
         simulations: dict[tuple[object, ...], Simulation] = {}
@@ -101,7 +101,7 @@ def models_of(variants: Sequence[Variant]) -> Iterator[list[Model]]:
         yield [loaded[variant.weights] for variant in variants]
 
 
-def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, attention: FlashAttention) -> None:
+def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, attention: Attention) -> None:
     """Run all contexts through the windows in step; the base's logits are read in place."""
     variants = [comparison.base, *(o.variant for o in comparison.outcomes)]
     spent = [0.0] * len(variants)
@@ -147,7 +147,7 @@ def _check(part: Divergences, window: Window, first: int, variant: Variant, base
 
 
 def one_after_the_other(
-    comparison: ModelComparison, n_ctx: int, threads: int | None, attention: FlashAttention, scratch: Path | None
+    comparison: ModelComparison, n_ctx: int, threads: int | None, attention: Attention, scratch: Path | None
 ) -> None:
     """Run the base alone and keep its distributions on disk, then run each candidate alone."""
     variants = [comparison.base, *(o.variant for o in comparison.outcomes)]
@@ -193,7 +193,7 @@ class _Stored:
 
 
 def _settings_alone(
-    variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: FlashAttention
+    variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: Attention
 ) -> list[ContextSettings]:
     with ExitStack() as stack:
         heads = [stack.enter_context(Model(v.path, vocab_only=True, gguf=v.gguf)) for v in variants]

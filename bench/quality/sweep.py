@@ -18,7 +18,7 @@ from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
-from yarn_edge.runtime.context_settings import FlashAttention
+from yarn_edge.runtime.context_settings import Attention
 
 from ..scoring.evaluate import Scores, score, variant_context
 from ..scoring.variants import Variant, parse_variant, scaled
@@ -58,7 +58,7 @@ def sweep(
     text: TextSettings,
     *,
     threads: int | None = None,
-    attention: FlashAttention = "auto",
+    attention: Attention = "auto",
 ) -> Sweep:
     """Measure every value on the same windows. Raises whatever ends it before one value was measured."""
     base = base_scaling(FilePositions(variant.gguf), settings.overrides)
@@ -91,7 +91,7 @@ def _perplexities(
     windows: Sequence[Window],
     label: str,
     threads: int | None,
-    attention: FlashAttention,
+    attention: Attention,
 ) -> SweptValue:
     """One value over all windows, put together from its runs."""
     whole = Scores.empty(windows)
@@ -115,7 +115,7 @@ def _divergences(
     runs: Sequence[tuple[Value, Sequence[SweepRun]]],
     variant: Variant,
     threads: int | None,
-    attention: FlashAttention,
+    attention: Attention,
 ) -> None:
     """Each value side by side with the reference: plain RoPE, or for attention factors the base itself."""
     plain = done.over != "attention-factor"
@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(f"--protocol {text.protocol}: sweep supports curve and llama.cpp")
     values = args.values.split(",") if args.values else None
     settings = SweepSettings(args.over, values, scaling_overrides(args), args.metric, args.dynamic_step)
-    done = sweep(variant, settings, text, threads=args.threads, attention=args.flash_attention)
+    done = sweep(variant, settings, text, threads=args.threads, attention=args.attention)
     outcome = SweepOutcome.of(done, args.model, text.protocol, args.bucket)
     deliver(args, outcome.as_json(), outcome.report(), [variant.path])
     if done.ended is not None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from yarn_edge.errors import Terminated, YarnEdgeError
-from yarn_edge.flags import BACKENDS, add_threads_flag, add_trust_flag, count, length_from
+from yarn_edge.flags import BACKENDS, add_attention_flag, add_threads_flag, add_trust_flag, count, length_from
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import note
 from yarn_edge.runtime.kv_cache import KV_TYPES
@@ -123,15 +123,10 @@ def text_settings(args: argparse.Namespace) -> TextSettings:
 
 
 def add_running_flags(parser: argparse.ArgumentParser) -> None:
-    """--kv-type, --backend, --flash-attention, --threads, --trust: the same for every measuring command."""
+    """--kv-type, --backend, --attention, --threads, --trust: the same for every measuring command."""
     add = parser.add_argument
     add("--kv-type", choices=tuple(KV_TYPES), default="f16", help="type of the KV cache (default: %(default)s)")
     add("--backend", choices=tuple(BACKENDS), default="cpu", help="where to run the model (default: %(default)s)")
-    add(
-        "--flash-attention",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="auto: off on a CPU while the attention scores of a batch stay below 192 MiB, which is faster (default: %(default)s)",
-    )
+    add_attention_flag(parser)
     add_threads_flag(parser)
     add_trust_flag(parser)

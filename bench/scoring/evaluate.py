@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.attention.policy import choose_attention
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.progress import bar
-from yarn_edge.runtime.attention import choose_attention
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
+from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 from yarn_edge.signals import deferred_ctrl_c
@@ -42,7 +42,7 @@ def batch_settings(
     variant: Variant,
     n_ctx: int,
     threads: int | None = None,
-    attention: FlashAttention = "auto",
+    attention: Attention = "auto",
 ) -> ContextSettings:
     """The settings for windows of `n_ctx` tokens: attention by the policy, and batches whose logits take at most LOGIT_BYTES.
 
@@ -51,7 +51,7 @@ def batch_settings(
     n_batch = MAX_BATCH
     while n_batch > MIN_BATCH and n_batch * n_vocab * 4 > LOGIT_BYTES:
         n_batch //= 2
-    wanted = variant.settings(n_ctx=n_ctx, n_batch=n_batch, threads=threads, flash_attention=attention)
+    wanted = variant.settings(n_ctx=n_ctx, n_batch=n_batch, threads=threads, attention=attention)
     chosen = choose_attention(wanted, file, on_cpu=variant.backend == "cpu")
     return replace(chosen, n_batch=chosen.n_ubatch or n_batch)
 
@@ -233,7 +233,7 @@ def token_nll(
 
 
 def variant_context(
-    model: Model, variant: Variant, n_ctx: int, threads: int | None = None, attention: FlashAttention = "auto"
+    model: Model, variant: Variant, n_ctx: int, threads: int | None = None, attention: Attention = "auto"
 ) -> Context:
     """A context for windows of `n_ctx` tokens, with `batch_settings`."""
     return open_context(model, batch_settings(model.gguf, model.n_vocab, variant, n_ctx, threads, attention))

@@ -19,7 +19,7 @@ from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.rescale import from_file, in_memory
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
+from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.ggml import Device
 from yarn_edge.runtime.kv_cache import KV_TYPES
@@ -63,7 +63,7 @@ class Variant:
         return Model(self.path, device=self.device(), overrides=self.overrides, gguf=self.gguf)
 
     def settings(
-        self, *, n_ctx: int, n_batch: int, threads: int | None = None, flash_attention: FlashAttention = "auto"
+        self, *, n_ctx: int, n_batch: int, threads: int | None = None, attention: Attention = "auto"
     ) -> ContextSettings:
         """The settings of a context of this variant; "auto" leaves attention to llama.cpp."""
         return ContextSettings(
@@ -72,7 +72,7 @@ class Variant:
             kv_type=self.kv_type,
             threads=threads,
             arguments=self.arguments,
-            flash_attention=flash_attention,
+            attention=attention,
         )
 
 

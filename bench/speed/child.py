@@ -16,17 +16,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from yarn_edge.attention.choose import fastest_attention
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
+from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.devices import devices_of
 from yarn_edge.runtime.kv_cache import has_plain_cache
 from yarn_edge.runtime.llama_api import captured_log
@@ -56,7 +57,7 @@ class Request:
     threads: int
     n_batch: int
     n_ubatch: int
-    flash_attention: FlashAttention
+    attention: Attention
     samples: int
 
 
@@ -76,6 +77,7 @@ def run_request(request: Request, tell: Tell) -> None:
             load_s=load_s,
             device=device or "CPU",
             flash_attention_used=flash_attention_in(text),
+            attention_used=context.settings.attention,
             offloaded=offloaded_in(text),
             buffers=[list(b) for b in buffers],
             **_described(model),
@@ -97,8 +99,11 @@ def _context(request: Request, variant: Variant, model: Model) -> Context:
         kv_type=variant.kv_type,
         threads=request.threads,
         arguments=variant.arguments,
-        flash_attention=request.flash_attention,
+        attention=request.attention,
     )
+    if settings.attention == "auto":
+        kind = fastest_attention(settings, model.gguf) if model.device is None else "ggml"
+        settings = replace(settings, attention=kind)
     return open_context(model, settings)
 
 

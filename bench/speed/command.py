@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import Terminated, YarnEdgeError
-from yarn_edge.flags import BACKENDS, MAX_THREADS, add_trust_flag, count, length, length_from
+from yarn_edge.flags import ATTENTION_CHOICES, BACKENDS, MAX_THREADS, add_trust_flag, count, length, length_from
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import bar, note
@@ -24,7 +24,7 @@ from yarn_edge.runtime.llama_api import llama, physical_threads
 from yarn_edge.writer import check_output
 
 from ..scoring.variants import Variant, parse_variant, split_variant
-from .configuration import FLASH, Configuration, how_to_build, product_of
+from .configuration import Configuration, how_to_build, product_of
 from .outcome import SpeedOutcome, write_csv
 from .results import OK
 from .session import SpeedSession
@@ -70,7 +70,7 @@ def plan(args: argparse.Namespace, session: SpeedSession) -> list[Configuration]
             model,
             backends=[name for name in backends if devices_of(name)],
             kv_types=[variant.kv_type] if "kv" in fixed else args.kv_type,
-            flash=args.flash_attention,
+            attention=args.attention,
             batches=args.batch,
             ubatches=args.ubatch,
             threads=args.threads or [physical_threads()],
@@ -149,10 +149,10 @@ _LISTS: dict[str, tuple[Callable[[str], Any], list[Any] | None, str]] = {
     "--threads": (count(1, MAX_THREADS), None, "numbers of threads (default: one thread per physical core)"),
     "--batch": (length_from(1, MAX_TOKENS), [512], "maximum tokens per call of llama.cpp (default: 512)"),
     "--ubatch": (length_from(1, MAX_TOKENS), [512], "maximum tokens per compute graph (default: 512)"),
-    "--flash-attention": (
-        one_of(*FLASH),
+    "--attention": (
+        one_of(*ATTENTION_CHOICES),
         ["auto"],
-        f"any of {', '.join(FLASH)}; auto is llama.cpp's choice (default: auto)",
+        f"any of {', '.join(ATTENTION_CHOICES)}: see `chat`; ggml is llama.cpp's own choice here (default: auto)",
     ),
 }
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from yarn_edge.runtime.context_settings import FlashAttention
+from yarn_edge.runtime.context_settings import Attention
 from yarn_edge.runtime.load_log import Buffer
 
-FLASH = {"auto": -1, "off": 0, "on": 1}  # llama.h: enum llama_flash_attn_type, as llama-bench prints it
+FLASH = {"ggml": -1, "plain": 0, "flash": 1}  # llama.h: enum llama_flash_attn_type, as llama-bench prints it
 CMAKE_FLAGS = {"cuda": "-DGGML_CUDA=on", "metal": "-DGGML_METAL=on", "vulkan": "-DGGML_VULKAN=on"}
 _ON_CPU = ("CPU", "AMX")  # what ggml's CPU backend names its buffers, such as CPU_REPACK
 GENERATED_COST = 6.0  # about how much longer than reading a token it takes to generate one: for the progress bar
@@ -23,7 +23,7 @@ class Configuration:
     model: str
     backend: str
     kv_type: str
-    flash_attention: FlashAttention
+    attention: Attention
     n_batch: int
     n_ubatch: int
     threads: int
@@ -64,7 +64,7 @@ def product_of(
     *,
     backends: Sequence[str],
     kv_types: Sequence[str],
-    flash: Sequence[FlashAttention],
+    attention: Sequence[Attention],
     batches: Sequence[int],
     ubatches: Sequence[int],
     threads: Sequence[int],
@@ -73,10 +73,10 @@ def product_of(
 ) -> Iterator[Configuration]:
     """Every combination, each once; a micro-batch is at most a batch. `same`: what all configurations share."""
     seen = set()
-    for backend, kv, attention, batch, ubatch, n, depth in product(
-        backends, kv_types, flash, batches, ubatches, threads, depths
+    for backend, kv, kind, batch, ubatch, n, depth in product(
+        backends, kv_types, attention, batches, ubatches, threads, depths
     ):
-        one = Configuration(model, backend, kv, attention, batch, min(batch, ubatch), n, depth, **same)
+        one = Configuration(model, backend, kv, kind, batch, min(batch, ubatch), n, depth, **same)
         if one not in seen:
             seen.add(one)
             yield one

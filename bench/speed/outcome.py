@@ -32,7 +32,7 @@ _THREADS: Column = ("threads", _configured(lambda c: c.threads))
 _IF_DIFFERENT: tuple[Column, ...] = (
     ("batch", _configured(lambda c: c.n_batch)),
     ("ubatch", _configured(lambda c: c.n_ubatch)),
-    ("flash attention", _configured(lambda c: c.flash_attention)),
+    ("attention", _configured(lambda c: c.attention)),
 )
 
 

@@ -26,6 +26,7 @@ class LoadedModel:
     load_s: float
     device: str
     flash_attention_used: bool | None
+    attention_used: str
     offloaded: list[int] | None
     buffers: list[Buffer]
     model_type: str
@@ -170,7 +171,7 @@ class SpeedRow:
             "n_threads": c.threads,
             "type_k": c.kv_type,
             "type_v": c.kv_type,
-            "flash_attn": FLASH[c.flash_attention],
+            "flash_attn": FLASH.get(c.attention, 1),
             "n_ctx": c.n_ctx or c.needed_ctx,
             "test": self.test,
             "depth": c.depth,
@@ -189,7 +190,8 @@ _COLUMNS = (
     "model", "backend", "build_commit", "backends", "model_filename", "model_type", "model_size", "model_n_params", "n_batch",
     "n_ubatch", "n_threads", "type_k", "type_v", "n_gpu_layers", "flash_attn", "n_ctx", "test", "depth", "n", "n_prompt", "n_gen",
     "n_depth", "status", "tok_per_s", "spread", "seconds", "peak_rss_bytes", "device", "device_memory_bytes", "weights_on",
-    "cache_on", "offloaded", "flash_attention_used", "rope_check", "bytes_per_token", "ceiling_tok_per_s", "fraction", "load_s",
+    "cache_on", "offloaded", "flash_attention_used",
+    "attention_used", "rope_check", "bytes_per_token", "ceiling_tok_per_s", "fraction", "load_s",
     "avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts",
 )  # fmt: skip
 

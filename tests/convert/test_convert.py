@@ -83,9 +83,7 @@ def interleaved(values: np.ndarray[Any, Any], n_heads: int) -> np.ndarray[Any, A
 def logits_of(path: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
     with (
         Model(path) as model,
-        Context(
-            model, ContextSettings(n_ctx=256, n_batch=len(tokens), kv_type="f32", flash_attention="off")
-        ) as context,
+        Context(model, ContextSettings(n_ctx=256, n_batch=len(tokens), kv_type="f32", attention="plain")) as context,
     ):
         context.evaluate(tokens, 0, "all")
         return context.logits()

@@ -247,7 +247,7 @@ def test_the_real_model_takes_drafts_and_says_the_same(smol_quants: dict[str, Pa
         found = []
         for lookup in (None, PromptLookup(always=True)):
             with Context(
-                model, ContextSettings(n_ctx=1024, n_outputs=MAX_DRAFT + 1, threads=2, flash_attention="off")
+                model, ContextSettings(n_ctx=1024, n_outputs=MAX_DRAFT + 1, threads=2, attention="plain")
             ) as context:
                 found.append(sampled(context, prompt, GREEDY, 80, lookup=lookup))
         assert lookup is not None

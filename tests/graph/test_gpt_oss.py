@@ -27,7 +27,7 @@ def divergences(folder: Path) -> tuple[Divergence, Divergence]:
         truth = made(torch.tensor([TOKENS])).logits[0].numpy()
     path, found = gpt_oss.write(folder / "gpt-oss.gguf", made), []
     for arguments in (None, FROM_MODEL):
-        settings = ContextSettings(512, 512, kv_type="f32", arguments=arguments, flash_attention="off")
+        settings = ContextSettings(512, 512, kv_type="f32", arguments=arguments, attention="plain")
         with Model(path) as model, open_context(model, settings) as context:
             context.evaluate(TOKENS, 0, "all")
             found.append(divergence(np.asarray(truth), context.logits()))

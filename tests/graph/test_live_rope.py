@@ -38,7 +38,7 @@ from yarn_edge.verify.command import verify
 from support import tiny_gguf
 from support.tiny_gguf import HEAD_DIM
 
-SETTINGS = ContextSettings(n_ctx=64, n_batch=32, n_ubatch=16, kv_type="f32", threads=1, flash_attention="off")
+SETTINGS = ContextSettings(n_ctx=64, n_batch=32, n_ubatch=16, kv_type="f32", threads=1, attention="plain")
 TOKENS = list(range(5, 29))
 YARN = RopeScaling(
     "yarn", 10000.0, HEAD_DIM, 256, 4.0, attention_factor=yarn_attention_factor(4.0), truncate=False, beta_fast=8.0

@@ -37,7 +37,7 @@ def shift_damage(path: Path, arguments: RuntimeArguments | None = None) -> tuple
     with Model(path) as model:
         tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[:N]
         with Context(
-            model, ContextSettings(n_ctx=N + MOVED, kv_type="f32", flash_attention="off", arguments=arguments)
+            model, ContextSettings(n_ctx=N + MOVED, kv_type="f32", attention="plain", arguments=arguments)
         ) as context:
             fresh = next_logits(context, tokens, 0, 0)
             shifted = next_logits(context, tokens, MOVED, MOVED)
@@ -64,7 +64,7 @@ def test_our_conversation_that_outgrows_the_window_is_a_fresh_evaluation(smol_f3
     with (
         Model(smol_f32) as model,
         ChatTemplate.of(model) as template,
-        Context(model, ContextSettings(n_ctx=192, kv_type="f32", flash_attention="off")) as context,
+        Context(model, ContextSettings(n_ctx=192, kv_type="f32", attention="plain")) as context,
     ):
         session = Session(context, template, Sampling(temperature=0.0))
         for turn in range(4):

@@ -114,7 +114,7 @@ def _wanted(args: argparse.Namespace, documents: tuple[Document, ...], prompt: s
         with closing(_renderer(args, model)) as renderer:
             return len(renderer.tokens(model, asked.messages())) + (args.max_tokens or ANSWER_ROOM)
 
-    wanted = (args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.flash_attention)
+    wanted = (args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.attention)
     return Wanted(*wanted, needed_ctx=None if prompt is None else needed)
 
 

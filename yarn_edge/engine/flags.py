@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yarn_edge.cache_folder import user_cache_folder
-from yarn_edge.flags import add_backend_flag, add_memory_flag, add_trust_flag, memory_size, number_or_auto
+from yarn_edge.flags import (
+    add_attention_flag,
+    add_backend_flag,
+    add_memory_flag,
+    add_trust_flag,
+    memory_size,
+    number_or_auto,
+)
 
 if TYPE_CHECKING:
     from yarn_edge.engine.opened import EngineSettings
@@ -34,10 +41,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         help="draft tokens by copying from the text so far; the model checks each draft. auto: if that is faster, and not at "
         "temperature 0, where batched evaluation could change the answer; on: always (default: auto)",
     )  # fmt: skip
-    parser.add_argument(
-        "--flash-attention", choices=("auto", "on", "off"), default="auto",
-        help="auto: off on a CPU with a 16- or 32-bit cache, where flash attention is slow; on needs less memory (default: auto)",
-    )  # fmt: skip
+    add_attention_flag(parser)
     parser.add_argument(
         "--yarn-factor", type=number_or_auto, metavar="N|auto",
         help="YaRN factor to use instead of the file's; auto: the smallest factor that holds the context",

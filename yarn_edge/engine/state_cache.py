@@ -188,7 +188,8 @@ def run_key(context: Context) -> str:
         "kv_type": context.kv_type,
         "n_batch": context.n_batch,
         "n_ubatch": context.n_ubatch,
-        "flash_attention": context.settings.flash_attention,
+        "attention": context.settings.attention,
+        "values": "transposed" if context.settings.attention == "plain" else "in rows",
         "device": "CPU" if device is None else device.name,
     }
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()

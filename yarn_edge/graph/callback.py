@@ -48,7 +48,7 @@ class GraphCallback:
         check_struct()
         self.edits, self.tap = tuple(edits), tap
         self.error: BaseException | None = None
-        compiled = edits[0].compiled if len(edits) == 1 and tap is None else None
+        compiled = self._compiled()
         if compiled is not None:
             self.callback, self.user_data = compiled
         else:
@@ -57,6 +57,18 @@ class GraphCallback:
         self.in_python, self._failed = compiled is None, False
         self._by_op = {edit.op: edit for edit in edits}
         self.live = next((edit.live for edit in edits if edit.live is not None), None)
+
+    def _compiled(self) -> tuple[Any, int] | None:
+        """The callback and its user data, if Python need not be called."""
+        compiled = [edit.compiled for edit in self.edits if edit.compiled is not None]
+        if self.tap is not None or not compiled or len(compiled) != len(self.edits):
+            return None
+        if len(compiled) == 1:
+            return compiled[0]
+        from yarn_edge.graph.chain import chain_callback, chain_state
+
+        self._state = chain_state(compiled)
+        return chain_callback(), self._state.ctypes.data
 
     def begin(self) -> None:
         """Before an evaluation."""

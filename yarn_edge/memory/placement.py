@@ -17,7 +17,7 @@ from yarn_edge.memory.choice import ContextChoice, DoesNotFitError, choose_conte
 from yarn_edge.memory.plan import Simulation
 from yarn_edge.progress import note
 from yarn_edge.runtime import ggml
-from yarn_edge.runtime.context_settings import FlashAttention
+from yarn_edge.runtime.context_settings import Attention
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.machine import spare_bytes
 from yarn_edge.runtime.model import Model
@@ -38,7 +38,7 @@ class Wanted:
     kv_type: str | None = None
     memory_bytes: int | None = None
     threads: int | None = None
-    flash_attention: FlashAttention = "auto"
+    attention: Attention = "auto"
     needed_ctx: Callable[[Model], int] | None = None
 
 
@@ -87,9 +87,7 @@ def budget_bytes(device: ggml.Device | None, backend: str | None, given: int | N
 
 def _on(path: Path, device: ggml.Device | None, wanted: Wanted, enough: int, gguf: GGUFFile | None) -> Placement:
     """Raises DoesNotFitError if neither the whole context nor `enough` tokens would fit."""
-    with Simulation(
-        path, device=device, threads=wanted.threads, flash_attention=wanted.flash_attention, gguf=gguf
-    ) as simulation:
+    with Simulation(path, device=device, threads=wanted.threads, attention=wanted.attention, gguf=gguf) as simulation:
         ctx = wanted.ctx
         if ctx is None and wanted.needed_ctx is not None:
             ctx = min(wanted.needed_ctx(simulation.model), simulation.n_ctx_train)

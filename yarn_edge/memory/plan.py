@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+from yarn_edge.attention.policy import choose_attention, last_contexts
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.memory.log_sizes import ContextSizes, allocated_bytes, context_sizes
 from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.runtime import ggml
-from yarn_edge.runtime.attention import choose_attention, last_contexts
 from yarn_edge.runtime.context import MAX_DRAFT, Context
-from yarn_edge.runtime.context_settings import ContextSettings, FlashAttention
+from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.kv_cache import CTX_STEP
 from yarn_edge.runtime.llama_api import captured_log, physical_threads
 from yarn_edge.runtime.load_log import MIB
@@ -78,19 +78,17 @@ def conversation_settings(
     kv_type: str,
     device: ggml.Device | None,
     threads: int | None = None,
-    flash_attention: FlashAttention = "auto",
+    attention: Attention = "auto",
 ) -> ContextSettings:
     """What `chat` and `serve` run: attention by the policy, logits for a token and its draft. device: None for the CPU."""
-    wanted = ContextSettings(
-        n_ctx=n_ctx, n_outputs=OUTPUTS, kv_type=kv_type, threads=threads, flash_attention=flash_attention
-    )
+    wanted = ContextSettings(n_ctx=n_ctx, n_outputs=OUTPUTS, kv_type=kv_type, threads=threads, attention=attention)
     return choose_attention(wanted, file, on_cpu=device is None or device.kind == "cpu")
 
 
 class Simulation:
     """A GGUF's header and vocabulary in llama.cpp, without weights. Use it as a context manager, or call `close`.
 
-    device: where layers and cache would go, by default the CPU. flash_attention: as in `yarn_edge.runtime.attention`.
+    device: where layers and cache would go, by default the CPU. attention: as in `yarn_edge.attention.policy`.
     process_bytes: memory of a process that has loaded the header; by default measured in this process. gguf: as in `Model`.
     Raises YarnEdgeError if the file cannot be loaded.
     """
@@ -101,7 +99,7 @@ class Simulation:
         *,
         device: ggml.Device | None = None,
         threads: int | None = None,
-        flash_attention: FlashAttention = "auto",
+        attention: Attention = "auto",
         process_bytes: int | None = None,
         gguf: GGUFFile | None = None,
     ) -> None:
@@ -111,7 +109,7 @@ class Simulation:
         with captured_log() as log:
             self.model = Model(path, no_alloc=True, device=device, gguf=self.file)  # tokenizes, too
         self.device = self.model.device
-        self.threads, self.flash_attention = threads or physical_threads(), flash_attention
+        self.threads, self.attention = threads or physical_threads(), attention
         self.n_ctx_train: int = self.model.n_ctx_train
         self._simulations: dict[ContextSettings, ContextSizes | YarnEdgeError] = {}
         self.process_bytes = process_bytes or 0  # with header and vocabulary
@@ -125,7 +123,7 @@ class Simulation:
 
     def settings(self, n_ctx: int, kv_type: str = "f16") -> ContextSettings:
         """The settings of a conversation with `n_ctx` tokens, which `plan` describes and which are to run."""
-        return conversation_settings(self.file, n_ctx, kv_type, self.device, self.threads, self.flash_attention)
+        return conversation_settings(self.file, n_ctx, kv_type, self.device, self.threads, self.attention)
 
     def plan(self, n_ctx: int, kv_type: str = "f16", *, weights: Weights | None = None) -> MemoryPlan:
         """The plan for a conversation: `plan_of` its `settings`."""

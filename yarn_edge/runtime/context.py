@@ -29,7 +29,7 @@ MAX_DRAFT = 15
 
 Outputs = Literal["none", "last", "all"]
 
-_FLASH = {"auto": -1, "off": 0, "on": 1}
+_FLASH = {"auto": -1, "ggml": -1, "plain": 0}  # enum llama_flash_attn_type; 1 for all others
 
 
 class GraphHook(Protocol):
@@ -104,7 +104,7 @@ class Context:
         params.n_outputs_max = min(settings.n_outputs, params.n_batch)
         params.n_threads = params.n_threads_batch = settings.threads or physical_threads()
         params.type_k = params.type_v = KV_TYPES[settings.kv_type][0]
-        params.flash_attn_type = _FLASH[settings.flash_attention]
+        params.flash_attn_type = _FLASH.get(settings.attention, 1)
         params.offload_kqv = params.op_offload = self.model.device is not None
         params.no_perf = True
         for name, value in self.arguments.context_params.items():

@@ -11,7 +11,9 @@ from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.runtime.kv_cache import KV_TYPES
 
-FlashAttention = Literal["auto", "on", "off"]  # auto: llama.cpp decides
+# fast: our kernels (fast-few, fast-many: for up to 16 queries, or for more; ggml's flash attention for the others); flash, plain:
+# ggml's; ggml: llama.cpp decides between these two; auto: `yarn_edge.attention.policy` decides between all.
+Attention = Literal["auto", "fast", "fast-few", "fast-many", "ggml", "flash", "plain"]
 
 MAX_SEQUENCES = 256  # llama.h: LLAMA_MAX_SEQ
 
@@ -23,6 +25,7 @@ class ContextSettings:
     n_batch: tokens of one llama.cpp call. n_ubatch: tokens of one graph (None: n_batch). n_outputs: tokens of one batch that
     may get logits, for which memory is reserved (0: all). kv_type: a key of KV_TYPES, for both keys and values. threads: None
     for the number of physical cores. arguments: scaling values (None: every value spelled out from the file).
+    attention: what computes it; "auto" is up to the policy, and llama.cpp decides if nobody has asked it.
     Raises YarnEdgeError for values that llama.cpp cannot take.
     """
 
@@ -34,7 +37,12 @@ class ContextSettings:
     kv_type: str = "f16"
     threads: int | None = None
     arguments: RuntimeArguments | None = None
-    flash_attention: FlashAttention = "auto"
+    attention: Attention = "ggml"
+
+    @property
+    def fast(self) -> bool:
+        """Whether our kernels compute attention, or some of it."""
+        return self.attention.startswith("fast")
 
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:

@@ -57,6 +57,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_rope_ext": (TensorPointer, [_P, TensorPointer, TensorPointer, TensorPointer, *[_INT] * 3, *[_F] * 6]),
     "ggml_mul_mat": (TensorPointer, [_P, TensorPointer, TensorPointer]),
     "ggml_mul_mat_id": (TensorPointer, [_P, TensorPointer, TensorPointer, TensorPointer]),
+    "ggml_flash_attn_ext": (TensorPointer, [_P, *[TensorPointer] * 4, *[_F] * 3]),
+    "ggml_soft_max_ext": (TensorPointer, [_P, TensorPointer, TensorPointer, _F, _F]),
     "ggml_new_graph": (_P, [_P]),
     "ggml_build_forward_expand": (None, [_P, TensorPointer]),
     "ggml_backend_alloc_ctx_tensors": (_P, [_P, _P]),
@@ -180,6 +182,18 @@ def cpu_device() -> Device:
 def device_handle(device: Device) -> Any:
     """ggml_backend_dev_t."""
     return function("ggml_backend_dev_get")(device.index)
+
+
+@contextmanager
+def started(device: Device) -> Iterator[Any]:
+    """The device's ggml_backend_t, freed on leaving."""
+    backend = function("ggml_backend_dev_init")(device_handle(device), None)
+    if not backend:
+        raise YarnEdgeError(f"device {device.name} cannot be started")
+    try:
+        yield backend
+    finally:
+        function("ggml_backend_free")(backend)
 
 
 @cache

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -20,8 +18,8 @@ from yarn_edge.runtime.ggml import (
     Device,
     check_struct,
     cpu_device,
-    device_handle,
     function,
+    started,
     tensor_context,
 )
 
@@ -89,7 +87,7 @@ def rope(
         raise ValueError(f"{divisors.shape} frequency factors for {arguments.n_dims} dimensions")
     if values.ndim != 3 or where.shape != values.shape[:1]:
         raise ValueError(f"x {values.shape} and positions {where.shape} do not fit")
-    with _started(device) as backend, tensor_context(8) as ctx:
+    with started(device) as backend, tensor_context(8) as ctx:
         inputs = function("ggml_new_tensor_3d")(ctx, TYPE_F32, *reversed(values.shape))
         pos = function("ggml_new_tensor_1d")(ctx, TYPE_I32, len(where))
         table = None if divisors is None else function("ggml_new_tensor_1d")(ctx, TYPE_F32, len(divisors))
@@ -99,18 +97,6 @@ def rope(
         result = np.empty_like(values)
         _compute(device, backend, ctx, [(inputs, values), (pos, where), (table, divisors)], (node, result))
     return result
-
-
-@contextmanager
-def _started(device: Device) -> Iterator[Any]:
-    """The device's ggml_backend_t."""
-    backend = function("ggml_backend_dev_init")(device_handle(device), None)
-    if not backend:
-        raise YarnEdgeError(f"device {device.name} cannot be started")
-    try:
-        yield backend
-    finally:
-        function("ggml_backend_free")(backend)
 
 
 def _compute(

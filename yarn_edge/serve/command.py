@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(
             f"--host {args.host} needs --api-key (or ${KEY_VARIABLE}): others can reach the model at that address"
         )
-    wanted = Wanted(args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.flash_attention)
+    wanted = Wanted(args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.attention)
     with ExitStack() as held:
         listener = held.enter_context(closing(listening(args.host, args.port)))
         address, port = listener.getsockname()[:2]

@@ -68,7 +68,7 @@ def check_logits(
         n_batch=LOGIT_BATCH,
         kv_type=kv_type,
         threads=threads,
-        flash_attention="on" if kv_type in QUANTIZED_CACHES else "off",
+        attention="flash" if kv_type in QUANTIZED_CACHES else "plain",
     )
     with open_context(model, settings) as c, bar("Comparing logits", len(tokens), "tokens") as advance:
         for start in range(0, len(tokens), LOGIT_BATCH):

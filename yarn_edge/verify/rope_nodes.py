@@ -91,7 +91,7 @@ def record_ropes(
     recorder = _Recorder()
     n_ctx = max(64, len(tokens))
     settings = ContextSettings(
-        n_ctx=n_ctx, n_batch=n_ctx, kv_type="f32", arguments=arguments, threads=threads, flash_attention="off"
+        n_ctx=n_ctx, n_batch=n_ctx, kv_type="f32", arguments=arguments, threads=threads, attention="plain"
     )
     with open_context(model, settings, tap=recorder) as context:
         for start in starts:

@@ -34,7 +34,7 @@ CTX = 192
 def logits_of(path: Path, kv_type: str) -> tuple[Any, Any]:
     with Model(path) as model:
         tokens = model.tokenize(sample_text(), add_special=False, parse_special=False)[:CTX]
-        with Context(model, ContextSettings(n_ctx=CTX, n_batch=CTX, kv_type=kv_type, flash_attention="on")) as context:
+        with Context(model, ContextSettings(n_ctx=CTX, n_batch=CTX, kv_type=kv_type, attention="flash")) as context:
             context.evaluate(tokens[:-1], 0, "all")
             return tokens, log_softmax(context.logits())
 

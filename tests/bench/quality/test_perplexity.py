@@ -56,13 +56,13 @@ def test_nll_equals_transformers(whole_smol_f32: Path, truth: tuple[list[int], A
     np.testing.assert_allclose(part[599:], ours[599:], atol=1e-5)
 
 
-def test_flash_attention_only_rounds(whole_smol_f32: Path, truth: tuple[list[int], Any]) -> None:
+def test_attention_only_rounds(whole_smol_f32: Path, truth: tuple[list[int], Any]) -> None:
     tokens, wanted = truth
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yarn_edge.runtime.attention.SCORE_BYTES", 0)
+        patch.setattr("yarn_edge.attention.policy.SCORE_BYTES", 0)
         with Model(whole_smol_f32) as model:
             variant = Variant("m", read_gguf(whole_smol_f32), "f32")
-            assert batch_settings(model.gguf, model.n_vocab, variant, 700).flash_attention == "auto"
+            assert batch_settings(model.gguf, model.n_vocab, variant, 700).attention == "auto"
             with captured_log() as log:
                 ours = token_nll(model, tokens, kv_type="f32")
             assert flash_attention_in("".join(log)) is True
@@ -147,7 +147,7 @@ def test_the_batch_follows_vocabulary_and_length(
 ) -> None:
     variant = Variant("m", smol_f32, kv, device)
     settings = batch_settings(read_gguf(smol_f32), n_vocab, variant, n_ctx, attention=wanted)
-    assert (settings.n_batch, settings.flash_attention) == batch
+    assert (settings.n_batch, settings.attention) == batch
 
 
 # ---- the command

@@ -54,7 +54,7 @@ UPSTREAM = {
 
 
 def logits_of(path: Path, arguments: RuntimeArguments | None = None) -> np.ndarray[Any, Any]:
-    settings = ContextSettings(256, N_TOKENS, kv_type="f32", arguments=arguments, flash_attention="off")
+    settings = ContextSettings(256, N_TOKENS, kv_type="f32", arguments=arguments, attention="plain")
     with Model(path) as model, open_context(model, settings) as context:
         context.evaluate(TOKENS, 0, "all")
         return context.logits()

@@ -56,7 +56,7 @@ def checkpoint(shelf: Shelf, family: str) -> Path:
 
 
 def logits_of(path: Path) -> np.ndarray[Any, Any]:
-    settings = ContextSettings(n_ctx=256, n_batch=N_TOKENS, kv_type="f32", flash_attention="off")
+    settings = ContextSettings(n_ctx=256, n_batch=N_TOKENS, kv_type="f32", attention="plain")
     with Model(path) as model, Context(model, settings) as context:
         context.evaluate(TOKENS, 0, "all")
         return context.logits()

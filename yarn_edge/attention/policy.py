@@ -28,6 +28,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from yarn_edge.attention.choose import LEAST_CONTEXT, fastest_attention
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import CTX_STEP
@@ -37,18 +38,21 @@ LEAST_TOKENS = 32  # of one graph
 
 
 def choose_attention(settings: ContextSettings, file: GGUFFile, *, on_cpu: bool) -> ContextSettings:
-    """The settings with flash_attention and n_ubatch chosen; settings.n_ubatch, or n_batch, is the largest graph.
+    """The settings with attention and n_ubatch chosen; settings.n_ubatch, or n_batch, is the largest graph.
 
-    settings.flash_attention: "auto" for the policy; "on" and "off" are kept.
+    settings.attention: "auto" for the fastest on this machine; "ggml" for plain or flash by the rule above; others are kept.
     """
-    most, wanted = settings.n_ubatch or settings.n_batch, settings.flash_attention
-    if wanted == "on" or (wanted == "auto" and not on_cpu):
+    if settings.attention == "auto":
+        fastest = fastest_attention(settings, file) if on_cpu else "ggml"
+        return choose_attention(replace(settings, attention=fastest), file, on_cpu=on_cpu)
+    most, wanted = settings.n_ubatch or settings.n_batch, settings.attention
+    if wanted not in ("ggml", "plain") or (wanted == "ggml" and not on_cpu):
         return settings
     n_ctx, least = settings.n_ctx or int(file.number("context_length") or 0), min(most, LEAST_TOKENS)
     plain = plain_tokens(file, n_ctx, settings.kv_type, most, least)
-    if plain is None and wanted == "auto":
+    if plain is None and wanted == "ggml":
         return settings
-    return replace(settings, n_ubatch=plain or least, flash_attention="off")
+    return replace(settings, n_ubatch=plain or least, attention="plain")
 
 
 def plain_tokens(file: GGUFFile, n_ctx: int, kv_type: str, most: int, least: int) -> int | None:
@@ -67,7 +71,7 @@ def plain_tokens(file: GGUFFile, n_ctx: int, kv_type: str, most: int, least: int
 
 def last_contexts(file: GGUFFile, limit: int, n_batch: int = 512) -> list[int]:
     """The context lengths, ascending, after which `choose_attention` changes its answer; the last one is `limit`."""
-    heads, ends, tokens = n_heads(file), set(), n_batch
+    heads, ends, tokens = n_heads(file), {LEAST_CONTEXT - CTX_STEP}, n_batch
     while heads and tokens >= LEAST_TOKENS:
         ends.add(SCORE_BYTES // (heads * tokens * 4) // CTX_STEP * CTX_STEP)
         tokens //= 2

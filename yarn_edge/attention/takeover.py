@@ -1,0 +1,156 @@
+"""The callback that gives FLASH_ATTN_EXT nodes to a kernel, without Python; it leaves those that no kernel knows.
+
+Everything that a kernel assumes of a node is checked here, for every node of every graph. What a node must be is in `ggml.h`
+(struct ggml_tensor) and in `llama-graph.cpp` (build_attn_mha).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from yarn_edge.attention import spans, work
+from yarn_edge.attention.cache_rows import CACHE_TYPES
+from yarn_edge.attention.node import FUNCTION_AT, NB, NE, OP, PARAMS, SCALE_AT, SRC, TASKS_AT, WORK_AT
+from yarn_edge.attention.vectors import read_f32, read_i32, read_i64, write_f32, write_i32, write_i64
+from yarn_edge.attention.work import TILE
+from yarn_edge.runtime.llama_api import llama
+
+# The state, int64: HEAD values, then a row of ROW_WIDTH for each kernel: types of K and V, bytes of a block of each, floats of a
+# head of each, the addresses for FEW queries and for more (0: ggml is faster).
+(VERSION, FLASH_OP, CUSTOM_OP, WORK, SCRATCH_ROOM, PARTIALS_ROOM, TAKEN, LEFT, REASON, N_KERNELS) = range(10)
+HEAD, ROW_WIDTH = 10, 8
+REASONS = (
+    "", "its cache types or head sizes have no kernel", "its mask has another form", "it has a soft cap or ALiBi",
+    "its cache is not cut into whole tiles", "it needs more working memory than was set aside", "its inputs have another form",
+)  # fmt: skip
+_NO_KERNEL, _MASK, _BIAS, _CELLS, _ROOM, _FORM = range(1, 7)
+_F32, _F16 = 0, 1
+
+
+def _compiled(function: Any) -> Any:
+    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)(function)
+
+
+def _with(function: Any, **names: Any) -> Any:
+    return _compiled(FunctionType(function.__code__, {**vars(work), **names}))
+
+
+_span_start = _compiled(spans.span_start)
+_partials = _with(
+    work.partials_floats, span_count=_compiled(FunctionType(spans.span_count.__code__, {"span_start": _span_start}))
+)
+_scratch = _with(work.scratch_floats)
+
+
+@_compiled
+def _kernel_for(state: int, k: int, v: int) -> int:
+    """The address of the row for these types and head sizes; 0 without one."""
+    for i in range(read_i64(state + 8 * N_KERNELS)):
+        row = state + 8 * (HEAD + ROW_WIDTH * i)
+        same_types = read_i32(k) == read_i64(row) and read_i32(v) == read_i64(row + 8)
+        whole = read_i64(k + NB) == read_i64(row + 16) and read_i64(v + NB) == read_i64(row + 24)
+        if same_types and whole and read_i64(k + NE) == read_i64(row + 32) and read_i64(v + NE) == read_i64(row + 40):
+            return row
+    return 0
+
+
+@_compiled
+def _shaped(dst: int, q: int, k: int, v: int) -> bool:
+    """Whether queries, keys, values and result belong together, as ggml_flash_attn_ext makes them."""
+    for i in (16, 24):
+        if read_i64(k + NE + i) != read_i64(v + NE + i):
+            return False
+    kv_heads, sinks = read_i64(k + NE + 16), read_i64(dst + SRC + 32)
+    if sinks != 0 and (read_i32(sinks) != _F32 or read_i64(sinks + NE) != read_i64(q + NE + 16)):
+        return False
+    return bool(
+        read_i32(q) == _F32 and read_i64(q + NB) == 4 and read_i32(dst) == _F32 and read_i64(dst + NB) == 4
+        and read_i64(q + NE) == read_i64(k + NE) and read_i64(k + NE + 8) == read_i64(v + NE + 8)
+        and read_i64(q + NE + 24) == read_i64(k + NE + 24) and kv_heads > 0 and read_i64(q + NE + 16) % kv_heads == 0
+        and read_i64(dst + NE + 8) == read_i64(q + NE + 16) and read_i64(dst + NE + 16) == read_i64(q + NE + 8)
+    )  # fmt: skip
+
+
+@_compiled
+def _masked(dst: int, q: int, k: int) -> bool:
+    mask = read_i64(dst + SRC + 24)
+    if mask == 0 or read_i32(mask) != _F16 or read_i64(mask + NB) != 2:
+        return False
+    sequences = read_i64(mask + NE + 24)
+    return bool(
+        read_i64(mask + NE) == read_i64(k + NE + 8) and read_i64(mask + NE + 8) >= read_i64(q + NE + 8)
+        and read_i64(mask + NE + 16) == 1 and (sequences == 1 or sequences == read_i64(q + NE + 24))
+    )  # fmt: skip
+
+
+@_compiled
+def _reason_to_leave(dst: int, state: int) -> int:
+    q, k, v = read_i64(dst + SRC), read_i64(dst + SRC + 8), read_i64(dst + SRC + 16)
+    row = _kernel_for(state, k, v)
+    if row == 0:
+        return _NO_KERNEL
+    if not _shaped(dst, q, k, v):
+        return _FORM
+    if not _masked(dst, q, k):
+        return _MASK
+    if read_i32(dst + PARAMS + 4) != 0 or read_i32(dst + PARAMS + 8) != 0:
+        return _BIAS
+    cells, heads, kv_heads = read_i64(k + NE + 8), read_i64(q + NE + 16), read_i64(k + NE + 16)
+    if cells % TILE != 0:
+        return _CELLS
+    d_k, d_v = read_i64(row + 32), read_i64(row + 40)
+    partials = _partials(d_v, heads, read_i64(q + NE + 24), cells)
+    if 4 * _scratch(d_k, d_v, heads, kv_heads) > read_i64(state + 8 * SCRATCH_ROOM) or 4 * partials > read_i64(
+        state + 8 * PARTIALS_ROOM
+    ):
+        return _ROOM
+    return 0
+
+
+@_compiled
+def _take_over(dst: int, state: int) -> None:
+    """Give a node to its kernel, or note why not."""
+    reason = _reason_to_leave(dst, state)
+    if reason != 0:
+        write_i64(state + 8 * LEFT, read_i64(state + 8 * LEFT) + 1)
+        write_i64(state + 8 * REASON, reason)
+        return
+    row = _kernel_for(state, read_i64(dst + SRC + 8), read_i64(dst + SRC + 16))
+    many = read_i64(read_i64(dst + SRC) + NE + 8) > work.FEW
+    function = read_i64(row + (56 if many else 48))
+    if function == 0:
+        return
+    write_f32(dst + SCALE_AT, read_f32(dst + PARAMS))
+    write_i64(dst + FUNCTION_AT, function)
+    write_i32(dst + TASKS_AT, -1)
+    write_i64(dst + WORK_AT, read_i64(state + 8 * WORK))
+    write_i32(dst + OP, read_i64(state + 8 * CUSTOM_OP))
+    write_i64(state + 8 * TAKEN, read_i64(state + 8 * TAKEN) + 1)
+
+
+def build_callback(version: int, keep: bool) -> Any:
+    """The callback as llama.cpp takes it; its user data is the address of the state. See `kernel.build` for the arguments."""
+
+    def before_attention(address: int, asking: int, state: int) -> int:
+        if asking and read_i32(address + OP) == read_i64(state + 8 * FLASH_OP):
+            _take_over(address, state)
+            write_i64(state + 8 * VERSION, version)
+        return 0
+
+    compiled = numba.cfunc(types.uint8(types.int64, types.uint8, types.int64), cache=keep)(before_attention)
+    callback = ctypes.cast(compiled.address, llama().ggml_backend_sched_eval_callback)
+    callback.compiled = compiled  # keeps its code
+    return callback
+
+
+def kernel_row(k_type: str, v_type: str, d_k: int, d_v: int, few: int, many: int) -> npt.NDArray[np.int64]:
+    """A row of the state."""
+    k, v = CACHE_TYPES[k_type], CACHE_TYPES[v_type]
+    return np.array([k.number, v.number, k.ggml_bytes, v.ggml_bytes, d_k, d_v, few, many], np.int64)

@@ -1,0 +1,56 @@
+"""Several compiled callbacks as one: each is asked about every node, without Python."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+
+from yarn_edge.attention.vectors import I8, I64, Emitter, operation, read_i64
+from yarn_edge.runtime.compiled_code import from_cache
+from yarn_edge.runtime.llama_api import llama
+
+
+def _call(emit: Emitter, function: Any, address: Any, asking: Any, user_data: Any) -> Any:
+    b = emit.builder
+    kind = ir.FunctionType(I8, [I64, I8, I64])
+    answer = b.call(b.inttoptr(function, kind.as_pointer()), [address, b.trunc(asking, I8), user_data])
+    return b.zext(answer, I64)
+
+
+_call_at = operation(_call)
+
+
+@cache
+def chain_callback() -> Any:
+    """The callback as llama.cpp takes it; its user data is the address of what `chain_state` made. Raises whatever Numba raises."""
+    return from_cache(_build, sources=[__file__], takes="1 s")
+
+
+def chain_state(callbacks: Sequence[tuple[Any, int]]) -> npt.NDArray[np.int64]:
+    """callbacks: each with its user data."""
+    pairs = [(ctypes.cast(callback, ctypes.c_void_p).value or 0, data) for callback, data in callbacks]
+    return np.array([0, len(pairs), *(value for pair in pairs for value in pair)], np.int64)
+
+
+def _build(version: int, keep: bool) -> Any:
+    def each_in_turn(address: int, asking: int, state: int) -> int:
+        if version == 0:
+            return 0
+        for i in range(read_i64(state + 8)):
+            pair = state + 16 * (i + 1)
+            if _call_at(read_i64(pair), address, asking, read_i64(pair + 8)):
+                return 1
+        return 0
+
+    compiled = numba.cfunc(types.uint8(types.int64, types.uint8, types.int64), cache=keep)(each_in_turn)
+    callback = ctypes.cast(compiled.address, llama().ggml_backend_sched_eval_callback)
+    callback.compiled = compiled  # keeps its code
+    return callback

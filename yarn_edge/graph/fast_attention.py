@@ -1,0 +1,88 @@
+"""Attention in our own kernels: every FLASH_ATTN_EXT node that a kernel knows is given to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from yarn_edge.attention.compiled import callback, kernel_of, missing
+from yarn_edge.attention.kernel_shapes import kernel_shapes, no_kernels
+from yarn_edge.attention.work import WorkArea, partials_floats, scratch_floats
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.llama_rules.effective import LivePositions
+from yarn_edge.progress import note
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.ggml import op_number
+from yarn_edge.runtime.kv_cache import CTX_STEP
+from yarn_edge.runtime.llama_api import physical_threads
+from yarn_edge.runtime.model import Model
+
+
+class FastAttention:
+    """The edit of one context on a CPU. few, many: whether kernels take nodes of up to 16 queries, and of more.
+
+    Raises YarnEdgeError where there are no kernels: without Numba, on a GPU, for this cache type or these heads.
+    """
+
+    live: LivePositions | None = None
+
+    def __init__(self, model: Model, settings: ContextSettings, *, few: bool = True, many: bool = True) -> None:
+        why = "it runs on a GPU" if model.device is not None else no_kernels(model.gguf, settings.kv_type) or missing()
+        if why is not None:
+            raise YarnEdgeError(f"{model.path}: no fast attention: {why}")
+        from yarn_edge.attention import takeover
+
+        self._names, self.op = takeover, op_number(b"FLASH_ATTN_EXT")
+        shapes = kernel_shapes(model.gguf, settings.kv_type)
+        sequences, threads = settings.n_seq, settings.threads or physical_threads()
+        cells = -(-(settings.n_ctx or model.n_ctx_train) // CTX_STEP) * CTX_STEP
+        self._work = WorkArea(
+            threads,
+            max(scratch_floats(s.d_k, s.d_v, heads.query, heads.kv) for heads, s in shapes),
+            max(partials_floats(s.d_v, heads.query, sequences, cells) for heads, s in shapes),
+        )
+        kernels = [(shape, kernel_of(shape)) for shape in sorted({shape for _, shape in shapes})]
+        rows = [takeover.kernel_row(*shape, *(k.address if on else 0 for on in (few, many))) for shape, k in kernels]
+        head = np.zeros(takeover.HEAD, np.int64)
+        head[takeover.FLASH_OP], head[takeover.CUSTOM_OP] = self.op, op_number(b"CUSTOM")
+        head[takeover.WORK], head[takeover.N_KERNELS] = self._work.address, len(rows)
+        head[takeover.SCRATCH_ROOM], head[takeover.PARTIALS_ROOM] = self._work.scratch, self._work.partials
+        self._state = np.concatenate([head, *rows])
+        self.compiled: tuple[Any, int] | None = (callback(), self._state.ctypes.data)
+        self._told = False
+
+    @property
+    def calls(self) -> int:
+        """Nodes that kernels have computed."""
+        return self._work.calls
+
+    @property
+    def taken(self) -> int:
+        """Nodes that were given to kernels; a graph that llama.cpp uses again counts once."""
+        return int(self._state[self._names.TAKEN])
+
+    @property
+    def left(self) -> int:
+        """Nodes that no kernel knows, and that ggml computes."""
+        return int(self._state[self._names.LEFT])
+
+    def edit(self, address: int) -> bool:
+        """See `GraphEdit`."""
+        assert self.compiled is not None
+        made, state = self.compiled
+        made(address, True, state)
+        return True
+
+    def begin(self) -> None:
+        """See `GraphEdit`."""
+
+    def check(self, complete: bool) -> None:  # noqa: ARG002
+        """See `GraphEdit`. Says once which nodes are left to ggml."""
+        if self.left and not self._told:
+            self._told = True
+            reason = self._names.REASONS[int(self._state[self._names.REASON])]
+            note(f"note: ggml computes some of this model's attention, not the fast kernels: {reason}")
+
+    def close(self) -> None:
+        """See `GraphEdit`."""

@@ -1,0 +1,41 @@
+"""Code that Numba compiles for the live graph: compiled once, and then read from Numba's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from yarn_edge.progress import note
+from yarn_edge.runtime.ggml import TensorStruct
+
+_NOTICE_S = 3.0
+
+
+def from_cache(build: Callable[..., Any], *what: Any, sources: Iterable[str], takes: str) -> Any:
+    """`build(*what, version, keep)`, with keep for Numba's cache; without it if the cache cannot be used (no folder, a full disk, …).
+
+    version: changes with `what`, with the files `sources` and with the layout of a node; build must put it into the closure of
+    the outermost function, which is all that Numba looks at when it reads its cache. takes: such as "8 s", for a note.
+    """
+    version = _version_of(what, sources)
+    notice = threading.Timer(_NOTICE_S, note, (f"compiling for this processor, which is needed once: about {takes}",))
+    notice.daemon = True
+    notice.start()
+    try:
+        try:
+            return build(*what, version, True)
+        except Exception:  # no writable folder, a full disk, a damaged file
+            return build(*what, version, False)
+    finally:
+        notice.cancel()
+
+
+def _version_of(what: Any, sources: Iterable[str]) -> int:
+    fields = [(name, getattr(TensorStruct, name).offset) for name, *_ in TensorStruct._fields_]
+    digest = hashlib.sha256(repr((what, fields)).encode())
+    for source in sources:
+        digest.update(Path(source).read_bytes())
+    return int.from_bytes(digest.digest()[:7], "big")

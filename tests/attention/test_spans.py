@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from yarn_edge.attention.spans import span_count, span_start
@@ -11,7 +13,7 @@ from yarn_edge.attention.work import TILE, WorkArea, partials_floats, scratch_fl
 def test_spans_follow_each_other() -> None:
     starts = [span_start(i) for i in range(200)]
     assert starts[0] == 0
-    assert all(b > a and a % TILE == 0 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b > a and a % TILE == 0 for a, b in pairwise(starts))
 
 
 @pytest.mark.parametrize("cells", [1, 64, 256, 257, 8192, 8193, 12288, 131072, 1 << 20])

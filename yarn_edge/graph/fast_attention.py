@@ -50,7 +50,7 @@ class FastAttention:
         head[takeover.SCRATCH_ROOM], head[takeover.PARTIALS_ROOM] = self._work.scratch, self._work.partials
         self._state = np.concatenate([head, *rows])
         self.compiled: tuple[Any, int] | None = (callback(), self._state.ctypes.data)
-        self._told = False
+        self._told, self._wants_all = False, few and many
 
     @property
     def calls(self) -> int:
@@ -77,12 +77,17 @@ class FastAttention:
     def begin(self) -> None:
         """See `GraphEdit`."""
 
-    def check(self, complete: bool) -> None:  # noqa: ARG002
-        """See `GraphEdit`. Says once which nodes are left to ggml."""
-        if self.left and not self._told:
+    def check(self, complete: bool) -> None:
+        """See `GraphEdit`. Says once what is left to ggml."""
+        if self._told or not complete:
+            return
+        if self.left:
             self._told = True
             reason = self._names.REASONS[int(self._state[self._names.REASON])]
             note(f"note: ggml computes some of this model's attention, not the fast kernels: {reason}")
+        elif not self.taken and self._wants_all:
+            self._told = True
+            note("note: ggml computes this model's attention: llama.cpp has no flash attention for its architecture")
 
     def close(self) -> None:
         """See `GraphEdit`."""

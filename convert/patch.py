@@ -206,8 +206,8 @@ def run(args: argparse.Namespace) -> int:
     overrides = scaling_overrides(args)
     if not (args.repair or args.checkpoint or overrides.fields):
         raise YarnEdgeError("nothing to do: pass --repair, --from CHECKPOINT, or --yarn-… flags")
-    if overrides.freeze_at is not None and not args.checkpoint:
-        raise YarnEdgeError("--freeze-at needs --from CHECKPOINT: a GGUF is static")
+    if overrides.for_checkpoints and not args.checkpoint:
+        raise YarnEdgeError(f"{overrides.for_checkpoints[0]} needs --from CHECKPOINT: a GGUF is static")
     outputs, plan, changes = patch(
         args.model,
         args.output,

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 # --backend NAME -> the names that ggml's backend libraries use for themselves.
 BACKENDS: dict[str, tuple[str, ...]] = {
@@ -68,6 +68,8 @@ _ROWS: dict[str, tuple[str, Callable[[str], float], str]] = {
 }
 FLAGS: dict[str, str] = {field: flag for field, (flag, _kind, _help) in _ROWS.items()}
 Bake = Literal["auto", "never", "always"]
+Reading = Literal["transformers", "multiply"]
+READING_FLAG = "--attention-factor-reading"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class ScalingOverrides:
     """Values on top of a model's scaling: fields of RopeScaling. None keeps the model's own value.
 
     freeze_at: the length in tokens whose angles a dynamic scaling keeps for all positions, and whose table LongRoPE uses.
+    attention_factor_reading: whether an attn_factor that transformers does not read multiplies A.
     """
 
     factor: float | None = None
@@ -85,6 +88,7 @@ class ScalingOverrides:
     beta_slow: float | None = None
     rope_theta: float | None = None
     freeze_at: int | None = None
+    attention_factor_reading: Reading | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -93,7 +97,13 @@ class ScalingOverrides:
 
     def __bool__(self) -> bool:
         """Whether anything was given."""
-        return bool(self.fields) or self.freeze_at is not None
+        return bool(self.fields) or bool(self.for_checkpoints)
+
+    @property
+    def for_checkpoints(self) -> list[str]:
+        """The flags given that only a checkpoint's config can answer."""
+        given = {"--freeze-at": self.freeze_at, READING_FLAG: self.attention_factor_reading}
+        return [flag for flag, value in given.items() if value is not None]
 
 
 @dataclass(frozen=True)
@@ -118,13 +128,14 @@ def add_scaling_flags(parser: argparse.ArgumentParser, purpose: str) -> None:
     group = parser.add_argument_group("scaling", purpose)
     for field, (flag, kind, text) in _ROWS.items():
         group.add_argument(flag, dest=field, type=kind, metavar="N", help=text)
-    add_freeze_flag(group)
-
-
-def add_freeze_flag(parser: argparse._ActionsContainer) -> None:
-    """--freeze-at, None if it is not given."""
     text = "for dynamic scaling: use the angles of a length of N tokens"
-    parser.add_argument("--freeze-at", type=length_from(1), metavar="N", help=text)
+    group.add_argument("--freeze-at", type=length_from(1), metavar="N", help=text)
+    group.add_argument(
+        READING_FLAG,
+        choices=get_args(Reading),
+        help="for a checkpoint with an attn_factor that transformers does not read: leave it out of A, or multiply A by it (default: "
+        "transformers, with a note)",
+    )
 
 
 def add_planner_flags(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +162,11 @@ def add_planner_flags(parser: argparse.ArgumentParser) -> None:
 
 def scaling_overrides(args: argparse.Namespace) -> ScalingOverrides:
     """The values of `add_scaling_flags`."""
-    return ScalingOverrides(freeze_at=args.freeze_at, **{name: getattr(args, name) for name in FLAGS})
+    return ScalingOverrides(
+        freeze_at=args.freeze_at,
+        attention_factor_reading=args.attention_factor_reading,
+        **{name: getattr(args, name) for name in FLAGS},
+    )
 
 
 def planner_options(args: argparse.Namespace) -> PlannerOptions:

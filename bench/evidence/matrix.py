@@ -129,7 +129,9 @@ CASES: tuple[MatrixCase, ...] = (
     MatrixCase("LongRoPE", "llama", {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
          **_ORIGIN, "max_position_embeddings": LONG}, refused="context"),
     MatrixCase("Nous Mistral without its code", "mistral", _nous(), refused="0.07"),
-    MatrixCase("attn_factor in transformers' dialect", "llama", _v4(attn_factor=1.2), refused="attn_factor"),
+    MatrixCase("attn_factor 0.878 (DeepSeek-R1-0528-Qwen3-8B)", "qwen3", _v4(attn_factor=0.8782488562869419)),
+    MatrixCase("attn_factor 1.2 in transformers' dialect, multiplied", "llama", _v4(attn_factor=1.2), formula=nous(0.1),
+         overrides=ScalingOverrides(attention_factor_reading="multiply")),
 )  # fmt: skip
 
 

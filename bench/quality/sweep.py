@@ -169,15 +169,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge sweep`."""
     check_outputs(args)
-    if args.freeze_at is not None:
-        raise YarnEdgeError("--freeze-at is for checkpoints: a GGUF's scaling is static already")
+    overrides = scaling_overrides(args)
+    if overrides.for_checkpoints:
+        raise YarnEdgeError(f"{overrides.for_checkpoints[0]} is for checkpoints: a GGUF's scaling is static already")
     variant, text = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), text_settings(args)
     if variant.arguments is not None:
         raise YarnEdgeError(f"{args.model}: give the scaling to sweep around by --yarn-… flags")
     if text.protocol not in ("curve", "llama.cpp"):
         raise YarnEdgeError(f"--protocol {text.protocol}: sweep supports curve and llama.cpp")
     values = args.values.split(",") if args.values else None
-    settings = SweepSettings(args.over, values, scaling_overrides(args), args.metric, args.dynamic_step)
+    settings = SweepSettings(args.over, values, overrides, args.metric, args.dynamic_step)
     done = sweep(variant, settings, text, threads=args.threads, attention=args.attention)
     outcome = SweepOutcome.of(done, args.model, text.protocol, args.bucket)
     deliver(args, outcome.as_json(), outcome.report(), [variant.path])

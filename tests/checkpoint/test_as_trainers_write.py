@@ -19,8 +19,9 @@ from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import ScalingOverrides
+from yarn_edge.flags import Reading, ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.inspect.scaling import model_scaling
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.positions import rope
 from yarn_edge.verify.command import verify
@@ -213,19 +214,8 @@ DIFFER: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["truncate is 'false', not true or false", "transformers 4 takes any text for true"],
     ),
     "truncate 2": (LLAMA | v4(**YARN, truncate=2), ["truncate is 2, not true or false"]),
-    "attn_factor 1.2": (
-        LLAMA | v4(**YARN, attn_factor=1.2),
-        [
-            "attn_factor is 1.2",
-            "the Nous code reads it and gets attention_factor 1.36636",
-            "transformers does not read it and gets 1.13863",
-            "--yarn-attention-factor",
-        ],
-    ),
-    "attn_factor 1.2 beside A": (
-        LLAMA | v4(**YARN, attn_factor=1.2, attention_factor=1.1),
-        ["attention_factor 1.36636", "gets 1.1:"],
-    ),
+    "attn_factor 0": (LLAMA | v4(**YARN, attn_factor=0), ["rope_scaling.attn_factor", "is 0.0, must be above 0"]),
+    "attn_factor in words": (LLAMA | v4(**YARN, attn_factor="1.2"), ["attn_factor is '1.2', not a number"]),
     "extrapolation_factor 0.5": (
         LLAMA | v4(**YARN, extrapolation_factor=0.5),
         ["gets ext_factor 0.5", "gets 1:", "--yarn-ext-factor"],
@@ -373,6 +363,75 @@ def test_linear_without_an_original_is_told_and_others_are_not() -> None:
         assert read_positions(config_file(config)).assumptions == ()
 
 
+# DeepSeek-R1-0528-Qwen3-8B, whose makers never said which reading they mean; attn_factor is 1 / (0.1 ln 4 + 1).
+R1_QWEN3 = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1000000,
+} | v4(rope_type="yarn", factor=4.0, original_max_position_embeddings=32768, attn_factor=0.8782488562869419)
+# config -> (A that is taken, A if it is multiplied)
+OPEN: dict[str, tuple[dict[str, Any], float, float]] = {
+    "as published": (R1_QWEN3, S4, 1.0),
+    "1.2": (LLAMA | v5(**V5, attn_factor=1.2), S4, 1.2 * S4),
+    "beside A": (LLAMA | v4(**YARN, attn_factor=1.2, attention_factor=1.1), 1.1, 1.2 * S4),
+    "by layer type": (
+        LLAMA | {"layer_types": ["full_attention"]} | v5(full_attention={**V5, "attn_factor": 1.2}),
+        S4,
+        1.2 * S4,
+    ),
+    "DeepSeek's code": (DEEPSEEK | v4(**YARN, attn_factor=1.2, mscale=1.0, mscale_all_dim=0.0), S4, 1.2 * S4),
+    "in one of both blocks": (LLAMA | {"rope_theta": 5e4} | v5(**V5) | v4(**YARN, attn_factor=1.2), S4, 0.0),
+}
+
+
+def reading(config: dict[str, Any], choice: Reading | None) -> tuple[float, tuple[str, ...]]:
+    got = read_positions(config_file(config), ScalingOverrides(attention_factor_reading=choice))
+    (scaling,) = got.parts.values()
+    return scaling.attention_factor, got.assumptions
+
+
+@pytest.mark.parametrize("case", OPEN)
+def test_both_readings_of_attn_factor_are_told_and_transformers_is_taken(case: str) -> None:
+    config, taken, multiplied = OPEN[case]
+    got, (told,) = reading(config, None)
+    assert got == pytest.approx(taken)
+    assert "does not read it and gets attention factor " + f"{taken:.6g}, " in told
+    assert told.endswith(f"gets {multiplied or 1.2 * S4:.6g}: --attention-factor-reading multiply")
+    assert reading(config, "transformers") == (pytest.approx(taken), ())
+    if multiplied:
+        assert reading(config, "multiply") == (pytest.approx(multiplied), ())
+    else:
+        with pytest.raises(YarnEdgeError, match="both present and differ"):
+            reading(config, "multiply")
+
+
+def test_transformers_own_rotary_class_is_what_is_taken() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+    config = transformers.Qwen3Config.from_dict(copy.deepcopy(R1_QWEN3))
+    assert Qwen3RotaryEmbedding(config).attention_scaling == pytest.approx(reading(R1_QWEN3, None)[0], rel=1e-12)
+
+
+NOTHING_OPEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "no key": (LLAMA | v4(**YARN), {}, "is for a config with attn_factor, this one has none: leave it out"),
+    "plain": (LLAMA, {}, "this one has none"),
+    "the Nous code": (NOUS | v4(**FINETUNED, attn_factor=1.2), {}, "the Nous Llama code, .* multiplies by attn_factor"),
+    "A by a flag": (R1_QWEN3, {"attention_factor": 1.1}, "and --yarn-attention-factor both say what A is"),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING_OPEN)
+def test_the_flag_has_something_to_decide(case: str) -> None:
+    config, flags, message = NOTHING_OPEN[case]
+    with pytest.raises(YarnEdgeError, match=f"--attention-factor-reading multiply.*{message}"):
+        read_scaling(config_file(config), ScalingOverrides(attention_factor_reading="multiply", **flags))
+
+
 # ---- through the commands
 
 NULL_THETA = {
@@ -428,6 +487,43 @@ def test_patch_from_a_checkpoint_and_a_flag(tmp_path: Path, capsys: pytest.Captu
     assert "pass --rope-theta" in capsys.readouterr().err
     assert main([*words, "--rope-theta", "70000"]) == 0
     assert FilePositions(read_gguf(tmp_path / "out.gguf")).effective().rope_theta == 70000.0
+
+
+def test_the_reading_of_attn_factor_in_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scaling = {**tiny.YARN["rope_scaling"], "attn_factor": 0.75}
+    folder, flag = (
+        tiny.write_checkpoint(tmp_path / "ck", rope_scaling=scaling),
+        ["--attention-factor-reading", "multiply"],
+    )
+    told = "attn_factor is 0.75: transformers does not read it and gets attention factor"
+    factors = []
+    for name, flags in (("taken", []), ("multiplied", flag)):
+        out = tmp_path / f"{name}.gguf"
+        assert main(["convert", str(folder), "-o", str(out), "--quant", "F32", *flags]) == 0
+        assert (told in capsys.readouterr().err) is (not flags)
+        factors.append(FilePositions(read_gguf(out)).effective().attention_factor)
+        assert main(["verify", str(out), "--against", str(folder), "--tokens", "32", *flags]) == 0
+        assert (told in capsys.readouterr().err) is (not flags)
+    assert factors[1] == pytest.approx(0.75 * factors[0])
+    assert main(["verify", str(out), "--against", str(folder), "--tokens", "32"]) == 1
+    assert "the checkpoint says" in capsys.readouterr().out
+    patched = [
+        "patch",
+        str(tmp_path / "taken.gguf"),
+        "-o",
+        str(tmp_path / "patched.gguf"),
+        "--from",
+        str(folder),
+        *flag,
+    ]
+    assert main(patched) == 0
+    assert FilePositions(read_gguf(tmp_path / "patched.gguf")).effective().attention_factor == factors[1]
+    capsys.readouterr()
+    assert model_scaling(folder, attention_factor_reading="multiply").attention_factor == pytest.approx(factors[1])
+    assert main(["inspect", str(folder), "--json"]) == 0
+    assert told in json.dumps(json.loads(capsys.readouterr().out)["notes"])
+    assert main(["inspect", str(out), *flag]) == 2
+    assert "--attention-factor-reading is for checkpoints" in capsys.readouterr().err
 
 
 def test_floats_and_words_convert_and_verify(tmp_path: Path) -> None:

@@ -189,6 +189,10 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "onto itself": (lambda i, _o: ["-o", str(i), "--repair", "--force"], "is one of the files that are read"),
     "two origins": (lambda i, o: ["-o", str(o), "--repair", "--from", str(i)], "not allowed with"),
     "freeze": (lambda _i, o: ["-o", str(o), "--repair", "--freeze-at", "9"], "--freeze-at needs --from"),
+    "reading": (
+        lambda _i, o: ["-o", str(o), "--repair", "--attention-factor-reading", "multiply"],
+        "--attention-factor-reading needs --from",
+    ),
     "bake on qwen2": (lambda _i, o: ["-o", str(o), "--repair", "--bake-rope", "always"], "does not load rope_freqs"),
     "a folder": (lambda _i, o: ["-o", str(o.parent), "--repair"], "is a folder"),
     "half of YaRN": (lambda _i, o: ["-o", str(o), "--yarn-factor", "4"], "--yarn-orig-ctx is needed too"),

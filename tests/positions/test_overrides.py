@@ -42,6 +42,8 @@ def test_no_flags_change_nothing(base: RopeScaling) -> None:
     assert not NO_OVERRIDES
     assert ScalingOverrides(freeze_at=4096)
     assert ScalingOverrides(freeze_at=4096).fields == {}
+    assert ScalingOverrides(attention_factor_reading="multiply")
+    assert ScalingOverrides(attention_factor_reading="multiply").fields == {}
 
 
 REFUSALS = {

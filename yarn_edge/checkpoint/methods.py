@@ -14,7 +14,7 @@ from typing import Any
 from yarn_edge.checkpoint.block import ORIGINAL, Block
 from yarn_edge.checkpoint.config_file import shown
 from yarn_edge.checkpoint.dialects import NOUS_LLAMA, RopeType
-from yarn_edge.checkpoint.readings import check_readings
+from yarn_edge.checkpoint.readings import ATTN_FACTOR, check_readings, multiplying, told_readings
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS
 from yarn_edge.positions import rope
@@ -281,3 +281,12 @@ def assumptions(block: Block) -> list[str]:
         f"{block.where(ORIGINAL)} is missing, which linear scaling does not need: {block.config.where('max_position_embeddings')} "
         f"{longest} is taken as the context after scaling{whole}; if it is the one before, pass --yarn-orig-ctx {longest}"
     ]
+
+
+def open_readings(block: Block) -> list[str]:
+    """Both readings of an attn_factor that this dialect's code does not read, as sentences."""
+    unread = ATTN_FACTOR in block.dialect.unread and block.values.get(ATTN_FACTOR) is not None
+    if not unread or "attention_factor" in block.flags or block.rope_type().method != "yarn":
+        return []
+    multiplied = read_block(replace(block, dialect=multiplying(block.dialect)))[""]
+    return told_readings(block, read_block(block)[""], multiplied)

@@ -14,8 +14,9 @@ from yarn_edge.checkpoint.config_file import ConfigFile, shown
 from yarn_edge.checkpoint.dialects import MISTRAL_PARAMS, Dialect, one_block_each, recognise, text_section
 from yarn_edge.checkpoint.families import family_of
 from yarn_edge.checkpoint.layers import layer_blocks, notes_of, used_layer_types
-from yarn_edge.checkpoint.methods import assumptions, read_block
+from yarn_edge.checkpoint.methods import assumptions, open_readings, read_block
 from yarn_edge.checkpoint.mistral_params import read_params
+from yarn_edge.checkpoint.readings import check_reading_flag, multiplying
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
 from yarn_edge.positions.overrides import apply_overrides
@@ -43,9 +44,15 @@ def read_positions(config: ConfigFile, overrides: ScalingOverrides = NO_OVERRIDE
 
     Raises YarnEdgeError for anything unknown, missing, contradictory or impossible to represent.
     """
+    check_reading_flag(config, overrides)
     alone = one_block_each(config)
     if alone:
-        return _agreed(config, *(read_positions(one, overrides) for one in alone))
+        return _agreed(config, *(_read(one, overrides) for one in alone))
+    return _read(config, overrides)
+
+
+def _read(config: ConfigFile, overrides: ScalingOverrides) -> Positions:
+    """`read_positions` of a config that describes them once."""
     dialect = recognise(config)
     assumed: tuple[str, ...] = ()
     if dialect is MISTRAL_PARAMS:
@@ -71,7 +78,7 @@ def _agreed(config: ConfigFile, v5: Positions, v4: Positions) -> Positions:
         return not one.differences(other) and one.extended_context == other.extended_context
 
     if v5.parts.keys() == v4.parts.keys() and all(map(alike, v5.parts)):
-        return v5
+        return replace(v5, assumptions=v5.assumptions or v4.assumptions)
     text = text_section(config)
     blocks = ", ".join(shown(text.values[key]) for key in ("rope_parameters", "rope_scaling"))
     raise text.error(
@@ -118,6 +125,8 @@ def _read_blocks(
             continue
         if label == flagged:
             block = replace(block, flags=flags)
+        if overrides.attention_factor_reading == "multiply":
+            block = replace(block, dialect=multiplying(dialect))
         scalings = read_block(block)
         if label and len(scalings) > 1:
             raise block.error("rope_type", f"is LongRoPE for {label} alone: that is not supported")
@@ -125,7 +134,8 @@ def _read_blocks(
             notes.append(f"{text.where(dialect.block)}.{label} is for a layer type that the model does not have")
             continue
         parts |= {label or part: scaling for part, scaling in scalings.items()}
-        assumed += assumptions(block)
+        told = open_readings(block)
+        assumed += assumptions(block) + (told if overrides.attention_factor_reading is None else [])
     if not parts:
         raise text.error("layer_types", f"names no layer type of {dialect.block} ({', '.join(blocks)[:200]})")
     if flags and [s.method for s in parts.values()] == ["none"]:

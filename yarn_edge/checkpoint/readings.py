@@ -1,14 +1,20 @@
-"""Keys that one code base reads and another ignores: taken where both make the same of them, else refused with both values."""
+"""Keys that one code base reads and another ignores: taken where both make the same of them, else refused with both values.
+
+Of `attn_factor` transformers' reading is taken, because published weights were trained and run under it, and both are told.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from yarn_edge.checkpoint.block import Block
-from yarn_edge.checkpoint.config_file import shown
-from yarn_edge.flags import FLAGS
+from yarn_edge.checkpoint.config_file import ConfigFile, shown
+from yarn_edge.checkpoint.dialects import Dialect, recognise, text_section
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import FLAGS, READING_FLAG, ScalingOverrides
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 
@@ -28,10 +34,9 @@ def _ratio(block: Block, ours: RopeScaling) -> float:
     return yarn_attention_factor(ours.factor, 0.1 * mscale) / yarn_attention_factor(ours.factor, 0.1 * all_dim)
 
 
+# The multiplier of 0.1 ln s + 1, whose reading a flag decides where transformers' code runs the checkpoint.
+ATTN_FACTOR = "attn_factor"
 _OTHERS: dict[str, OtherReading] = {
-    "attn_factor": OtherReading(
-        "attention_factor", "the Nous code", lambda b, s: s.default_attention_factor * (b.number("attn_factor") or 0.0)
-    ),
     "extrapolation_factor": OtherReading("ext_factor", "the Nous code", lambda b, _s: b.number("extrapolation_factor")),
     "attention_factor": OtherReading("attention_factor", "transformers", lambda b, _s: b.number("attention_factor")),
     "mscale": OtherReading("attention_factor", "transformers", _ratio),
@@ -42,7 +47,7 @@ _OTHERS: dict[str, OtherReading] = {
 
 def check_readings(block: Block, ours: RopeScaling) -> None:
     """Refuse a key that this dialect's code ignores, unless the code that reads it computes the same, or a flag decides."""
-    for key in sorted(block.dialect.unread & block.values.keys()):
+    for key in sorted(block.dialect.unread & block.values.keys() - {ATTN_FACTOR}):
         field, reader, value = _OTHERS[key]
         # transformers reads a truncate of null as false.
         if (block.values[key] is None and key != "truncate") or field in block.flags:
@@ -50,17 +55,55 @@ def check_readings(block: Block, ours: RopeScaling) -> None:
         theirs, mine = value(block, ours), getattr(ours, field)
         if ours.is_static and math.isclose(theirs, mine, rel_tol=SAME_RELATIVE):
             continue
-        code = (
-            "transformers"
-            if reader != "transformers"
-            else f"the {block.dialect.name} code, which this checkpoint names,"
-        )
+        code = _code_of(block.dialect) if reader == "transformers" else "transformers"
         flag = f", or pass {FLAGS[field]}" if field in FLAGS else ""
         raise block.error(
             key,
             f"is {shown(block.values[key])}: {reader} reads it and gets {field} {_brief(theirs)}, {code} does not read it and gets "
             f"{_brief(mine)}: remove it{flag}",
         )
+
+
+def _code_of(dialect: Dialect) -> str:
+    return f"the {dialect.name} code, which this checkpoint names,"
+
+
+def multiplying(dialect: Dialect) -> Dialect:
+    """A dialect like this one, whose code multiplies A by attn_factor."""
+    return replace(dialect, unread=dialect.unread - {ATTN_FACTOR})
+
+
+def check_reading_flag(config: ConfigFile, overrides: ScalingOverrides) -> None:
+    """Refuse the flag where it has nothing to decide: no attn_factor, a code that multiplies, or A given by a flag."""
+    if overrides.attention_factor_reading is None:
+        return
+    given = f"{READING_FLAG} {overrides.attention_factor_reading}"
+    if overrides.attention_factor is not None:
+        raise YarnEdgeError(f"{given} and {FLAGS['attention_factor']} both say what A is: leave one out")
+    dialect, text = recognise(config), text_section(config)
+    sections = [s.values for key in ("rope_parameters", "rope_scaling") if (s := text.section(key)) is not None]
+    blocks = [*sections, *(inner for values in sections for inner in values.values() if isinstance(inner, dict))]
+    if all(block.get(ATTN_FACTOR) is None for block in blocks):
+        raise YarnEdgeError(
+            f"{config.name}: {given} is for a config with {ATTN_FACTOR}, this one has none: leave it out"
+        )
+    if ATTN_FACTOR not in dialect.unread:
+        raise YarnEdgeError(
+            f"{config.name}: {given}: {_code_of(dialect)} multiplies by {ATTN_FACTOR}, so nothing is open: leave it out"
+        )
+
+
+def told_readings(block: Block, ours: RopeScaling, multiplied: RopeScaling) -> list[str]:
+    """Both readings of attn_factor with their attention factors, as a sentence; [] if they are one."""
+    mine, theirs = ours.attention_factor, multiplied.attention_factor
+    if math.isclose(mine, theirs, rel_tol=SAME_RELATIVE):
+        return []
+    code = _code_of(block.dialect) if block.dialect.own_mscales else "transformers"
+    return [
+        f"{block.where(ATTN_FACTOR)} is {shown(block.values[ATTN_FACTOR])}: {code} does not read it and gets attention factor "
+        f"{_brief(mine)}, which is taken because published weights were trained and run under it; code that multiplies by it "
+        f"(Nous, vLLM) gets {_brief(theirs)}: {READING_FLAG} multiply"
+    ]
 
 
 def _brief(value: Any) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import FLAGS, NO_OVERRIDES, ScalingOverrides, add_scaling_flags, scaling_overrides
+from yarn_edge.flags import FLAGS, NO_OVERRIDES, Reading, ScalingOverrides, add_scaling_flags, scaling_overrides
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.inspect.findings import Finding, examine
@@ -103,14 +103,16 @@ def inspect_checkpoint(folder: Path, overrides: ScalingOverrides = NO_OVERRIDES)
     )
 
 
-def inspect_model(path: str | Path, freeze_at: int | None = None) -> dict[str, Any]:
+def inspect_model(
+    path: str | Path, freeze_at: int | None = None, attention_factor_reading: Reading | None = None
+) -> dict[str, Any]:
     """The report on a GGUF or a checkpoint folder, as `yarn-edge inspect --json` prints it (docs/inspect.md has its keys).
 
-    freeze_at: for dynamic scaling in a checkpoint, the length in tokens whose angles are taken. Raises YarnEdgeError for what
-    cannot be read at all.
+    freeze_at: for dynamic scaling in a checkpoint, the length in tokens whose angles are taken. attention_factor_reading: of an
+    attn_factor in a checkpoint. Raises YarnEdgeError for what cannot be read at all.
     """
     path = Path(path)
-    overrides = ScalingOverrides(freeze_at=freeze_at)
+    overrides = ScalingOverrides(freeze_at=freeze_at, attention_factor_reading=attention_factor_reading)
     positions = _positions(path, overrides)
     outcome = inspect_checkpoint(path, overrides) if positions is None else inspect_gguf(positions)
     return outcome.as_json()
@@ -120,8 +122,8 @@ def _positions(path: Path, overrides: ScalingOverrides) -> FilePositions | None:
     """Of a GGUF; None for a checkpoint folder, the only one that `overrides` are for."""
     if path.is_dir():
         return None
-    if overrides.freeze_at is not None:
-        raise YarnEdgeError("--freeze-at is for checkpoints; a GGUF is static")
+    if overrides.for_checkpoints:
+        raise YarnEdgeError(f"{overrides.for_checkpoints[0]} is for checkpoints; a GGUF is static")
     if overrides:
         given = ", ".join(FLAGS[name] for name in overrides.fields)
         raise YarnEdgeError(f"{given}: for checkpoints here; give them to yarn-edge patch for a GGUF")

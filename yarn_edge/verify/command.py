@@ -23,6 +23,7 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import (
     BACKENDS,
     NO_OVERRIDES,
+    READING_FLAG,
     ScalingOverrides,
     add_scaling_flags,
     add_threads_flag,
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = scaling_overrides(args)
     if args.against is None and overrides:
         raise YarnEdgeError(
-            "the --yarn-… flags and --freeze-at describe how CHECKPOINT was converted: they need --against"
+            f"the --yarn-… flags, --freeze-at and {READING_FLAG} describe how CHECKPOINT was converted: they need --against"
         )
     with np.errstate(all="ignore"):  # with broken weights checks fail, and NumPy's warnings add nothing
         checks = verify(

@@ -12,7 +12,7 @@ from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
 from yarn_edge.graph.opening import open_context
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.progress import bar
+from yarn_edge.progress import bar, note
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
@@ -115,7 +115,10 @@ def checkpoint_scaling(
     attn_factor, other betas). It then gets our reading of the config, and its logits prove everything except that reading.
     """
     config = read_config(folder)
-    parts = read_positions(config, overrides).parts
+    positions = read_positions(config, overrides)
+    for text in positions.assumptions:
+        note(f"note: {text}")
+    parts = positions.parts
     sliding = parts.get("sliding_attention") if len(parts) > 1 else None
     scaling = parts["full_attention"] if sliding and "full_attention" in parts else read_scaling(config, overrides)
     dialect = recognise(config)

@@ -133,6 +133,12 @@ PUBLISHED = {
         "rope_scaling": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                          "original_max_position_embeddings": 8192, "rope_type": "llama3"},
     },
+    "AFM-4.5B": {
+        "model_type": "arcee", "hidden_size": 2560, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 128,
+        "max_position_embeddings": 65536, "rope_theta": 10000.0,
+        "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 20.0, "mscale": 1.0,
+                         "original_max_position_embeddings": 4096, "rope_type": "yarn", "type": "yarn"},
+    },
     "GLM-4-9B": {
         "model_type": "glm4", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128,
         "max_position_embeddings": 32768, "partial_rotary_factor": 0.5, "rope_theta": 10000.0,
@@ -158,6 +164,7 @@ WANT = {
                         "beyond 4096 tokens": {"extended_context": 131072}},
     "Phi-4-mini": {"up to 4096 tokens": {"dim": 96}, "beyond 4096 tokens": {"dim": 96}},
     "Llama-3.1-8B": {"": {"method": "llama3", "extended_context": 131072}},
+    "AFM-4.5B": {"": {"factor": 20.0, "original_context": 4096, "extended_context": 65536, "declared_context": 65536}},
     "GLM-4-9B": {"": {"dim": 64}},
 }  # fmt: skip
 

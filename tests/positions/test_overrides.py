@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,14 @@ def test_no_flags_change_nothing(base: RopeScaling) -> None:
     assert ScalingOverrides(freeze_at=4096).fields == {}
     assert ScalingOverrides(attention_factor_reading="multiply")
     assert ScalingOverrides(attention_factor_reading="multiply").fields == {}
+
+
+@pytest.mark.parametrize("fields", [{"factor": 2.0}, {"original_context": 512}], ids=str)
+def test_a_context_that_the_makers_state_is_of_their_factor(fields: dict[str, Any]) -> None:
+    stated = replace(YARN, declared_context=3000)
+    assert apply_overrides(stated, ScalingOverrides(beta_fast=8.0), "x.gguf").extended_context == 3000
+    got = apply_overrides(stated, ScalingOverrides(**fields), "x.gguf")
+    assert (got.declared_context, got.extended_context) == (None, 2048)
 
 
 REFUSALS = {

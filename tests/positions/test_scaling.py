@@ -33,6 +33,7 @@ BAD = (
     + [("original_context", v) for v in (0, -1, 4096.0, 4096.5, "4096", None, True, math.nan, [4096], 1 << 40, 10**400)]
     + [("truncate", v) for v in (None, 0, 1, "false")]
     + [("finetuned", v) for v in (0, 1, "true")]
+    + [("declared_context", v) for v in (True, 4095, 65537, 5000.0, "5000")]
 )
 
 
@@ -76,6 +77,7 @@ def test_an_ext_factor_that_is_the_factor_gets_a_hint():
         {"finetuned": True},
         {"rope_theta": 1e11},
         {"original_context": 10_000_000},
+        {"declared_context": 5000},
     ],
     ids=str,
 )
@@ -122,6 +124,13 @@ def test_derived_values(method):
 @pytest.mark.parametrize("context, factor, want", [(4096, 2.5, 10240), (1000, 1.0006, 1001), (3, 1.1, 3)])
 def test_extended_context_is_rounded(context, factor, want):
     assert good(original_context=context, factor=factor).extended_context == want
+
+
+def test_a_shorter_context_that_the_makers_state_changes_no_angle():
+    stated = good(declared_context=5000)
+    assert (stated.extended_context, good().extended_context) == (5000, 65536)
+    assert stated != good()
+    assert stated.differences(good()) == {}
 
 
 NONE = {"method": "none", "factor": 1.0}
@@ -181,7 +190,7 @@ def test_with_overrides_records_where_the_value_came_from():
 
 
 def test_as_dict_is_complete():
-    told = {"finetuned": True, "frequency_factors": (2.0,) * 64, "softmax_factor": 1.5}
+    told = {"finetuned": True, "frequency_factors": (2.0,) * 64, "softmax_factor": 1.5, "declared_context": 5000}
     described = good(provenance={"factor": "here"}, **told)
     plain = described.as_dict()
     assert plain.pop("provenance") == {"factor": "here"}

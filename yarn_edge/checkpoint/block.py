@@ -225,8 +225,11 @@ class Block:
         return None
 
     def reach(self, row: RopeType, longest: int) -> dict[str, tuple[Any, str]]:
-        """original_context and factor with their sources, checked against `longest`, which is max_position_embeddings."""
-        given = self.origin(row)
+        """original_context, factor and, if there is one, declared_context, with their sources.
+
+        They are checked against `longest`, which is max_position_embeddings.
+        """
+        given, declared = self.origin(row), dict[str, tuple[Any, str]]()
         if self.leaves_context_open(row):
             return self._linear_reach(longest)
         source, origin = given or (self.config.where("max_position_embeddings, as transformers does"), longest)
@@ -248,7 +251,9 @@ class Block:
                     f"is {longest}, but {self.where(ORIGINAL)} is {origin} and factor {factor:g} makes it "
                     f"{round(origin * factor)}: correct one of them, or pass --yarn-factor and --yarn-orig-ctx",
                 )
-        return {"original_context": (origin, source), "factor": (factor, factor_source)}
+            if self.family.declares_context and origin < longest < round(origin * factor):
+                declared["declared_context"] = longest, self.config.where("max_position_embeddings")
+        return {"original_context": (origin, source), "factor": (factor, factor_source)} | declared
 
     def leaves_context_open(self, row: RopeType) -> bool:
         """Whether this is linear scaling without an original context, whose angles do not depend on it."""

@@ -37,7 +37,9 @@ class Family:
     partial: the share of a head's dimensions that is rotated. softmax: attention logits are multiplied by m(mscale_all_dim)
     squared (DeepSeek). original_context: the default if the top level of the config has no original_max_position_embeddings,
     whatever the block says. aliases: this family's names for rope types. theta_key: the config's key for the base outside a
-    block. default_block: what transformers uses if the config has no block at all, None for plain RoPE.
+    block. declares_context: a max_position_embeddings below original context times factor is the context that the makers state;
+    in other families it is left from before the extension (Qwen3's is 40960). default_block: what transformers uses if the config
+    has no block at all, None for plain RoPE.
     """
 
     model_type: str
@@ -51,6 +53,7 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     extra_keys: frozenset[str] = frozenset()
     theta_key: str = "rope_theta"
+    declares_context: bool = False
     default_block: str | None = None
 
 
@@ -104,6 +107,7 @@ _LLAMA4_SCALING: Mapping[str, object] = {"extra_keys": frozenset({"llama_4_scali
 _OTHERS: dict[str, Mapping[str, object]] = {"phi3": _PHI3, "phi4_multimodal": _PHI3, "ministral3": _LLAMA4_SCALING}
 _OTHERS |= {name: {"head_dim_key": "qk_rope_head_dim", "softmax": True} for name in LATENT}
 _OTHERS |= {name: {"theta_key": "rotary_emb_base"} for name in ("gpt_neox", "gpt_neox_japanese")}
+_OTHERS["arcee"] = {"declares_context": True}  # AFM-4.5B: 65536, its factor 20 reaches 81920
 # Families whose configuration class scales even without a block in the config: transformers' block, as JSON.
 _OPENAI = (
     '{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false, '

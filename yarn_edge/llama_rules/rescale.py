@@ -188,6 +188,7 @@ def with_factor(base: RopeScaling, factor: float, method: str = "yarn", own_atte
 
     own_attention: A is YaRN's default for `factor`, times the ratio of the base's own A to its default; else A is 1.
     """
+    base = replace(base, declared_context=None)
     if factor <= 1 or method == "none":
         return replace(base, method="none", factor=1.0, attention_factor=1.0)
     ratio = base.attention_factor / base.default_attention_factor if base.method == "yarn" else 1.0

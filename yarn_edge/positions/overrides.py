@@ -14,6 +14,8 @@ from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attenti
 def apply_overrides(base: RopeScaling, overrides: ScalingOverrides, name: str) -> RopeScaling:
     """`base` with the overridden fields; the provenance of each is its flag. name: the file, for errors.
 
+    A context that the makers state is that of their own factor, and goes with it.
+
     A base without YaRN becomes YaRN, which takes a factor and an original context; linear scaling whose original context alone
     is overridden stays linear, and a new rope_theta alone changes no method. A new factor gets its own default attention factor.
     Raises YarnEdgeError if a value is missing, or if the base has its own attention factor, made for its old factor.
@@ -21,6 +23,8 @@ def apply_overrides(base: RopeScaling, overrides: ScalingOverrides, name: str) -
     fields = overrides.fields
     if "rope_theta" in fields:
         base = base.with_overrides(FLAGS["rope_theta"], rope_theta=fields.pop("rope_theta"))
+    if fields.keys() & {"factor", "original_context"}:
+        base = replace(base, declared_context=None)
     sources = {field: FLAGS[field] for field in fields}
     if base.method == "linear" and fields.keys() == {"original_context"}:
         return replace(base, **fields, provenance={**base.provenance, **sources})

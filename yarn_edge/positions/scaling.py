@@ -35,7 +35,12 @@ MAX_CONTEXT = (1 << 31) - 1  # ggml keeps the original context in an int32
 _POSITIVE = ("rope_theta", "beta_fast", "beta_slow", "attention_factor", "softmax_factor")
 _NUMBERS = ("rope_theta", "factor", "ext_factor", "beta_fast", "beta_slow", "attention_factor", "softmax_factor")
 # Fields that few scalings have, with the value that means nothing: a description leaves them out then.
-OPTIONAL: dict[str, Any] = {"finetuned": None, "frequency_factors": None, "softmax_factor": 1.0}
+OPTIONAL: dict[str, Any] = {
+    "finetuned": None,
+    "frequency_factors": None,
+    "softmax_factor": 1.0,
+    "declared_context": None,
+}
 
 
 def yarn_attention_factor(factor: float, log_multiplier: float = 0.1) -> float:
@@ -56,6 +61,7 @@ class RopeScaling:
     frequency_factors: shape (D/2,). After the method, each pair's frequency is divided by its factor (the tensor
     `rope_freqs.weight` of a GGUF, Llama 3's rule, LongRoPE's tables).
     softmax_factor: multiplies attention logits in addition to A squared (DeepSeek: m(mscale_all_dim) squared).
+    declared_context: the context in tokens that the model's makers state, if it is shorter than L * s. It changes no angle.
     provenance: where the value of each field came from, such as "config.json: rope_scaling.factor".
 
     The constructor raises YarnEdgeError for a value that makes no sense; the message names the field and its source.
@@ -75,6 +81,7 @@ class RopeScaling:
     finetuned: bool | None = None
     frequency_factors: tuple[float, ...] | None = None
     softmax_factor: float = 1.0
+    declared_context: int | None = None
     provenance: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +104,7 @@ class RopeScaling:
                 raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, not a whole number")
             if not 0 < value <= limit:
                 raise YarnEdgeError(f"{self.source(name)}: {name} is {value!r}, must be from 1 to {limit}")
+        self._check_declared_context()
         for name in ("truncate", "finetuned"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "finetuned" and value is None):
@@ -126,6 +134,16 @@ class RopeScaling:
                 f"{self.source('beta_fast')}: beta_fast {self.beta_fast!r} must not be below beta_slow {self.beta_slow!r}"
             )
 
+    def _check_declared_context(self) -> None:
+        value, most = self.declared_context, self.original_context * self.factor
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or not self.original_context <= value <= most:
+            raise YarnEdgeError(
+                f"{self.source('declared_context')}: declared_context is {value!r}, must be a whole number from the original context "
+                f"{self.original_context} to the extended one {most:g}"
+            )
+
     def _check_frequency_factors(self) -> None:
         factors, where = self.frequency_factors, self.source("frequency_factors")
         if factors is None:
@@ -151,7 +169,9 @@ class RopeScaling:
 
     @property
     def extended_context(self) -> int:
-        """L' = L * s in tokens, rounded to the nearest token."""
+        """L' = L * s in tokens, rounded to the nearest token, or the shorter context that the model's makers state."""
+        if self.declared_context is not None:
+            return self.declared_context
         return round(self.original_context * self.factor)
 
     @property

@@ -223,3 +223,26 @@ def test_verify_passes_and_inspect_finds_nothing(tmp_path: Path, capsys: pytest.
     for model in (path, folder):
         assert main(["inspect", str(model), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["findings"] == []
+
+
+def test_a_context_that_the_makers_state_stays_below_what_the_factor_reaches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AFM-4.5B: 65536 of 20 * 4096; here 200 of 4 * 64. In other families such a value is left from before the extension."""
+    folder = tiny_families.write(tmp_path / "ck", "arcee", max_position_embeddings=200)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    assert main(["verify", str(path), "--against", str(folder)]) == 0
+    assert main(["verify", str(path)]) == 0
+    again, longer, repaired = (tmp_path / f"{name}.gguf" for name in ("again", "longer", "repaired"))
+    assert main(["patch", str(path), "-o", str(again), "--from", str(folder)]) == 0
+    assert main(["patch", str(path), "-o", str(longer), "--yarn-factor", "8"]) == 0
+    assert main(["patch", str(longer), "-o", str(repaired), "--repair"]) == 0
+    for file, context, declared in ((path, 200, 200), (again, 200, 200), (longer, 512, None), (repaired, 512, None)):
+        capsys.readouterr()
+        assert main(["inspect", str(file), "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert (shown["wanted"]["extended_context"], shown["findings"]) == (context, [])
+        meta = read_gguf(file).metadata
+        assert (meta["arcee.context_length"], meta.get("yarn_edge.rope.declared_context")) == (context, declared)
+    other = tiny_families.write(tmp_path / "other" / "ck", "qwen3_moe", max_position_embeddings=200)
+    assert read_gguf(convert(other, str(tmp_path / "o.gguf"), "F16")[0]).metadata["qwen3moe.context_length"] == 256

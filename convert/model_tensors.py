@@ -43,7 +43,8 @@ def language_model(checkpoint: Checkpoint, wrapper: Wrapper | None) -> Checkpoin
             )
         tensors[known] = tensor
     parts = ", ".join(f"{name} ({n} tensors)" for name, n in left_out.items())
-    notes = (f"note: only the language model is converted; left out: {parts}",) if parts else ()
+    notes = [f"note: only the language model is converted; left out: {parts}"] if parts else []
+    notes += [f"note: the file is for text alone: {wrapper.text_alone}"] if wrapper.text_alone else []
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
 
 

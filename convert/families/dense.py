@@ -43,6 +43,14 @@ _MISTRAL3 = Wrapper(
     ),
     ("model.vision_tower.", "model.multi_modal_projector."),
 )
+_QWEN3_VL = Wrapper(
+    "Qwen3VLForConditionalGeneration",
+    "qwen3_vl",
+    (("model.language_model.", "model."),),
+    ("model.visual.",),
+    "its sections turn every pair of text, where Qwen3-VL's own would leave two still, and it has no layers for image features, so "
+    "that llama.cpp refuses it beside an mmproj file",
+)
 
 
 def _all_but_every_fourth(sizes: ModelSizes) -> list[int]:
@@ -71,6 +79,11 @@ DENSE: tuple[Architecture, ...] = (
         "Qwen3ForCausalLM", "qwen3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(), *HEAD_NORMS),
         DEFAULTS, {**SILU, **_NO_WINDOW, "attention_bias": Constant(False)},
         yarn="by flags: factor 4, original context 32768",
+    ),
+    Architecture(
+        "Qwen3VLTextModel", "qwen3_vl_text", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(), *HEAD_NORMS),
+        DEFAULTS, {**SILU, "attention_bias": Constant(False)}, wrappers=(_QWEN3_VL,),
+        yarn="by flags: factor 3, original context 256000",
     ),
     Architecture(
         "Ministral3ForCausalLM", "ministral3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True)),

@@ -140,13 +140,15 @@ class Wrapper:
     """A multimodal class around the family, whose text_config and language model are converted.
 
     names: beginnings of tensor names, and what they are without the wrapper; the first that fits counts. left_out: beginnings
-    of the names of tensors that are not in the language model.
+    of the names of tensors that are not in the language model. text_alone: why the file is for text alone, if it could seem to
+    be for more.
     """
 
     hf_name: str
     model_type: str
     names: tuple[tuple[str, str], ...]
     left_out: tuple[str, ...]
+    text_alone: str = ""
 
 
 @dataclass(frozen=True)

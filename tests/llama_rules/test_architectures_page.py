@@ -43,7 +43,7 @@ def log_cell(row: Honoured) -> str:
 def page() -> str:
     """docs/architectures.md."""
     columns: dict[str, Callable[[Honoured], str]] = {
-        "pairs": lambda r: r.pairing,
+        "pairs": lambda r: r.pairing + (", by axes" if r.by_axes else ""),
         "rope_freqs": lambda r: cell(r, "frequency_factors"),
         "LongRoPE": lambda r: {"": "", "longrope": "by type", "always": "always"}[r.long_factors],
         "betas": lambda r: cell(r, "betas") + (f" (beta_fast {r.beta_fast:g})" if r.beta_fast != 32 else ""),

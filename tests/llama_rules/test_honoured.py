@@ -24,7 +24,7 @@ from yarn_edge.llama_rules.honoured import (
     Sliding,
     honoured,
 )
-from yarn_edge.runtime.rope_kernel import ROPE_MODES, RopeArguments
+from yarn_edge.runtime.rope_kernel import BY_AXES, ROPE_MODES, RopeArguments
 
 from support import tiny_gguf
 from support.tiny_gguf import HEAD_DIM
@@ -102,7 +102,7 @@ def expected(
         ext, attn = (ext, attn) if row.sliding.yarn else (0.0, 1.0)
     return RopeArguments(
         n_dims=rotated,
-        mode=ROPE_MODES[row.pairing],
+        mode=BY_AXES if row.by_axes and row.pairing == "half" else ROPE_MODES[row.pairing],
         n_ctx_orig=arguments.yarn_orig_ctx or keys.get("rope.scaling.original_context_length", 1024),
         freq_base=base,
         freq_scale=scale,
@@ -110,13 +110,15 @@ def expected(
         attn_factor=attn,
         beta_fast=chosen(arguments.yarn_beta_fast, "beta_fast", row.betas, row.beta_fast),
         beta_slow=chosen(arguments.yarn_beta_slow, "beta_slow", row.betas, 1.0),
+        sections=(3, 3, 2, 0) if row.by_axes else (),
     )
 
 
 def same(a: RopeArguments, b: RopeArguments) -> bool:
     """Whether they rotate alike: without ext_factor the ramp's arguments are not used."""
     unused = set() if a.ext_factor or b.ext_factor else {"beta_fast", "beta_slow", "n_ctx_orig"}
-    return all(math.isclose(x, asdict(b)[n], rel_tol=1e-5) for n, x in asdict(a).items() if n not in unused)
+    alike = all(math.isclose(x, b.numbers[n], rel_tol=1e-5) for n, x in a.numbers.items() if n not in unused)
+    return alike and a.sections == b.sections
 
 
 def softmax_gain(row: Honoured, keys: dict[str, Any], full: RopeArguments) -> float:

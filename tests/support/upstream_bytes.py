@@ -11,12 +11,14 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gguf
 import torch
 
-from support import tiny_families
+from support import tiny_families, tiny_qwen3_vl
 
 _WITHOUT_VOCABULARY = """
 import runpy, sys
@@ -28,7 +30,7 @@ def every(kind):
     for below in kind.__subclasses__():
         every(below)
 
-for room in ("gemma", "glm", "granite", "llama", "mellum", "mistral3", "olmo", "phi", "qwen"):
+for room in ("gemma", "glm", "granite", "llama", "mellum", "mistral3", "olmo", "phi", "qwen", "qwen3vl"):
     importlib.import_module("conversion." + room)
 every(conversion.base.TextModel)
 sys.argv = sys.argv[2:]
@@ -48,18 +50,27 @@ def digest(path: Path) -> str:
     return found.hexdigest()[:16]
 
 
+def upstream(source: str, folder: Path) -> tuple[str, ...]:
+    """The digests of what llama.cpp's converter makes of a checkpoint, one for each of TYPES."""
+    found = []
+    for kind in TYPES:
+        output = folder.parent / "upstream.gguf"
+        script = [source, f"{source}/convert_hf_to_gguf.py", str(folder), "--outtype", kind.lower()]
+        command = [sys.executable, "-c", _WITHOUT_VOCABULARY, *script, "--outfile", str(output)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        found.append(digest(output))
+    return tuple(found)
+
+
 def main(source: str) -> None:
-    for name in tiny_families.FAMILIES:
+    makers: dict[str, Callable[[Path], Path]] = {
+        name: partial(tiny_families.write, name=name, dtype=torch.bfloat16) for name in tiny_families.FAMILIES
+    }
+    makers["qwen3_vl"] = lambda path: tiny_qwen3_vl.write(path, tiny_qwen3_vl.model(tiny_qwen3_vl.PLAIN).bfloat16())
+    for name, make in makers.items():
         with tempfile.TemporaryDirectory() as place:
-            folder = tiny_families.write(Path(place) / "ck", name, torch.bfloat16)
-            found = []
-            for kind in TYPES:
-                output = Path(place) / "out.gguf"
-                script = [source, f"{source}/convert_hf_to_gguf.py", str(folder), "--outtype", kind.lower()]
-                command = [sys.executable, "-c", _WITHOUT_VOCABULARY, *script, "--outfile", str(output)]
-                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-                found.append(digest(output))
-            sys.stdout.write(f'    "{name}": ("{found[0]}", "{found[1]}"),\n')
+            bf16, q8_0 = upstream(source, make(Path(place) / "ck"))
+            sys.stdout.write(f'    "{name}": ("{bf16}", "{q8_0}"),\n')
             sys.stdout.flush()
 
 

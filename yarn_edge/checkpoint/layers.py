@@ -21,6 +21,7 @@ _ROTATED = frozenset({FULL, SLIDING, "chunked_attention"})
 NOTES: dict[str, str] = {
     "llama_4_scaling_beta": "queries are multiplied by 1 + beta ln(1 + floor(position / original context))",
     "attn_temperature_tuning": "queries of layers without rope grow with the position",
+    "mrope_section": "images and videos are placed on three axes, text on one",
     "no_rope_layers": "some layers have no positions",
     "no_rope_layer_interval": "some layers have no positions",
     "sliding_window": "layers with a window attend only this many tokens back",

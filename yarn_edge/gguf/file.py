@@ -96,7 +96,7 @@ class GGUFFile:
     def numbers(self, name: str, count: int) -> list[float]:
         """`{architecture}.{name}` as one number for each of `count` layers (or axes), which may be equal; [] if it is absent."""
         value = self.metadata.get(f"{self.architecture}.{name}")
-        if isinstance(value, np.ndarray):
+        if isinstance(value, (np.ndarray, tuple)):  # a tuple is of a file to write
             return [float(number) for number in value[:count]]
         one = self.number(name)
         return [] if one is None else [one] * count

@@ -25,7 +25,7 @@ from yarn_edge.progress import note
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.ggml import TensorStruct, function, op_number
 from yarn_edge.runtime.model import Model
-from yarn_edge.runtime.rope_kernel import ROPE_MODES, rope, rope_arguments
+from yarn_edge.runtime.rope_kernel import BY_AXES, ROPE_MODES, rope, rope_arguments
 
 _WORDS = ctypes.sizeof(TensorStruct) // 4
 _NODES_PER_LAYER = 2
@@ -50,7 +50,8 @@ class LiveRopes:
         self._model, file = model, model.positions.file
         by_kind: dict[str, RopeScaling | None] = {"full": live.full, "sliding": live.sliding}
         kinds = [(i, kind) for i, kind in enumerate(layer_kinds(file, model.n_layer)) if kind != "unrotated"]
-        self._mode = ROPE_MODES[honoured(file.architecture).pairing]
+        rules = honoured(file.architecture)
+        self._mode = BY_AXES if rules.by_axes else ROPE_MODES[rules.pairing]
         self._device = model.device
         self._tables: list[_Tables] = []
         try:
@@ -73,8 +74,9 @@ class LiveRopes:
         if scaling is None:
             return [layer, 0, 0, self._mode, 0, 0, 0]
         if self._device is not None:
-            pairing, x = honoured(self._model.gguf.architecture).pairing, np.ones((1, 1, scaling.dim), np.float32)
-            rope(x, [0], rope_arguments(scaling, pairing), self._device, scaling.frequency_factors)
+            rules, x = honoured(self._model.gguf.architecture), np.ones((1, 1, scaling.dim), np.float32)
+            arguments = rope_arguments(scaling, rules.pairing, rules.sections(scaling.dim))
+            rope(x, [0], arguments, self._device, scaling.frequency_factors)
         host, *device = (tables.of(scaling) for tables in self._tables)
         bits = _bits(scaling.rope_theta), _bits(scaling.attention_factor)
         return [layer, host, *(device or [0]), self._mode, scaling.dim, *bits]

@@ -18,6 +18,7 @@ from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import MAX_DIM, RopeScaling, yarn_attention_factor
 
 DEFAULT_FREQ_BASE = 10000.0
+_STOPS = 1e14  # a frequency divided by it turns nothing within any context
 FREQUENCY_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 # llama.h: enum llama_rope_scaling_type
@@ -148,6 +149,16 @@ def file_origin(file: GGUFFile) -> int:
     return int(file.number("rope.scaling.original_context_length", 0) or 0) or file.required_int("context_length")
 
 
+def unturned_pairs(file: GGUFFile, dim: int) -> tuple[float, ...] | None:
+    """Divisors that stop the pairs of a fourth axis, as llama.cpp does in text (ggml.c, ggml_mrope_cache_init); None if it turns all."""
+    sections = file.numbers("rope.dimension_sections", 4) if honoured(file.architecture).by_axes else []
+    if not sum(sections):
+        return None  # which llama.cpp does not load
+    places = (pair % int(sum(sections)) for pair in range(dim // 2))
+    divisors = tuple(1.0 if place < 3 * sections[place % 3] else _STOPS for place in places)
+    return None if _STOPS not in divisors else divisors
+
+
 def frequency_divisors(scaling: RopeScaling) -> npt.NDArray[np.float32]:
     """theta_d / theta'_d, shape (D/2,): what `rope_freqs.weight` holds in the baked form, and a ROPE node in the live one."""
     plain = rope.rope_inv_freq(scaling.dim, scaling.rope_theta)
@@ -185,11 +196,12 @@ def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, 
         ext = 1.0 if kind == ROPE_SCALING_TYPES["yarn"] else 0.0
     factor = 1.0 / scale
     attention, softmax = magnitudes(file, row, arguments, factor, ext)
+    dim = rotated_dims(file)
     with errors_naming(file):
         return RopeScaling(
             method="yarn" if ext != 0 else "linear" if factor != 1 else "none",
             rope_theta=arguments.rope_freq_base or file_base(file),
-            dim=rotated_dims(file),
+            dim=dim,
             original_context=arguments.yarn_orig_ctx or file_origin(file),
             factor=factor,
             ext_factor=ext if ext else 1.0,
@@ -198,7 +210,7 @@ def simulate(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, 
             attention_factor=attention,
             softmax_factor=softmax,
             finetuned=flag(file, "rope.scaling.finetuned"),
-            frequency_factors=factors,
+            frequency_factors=unturned_pairs(file, dim) if factors is None else factors,
             provenance={"method": "llama.cpp", "frequency_factors": FREQUENCY_FACTORS},
         )
 

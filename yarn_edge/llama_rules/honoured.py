@@ -55,7 +55,8 @@ LongFactors = Literal["", "longrope", "always"]
 class Honoured:
     """What llama.cpp reads for an architecture in addition to type, factor, origin, attn_factor and freq_base.
 
-    pairing: for text. With `rope.dimension_sections` some architectures rotate in three axes, which this does not describe.
+    pairing: for text. by_axes: pairs follow the axes of `rope.dimension_sections` in turn (time, height, width: one position in text),
+    and those beyond the sections a fourth axis, which is 0 in text.
     """
 
     pairing: Pairing
@@ -72,6 +73,11 @@ class Honoured:
     unrotated: Unrotated = ""
     ntk_alpha: bool = False  # rope.scaling.alpha: freq_base *= alpha^(d/(d-2)) with d = attention.key_length
     finetuned_switch: bool = False  # rope.scaling.finetuned = false turns off all rotation
+    by_axes: bool = False
+
+    def sections(self, dim: int) -> tuple[int, ...]:
+        """rope.dimension_sections under which text turns all of `dim` / 2 pairs; () for an architecture without axes."""
+        return (*((dim // 2 + 2 - axis) // 3 for axis in range(3)), 0) if self.by_axes else ()
 
 
 _PLAIN_NORM, _PLAIN_NEOX = Honoured("interleaved"), Honoured("half")
@@ -90,6 +96,7 @@ HONOURED: dict[str, Honoured] = {
     "qwen2moe": _PLAIN_NEOX,
     "qwen3": _PLAIN_NEOX,
     "qwen3moe": _PLAIN_NEOX,
+    "qwen3vl": Honoured("half", by_axes=True),
     "deepseek": _PLAIN_NORM,
     "deepseek2": Honoured(
         "interleaved", partial_rotation=True, log_multiplier=LogMultiplier(0.1, same_mscale=True, in_softmax=True)
@@ -163,6 +170,8 @@ GGUF_ARCHITECTURES = {
     "mistral3": "mistral3",
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
+    "qwen3_vl": "qwen3vl",
+    "qwen3_vl_text": "qwen3vl",
     "olmo2": "olmo2",
     "olmo3": "olmo2",
     "phi3": "phi3",

@@ -18,6 +18,7 @@ from yarn_edge.llama_rules.effective import (
     number_or,
     simulate,
     slides,
+    unturned_pairs,
 )
 from yarn_edge.llama_rules.honoured import Honoured, honoured
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
@@ -43,7 +44,11 @@ def _kind(row: Honoured, file: GGUFFile, layer: int) -> Kind:
 def running(file: GGUFFile, arguments: RuntimeArguments, factors: tuple[float, ...] | None) -> RopeScaling:
     """What is computed in layers with full attention, in a context made with `arguments`. factors: values of `rope_freqs.weight`."""
     plain, live = simulate(file, arguments, factors), arguments.live
-    return plain if live is None else replace(live.full, softmax_factor=plain.softmax_factor)
+    if live is None:
+        return plain
+    stopped = unturned_pairs(file, plain.dim)  # a table divides the position, and theirs is 0
+    full = live.full if stopped is None else replace(live.full, frequency_factors=stopped)
+    return replace(full, softmax_factor=plain.softmax_factor)
 
 
 def running_sliding(

@@ -32,6 +32,9 @@ def native_keys(scaling: RopeScaling, architecture: str) -> dict[str, Any]:
         prefix + "freq_base": float(scaling.rope_theta),
         prefix + "scaling.type": scaling.method,
     }
+    sections = honoured(architecture).sections(scaling.dim)
+    if sections:
+        keys[prefix + "dimension_sections"] = sections
     if scaling.method != "none":
         keys[prefix + "scaling.factor"] = float(scaling.factor)
         keys[prefix + "scaling.original_context_length"] = scaling.original_context

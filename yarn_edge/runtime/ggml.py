@@ -55,6 +55,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_op_name": (ctypes.c_char_p, [_INT]),
     "ggml_type_size": (_SIZE, [_INT]),
     "ggml_rope_ext": (TensorPointer, [_P, TensorPointer, TensorPointer, TensorPointer, *[_INT] * 3, *[_F] * 6]),
+    "ggml_rope_multi": (
+        TensorPointer,
+        [_P, TensorPointer, TensorPointer, TensorPointer, _INT, ctypes.POINTER(_INT), *[_INT] * 2, *[_F] * 6],
+    ),
     "ggml_mul_mat": (TensorPointer, [_P, TensorPointer, TensorPointer]),
     "ggml_mul_mat_id": (TensorPointer, [_P, TensorPointer, TensorPointer, TensorPointer]),
     "ggml_flash_attn_ext": (TensorPointer, [_P, *[TensorPointer] * 4, *[_F] * 3]),

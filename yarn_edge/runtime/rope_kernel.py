@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,16 @@ from yarn_edge.runtime.ggml import (
 )
 
 ROPE_MODES: dict[Pairing, int] = {"interleaved": 0, "half": 2}  # GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX
+BY_AXES = 40  # GGML_ROPE_TYPE_IMROPE: halves too, pairs follow three axes in turn
+_HAS_AXES = 8  # the bit of every mode with axes
 
 
 @dataclass(frozen=True)
 class RopeArguments:
-    """The arguments of ggml_rope_ext, which a ROPE node carries. attn_factor is *before* ggml's own 0.1 ln s + 1."""
+    """The arguments of ggml_rope_ext, which a ROPE node carries. attn_factor is *before* ggml's own 0.1 ln s + 1.
+
+    sections: of ggml_rope_multi, how many pairs follow each of four axes; () for ggml_rope_ext.
+    """
 
     n_dims: int
     mode: int
@@ -39,23 +44,34 @@ class RopeArguments:
     attn_factor: float
     beta_fast: float
     beta_slow: float
+    sections: tuple[int, ...] = ()
 
     @classmethod
     def from_node(cls, op_params: ctypes.Array[ctypes.c_int32]) -> RopeArguments:
         """The arguments in a node's op_params (ggml.c, ggml_rope_impl)."""
         raw = np.array(op_params, dtype=np.int32)
-        return cls(int(raw[1]), int(raw[2]), int(raw[4]), *(float(v) for v in raw[5:11].view(np.float32)))
+        sections = tuple(int(v) for v in raw[11:15]) if raw[2] & _HAS_AXES else ()
+        numbers = (float(v) for v in raw[5:11].view(np.float32))
+        return cls(int(raw[1]), int(raw[2]), int(raw[4]), *numbers, sections=sections)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All but the sections, by name, in ggml's order."""
+        return {name: value for name, value in vars(self).items() if name != "sections"}
 
 
-def rope_arguments(scaling: RopeScaling, pairing: Pairing) -> RopeArguments:
-    """The ggml_rope_ext arguments that compute `scaling`. Raises YarnEdgeError if there are none (truncate false, …)."""
+def rope_arguments(scaling: RopeScaling, pairing: Pairing, sections: tuple[int, ...] = ()) -> RopeArguments:
+    """The arguments that compute `scaling`; those of ggml_rope_multi for `sections`.
+
+    Raises YarnEdgeError if there are none (truncate false, …).
+    """
     if not scaling.truncate or scaling.ramp != "index" or scaling.method not in ("none", "linear", "yarn"):
         raise YarnEdgeError(f"ggml's rope kernel has no arguments for {scaling.method} with these settings")
     yarn = scaling.method == "yarn" and scaling.ext_factor != 0
     own = yarn_attention_factor(scaling.factor) if yarn else 1.0
     return RopeArguments(
         scaling.dim,
-        ROPE_MODES[pairing],
+        BY_AXES if sections else ROPE_MODES[pairing],
         scaling.original_context,
         scaling.rope_theta,
         1.0 / scaling.factor,
@@ -63,6 +79,7 @@ def rope_arguments(scaling: RopeScaling, pairing: Pairing) -> RopeArguments:
         scaling.attention_factor / own,
         scaling.beta_fast,
         scaling.beta_slow,
+        sections,
     )
 
 
@@ -87,16 +104,27 @@ def rope(
         raise ValueError(f"{divisors.shape} frequency factors for {arguments.n_dims} dimensions")
     if values.ndim != 3 or where.shape != values.shape[:1]:
         raise ValueError(f"x {values.shape} and positions {where.shape} do not fit")
+    if arguments.sections:
+        where = np.concatenate([where, where, where, 0 * where])  # as llama.cpp places text
     with started(device) as backend, tensor_context(8) as ctx:
         inputs = function("ggml_new_tensor_3d")(ctx, TYPE_F32, *reversed(values.shape))
         pos = function("ggml_new_tensor_1d")(ctx, TYPE_I32, len(where))
         table = None if divisors is None else function("ggml_new_tensor_1d")(ctx, TYPE_F32, len(divisors))
-        node = function("ggml_rope_ext")(ctx, inputs, pos, table, *astuple(arguments))
+        node = _node(ctx, (inputs, pos, table), arguments)
         if not function("ggml_backend_supports_op")(backend, node):
             raise YarnEdgeError(f"device {device.name} has no rope kernel for this")
         result = np.empty_like(values)
         _compute(device, backend, ctx, [(inputs, values), (pos, where), (table, divisors)], (node, result))
     return result
+
+
+def _node(ctx: Any, inputs: tuple[Any, Any, Any], arguments: RopeArguments) -> Any:
+    """The ROPE node. inputs: x, positions, table of divisors or None."""
+    numbers = list(arguments.numbers.values())
+    if not arguments.sections:
+        return function("ggml_rope_ext")(ctx, *inputs, *numbers)
+    sections = (ctypes.c_int * 4)(*arguments.sections)
+    return function("ggml_rope_multi")(ctx, *inputs, numbers[0], sections, *numbers[1:])
 
 
 def _compute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -120,6 +120,7 @@ def wrong_keys(file: GGUFFile, goal: RopeScaling) -> list[str]:
     faults = []
     for key, want in nearest_keys(goal, file.architecture).items():
         have = file.metadata.get(key)
+        have = tuple(have.tolist()) if isinstance(have, np.ndarray) else have
         number = isinstance(want, float) and isinstance(have, (int, float)) and not isinstance(have, bool)
         same = abs(have - want) <= SAME_RELATIVE * abs(want) if number else have == want
         if not same:
@@ -135,13 +136,16 @@ def check_kernel(
     Positions are spread over the context, at least up to 131071. data["phase"] has the worst error in radians up to several
     positions, for this kernel and for the float32 arithmetic of transformers. device: None for the CPU.
     """
-    pairing, name = honoured(architecture).pairing, on_backend("kernel", backend)
+    rules, name = honoured(architecture), on_backend("kernel", backend)
+    pairing, sections = rules.pairing, rules.sections(runs.dim)
     if runs.dim != goal.dim:
         return Check(name, "fail", float("inf"), 1.0, f"{runs.dim} dimensions are rotated, {goal.dim} are wanted")
     positions = phase.sample_positions(max(LONGEST_POSITION + 1, goal.extended_context), goal.original_context)
     x = np.random.default_rng(0).standard_normal((len(positions), 1, goal.dim)).astype(np.float32)
     try:
-        y = rope_kernel.rope(x, positions, rope_kernel.rope_arguments(runs, pairing), device, runs.frequency_factors)
+        y = rope_kernel.rope(
+            x, positions, rope_kernel.rope_arguments(runs, pairing, sections), device, runs.frequency_factors
+        )
     except YarnEdgeError as refusal:
         return Check(name, "fail", float("inf"), 1.0, str(refusal))
     errors = phase.rotation_errors(x, y, positions, goal, pairing)
@@ -168,7 +172,7 @@ def check_live_graph(
     """
     positions, name = model.positions, on_backend("live-graph", backend)
     file, runs = positions.file, positions.runs
-    pairing = honoured(file.architecture).pairing
+    pairing, sections = honoured(file.architecture).pairing, honoured(file.architecture).sections(goal.dim)
     starts = sorted({0, max(0, goal.original_context - LIVE_TOKENS // 2), max(0, goal.extended_context - LIVE_TOKENS)})
     tokens = model.tokenize(sample_text()[:400], add_special=False, parse_special=False)[:LIVE_TOKENS]
     nodes = record_ropes(model, tokens, starts, threads=threads)
@@ -181,12 +185,14 @@ def check_live_graph(
     judged: list[tuple[list[RopeNode], RopeScaling]] = []
     for some, rules, target in ((full, runs, goal), (sliding, slides, sliding_goal or slides)):
         if some and rules is not None and target is not None:
-            faults += _wrong_parameters(some, rope_kernel.rope_arguments(rules, pairing), rules.frequency_factors)
+            faults += _wrong_parameters(
+                some, rope_kernel.rope_arguments(rules, pairing, sections), rules.frequency_factors
+            )
             judged.append((some, target))
     declared, native = positions.declared, in_keys(goal)
     # Keys that differ from the goal's are reported even if they make the same angles.
     if declared.differences(goal) and native and _has_arguments(native) and runs.frequency_factors is None:
-        faults += _wrong_parameters(full, rope_kernel.rope_arguments(native, pairing), None)
+        faults += _wrong_parameters(full, rope_kernel.rope_arguments(native, pairing, sections), None)
     error = angle_error(runs, goal)
     if error.any_difference:
         faults.append(
@@ -246,12 +252,16 @@ def _wrong_parameters(
     faults: dict[str, str] = {}
     ramped = expected.ext_factor != 0
     for node in nodes:
-        for name, want in asdict(expected).items():
+        for name, want in expected.numbers.items():
             if not ramped and name in ("beta_fast", "beta_slow", "n_ctx_orig"):
                 continue
             have = getattr(node.arguments, name)
             if abs(have - want) > SAME_RELATIVE * abs(want):
                 faults.setdefault(name, f"{node.name} runs {name} {have:.7g}, expected {want:.7g}")
+        if node.arguments.sections != expected.sections:
+            faults.setdefault(
+                "sections", f"{node.name} runs sections {node.arguments.sections}, expected {expected.sections}"
+            )
         if (node.factors is None) != (factors is None) or (
             node.factors is not None and not np.array_equal(node.factors, np.asarray(factors, np.float32))
         ):

@@ -74,7 +74,8 @@ class _Recorder(GraphTap):
         layer = int(match["layer"]) if match else before
         buffer = tensor.contents.buffer
         where = function("ggml_backend_buffer_name")(buffer).decode(errors="replace") if buffer else ""
-        self.nodes.append(RopeNode(name, layer, arguments, positions, x, y, factors, where))
+        # Axes have positions of their own, one after another; text has those of the first.
+        self.nodes.append(RopeNode(name, layer, arguments, positions[: len(x)], x, y, factors, where))
 
 
 def record_ropes(

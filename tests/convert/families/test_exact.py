@@ -246,3 +246,26 @@ def test_a_context_that_the_makers_state_stays_below_what_the_factor_reaches(
         assert (meta["arcee.context_length"], meta.get("yarn_edge.rope.declared_context")) == (context, declared)
     other = tiny_families.write(tmp_path / "other" / "ck", "qwen3_moe", max_position_embeddings=200)
     assert read_gguf(convert(other, str(tmp_path / "o.gguf"), "F16")[0]).metadata["qwen3moe.context_length"] == 256
+
+
+class HalfPrecisionGelu(torch.nn.Module):
+    """ggml's GELU of float32 on the CPU: both sides rounded to half precision, up to 10."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x.abs() < 10, rounded, torch.relu(x))
+
+
+def test_what_gemma_3_is_off_is_ggmls_gelu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_families.write(tmp_path / "ck", "gemma3")
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
+    model = tiny_families.model("gemma3")
+    for layer in model.model.layers:
+        layer.mlp.act_fn = HalfPrecisionGelu()
+    with torch.inference_mode():
+        rounded = np.asarray(model(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy(), np.float32)
+    ours = logits_of(path)
+    assert divergence(rounded, ours).kl_mean < 2e-9
+    assert divergence(reference_logits(folder, TOKENS), ours).kl_mean > 2e-8
+    assert main(["verify", str(path), "--against", str(folder), "--tokens", "64"]) == 0
+    assert "2e-05 of the limit are for ggml's GELU" in capsys.readouterr().out

@@ -106,7 +106,7 @@ def test_its_own_sections_leave_two_pairs_still_and_that_is_told(
     scaled: Path, reference: np.ndarray[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = with_own_sections(scaled / "out.gguf", tmp_path / "theirs.gguf")
-    assert divergence(reference, logits_of(theirs)).kl_mean > 1e-5
+    assert divergence(reference, logits_of(theirs)).kl_mean > 1e-3
     stopped = np.asarray(FilePositions(read_gguf(theirs)).effective().frequency_factors)
     assert np.flatnonzero(stopped > 1).tolist() == [61, 62]
     assert main(["inspect", str(theirs), "--json"]) == 0

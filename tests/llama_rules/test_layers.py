@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,8 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
 def same(seen: RopeArguments, said: RopeArguments) -> bool:
     """Whether they rotate alike: without ext_factor nothing of the ramp is used."""
     unused = set() if seen.ext_factor or said.ext_factor else {"beta_fast", "beta_slow", "n_ctx_orig"}
-    return all(math.isclose(x, asdict(said)[n], rel_tol=1e-5) for n, x in asdict(seen).items() if n not in unused)
+    alike = all(math.isclose(x, said.numbers[n], rel_tol=1e-5) for n, x in seen.numbers.items() if n not in unused)
+    return alike and seen.sections == said.sections
 
 
 def refusal(file: GGUFFile, arguments: RuntimeArguments) -> str:
@@ -130,7 +131,7 @@ def disagreements(file: GGUFFile, arguments: RuntimeArguments, seen: Seen) -> li
         if scaling is None:
             told.append(f"layer {node.layer} is rotated, but it is {kinds[node.layer]}")
             continue
-        want = rope_arguments(scaling, row.pairing)
+        want = rope_arguments(scaling, row.pairing, row.sections(scaling.dim))
         if not same(node.arguments, want):
             told.append(f"layer {node.layer} ({kinds[node.layer]}) {node.arguments}, not {want}")
         first = None if scaling.frequency_factors is None else scaling.frequency_factors[0]

@@ -51,8 +51,8 @@ class RopeArguments:
         """The arguments in a node's op_params (ggml.c, ggml_rope_impl)."""
         raw = np.array(op_params, dtype=np.int32)
         sections = tuple(int(v) for v in raw[11:15]) if raw[2] & _HAS_AXES else ()
-        numbers = (float(v) for v in raw[5:11].view(np.float32))
-        return cls(int(raw[1]), int(raw[2]), int(raw[4]), *numbers, sections=sections)
+        base, scale, ext, attn, fast, slow = (float(v) for v in raw[5:11].view(np.float32))
+        return cls(int(raw[1]), int(raw[2]), int(raw[4]), base, scale, ext, attn, fast, slow, sections)
 
     @property
     def numbers(self) -> dict[str, float]:

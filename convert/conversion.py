@@ -22,19 +22,19 @@ from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.header import pack_key
-from yarn_edge.gguf.read import DEFAULT_ALIGNMENT
+from yarn_edge.gguf.read import DEFAULT_ALIGNMENT, read_gguf
 from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.description import canonical_keys
 from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS
 from yarn_edge.llama_rules.ends import token_names
+from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.planner import RopePlan, plan_parts, plan_rope
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import type_named
 from yarn_edge.runtime.model import Model
-from yarn_edge.verify.checks import check_kernel
-from yarn_edge.verify.tokenizer import check_tokens, reference_encoder
+from yarn_edge.verify.tokenizer import Encode, check_tokens, reference_encoder
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .families.architectures import (
@@ -49,12 +49,15 @@ from .file_plan import Source
 from .model_tensors import language_model, match_tensors, source_tensor
 from .one_pass import SourceTensor
 from .vocab import Vocabulary, read_vocabulary
-from .vocab_proof import prove
+from .vocab_proof import prove, remembered
 
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """Everything about a conversion that is known before any weight is read."""
+    """Everything about a conversion that is known before any weight is read.
+
+    encode: the ids of `reference`, which remembers those of the proof.
+    """
 
     checkpoint: Checkpoint
     architecture: Architecture
@@ -62,6 +65,7 @@ class ConversionPlan:
     scaling: RopeScaling
     rope: RopePlan
     reference: Reference
+    encode: Encode
     vocabulary: Vocabulary
     rows: list[TensorRow]
     keys: dict[str, Any]
@@ -98,7 +102,8 @@ def plan_conversion(
     sizes = model_sizes(row, config)
     rows = match_tensors(replace(checkpoint, config=config), row, sizes, scaling)
     reference = reference_encoder(folder)
-    vocabulary = prove(read_vocabulary(folder, sizes.vocab, reference), folder, reference)
+    encode = remembered(reference)
+    vocabulary = prove(read_vocabulary(folder, sizes.vocab, reference), folder, reference, encode)
     for text in vocabulary.notes:
         note(f"note: {text}")
     keys: dict[str, Any] = {
@@ -110,7 +115,7 @@ def plan_conversion(
         **canonical_keys(scaling, rope_plan.form, rope_plan.sliding),
         **vocabulary.keys(),
     }
-    return ConversionPlan(checkpoint, row, sizes, scaling, rope_plan, reference, vocabulary, rows, keys)
+    return ConversionPlan(checkpoint, row, sizes, scaling, rope_plan, reference, encode, vocabulary, rows, keys)
 
 
 def _planned(
@@ -159,18 +164,17 @@ def _factors_tensor(factors: npt.NDArray[np.float32]) -> SourceTensor:
     return SourceTensor(FREQUENCY_FACTORS, factors.shape, type_named("F32"), read, FREQUENCY_FACTORS)
 
 
-def check_written(plan: ConversionPlan, path: Path) -> None:
-    """Read a written file back and check its positions by llama.cpp's rules, its description, its token ids and ends.
+def check_header(plan: ConversionPlan, path: Path) -> None:
+    """Load a file's header in llama.cpp and check its token ids and ends, and ggml's kernel at the positions that it is to have.
 
     Raises YarnEdgeError for the first that differs from the checkpoint.
     """
+    from yarn_edge.verify.checks import check_kernel  # here it is loaded while tensors are made
+
     with Model(path, vocab_only=True) as model:
-        mismatch = check_tokens(model, plan.reference).mismatch
+        mismatch = check_tokens(model, plan.reference, plan.encode).mismatch
         endless = [token for token in plan.vocabulary.ends if not model.is_end(token)]
-    runs = model.positions.runs
-    if angle_error(runs, plan.rope.runs).any_difference or model.positions.canonical != plan.scaling:
-        raise YarnEdgeError(f"{path}: the written file would not run with the checkpoint's positions")
-    kernel = check_kernel(runs, runs, plan.architecture.gguf)
+    kernel = check_kernel(plan.rope.runs, plan.rope.runs, plan.architecture.gguf)
     if kernel.status != "pass":
         raise YarnEdgeError(f"{path}: ggml's RoPE kernel computes other positions on this machine: {kernel.detail}")
     if mismatch is not None:
@@ -179,3 +183,13 @@ def check_written(plan: ConversionPlan, path: Path) -> None:
         raise YarnEdgeError(
             f"{path}: the written file would not end answers at {token_names(plan.vocabulary.tokens, endless)}"
         )
+
+
+def check_positions(plan: ConversionPlan, path: Path) -> None:
+    """Read a written file back and check its positions by llama.cpp's rules, and its description of them.
+
+    Raises YarnEdgeError if they are not the checkpoint's.
+    """
+    positions = FilePositions(read_gguf(path, vocabulary=False))
+    if angle_error(positions.runs, plan.rope.runs).any_difference or positions.canonical != plan.scaling:
+        raise YarnEdgeError(f"{path}: the written file would not run with the checkpoint's positions")

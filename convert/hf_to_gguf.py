@@ -19,10 +19,10 @@ from yarn_edge.flags import (
 )
 from yarn_edge.progress import note
 
-from .conversion import check_written, checkpoint_source, plan_conversion
+from .conversion import check_header, check_positions, checkpoint_source, plan_conversion
 from .file_plan import plan_files
 from .imatrix.matrix import read_imatrix
-from .job import QuantizationJob, run_job
+from .job import QuantizationJob, collector_paused, run_job
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, output_options, quant_options
@@ -61,11 +61,13 @@ def convert_job(
     folder = Path(checkpoint)
     paths = output.checked([*(folder.iterdir() if folder.is_dir() else ()), *options.files])
     matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
-    plan = plan_conversion(folder, overrides, planner)
-    note(f"{plan.architecture.hf_name}: {plan.scaling_summary}; tokenizer {plan.vocabulary.pre}, proved")
-    source = checkpoint_source(plan)
-    files = plan_files(source, paths, options, matrix)
-    return QuantizationJob(source, files, matrix, partial(check_written, plan), output.force)
+    with collector_paused():
+        plan = plan_conversion(folder, overrides, planner)
+        note(f"{plan.architecture.hf_name}: {plan.scaling_summary}; tokenizer {plan.vocabulary.pre}, proved")
+        source = checkpoint_source(plan)
+        files = plan_files(source, paths, options, matrix)
+    checks = partial(check_positions, plan), partial(check_header, plan)
+    return QuantizationJob(source, files, matrix, checks[0], output.force, checks[1])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

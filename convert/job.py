@@ -7,17 +7,18 @@ complete and checked before they get their names, or they do not appear.
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yarn_edge.errors import one_line
+from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf.edit_shards import publish_files
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
@@ -29,7 +30,7 @@ from .file_plan import FilePlan, Source, work_by_type
 from .imatrix.matrix import ImportanceMatrix
 from .importance import importance_weights
 from .kernels.choose import Kernels
-from .one_pass import fill
+from .one_pass import Output, fill
 from .outputs import check_disk_room
 
 _SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
@@ -37,13 +38,18 @@ _SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
 
 @dataclass(frozen=True)
 class QuantizationJob:
-    """Files that are planned to the last byte. check: reads a written file back, and raises YarnEdgeError if it is wrong."""
+    """Files that are planned to the last byte.
+
+    check: reads a written file back, and raises YarnEdgeError if it is wrong. check_header: the same for what only needs the
+    file's header, which is written before its tensors: it runs while they are made.
+    """
 
     source: Source
     files: Sequence[FilePlan]
     matrix: ImportanceMatrix | None
     check: Callable[[Path], None]
     force: bool
+    check_header: Callable[[Path], None] = lambda _path: None
 
     @property
     def kernels(self) -> Kernels:
@@ -70,10 +76,19 @@ class QuantizationJob:
             outputs = [plan.output(partial) for plan, partial in zip(self.files, partials, strict=True)]
             label = ", ".join(plan.quant.name for plan in self.files)
             with bar(label, self.source.n_bytes, "bytes") as advance:
-                fill(self.source.tensors, outputs, weights, threads or physical_threads(), advance, self.kernels)
+                fill(
+                    self.source.tensors,
+                    outputs,
+                    weights,
+                    threads or physical_threads(),
+                    advance,
+                    self.kernels,
+                    lambda: _each(self.check_header, partials),
+                )
             self.source.check_unchanged()
-            for partial in partials:
-                self.check(partial)
+            for output in outputs:
+                _check_same_header(output)
+            _each(self.check, partials)
             publish_files(partials, paths, self.force)
         for plan in self.files:
             note(_summary(plan))
@@ -125,6 +140,30 @@ class QuantizationJob:
             f"computing with {threads} threads by {self.kernels.quantizer} (measured on a sample)"
         )
         return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector: it would look for cycles in a vocabulary's 10^5 objects over and over, and find none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _each(check: Callable[[Path], None], paths: Iterable[Path]) -> None:
+    for path in paths:
+        check(path)
+
+
+def _check_same_header(output: Output) -> None:
+    """Raise YarnEdgeError unless the file still has the header that was checked while its tensors were made."""
+    with output.path.open("rb") as file:
+        if file.read(len(output.header)) != output.header:
+            raise YarnEdgeError(f"{output.path}: its header is not the one that was written: check the disk")
 
 
 def _summary(plan: FilePlan) -> str:

@@ -96,17 +96,19 @@ def fill(
     threads: int,
     advance: Callable[[float, str], None] = lambda _bytes, _name: None,
     kernels: Kernels = Kernels(),
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,). kernels: ggml's by default.
 
-    `advance` gets the bytes read and the name of the tensor. Raises YarnEdgeError for values that are not finite or that a type
+    `advance` gets the bytes read and the name of the tensor. `meanwhile` runs in the caller's thread once all headers are written;
+    if it raises, the rest is not made. Raises YarnEdgeError for values that are not finite or that a type
     cannot hold, and for a source that ends early; OSError for a full disk. The caller removes the outputs on errors.
     """
     files = [_File(output) for output in outputs]
     try:
         for file in files:
             file.begin()
-        _in_threads(_slices(tensors), lambda: _Worker(files, importance, kernels), threads, advance)
+        _in_threads(_slices(tensors), lambda: _Worker(files, importance, kernels), threads, advance, meanwhile)
     finally:
         for file in files:
             file.close()
@@ -123,7 +125,11 @@ def _slices(tensors: Sequence[SourceTensor]) -> Iterator[_Slice]:
 
 
 def _in_threads(
-    slices: Iterator[_Slice], worker: Callable[[], _Worker], threads: int, advance: Callable[[float, str], None]
+    slices: Iterator[_Slice],
+    worker: Callable[[], _Worker],
+    threads: int,
+    advance: Callable[[float, str], None],
+    meanwhile: Callable[[], None],
 ) -> None:
     """Let `threads` threads take slices until none is left or one fails. Ctrl-C stops after the running slices."""
     lock, stop, errors = threading.Lock(), threading.Event(), list[BaseException]()
@@ -152,6 +158,7 @@ def _in_threads(
                 if thread is crew[0]:
                     raise YarnEdgeError("the system cannot start a thread") from error
                 break
+        meanwhile()
         for thread in crew:
             if thread.ident is not None:
                 thread.join()

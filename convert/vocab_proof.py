@@ -21,6 +21,7 @@ from yarn_edge.progress import bar
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.tokenizer import (
     STRESS_TEXTS,
+    Encode,
     TokenComparison,
     compare_tokens,
     known_gaps,
@@ -36,20 +37,27 @@ from .vocab import Vocabulary
 _HOPELESS = 40
 
 
-def prove(vocabulary: Vocabulary, checkpoint: Path, reference: Reference | None = None) -> Vocabulary:
+def prove(
+    vocabulary: Vocabulary, checkpoint: Path, reference: Reference | None = None, encode: Encode | None = None
+) -> Vocabulary:
     """The vocabulary with the `pre` under which llama.cpp gives the checkpoint's token ids, and notes on known gaps.
 
-    reference: the result of `reference_encoder`, if at hand. If no name fits, raises YarnEdgeError with the closest one and its
+    reference: the result of `reference_encoder`, if at hand. encode: its ids, if they are to be remembered. If no name fits, raises YarnEdgeError with the closest one and its
     first difference.
     """
     try:
-        return _prove(vocabulary, reference or reference_encoder(checkpoint))
+        reference = reference or reference_encoder(checkpoint)
+        return _prove(vocabulary, reference, encode or remembered(reference))
     except OSError as error:
         raise os_error(error, tempfile.gettempdir()) from error
 
 
-def _prove(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
-    encode = lru_cache(maxsize=None)(reference.__call__)
+def remembered(reference: Reference) -> Encode:
+    """The ids of a checkpoint's own tokenizer, which works only once on each text."""
+    return lru_cache(maxsize=None)(reference.__call__)
+
+
+def _prove(vocabulary: Vocabulary, reference: Reference, encode: Encode) -> Vocabulary:
     texts = stress_texts(vocabulary.tokens, (m.content for _, m in sorted(reference.markup.items())))
     names = [vocabulary.pre]
     if isinstance(reference, TokenizersReference) and vocabulary.model == "gpt2":

@@ -317,13 +317,13 @@ def test_a_disk_that_refuses_midway_is_one_line_and_no_file(smol_checkpoint: Pat
 
 def test_a_name_that_is_taken_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out.gguf"
-    check = hf_to_gguf.check_written
+    check = hf_to_gguf.check_positions
 
     def somebody_is_faster(plan: Any, path: Path) -> None:
         check(plan, path)
         output.write_text("theirs")
 
-    monkeypatch.setattr(hf_to_gguf, "check_written", somebody_is_faster)
+    monkeypatch.setattr(hf_to_gguf, "check_positions", somebody_is_faster)
     with pytest.raises(YarnEdgeError, match="exists already"):
         convert(tiny.write_checkpoint(tmp_path / "ck"), str(output), "F16")
     assert output.read_text() == "theirs"

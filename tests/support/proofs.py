@@ -16,12 +16,12 @@ def proved_once(prove: Callable[..., Vocabulary]) -> Callable[..., Vocabulary]:
     """`prove`, which remembers by the tokenizer's files and what was read from them. A refusal is not remembered."""
     proofs: dict[bytes, Vocabulary] = {}
 
-    def proved(vocabulary: Vocabulary, checkpoint: Path, reference: object = None) -> Vocabulary:
+    def proved(vocabulary: Vocabulary, checkpoint: Path, *reference: object) -> Vocabulary:
         key = hashlib.sha256(pickle.dumps(vocabulary))
         for path in (checkpoint / name for name in _FILES):
             key.update(path.read_bytes() if path.exists() else b"none")
         if key.digest() not in proofs:
-            proofs[key.digest()] = prove(vocabulary, checkpoint, reference)
+            proofs[key.digest()] = prove(vocabulary, checkpoint, *reference)
         return proofs[key.digest()]
 
     return proved

@@ -94,13 +94,14 @@ def pack_key(key: str, value: Any) -> bytes:
     """
     own = key.startswith("yarn_edge.")
     if isinstance(value, (list, tuple)):
-        kind = _scalar_kind(key, value[0], own, I32) if value else None
-        if kind is None or any(_scalar_kind(key, item, own, I32) != kind for item in value):
+        kinds = {_scalar_kind(key, item, own, I32) for item in {type(item): item for item in value}.values()}
+        if len(kinds) != 1:
             raise ValueError(
                 f"{key}: {_briefly(value)} has no GGUF type: a list must not be empty, and its items must be of one type"
             )
-        packed = pack_string(key) + struct.pack("<IIQ", ARRAY, kind, len(value))
-        return packed + b"".join(_packed(key, item, kind) for item in value)
+        (kind,) = kinds
+        items = map(pack_string, value) if kind == STRING else (_packed(key, item, kind) for item in value)
+        return pack_string(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + b"".join(items)
     kind = _scalar_kind(key, value, own, U32)
     return pack_string(key) + struct.pack("<I", kind) + _packed(key, value, kind)
 

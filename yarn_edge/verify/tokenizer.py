@@ -205,14 +205,17 @@ def compare_tokens(
     return TokenComparison(n_texts, n_tokens, n_different, first, n_explained, tuple(notes))
 
 
-def check_tokens(model: Model, reference: Reference) -> TokenComparison:
-    """The whole proof for a loaded GGUF: its tokens against those of its checkpoint."""
+def check_tokens(model: Model, reference: Reference, encode: Encode | None = None) -> TokenComparison:
+    """The whole proof for a loaded GGUF: its tokens against those of its checkpoint.
+
+    encode: the reference's ids, where they are remembered from another comparison.
+    """
     tokens = model.gguf.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise YarnEdgeError(f"{model.path}: tokenizer.ggml.tokens is missing; convert the checkpoint again")
     texts = stress_texts(tokens, (m.content for _, m in sorted(reference.markup.items())))
     pre = str(model.gguf.metadata.get("tokenizer.ggml.pre", ""))
-    return compare_tokens(model, reference, texts, known_gaps(reference, pre))
+    return compare_tokens(model, encode or reference, texts, known_gaps(reference, pre))
 
 
 # For these pre-tokenizers llama.cpp replaces \p{Lu}, \p{Ll} and \p{M} by ASCII ranges and "any other letter".

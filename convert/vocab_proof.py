@@ -42,8 +42,8 @@ def prove(
 ) -> Vocabulary:
     """The vocabulary with the `pre` under which llama.cpp gives the checkpoint's token ids, and notes on known gaps.
 
-    reference: the result of `reference_encoder`, if at hand. encode: its ids, if they are to be remembered. If no name fits, raises YarnEdgeError with the closest one and its
-    first difference.
+    reference: the result of `reference_encoder`, if at hand. encode: its ids, if they are to be remembered. If no name fits, raises
+    YarnEdgeError with the closest one and its first difference.
     """
     try:
         reference = reference or reference_encoder(checkpoint)

@@ -83,7 +83,6 @@ SHAPES = {
     "7B": Shape(32, 4096, 11008, 32, 32, 4096, 128),
     "1B-MoE": Shape(24, 1024, 768, 16, 4, 2048, 64, experts=16, experts_used=4),
     "30B-A3B": Shape(48, 2048, 768, 32, 4, 32768, 128, experts=128, experts_used=8),
-    "tiny": Shape(2, 256, 512, 4, 2, 2048, 64),
     "tiny-MoE": Shape(2, 256, 256, 4, 2, 2048, 64, experts=4, experts_used=2),
 }
 

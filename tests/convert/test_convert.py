@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from gguf.quants import dequantize
 
 from yarn_edge.bench.evidence.dialect_oracles import Truth, nous
 from yarn_edge.convert import hf_to_gguf
+from yarn_edge.convert.conversion import check_positions, plan_conversion
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import ScalingOverrides
@@ -328,6 +330,49 @@ def test_a_name_that_is_taken_meanwhile_is_left_alone(tmp_path: Path, monkeypatc
         convert(tiny.write_checkpoint(tmp_path / "ck"), str(output), "F16")
     assert output.read_text() == "theirs"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ck", "out.gguf"]
+
+
+def _wrong_tokens(path: Path) -> None:
+    raise YarnEdgeError(f"{path}: other tokens")
+
+
+def _damaged(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"x")
+
+
+@pytest.mark.parametrize(
+    "check, message", [(_wrong_tokens, "other tokens"), (_damaged, "its header is not the one that was written")]
+)
+def test_what_the_check_beside_the_tensors_finds_ends_it(
+    check: Callable[[Path], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header is on the disk in full when it is checked, and stays what it was."""
+    headers: list[int] = []
+
+    def checked(_plan: Any, path: Path) -> None:
+        headers.append(len(read_gguf(path).tensors))
+        check(path)
+
+    monkeypatch.setattr(hf_to_gguf, "check_header", checked)
+    folder = tiny.write_checkpoint(tmp_path / "ck")
+    with pytest.raises(YarnEdgeError, match=message):
+        convert(folder, str(tmp_path / "out.gguf"), "F16")
+    assert headers[0] > 0
+    assert [p.name for p in tmp_path.iterdir()] == ["ck"]
+
+
+def test_the_check_of_a_written_file_sees_other_positions(tmp_path: Path) -> None:
+    folders = [
+        tiny.write_checkpoint(tmp_path / name, rope_scaling={**tiny.YARN["rope_scaling"], "factor": factor})
+        for name, factor in (("a", 4.0), ("b", 8.0))
+    ]
+    plans = [plan_conversion(folder) for folder in folders]
+    (path,) = convert(folders[0], str(tmp_path / "a.gguf"), "F16")
+    check_positions(plans[0], path)
+    with pytest.raises(YarnEdgeError, match="would not run with the checkpoint's positions"):
+        check_positions(plans[1], path)
 
 
 def test_forms_of_nous_checkpoints(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from yarn_edge import __version__
 from yarn_edge.checkpoint.config_file import ConfigFile
 from yarn_edge.checkpoint.dialects import head_dim
 from yarn_edge.checkpoint.families import FULL
-from yarn_edge.checkpoint.read import Positions, only_scaling, read_positions
+from yarn_edge.checkpoint.read import Positions, only_scaling, read_positions, table_parts
 from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
@@ -25,11 +25,10 @@ from yarn_edge.gguf.header import pack_key
 from yarn_edge.gguf.read import DEFAULT_ALIGNMENT, read_gguf
 from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.description import canonical_keys
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS
 from yarn_edge.llama_rules.ends import token_names
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.honoured import honoured
-from yarn_edge.llama_rules.planner import RopePlan, plan_parts, plan_rope
+from yarn_edge.llama_rules.planner import RopePlan, plan_parts, plan_rope, plan_tables
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import type_named
@@ -73,7 +72,12 @@ class ConversionPlan:
     @property
     def scaling_summary(self) -> str:
         """The scaling in a few words."""
-        s = self.scaling
+        s, short = self.scaling, self.rope.short
+        if short is not None:
+            return (
+                f"LongRoPE, one table for contexts up to {short.runs.original_context} and one for those up to {s.original_context}, "
+                f"attention factor {s.attention_factor:.4f}"
+            )
         if s.method == "none":
             return f"no scaling, context {s.original_context}"
         return (
@@ -112,7 +116,7 @@ def plan_conversion(
         "yarn_edge.version": __version__,
         **hyper_parameters(row, config, sizes, scaling.extended_context),
         **rope_plan.keys,
-        **canonical_keys(scaling, rope_plan.form, rope_plan.sliding),
+        **({} if rope_plan.short else canonical_keys(scaling, rope_plan.form, rope_plan.sliding)),
         **vocabulary.keys(),
     }
     return ConversionPlan(checkpoint, row, sizes, scaling, rope_plan, reference, encode, vocabulary, rows, keys)
@@ -122,13 +126,19 @@ def _planned(
     row: Architecture, config: ConfigFile, positions: Positions, planner: PlannerOptions
 ) -> tuple[RopeScaling, RopePlan]:
     """(the scaling, in layers with full attention if others have a sliding window; how the GGUF carries it)."""
-    parts = positions.parts
-    scaling = parts[FULL] if row.windows and FULL in parts else only_scaling(config, positions)
+    parts, tables = positions.parts, table_parts(positions.parts)
+    as_it_is = plan_tables(*tables, row.gguf, planner) if tables else None
+    if tables and as_it_is is not None:
+        scaling = tables[1]
+    else:
+        scaling = parts[FULL] if row.windows and FULL in parts else only_scaling(config, positions)
     if scaling.dim != head_dim(config) and not honoured(row.gguf).partial_rotation:
         raise YarnEdgeError(
             f"{scaling.source('dim')}: {scaling.dim} of {head_dim(config)} dimensions are rotated, but llama.cpp runs {row.gguf} "
             "only if all are"
         )
+    if as_it_is is not None:
+        return scaling, as_it_is
     return scaling, plan_parts(parts, row.gguf, planner) if row.windows else plan_rope(scaling, row.gguf, planner)
 
 
@@ -147,21 +157,20 @@ def checkpoint_source(plan: ConversionPlan) -> Source:
     tensors = [source_tensor(plan.checkpoint, row, plan.sizes) for row in plan.rows]
     plain = {row.target for row in plan.rows if row.float32}
     declared = {t.name: type_named("F32") if len(t.ne) == 1 or t.name in plain else t.kind for t in tensors}
-    factors = plan.rope.factors
-    if factors is not None:
-        tensors.append(_factors_tensor(factors))
-        declared[tensors[-1].name] = tensors[-1].kind
+    for name, factors in plan.rope.tensors.items():
+        tensors.append(_factors_tensor(name, factors))
+        declared[name] = tensors[-1].kind
     keys = {"general.architecture": plan.architecture.gguf, **plan.keys}
     entries = {key: pack_key(key, value) for key, value in keys.items()}
     checkpoint = plan.checkpoint
     return Source(checkpoint.path, entries, tensors, declared, DEFAULT_ALIGNMENT, checkpoint.check_unchanged)
 
 
-def _factors_tensor(factors: npt.NDArray[np.float32]) -> SourceTensor:
+def _factors_tensor(name: str, factors: npt.NDArray[np.float32]) -> SourceTensor:
     def read(_first_row: int, out: npt.NDArray[np.uint8]) -> None:
         out[0] = factors.view(np.uint8)
 
-    return SourceTensor(FREQUENCY_FACTORS, factors.shape, type_named("F32"), read, FREQUENCY_FACTORS)
+    return SourceTensor(name, factors.shape, type_named("F32"), read, name)
 
 
 def check_header(plan: ConversionPlan, path: Path) -> None:
@@ -174,9 +183,10 @@ def check_header(plan: ConversionPlan, path: Path) -> None:
     with Model(path, vocab_only=True) as model:
         mismatch = check_tokens(model, plan.reference, plan.encode).mismatch
         endless = [token for token in plan.vocabulary.ends if not model.is_end(token)]
-    kernel = check_kernel(plan.rope.runs, plan.rope.runs, plan.architecture.gguf)
-    if kernel.status != "pass":
-        raise YarnEdgeError(f"{path}: ggml's RoPE kernel computes other positions on this machine: {kernel.detail}")
+    for _, runs in _expected(plan):
+        kernel = check_kernel(runs, runs, plan.architecture.gguf)
+        if kernel.status != "pass":
+            raise YarnEdgeError(f"{path}: ggml's RoPE kernel computes other positions on this machine: {kernel.detail}")
     if mismatch is not None:
         raise YarnEdgeError(f"{path}: the written file tokenizes differently from the checkpoint: {mismatch}")
     if endless:
@@ -190,6 +200,17 @@ def check_positions(plan: ConversionPlan, path: Path) -> None:
 
     Raises YarnEdgeError if they are not the checkpoint's.
     """
-    positions = FilePositions(read_gguf(path, vocabulary=False))
-    if angle_error(positions.runs, plan.rope.runs).any_difference or positions.canonical != plan.scaling:
-        raise YarnEdgeError(f"{path}: the written file would not run with the checkpoint's positions")
+    file = FilePositions(read_gguf(path, vocabulary=False))
+    described = plan.scaling if plan.rope.short is None else None
+    for n_ctx, wanted in _expected(plan):
+        positions = file.at(n_ctx)
+        if angle_error(positions.runs, wanted).any_difference or positions.canonical != described:
+            raise YarnEdgeError(f"{path}: the written file would not run with the checkpoint's positions")
+
+
+def _expected(plan: ConversionPlan) -> list[tuple[int | None, RopeScaling]]:
+    """Sizes of a context with the positions that are to run there; None for any."""
+    if plan.rope.short is None:
+        return [(None, plan.rope.runs)]
+    origin = plan.rope.short.runs.original_context
+    return [(origin, plan.rope.short.runs), (origin + 1, plan.rope.runs)]

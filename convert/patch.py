@@ -35,9 +35,9 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.contradictions import foreign_keys
 from yarn_edge.llama_rules.description import CANONICAL, canonical_keys
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, rotated_dims
+from yarn_edge.llama_rules.effective import rotated_dims
 from yarn_edge.llama_rules.file_positions import FilePositions
-from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES
+from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, honoured
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import RopePlan, plan_parts
 from yarn_edge.llama_rules.rescale import file_parts
@@ -108,10 +108,10 @@ def _edits(file: GGUFFile, goal: RopeScaling, plan: RopePlan) -> tuple[dict[str,
     stale += foreign_keys(file)
     base = f"{file.architecture}.rope.freq_base_swa"
     stale += [base] if plan.sliding is not None and base in file.metadata and base not in keys else []
-    tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
-    if plan.factors is None and FREQUENCY_FACTORS in file.tensors:
-        # A tensor cannot be removed, but factors of 1 do nothing.
-        tensors[FREQUENCY_FACTORS] = np.ones(goal.dim // 2, np.float32)
+    tensors: dict[str, Any] = plan.tensors
+    for name in honoured(file.architecture).table_names:
+        if name in file.tensors and not tensors:  # a tensor cannot be removed, but factors of 1 do nothing
+            tensors = dict.fromkeys(honoured(file.architecture).table_names, np.ones(goal.dim // 2, np.float32))
     return keys, stale, tensors
 
 

@@ -122,7 +122,7 @@ DENSE: tuple[Architecture, ...] = (
          matrix("self_attn.o_proj", "attn_output", "hidden", "q"),
          matrix("mlp.gate_up_proj", "ffn_up", "2*ffn", "hidden"), matrix("mlp.down_proj", "ffn_down", "hidden", "ffn")),
         {**DEFAULTS, "rms_norm_eps": 1e-5}, SILU, width_is_heads=True, window_ignored=True,
-        yarn="by flags (LongRoPE is not carried yet)",
+        yarn="by flags; LongRoPE in the config: original context 4096, longest 131072",
     ),
     Architecture(
         "GraniteForCausalLM", "granite",

@@ -95,7 +95,7 @@ def test_what_runs_is_what_the_same_table_in_the_file_runs(tmp_path: Path) -> No
     }
     for name, plan in plans.items():
         assert plan.form == name
-        tensors = {} if plan.factors is None else {"rope_freqs.weight": plan.factors}
+        tensors = plan.tensors
         keys = {**plan.keys, **canonical_keys(YARN, plan.form, plan.sliding), "llama.context_length": 1024}
         edit_gguf_files(read_gguf(plain), [tmp_path / f"{name}.gguf"], set_keys=keys, set_tensors=tensors, flush=False)
     np.testing.assert_array_equal(logits(tmp_path / "live.gguf"), logits(tmp_path / "baked.gguf"))

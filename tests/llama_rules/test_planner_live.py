@@ -22,7 +22,7 @@ import pytest
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.edit_shards import edit_gguf_files
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS, FROM_MODEL
+from yarn_edge.llama_rules.effective import FROM_MODEL
 from yarn_edge.llama_rules.honoured import HONOURED
 from yarn_edge.llama_rules.layers import layer_kinds
 from yarn_edge.llama_rules.planner import RopePlan, plan_rope
@@ -136,7 +136,7 @@ def write(plain: Path, plan: RopePlan, scaling: RopeScaling) -> Path:
     output = plain.with_suffix(".planned.gguf")
     architecture = plain.stem
     keys = {**plan.keys, f"{architecture}.context_length": scaling.extended_context}
-    tensors = {} if plan.factors is None else {FREQUENCY_FACTORS: plan.factors}
+    tensors = plan.tensors
     edit_gguf_files(read_gguf(plain), [output], set_keys=keys, set_tensors=tensors, flush=False)
     return output
 

@@ -96,11 +96,22 @@ def only_scaling(config: ConfigFile, positions: Positions) -> RopeScaling:
     parts = positions.parts
     first, *others = parts.values()
     if any(first.differences(other) or first.extended_context != other.extended_context for other in others):
-        kind = "allocated context" if first.method == "longrope" else "layer type"
+        longrope = first.method == "longrope"
+        kind = "allocated context" if longrope else "layer type"
+        remedy = ": pass --freeze-at N to use the table for N tokens" if longrope else ""
         raise YarnEdgeError(
-            f"{config.name}: positions differ by {kind} ({', '.join(parts)}): that cannot be represented as one scaling"
+            f"{config.name}: positions differ by {kind} ({', '.join(parts)}): that cannot be represented as one scaling{remedy}"
         )
     return first
+
+
+def table_parts(parts: Mapping[str, RopeScaling]) -> tuple[RopeScaling, RopeScaling] | None:
+    """LongRoPE's scalings up to the original context and beyond it, each with its own largest context; None for other parts."""
+    if len(parts) != 2 or any(s.method != "longrope" for s in parts.values()):
+        return None
+    (name, short), (_beyond, long) = parts.items()
+    origin = int(name.split()[2])  # "up to N tokens"
+    return replace(short, original_context=origin), long
 
 
 def _read_blocks(
@@ -183,17 +194,13 @@ def _frozen(
     source = f"--freeze-at {length}"
     if isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= MAX_CONTEXT:
         raise YarnEdgeError(f"--freeze-at is {shown(length)}, expected a whole number from 1 to {MAX_CONTEXT}")
-    if all(s.method == "longrope" for s in parts.values()):
-        short, long = parts.items()
-        name, scaling = short if length <= int(short[0].split()[2]) else long
+    tables = table_parts(parts)
+    if tables is not None:
+        name, scaling = list(zip(parts, tables, strict=True))[length > tables[0].original_context]
         if length > scaling.original_context:
             raise YarnEdgeError(f"{source} is above {scaling.source('original_context')} {scaling.original_context}")
         where = f"{source}: the table for contexts {name}"
-        if name == short[0]:
-            length = int(name.split()[2])
-        else:
-            length = scaling.original_context
-        return {"": scaling.with_overrides(where, original_context=length)}
+        return {"": scaling.with_overrides(where, original_context=scaling.original_context)}
     static = [s.method for s in parts.values() if s.is_static]
     if static:
         raise YarnEdgeError(

@@ -97,7 +97,7 @@ def what_runs(context: Context, goal: RopeScaling | None = None) -> str:
 
     goal: the scaling that runs in place of the file's own.
     """
-    positions = context.model.positions
+    positions = context.model.positions.at(context.n_ctx)
     gguf = positions.file
     try:
         scaling, error = positions.effective(context.arguments), positions.error(context.arguments)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.checkpoint.config_file import read_config
-from yarn_edge.checkpoint.read import read_positions, read_scaling
+from yarn_edge.checkpoint.read import read_positions, read_scaling, table_parts
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS, NO_OVERRIDES, Reading, ScalingOverrides, add_scaling_flags, scaling_overrides
 from yarn_edge.gguf.file import GGUFFile
@@ -24,9 +24,10 @@ from yarn_edge.inspect.patient import Patient
 from yarn_edge.inspect.plot import plot_scaling
 from yarn_edge.llama_rules.description import CANONICAL, is_described
 from yarn_edge.llama_rules.file_positions import FilePositions
-from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, GGUF_ARCHITECTURES
+from yarn_edge.llama_rules.frequency_tables import judged_contexts
+from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, GGUF_ARCHITECTURES, SHORT_FACTORS
 from yarn_edge.llama_rules.loadable import check_loadable
-from yarn_edge.llama_rules.planner import plain_llama_cpp, plan_parts
+from yarn_edge.llama_rules.planner import plain_llama_cpp, plan_parts, plan_tables
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.progress import note
 from yarn_edge.runtime.kv_cache import has_plain_cache, kv_bytes
@@ -40,7 +41,10 @@ def inspect_gguf(positions: FilePositions) -> GGUFOutcome:
     """What a GGUF declares and what would run of it. Raises YarnEdgeError if llama.cpp could not load it."""
     file = positions.file
     check_loadable(file)
-    patient = Patient.of(positions)
+    sizes = judged_contexts(file)
+    if len(sizes) > 1:
+        note(f"LongRoPE: what follows is for contexts of more than {sizes[0]} tokens; shorter ones run {SHORT_FACTORS}")
+    patient = Patient.of(positions.at(sizes[-1]))
     refused = [Finding("cannot be judged", why, "the message", "correct what it names") for why in patient.refusals]
     longest = int(file.number("context_length") or 0)
     contexts = sorted({c for c in CONTEXTS if c < longest} | {longest})
@@ -87,7 +91,9 @@ def inspect_checkpoint(folder: Path, overrides: ScalingOverrides = NO_OVERRIDES)
     plans: dict[str, CarriedForm] = {}
     if architecture is not None:
         try:
-            plan = plan_parts(positions.parts, architecture)
+            tables = table_parts(positions.parts)
+            both = plan_tables(*tables, architecture) if tables else None
+            plan = both or plan_parts(positions.parts, architecture)
         except YarnEdgeError as refusal:
             remedy = "--allow-approximate-rope writes the nearest scaling that a GGUF can carry, which is wrong"
             if any(not scaling.is_static for scaling in positions.parts.values()):
@@ -95,7 +101,7 @@ def inspect_checkpoint(folder: Path, overrides: ScalingOverrides = NO_OVERRIDES)
             layers = ", ".join(positions.parts) or "all layers"
             findings.append(Finding("cannot be carried", str(refusal), layers, remedy))
         else:
-            part = "" if len(positions.parts) == 1 else "full_attention"
+            part = "" if len(positions.parts) == 1 or plan.short else "full_attention"
             plans[part] = CarriedForm(architecture, plan.form, plan.keys, plan.message)
     shown = names[0] if isinstance(names, list) and names else model_type
     return CheckpointOutcome(

@@ -14,8 +14,7 @@ from yarn_edge.inspect.patient import PATCH, Patient
 from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.contradictions import RULES, contradictions
 from yarn_edge.llama_rules.description import FORM
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS
-from yarn_edge.llama_rules.honoured import HONOURED
+from yarn_edge.llama_rules.honoured import FREQUENCY_FACTORS, HONOURED
 from yarn_edge.positions.scaling import SAME_RELATIVE, yarn_attention_factor
 
 

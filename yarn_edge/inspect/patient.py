@@ -11,8 +11,8 @@ from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.llama_rules.angle_error import AngleError
 from yarn_edge.llama_rules.declared import open_attention_factor
 from yarn_edge.llama_rules.description import is_described, is_live
-from yarn_edge.llama_rules.effective import FREQUENCY_FACTORS
 from yarn_edge.llama_rules.file_positions import FilePositions
+from yarn_edge.llama_rules.honoured import FREQUENCY_FACTORS
 from yarn_edge.llama_rules.planner import plan_rope
 from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
 

@@ -16,8 +16,8 @@ from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.header import BOOL, F32, KIND_NAMES, U32
 from yarn_edge.gguf.read import ARRAY
 from yarn_edge.llama_rules.description import is_described
-from yarn_edge.llama_rules.effective import DEFAULT_FREQ_BASE, LONG_FACTORS, SHORT_FACTORS
-from yarn_edge.llama_rules.honoured import HONOURED
+from yarn_edge.llama_rules.effective import DEFAULT_FREQ_BASE
+from yarn_edge.llama_rules.honoured import HONOURED, LONG_FACTORS, SHORT_FACTORS
 from yarn_edge.llama_rules.stated import (
     scaling_key,
     stated_context,

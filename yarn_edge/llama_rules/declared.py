@@ -9,12 +9,10 @@ from yarn_edge.gguf.file import GGUFFile, errors_naming
 from yarn_edge.llama_rules.description import is_described
 from yarn_edge.llama_rules.effective import (
     DEFAULT_FREQ_BASE,
-    FREQUENCY_FACTORS,
     FROM_MODEL,
     ROPE_SCALING_TYPES,
     file_base,
     file_factor,
-    file_frequency_factors,
     file_origin,
     flag,
     magnitudes,
@@ -22,21 +20,24 @@ from yarn_edge.llama_rules.effective import (
     rotated_dims,
     scaling_type,
 )
-from yarn_edge.llama_rules.honoured import HONOURED, Honoured
+from yarn_edge.llama_rules.frequency_tables import file_frequency_factors
+from yarn_edge.llama_rules.honoured import FREQUENCY_FACTORS, HONOURED, Honoured
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling, yarn_attention_factor
 
 NOT_IN_THE_FILE = "llama.cpp's default for"  # the source of a value without a key begins with this
 
 
-def declared(file: GGUFFile) -> RopeScaling:
+def declared(file: GGUFFile, n_ctx: int | None = None) -> RopeScaling:
     """What the keys of `{arch}.rope.*` say, read literally, whether or not the runtime honors each of them.
+
+    n_ctx: the size of the context, if LongRoPE's tables need one.
 
     Factors multiply: A = (0.1 ln s + 1 for yarn, else 1) * rope.scaling.attn_factor * rope.scaling.yarn_attn_factor. If the
     architecture has yarn_log_multiplier, llama.cpp's rule for it applies too. A yarn_attn_factor equal to 0.1 ln s + 1 is A
     spelled out (OLMo 3), not a multiplier.
     """
     arch = file.architecture
-    factors = file_frequency_factors(file)
+    factors = file_frequency_factors(file, n_ctx)
     kind = scaling_type(file)
     factor = file_factor(file) or 1.0  # llama.cpp reads 0 as 1
     if kind not in ROPE_SCALING_TYPES:

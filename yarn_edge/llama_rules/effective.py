@@ -13,14 +13,12 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf.file import GGUFFile, errors_naming
-from yarn_edge.llama_rules.honoured import HONOURED, Honoured, LogMultiplier, honoured
+from yarn_edge.llama_rules.honoured import FREQUENCY_FACTORS, HONOURED, Honoured, LogMultiplier, honoured
 from yarn_edge.positions import rope
-from yarn_edge.positions.scaling import MAX_DIM, RopeScaling, yarn_attention_factor
+from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
 
 DEFAULT_FREQ_BASE = 10000.0
 _STOPS = 1e14  # a frequency divided by it turns nothing within any context
-FREQUENCY_FACTORS = "rope_freqs.weight"
-LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 # llama.h: enum llama_rope_scaling_type
 ROPE_SCALING_TYPES = {"none": 0, "linear": 1, "yarn": 2}  # -1: from the model
 
@@ -100,27 +98,6 @@ def flag(file: GGUFFile, name: str) -> bool | None:
     """A boolean key of the architecture, None if it is absent."""
     value = file.metadata.get(f"{file.architecture}.{name}")
     return value if isinstance(value, bool) else None
-
-
-def file_frequency_factors(file: GGUFFile) -> tuple[float, ...] | None:
-    """The values of `rope_freqs.weight`, by which llama.cpp divides each pair's frequency; None if the file has none.
-
-    Raises YarnEdgeError if the architecture does not use that tensor (llama.cpp refuses the file, or ignores the tensor), and
-    for LongRoPE's two tables, of which the runtime chooses one by the size of the context.
-    """
-    for name in (LONG_FACTORS, SHORT_FACTORS):
-        if name in file.tensors:
-            raise YarnEdgeError(
-                f"{file.path}: has {name}: LongRoPE, whose frequencies depend on the requested context, so they cannot be judged"
-            )
-    if FREQUENCY_FACTORS not in file.tensors:
-        return None
-    if not honoured(file.architecture).frequency_factors:
-        raise YarnEdgeError(
-            f"{file.path}: has {FREQUENCY_FACTORS}, which architecture {file.architecture} does not load or does not use: it cannot be "
-            "judged"
-        )
-    return tuple(float(v) for v in file.float32_tensor(FREQUENCY_FACTORS, MAX_DIM // 2))
 
 
 def scaling_type(file: GGUFFile) -> str:

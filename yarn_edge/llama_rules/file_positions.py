@@ -19,17 +19,15 @@ from yarn_edge.llama_rules.description import SLIDING, canonical, canonical_slid
 from yarn_edge.llama_rules.effective import (
     FROM_MODEL,
     LLAMA_CLASS_DEFAULTS,
-    LONG_FACTORS,
     ROPE_SCALING_TYPES,
-    SHORT_FACTORS,
     LivePositions,
     RuntimeArguments,
     as_table,
-    file_frequency_factors,
     ratio_in_file,
     spelled_out,
 )
-from yarn_edge.llama_rules.honoured import HONOURED, honoured
+from yarn_edge.llama_rules.frequency_tables import chosen_table, file_frequency_factors
+from yarn_edge.llama_rules.honoured import HONOURED, LONG_FACTORS, SHORT_FACTORS, honoured
 from yarn_edge.llama_rules.layers import running, running_sliding
 from yarn_edge.positions.scaling import RopeScaling
 
@@ -38,16 +36,22 @@ from yarn_edge.positions.scaling import RopeScaling
 class FilePositions:
     """What a GGUF says about its positions, and what runs. Each value is computed when it is first used.
 
+    n_ctx: the size of the context, by which llama.cpp chooses one of LongRoPE's two tables; None if it is not known.
     Every property raises YarnEdgeError if the file cannot be judged: an unknown architecture or scaling type, values that make
     no sense, or tables whose choice depends on the context.
     """
 
     file: GGUFFile
+    n_ctx: int | None = None
+
+    def at(self, n_ctx: int | None) -> FilePositions:
+        """The same file in a context of `n_ctx` tokens."""
+        return FilePositions(self.file, n_ctx)
 
     @cached_property
     def declared(self) -> RopeScaling:
         """The keys of `{arch}.rope.*`, read literally."""
-        return declared(self.file)
+        return declared(self.file, self.n_ctx)
 
     @cached_property
     def canonical(self) -> RopeScaling | None:
@@ -98,7 +102,7 @@ class FilePositions:
 
     @cached_property
     def _frequency_factors(self) -> tuple[float, ...] | None:
-        return file_frequency_factors(self.file)
+        return file_frequency_factors(self.file, self.n_ctx)
 
     def error(self, arguments: RuntimeArguments = FROM_MODEL) -> AngleError:
         """How far the positions that run with `arguments` are from the wanted ones, in the worst layer that is described."""
@@ -111,12 +115,13 @@ class FilePositions:
         """Arguments that make the file run as wanted, with every scaling value spelled out so that no default can change it.
 
         These are the file's own values if it runs as wanted by itself, else the values that come closest to what is wanted.
-        Architectures outside the table and files with LongRoPE's tables get "from the model", which claims nothing.
+        Architectures outside the table and files whose LongRoPE cannot be judged get "from the model", which claims nothing.
         """
         file = self.file
         if self.live is not None:
             return replace(spelled_out(self.effective(), ratio_in_file(file)), live=self.live)
-        if file.architecture not in HONOURED or LONG_FACTORS in file.tensors or SHORT_FACTORS in file.tensors:
+        has_tables = LONG_FACTORS in file.tensors or SHORT_FACTORS in file.tensors
+        if file.architecture not in HONOURED or (has_tables and chosen_table(file, self.n_ctx) is None):
             return FROM_MODEL
         sides = (self.effective(), self.wanted, self.declared)
         ways = [spelled_out(side, ratio_in_file(file)) for side in sides if side.method in ROPE_SCALING_TYPES]
@@ -147,4 +152,5 @@ class FilePositions:
 
     def with_metadata(self, overrides: Mapping[str, Any]) -> FilePositions:
         """The positions of the file as the runtime sees it with `overrides` for its metadata."""
-        return FilePositions(replace(self.file, metadata={**self.file.metadata, **overrides})) if overrides else self
+        file = replace(self.file, metadata={**self.file.metadata, **overrides}) if overrides else self.file
+        return FilePositions(file, self.n_ctx) if overrides else self

@@ -49,6 +49,8 @@ class Sliding:
 # Layers that are not rotated at all: none, every fourth, or those with full attention if others have a sliding window.
 Unrotated = Literal["", "every 4th", "full attention"]
 LongFactors = Literal["", "longrope", "always"]
+FREQUENCY_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Honoured:
     pairing: Pairing
     frequency_factors: bool = False  # rope_freqs.weight divides the frequencies
     long_factors: LongFactors = ""  # rope_factors_long/short.weight: for type longrope only, or for every type
+    whole_tables: bool = False  # these have half a head's length, however much of it is rotated
     betas: bool = False
     ext_factor: bool = False
     yarn_attn_factor: bool = False
@@ -78,6 +81,13 @@ class Honoured:
     def sections(self, dim: int) -> tuple[int, ...]:
         """rope.dimension_sections under which text turns all of `dim` / 2 pairs; () for an architecture without axes."""
         return (*((dim // 2 + 2 - axis) // 3 for axis in range(3)), 0) if self.by_axes else ()
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        """The tensors that carry one table of frequency factors for every context; () if llama.cpp loads none."""
+        if self.frequency_factors:
+            return (FREQUENCY_FACTORS,)
+        return (LONG_FACTORS, SHORT_FACTORS) if self.long_factors == "always" and not self.whole_tables else ()
 
 
 _PLAIN_NORM, _PLAIN_NEOX = Honoured("interleaved"), Honoured("half")
@@ -106,7 +116,7 @@ HONOURED: dict[str, Honoured] = {
     "olmo2": Honoured("half", sliding=Sliding(4, scale="one", yarn=False)),  # OLMo 3 too
     "olmoe": _PLAIN_NEOX,
     "phi3": Honoured("half", long_factors="always", partial_rotation=True),
-    "phimoe": Honoured("half", long_factors="always", partial_rotation=True),
+    "phimoe": Honoured("half", long_factors="always", partial_rotation=True, whole_tables=True),
     "gemma2": Honoured("half", partial_rotation=True, sliding=Sliding(2, base="file", scale="file", always=True)),
     "gemma3": Honoured("half", partial_rotation=True, sliding=Sliding(6, base="10000", scale="one")),
     "granite": Honoured("interleaved", frequency_factors=True, long_factors="longrope", finetuned_switch=True),

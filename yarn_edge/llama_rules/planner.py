@@ -1,7 +1,7 @@
 """How a GGUF of one architecture can carry a scaling. The forms are tried in order, and each is simulated before it is chosen.
 
 native       the keys of `{arch}.rope.*` alone
-baked        exact frequencies in `rope_freqs.weight`, A in `rope.scaling.attn_factor`: every llama.cpp program runs them
+baked        exact frequencies in a tensor, A in `rope.scaling.attn_factor`: every llama.cpp program runs them
 arguments    the keys, plus runtime arguments that yarn-edge passes by itself and other programs do not
 live         the nearest keys; yarn-edge gives every ROPE node of the running graph the exact values, other programs do not
 approximate  no form is exact, and the caller allowed the nearest one
@@ -31,7 +31,7 @@ from yarn_edge.llama_rules.effective import (
     simulate,
     spelled_out,
 )
-from yarn_edge.llama_rules.honoured import Honoured, honoured
+from yarn_edge.llama_rules.honoured import FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS, Honoured, honoured
 from yarn_edge.llama_rules.layers import running, running_sliding
 from yarn_edge.llama_rules.rope_keys import in_keys, native_keys, nearest_keys, without_method
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
@@ -44,6 +44,7 @@ PORTABLE: tuple[Form, ...] = ("native", "baked")  # exact in every llama.cpp pro
 class RopePlan:
     """What to write: `keys` (int: uint32, float: float32, bool, str) and, for the baked form, `factors` (D/2,) float32.
 
+    table_names: the tensors that hold `factors`. short: LongRoPE's plan for contexts up to the original one, None for others.
     arguments: what a loader must pass, and do. runs: what will then be computed in layers with full attention; sliding: what
     layers with a sliding window are to run, None if the file decides. error: how far what runs is from what is wanted, in the
     worst layer. elsewhere: the same for other programs, which have only the file.
@@ -58,6 +59,16 @@ class RopePlan:
     error: AngleError
     elsewhere: AngleError
     in_llama_class: bool = True  # also exact in llama_cpp.Llama with its own defaults
+    table_names: tuple[str, ...] = ()
+    short: RopePlan | None = None
+
+    @property
+    def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The tensors to write."""
+        tables = {} if self.factors is None else dict.fromkeys(self.table_names, self.factors)
+        if self.short is not None and self.short.factors is not None:
+            tables[SHORT_FACTORS] = self.short.factors
+        return tables
 
     @property
     def message(self) -> str:
@@ -67,7 +78,8 @@ class RopePlan:
             if self.in_llama_class
             else "warning: llama_cpp.Llama's own defaults override the betas in the file: pass the arguments that yarn-edge inspect "
             "shows",
-            "baked": "positions are baked into rope_freqs.weight: every llama.cpp program runs them",
+            "baked": f"positions are baked into {' and '.join(self.table_names)}: every llama.cpp program runs them"
+            + (", and chooses one of the two by the size of the context" if self.short else ""),
             "arguments": "warning: these positions need runtime arguments, which yarn-edge passes by itself (yarn-edge inspect shows "
             f"them); without them, other programs run {self.elsewhere} (--positions portable refuses that)",
             "live": "warning: no file can carry these positions: yarn-edge puts them into the running graph by itself; other "
@@ -130,8 +142,8 @@ def plan_rope(
             f"{scaling.source('softmax_factor')}: attention logits get an additional factor of {scaling.softmax_factor:.4f}, "
             f"which no key of architecture {architecture} can carry"
         )
-    if options.bake == "always" and not row.frequency_factors:
-        raise YarnEdgeError(f"--bake-rope always: architecture {architecture} does not load rope_freqs.weight")
+    if options.bake == "always" and not row.table_names:
+        raise YarnEdgeError(f"--bake-rope always: architecture {architecture} does not load {FREQUENCY_FACTORS}")
     rule = row.sliding
     if sliding is None and rule is not None and (rule.always or row.unrotated):
         sliding = scaling  # one scaling for all layers, of which llama.cpp treats some as windows in every file
@@ -151,8 +163,22 @@ def _forms(row: Honoured, options: PlannerOptions) -> tuple[Callable[[_Goal], Ro
     """The forms to try, in order."""
     if options.bake == "always":
         return (_baked,)
-    baked = (_baked,) if row.frequency_factors and options.bake == "auto" else ()
+    baked = (_baked,) if row.table_names and options.bake == "auto" else ()
     return (_native, *baked, *(() if options.positions == "portable" else (_with_arguments, _live)))
+
+
+def plan_tables(
+    short: RopeScaling, long: RopeScaling, architecture: str, options: PlannerOptions = EXACT
+) -> RopePlan | None:
+    """LongRoPE as it is: both tables in the file, `long` for contexts beyond that of `short`; llama.cpp chooses as it runs.
+
+    None if the architecture does not load them, or if `options` has no tables.
+    """
+    if honoured(architecture).table_names != (LONG_FACTORS, SHORT_FACTORS) or options.bake == "never":
+        return None
+    origin = {f"{architecture}.rope.scaling.original_context_length": short.original_context}
+    plans = [_baked(_Goal(architecture, scaling, None)) for scaling in (short, long)]
+    return replace(plans[1], keys={**plans[1].keys, **origin}, short=plans[0])
 
 
 def plan_parts(parts: Mapping[str, RopeScaling], architecture: str, options: PlannerOptions = EXACT) -> RopePlan:
@@ -222,7 +248,8 @@ def _simulated(
     portable = not goal.error(file, LLAMA_CLASS_DEFAULTS, table).any_difference
     error = goal.error(file, arguments, table)
     own = goal.sliding if goal.has_window_keys or form == "live" else None
-    return RopePlan(form, keys, factors, arguments, runs, own, error, elsewhere, portable)
+    names = honoured(goal.architecture).table_names if table else ()
+    return RopePlan(form, keys, factors, arguments, runs, own, error, elsewhere, portable, names)
 
 
 def _file_to_write(scaling: RopeScaling, architecture: str, keys: Mapping[str, Any]) -> GGUFFile:

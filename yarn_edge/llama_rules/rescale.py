@@ -17,7 +17,6 @@ from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.contradictions import DOES_NOT_RUN, contradictions, open_questions
 from yarn_edge.llama_rules.declared import declared, open_attention_factor
 from yarn_edge.llama_rules.effective import (
-    FREQUENCY_FACTORS,
     FROM_MODEL,
     LivePositions,
     RuntimeArguments,
@@ -28,6 +27,7 @@ from yarn_edge.llama_rules.effective import (
     spelled_out,
 )
 from yarn_edge.llama_rules.file_positions import FilePositions
+from yarn_edge.llama_rules.honoured import FREQUENCY_FACTORS
 from yarn_edge.llama_rules.layers import sliding_scaling
 from yarn_edge.llama_rules.loadable import has_known_type
 from yarn_edge.llama_rules.rope_keys import in_keys, native_keys, nearest_keys

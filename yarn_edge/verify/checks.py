@@ -163,19 +163,20 @@ def check_live_graph(
     threads: int | None = None,
     backend: str = "cpu",
     sliding_goal: RopeScaling | None = None,
+    n_ctx: int | None = None,
 ) -> Check:
     """Every layer's ROPE nodes, in windows at the start, around the original context and at the end of the extended one.
 
     Compares their parameters with llama.cpp's rules for this file, their outputs with the reference on their actual inputs, and
     the memory they ran in with the model's device. sliding_goal: that of layers with a sliding window, None if only the file
-    has it.
+    has it. n_ctx: the size of the context, if that decides about positions (LongRoPE).
     """
-    positions, name = model.positions, on_backend("live-graph", backend)
+    positions, name = model.positions.at(n_ctx), on_backend("live-graph", backend)
     file, runs = positions.file, positions.runs
     pairing, sections = honoured(file.architecture).pairing, honoured(file.architecture).sections(goal.dim)
     starts = sorted({0, max(0, goal.original_context - LIVE_TOKENS // 2), max(0, goal.extended_context - LIVE_TOKENS)})
     tokens = model.tokenize(sample_text()[:400], add_special=False, parse_special=False)[:LIVE_TOKENS]
-    nodes = record_ropes(model, tokens, starts, threads=threads)
+    nodes = record_ropes(model, tokens, starts, threads=threads, at_least=n_ctx or 64)
     kinds = layer_kinds(file, model.n_layer)
     slides = positions.effective_sliding(positions.explicit_arguments)
     faults = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.read import read_positions, table_parts
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import (
     BACKENDS,
@@ -31,11 +33,14 @@ from yarn_edge.flags import (
     length_from,
     scaling_overrides,
 )
+from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.file_positions import FilePositions
+from yarn_edge.llama_rules.frequency_tables import judged_contexts
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable
+from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.kv_cache import KV_TYPES
 from yarn_edge.runtime.model import Model
@@ -51,6 +56,37 @@ from yarn_edge.verify.checks import (
 )
 from yarn_edge.verify.logits import LOGIT_TOKENS, check_logits, checkpoint_scaling
 from yarn_edge.verify.vocabulary import VOCABULARY_CHECKS, vocabulary_checks
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What a file's positions are to be, in layers with full attention and in those with a sliding window if that differs."""
+
+    positions: FilePositions
+    full: RopeScaling
+    sliding: RopeScaling | None
+
+    def told(self, check: Check) -> Check:
+        """The check with the size of the context that it is about, if that decides about positions."""
+        n_ctx = self.positions.n_ctx
+        return check if n_ctx is None else replace(check, detail=f"in a context of {n_ctx} tokens: {check.detail}")
+
+
+def _goals(
+    file: GGUFFile, against: str | Path | None, overrides: ScalingOverrides
+) -> tuple[list[_Goal], RopeScaling | None]:
+    """(what to check, by size of the context if that decides; the scaling that transformers must be given, if any)."""
+    sides = [FilePositions(file, n_ctx) for n_ctx in judged_contexts(file)]
+    tables = None if against is None else table_parts(read_positions(read_config(Path(against)), overrides).parts)
+    if len(sides) > 1 and (against is None or tables is not None):
+        full = tables or [side.wanted for side in sides]
+        longest = tables[1].original_context if tables else file.required_int("context_length")
+        pairs = zip(sides, full, strict=True)
+        return [_Goal(side, replace(table, original_context=longest), None) for side, table in pairs], None
+    if against is None:
+        return [_Goal(side, side.wanted, side.canonical_sliding) for side in sides], None
+    goal, sliding, replaced = checkpoint_scaling(Path(against), overrides)
+    return [_Goal(side, goal, sliding) for side in sides], replaced
 
 
 def verify(
@@ -73,36 +109,35 @@ def verify(
     file = read_gguf(path)
     check_loadable(file)
     honoured(file.architecture)
-    positions = FilePositions(file)
-    goal, sliding, goal_name, replaced = (
-        positions.wanted,
-        positions.canonical_sliding,
-        "the file's own description",
-        None,
-    )
-    if against is not None:
-        goal, sliding, replaced = checkpoint_scaling(Path(against), overrides)
-        goal_name = CHECKPOINT
+    goals, replaced = _goals(file, against, overrides)
     checks: list[Check] = []
 
     def add(check: Check) -> None:
         checks.append(check)
         on_check(check)
 
-    add(check_metadata(positions, goal, goal_name))
+    for goal in goals:
+        add(
+            goal.told(
+                check_metadata(goal.positions, goal.full, CHECKPOINT if against else "the file's own description")
+            )
+        )
     for name in BACKENDS if backend == "all" else (backend,):
         devices = devices_of(name)
         if not devices:
             for what in ("kernel", "live-graph", "logits"):
                 add(skipped(on_backend(what, name), missing(name)))
             continue
-        runs = positions.runs
-        # The kernel is checked on what runs; whether that is the goal is for the other checks.
-        reference = runs if angle_error(runs, goal).any_difference else goal
-        for device in devices:
-            add(check_kernel(runs, reference, file.architecture, device, name))
+        for goal in goals:
+            runs = goal.positions.runs
+            # The kernel is checked on what runs; whether that is the goal is for the other checks.
+            reference = runs if angle_error(runs, goal.full).any_difference else goal.full
+            for device in devices:
+                add(goal.told(check_kernel(runs, reference, file.architecture, device, name)))
         with Model(path, device=devices[0], gguf=file) as model:
-            add(check_live_graph(model, goal, threads, name, sliding))
+            for goal in goals:
+                live = check_live_graph(model, goal.full, threads, name, goal.sliding, goal.positions.n_ctx)
+                add(goal.told(live))
             if against is None:
                 for what in (*VOCABULARY_CHECKS, "logits"):
                     add(skipped(on_backend(what, name), "needs --against CHECKPOINT"))

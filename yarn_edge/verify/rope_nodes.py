@@ -84,15 +84,21 @@ def record_ropes(
     starts: Sequence[int],
     arguments: RuntimeArguments | None = None,
     threads: int | None = None,
+    at_least: int = 64,
 ) -> list[RopeNode]:
     """Evaluate `tokens` from each position of `starts` on, each time in an empty cache. Returns all ROPE nodes.
 
-    arguments: scaling values for the context; by default the file's own, spelled out by our loader.
+    arguments: scaling values for the context; by default the file's own, spelled out by our loader. at_least: the context's size.
     """
     recorder = _Recorder()
-    n_ctx = max(64, len(tokens))
+    n_ctx = max(at_least, len(tokens))
     settings = ContextSettings(
-        n_ctx=n_ctx, n_batch=n_ctx, kv_type="f32", arguments=arguments, threads=threads, attention="plain"
+        n_ctx=n_ctx,
+        n_batch=max(64, len(tokens)),
+        kv_type="f32",
+        arguments=arguments,
+        threads=threads,
+        attention="plain",
     )
     with open_context(model, settings, tap=recorder) as context:
         for start in starts:

@@ -142,8 +142,8 @@ WRONG: dict[str, tuple[str, Config, str]] = {
     "granite, text": ("granite", {"logits_scaling": "8"}, "logits_scaling is '8', expected a number above 0"),
     "granitemoe, activation": ("granitemoe", {"hidden_act": "gelu"}, "only 'silu'"),
     "phi3, window": ("phi3", {"sliding_window": 100}, "shorter than the context of 256"),
-    "phi3, LongRoPE": (
-        "phi3",
+    "granite, LongRoPE": (
+        "granite",
         {
             "rope_parameters": {
                 "rope_type": "longrope",
@@ -153,7 +153,8 @@ WRONG: dict[str, tuple[str, Config, str]] = {
             },
             "original_max_position_embeddings": 64,
         },
-        "positions differ by allocated context",
+        "positions differ by allocated context (up to 64 tokens, beyond 64 tokens): that cannot be represented as one scaling: "
+        "pass --freeze-at N to use the table for N tokens",
     ),
     "olmo2, width": ("olmo2", {"head_dim": 32}, "llama.cpp runs olmo2 only if heads * head_dim is the hidden size"),
     "olmo3, types": (

@@ -34,7 +34,7 @@ _AT_ONCE = "ignore_merges=True"  # a word that is a token is not built by merges
 
 # Each line ends with the families; after the semicolon, other names that llama.cpp treats the same.
 PRETOKENIZERS: tuple[Pretokenizer, ...] = (
-    Pretokenizer("smollm", (_DIGIT, _GPT2), ("normalizer=NFC", "type=Punctuation")),  # SmolLM, SmolLM2
+    Pretokenizer("smollm", (_DIGIT, _GPT2), ("normalizer=NFC", "type=Punctuation")),  # SmolLM, SmolLM2; mellum2
     Pretokenizer("starcoder", (_DIGIT, _GPT2), ("type=Punctuation",)),  # StarCoder2; codeshell, exaone, minerva-7b
     Pretokenizer("refact", (_DIGIT, _GPT2), ("type=Punctuation",)),  # Refact
     Pretokenizer("command-r", (_DIGIT, _GPT2, "normalizer=NFC")),  # Command R
@@ -60,6 +60,7 @@ PRETOKENIZERS: tuple[Pretokenizer, ...] = (
     Pretokenizer("minimax-m2", (_CASED_WORD, _THREE, _CONTRACTION), (_AT_ONCE,)),  # MiniMax M2
     Pretokenizer("granite-embed-multi-97m", (_CASED_WORD, _THREE, _AT_ONCE)),  # with marks, and whole words first
     Pretokenizer("tiny_aya", (_CASED_WORD, r"\d{1,3}(?=(?:\d{3})*\b)")),  # Tiny Aya; cohere2moe
+    Pretokenizer("kimi-k2", (r"[\p{Han}]+|", r"&&[^\p{Han}]", _THREE)),  # Kimi K2
     Pretokenizer("youtu", (_CASED_WORD, r"|\p{N}|", _CONTRACTION)),  # Youtu
     Pretokenizer("deepseek-llm", (r"\s+$", "[\r\n]", "A-Za-z")),  # DeepSeek LLM, DeepSeek V2
     Pretokenizer("deepseek-coder", (r"\s?\p{L}+", r"\s?\p{P}+")),  # DeepSeek Coder

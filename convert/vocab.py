@@ -14,6 +14,7 @@ from yarn_edge.checkpoint.chat_template import chat_template
 from yarn_edge.checkpoint.config_file import read_json_if_there
 from yarn_edge.checkpoint.ends import end_ids
 from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
+from yarn_edge.checkpoint.tekken import NO_TEMPLATE, TEKKEN
 from yarn_edge.checkpoint.token_rows import check_token_rows
 from yarn_edge.checkpoint.tokenizer import SPACE, Reference, TokenizersReference, steps
 from yarn_edge.errors import YarnEdgeError, one_line
@@ -90,7 +91,7 @@ def read_vocabulary(
 ) -> Vocabulary:
     """The tokenizer in a checkpoint folder, padded with unused tokens to `vocab_size`, the number of embedding rows.
 
-    Reads tokenizer.json if there is one (tokenizer.model is then ignored, as in transformers), else tokenizer.model.
+    Reads tokenizer.json if there is one (the others are then ignored, as in transformers), else tekken.json, else tokenizer.model.
     reference: the result of `reference_encoder`, if at hand. `pre` is a guess until `prove`. Raises YarnEdgeError for a tokenizer
     that llama.cpp cannot represent.
     """
@@ -120,6 +121,8 @@ def read_vocabulary(
         )
     _check(reference.source, tokens, parts.model)
     template = chat_template(checkpoint, reference.config)
+    if template is None and reference.source.name == TEKKEN:
+        notes.append(NO_TEMPLATE)
     notes += [
         f"the chat template writes {role}_token, which the tokenizer does not name: yarn-edge writes nothing there, other "
         f"programs may write {token_names(tokens, [ids[role]]) if role in ids else 'any token'}"

@@ -23,6 +23,7 @@ from yarn_edge.verify.tokenizer import STRESS_TEXTS, check_tokens, compare_token
 
 from support.tiny_tokenizers import (
     BYTE_LEVEL,
+    KIMI,
     LLAMA3,
     QWEN2,
     QWEN35,
@@ -66,6 +67,7 @@ STYLES = {
     "qwen2": (split(QWEN2), normalizers.NFC(), False, {"qwen2"}),
     "qwen3.5": (split(QWEN35), None, False, {"qwen35"}),
     "tekken": (split(TEKKEN), None, True, {"tekken"}),
+    "kimi-k2": (split(KIMI), None, True, {"kimi-k2"}),
 }
 
 

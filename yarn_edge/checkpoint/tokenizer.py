@@ -16,7 +16,9 @@ from typing import Any
 
 from yarn_edge.checkpoint.added_tokens import left_out_notes, pad_without_row, read_added_tokens
 from yarn_edge.checkpoint.config_file import read_json, read_json_if_there
+from yarn_edge.checkpoint.tekken import NAMES, TEKKEN, tekken_settings
 from yarn_edge.errors import Terminated, YarnEdgeError, one_line
+from yarn_edge.regular_file import is_named
 
 SPACE = "▁"  # how SentencePiece writes a space
 SPECIAL = ("bos", "eos", "unk", "pad")  # the roles that GGUF has a key for
@@ -121,14 +123,22 @@ def _panics_unheard() -> Iterator[None]:
 
 
 class TokenizersReference(Reference):
-    """`tokenizer.json`. As in transformers 5, add_bos_token and add_eos_token of tokenizer_config.json are ignored."""
+    """`tokenizer.json`, else `tekken.json`. As in transformers 5, add_bos_token and add_eos_token of the config are ignored."""
 
     def __init__(self, checkpoint: Path) -> None:
         from tokenizers import Tokenizer
 
         self.source = checkpoint / "tokenizer.json"
         self.config = tokenizer_config(checkpoint)
-        self.settings = read_json(self.source)
+        is_tekken = not is_named(self.source) and is_named(checkpoint / TEKKEN)
+        if is_tekken:
+            self.source = checkpoint / TEKKEN
+        self.settings = tekken_settings(self.source) if is_tekken else read_json(self.source)
+        whole = ""
+        if is_tekken:
+            whole = json.dumps(self.settings)
+            known = {key: text for key, text in NAMES.items() if text in self.settings["model"]["vocab"]}
+            self.config = known | self.config
         model = self.settings.pop("model", None)
         kind = model.get("type", "BPE") if isinstance(model, dict) else None
         if not isinstance(model, dict) or kind != "BPE":
@@ -139,7 +149,7 @@ class TokenizersReference(Reference):
         self._renumbered: dict[str, tuple[int, int | None]] = {}
         try:
             with _panics_unheard():
-                self.tokenizer = Tokenizer.from_file(str(self.source))
+                self.tokenizer = Tokenizer.from_str(whole) if is_tekken else Tokenizer.from_file(str(self.source))
                 self._check_ids()
                 self._add_tokens(checkpoint)
                 self.left_out = pad_without_row(checkpoint, named_texts(self.config), self.tokenizer.get_vocab())

@@ -10,10 +10,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from yarn_edge.checkpoint.sentencepiece_model import SentencePieceReference
+from yarn_edge.checkpoint.tekken import TEKKEN, byte_alphabet
 from yarn_edge.checkpoint.tokenizer import SPACE, Reference, TokenizersReference, steps
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.regular_file import is_named
@@ -109,11 +110,11 @@ class TokenComparison:
 
 
 def reference_encoder(checkpoint: Path) -> TokenizersReference | SentencePieceReference:
-    """The checkpoint's own tokenizer, (text, add_special) -> ids. tokenizer.json takes precedence over tokenizer.model.
+    """The checkpoint's own tokenizer, (text, add_special) -> ids: tokenizer.json, else tekken.json, else tokenizer.model.
 
     Raises YarnEdgeError if there is neither, or if it is not a BPE.
     """
-    if is_named(checkpoint / "tokenizer.json"):
+    if is_named(checkpoint / "tokenizer.json") or is_named(checkpoint / TEKKEN):
         return TokenizersReference(checkpoint)
     if is_named(checkpoint / "tokenizer.model"):
         return SentencePieceReference(checkpoint)
@@ -129,7 +130,7 @@ def stress_texts(tokens: Sequence[str], markup: Iterable[str] = ()) -> list[str]
     tokens: the vocabulary in GGUF's form, byte-level (Ġ is a space) or SentencePiece (▁ is a space).
     """
     texts = [*STRESS_TEXTS]
-    byte_of = None if "<0x00>" in tokens else _byte_alphabet()
+    byte_of = None if "<0x00>" in tokens else byte_alphabet()
     step = max(1, len(tokens) // SAMPLE)
     sample = [*tokens[::step], *sorted(tokens[step // 2 :: step], key=len, reverse=True)[: SAMPLE // 10]]
     pieces = [text for token in sample if (text := _piece_text(token, byte_of))]
@@ -166,6 +167,9 @@ def known_gaps(reference: Reference, pre: str) -> tuple[Gap, ...]:
         shown = one_line(", ".join(stripping[:3]), 60) + (" and others" if len(stripping) > 3 else "")
         note = f"the checkpoint takes white space and word ends around {shown} into account, llama.cpp does not"
         gaps.append(Gap(note, lambda text: any(t in text and t != text for t in stripping)))
+    if pre in _MARK_BLIND:
+        note = f"llama.cpp's {pre} pre-tokenizer splits words at combining marks: these words tokenize differently"
+        gaps.append(Gap(note, _has_marks))
     if pre in _CASE_BLIND:
         note = f"llama.cpp's {pre} pre-tokenizer splits words at combining marks and at some capitals outside ASCII"
         gaps.append(Gap(f"{note}: these words tokenize differently", _has_marks_or_capitals))
@@ -232,11 +236,17 @@ _CASE_BLIND = {
     "youtu",
 }
 
+_MARK_BLIND = {"kimi-k2"}  # unicode.cpp: its splitter by hand asks whether a character is a letter, and a mark is none
+
+
+def _has_marks(text: str) -> bool:
+    return any(unicodedata.category(c)[0] == "M" for c in text)
+
 
 def _has_marks_or_capitals(text: str) -> bool:
-    kinds = [unicodedata.category(c) for c in text]
-    if any(kind[0] == "M" for kind in kinds):
+    if _has_marks(text):
         return True
+    kinds = [unicodedata.category(c) for c in text]
     neighbors = zip([" ", *text], text, [*text[1:], " "], strict=False)
     return any(
         c > "\x7f" and kind in ("Lu", "Lt") and (before.isalpha() or after.isupper())
@@ -248,14 +258,6 @@ def _mismatch(text: str, add_special: bool, expected: list[int], found: list[int
     pairs = zip(expected, found, strict=False)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
     return Mismatch(text if len(text) <= 60 else text[:59] + "…", add_special, at, expected[at:][:6], found[at:][:6])
-
-
-@lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's characters for the 256 bytes: printable Latin-1 maps to itself, the others to U+0100 and up."""
-    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in itself]
-    return {chr(b): b for b in itself} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
 def _piece_text(token: str, byte_of: dict[str, int] | None) -> str:

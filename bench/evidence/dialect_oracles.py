@@ -106,6 +106,7 @@ class Truth:
 
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.model.model.rotary_emb = type(self.model.model.rotary_emb)(config=config)
+        self.model.config.rope_parameters = config.rope_parameters  # Ministral 3 scales queries by it
 
     def by_formula(self, frequencies: Array, magnitude: float) -> None:
         """Use these frequencies and this magnitude."""

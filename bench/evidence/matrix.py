@@ -45,9 +45,21 @@ def _v5(**block: Any) -> dict[str, Any]:
     return {"rope_parameters": values, "rope_theta": ..., "max_position_embeddings": LONG}
 
 
+def _reaching(original: int, factor: float, **block: Any) -> dict[str, Any]:
+    config = _v5(factor=factor, original_max_position_embeddings=original, **block)
+    return config | {"max_position_embeddings": int(original * factor)}
+
+
 def _nous(kind: str = "yarn", **block: Any) -> dict[str, Any]:
     values = {"type": kind, "factor": 4.0, **_ORIGIN, "finetuned": True, **block}
     return {"rope_scaling": values, "max_position_embeddings": LONG}
+
+
+def _by_layer(**block: Any) -> dict[str, Any]:
+    """YaRN in layers with full attention, plain RoPE in those with a sliding window."""
+    config = _v5(**block)
+    plain = {"rope_type": "default", "rope_theta": ROPE_THETA}
+    return config | {"rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": plain}}
 
 
 LLAMA3 = {
@@ -126,6 +138,13 @@ CASES: tuple[MatrixCase, ...] = (
     MatrixCase("dynamic NTK", "llama", DYNAMIC, refused="--freeze-at"),
     MatrixCase("Llama 3", "llama", LLAMA3, "baked"),
     MatrixCase("Llama 3", "qwen2", LLAMA3, "live"),
+    # The YaRN of their model cards; experts are the dense model, cut.
+    MatrixCase("transformers v5 (Qwen3-30B-A3B)", "qwen3_moe", _reaching(32768, 4.0)),
+    MatrixCase("transformers v5 (SmolLM3)", "smollm3", _reaching(65536, 2.0)),
+    MatrixCase("transformers v5 (Ministral 3)", "ministral3", _reaching(16384, 16.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0,
+         mscale_all_dim=1.0, llama_4_scaling_beta=0.1)),
+    MatrixCase("by layer type (Mellum 2)", "mellum", _by_layer(factor=16.0, attention_factor=1.2772588722239782)
+         | {"max_position_embeddings": 16 * CONTEXT}),
     MatrixCase("LongRoPE", "llama", {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
          **_ORIGIN, "max_position_embeddings": LONG}, refused="context"),
     MatrixCase("Nous Mistral without its code", "mistral", _nous(), refused="0.07"),

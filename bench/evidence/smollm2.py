@@ -33,7 +33,7 @@ Array = npt.NDArray[np.float32]
 class TargetFamily:
     """What a family adds to the same weights: class, model_type, extra config, extra tensors of one layer.
 
-    experts: into how many the MLP is cut; 0 leaves it whole.
+    experts: into how many the MLP is cut; 0 leaves it whole. window: of three in four layers; 0 leaves all with full attention.
     """
 
     hf_name: str
@@ -41,6 +41,7 @@ class TargetFamily:
     config: dict[str, Any]
     extra: Callable[[int], dict[str, Array]]
     experts: int = 0
+    window: int = 0
 
 
 def _qwen2_biases(layer: int) -> dict[str, Array]:
@@ -70,7 +71,7 @@ FAMILIES: dict[str, TargetFamily] = {
     "ministral3": TargetFamily("Ministral3ForCausalLM", "ministral3", {"head_dim": HEAD_DIM}, lambda _layer: {}),
     "smollm3": TargetFamily("SmolLM3ForCausalLM", "smollm3", {}, lambda _layer: {}),
     "qwen3_moe": TargetFamily("Qwen3MoeForCausalLM", "qwen3_moe", _EXPERTS, _qwen3_norms, N_EXPERTS),
-    "mellum": TargetFamily("MellumForCausalLM", "mellum", _EXPERTS, _qwen3_norms, N_EXPERTS),
+    "mellum": TargetFamily("MellumForCausalLM", "mellum", _EXPERTS, _qwen3_norms, N_EXPERTS, window=48),
 }
 
 _NAMES = {
@@ -177,6 +178,8 @@ def write_checkpoint(
 
 
 def _config(dress: TargetFamily, torch_dtype: str, n_layers: int) -> dict[str, Any]:
+    kinds = [("sliding_attention", "full_attention")[layer % 4 == 3] for layer in range(n_layers)]
+    windows = {"sliding_window": dress.window, "layer_types": kinds} if dress.window else {}
     return {
         "architectures": [dress.hf_name],
         "model_type": dress.model_type,
@@ -195,6 +198,7 @@ def _config(dress: TargetFamily, torch_dtype: str, n_layers: int) -> dict[str, A
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 2,
+        **windows,
         **dress.config,
     }
 

@@ -12,6 +12,7 @@ from yarn_edge.checkpoint.config_file import ConfigFile, is_whole, shown
 from yarn_edge.checkpoint.dialects import head_dim
 from yarn_edge.checkpoint.families import FULL, SLIDING
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.positions.scaling import MAX_NUMBER, RopeScaling
 
 from .dense import DENSE
@@ -130,9 +131,10 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     for key in row.constants.keys() - fixed.keys():
         constant = row.constants[key]
         _check_constant(row, config, key, constant.expected(sizes), constant)
-    eps = value_of(row, config, "rms_norm_eps")
+    key, _gguf = row.epsilon
+    eps = value_of(row, config, key)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise config.error("rms_norm_eps", f"is {one_line(repr(eps), 60)}, not a number between 0 and 1")
+        raise config.error(key, f"is {one_line(repr(eps), 60)}, not a number between 0 and 1")
     return sizes
 
 
@@ -177,6 +179,11 @@ def windowed_layers(row: Architecture, config: ConfigFile, sizes: ModelSizes) ->
         )
     else:
         sliding = [kind == SLIDING for kind in types]
+    rule = honoured(row.gguf).sliding
+    if rule is not None and rule.always and not any(sliding):
+        raise config.error(
+            "layer_types", f"gives no layer a sliding window: llama.cpp runs {row.gguf} only if some have one"
+        )
     if all(sliding):
         raise config.error("layer_types", "gives every layer a sliding window: their positions are then in no key")
     return sliding if any(sliding) else []
@@ -210,7 +217,7 @@ def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, c
         "attention.head_count_kv": sizes.n_kv_head,
         "attention.key_length": sizes.head_dim,
         "attention.value_length": sizes.head_dim,
-        "attention.layer_norm_rms_epsilon": float(value_of(row, config, "rms_norm_eps")),
+        row.epsilon[1]: float(value_of(row, config, row.epsilon[0])),
         "vocab_size": sizes.vocab,
         **{_SIZE_KEYS[name]: getattr(sizes, name) for name in row.sizes},
     }

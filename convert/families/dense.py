@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .rows import (
     DEFAULTS,
     EMBEDDINGS,
     GATED,
     HEAD_NORMS,
+    LAYER_NORM,
     MLP_BIASES,
     OWN_HEAD,
     PRE_NORMS,
@@ -51,6 +54,22 @@ _QWEN3_VL = Wrapper(
     "its sections turn every pair of text, where Qwen3-VL's own would leave two still, and it has no layers for image features, so "
     "that llama.cpp refuses it beside an mmproj file",
 )
+
+
+# Attention and MLP read the same normalized input, and the embeddings are the output matrix.
+COHERE = (*EMBEDDINGS[:2], PRE_NORMS[0], *GATED, *attention())
+COHERE_DEFAULTS = {"layer_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "silu", "logit_scale": 0.0625}
+COHERE_ONLY = {
+    **SILU,
+    "attention_bias": _NO_O_BIAS,
+    "tie_word_embeddings": Constant(True, "llama.cpp takes the embeddings for the output matrix"),
+}
+COHERE_NUMBERS = (NumberRow("logit_scale", "logit_scale"),)
+
+
+def _is_plus(sizes: ModelSizes) -> bool:
+    """llama.cpp's rule for Command R+ (command-r.cpp)."""
+    return sizes.n_layer >= 64
 
 
 def _all_but_every_fourth(sizes: ModelSizes) -> list[int]:
@@ -129,6 +148,15 @@ DENSE: tuple[Architecture, ...] = (
         (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True),
          *attention_biases(True, "attention_bias", output=True), *MLP_BIASES),
         {**DEFAULTS, **GRANITE_DEFAULTS}, SILU, numbers=GRANITE_NUMBERS,
+    ),
+    Architecture(
+        "CohereForCausalLM", "cohere",
+        (*COHERE, replace(norm("self_attn.q_norm", "attn_q_norm", "n_head", "head_dim"), when="use_qk_norm", float32=True),
+         replace(norm("self_attn.k_norm", "attn_k_norm", "n_kv_head", "head_dim"), when="use_qk_norm", float32=True)),
+        COHERE_DEFAULTS,
+        {**COHERE_ONLY, "use_qk_norm": Constant(_is_plus, "llama.cpp has these norms in models of 64 layers and more, and only there")},
+        numbers=COHERE_NUMBERS, width_is_heads=True, epsilon=LAYER_NORM,
+        yarn="by flags; `model_max_length` of Command R's config is ignored, as in transformers",
     ),
     Architecture(
         "Olmo2ForCausalLM", "olmo2",

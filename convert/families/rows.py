@@ -157,8 +157,8 @@ class Architecture:
 
     sizes: fields of `ModelSizes` beyond a dense model's, with the config keys that may state them. numbers: further keys of the
     GGUF. width_is_heads: llama.cpp requires head_dim * heads == hidden size. window_ignored: the class has a sliding window,
-    llama.cpp does not. windows: layers with a sliding window, which llama.cpp runs. wrappers: classes around it. yarn: where its
-    scaling comes from, for the documentation.
+    llama.cpp does not. windows: layers with a sliding window, which llama.cpp runs. wrappers: classes around it. epsilon: of the norms, its
+    key in the config and in the GGUF. yarn: where its scaling comes from, for the documentation.
     """
 
     hf_name: str
@@ -172,6 +172,7 @@ class Architecture:
     window_ignored: bool = False
     windows: Windows | None = None
     wrappers: tuple[Wrapper, ...] = ()
+    epsilon: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
     yarn: str = "by flags"
 
     @property
@@ -190,9 +191,10 @@ def bias(hf: str, gguf: str, size: str, interleaved: bool = False, when: str = "
     return TensorRow(f"model.layers.{{i}}.{hf}.bias", f"blk.{{i}}.{gguf}.bias", (size,), interleaved, when)
 
 
-def norm(hf: str, gguf: str, size: str = "hidden", plus_one: bool = False) -> TensorRow:
-    """A norm's weight of every layer."""
-    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (size,), plus_one=plus_one)
+def norm(hf: str, gguf: str, *shape: str, plus_one: bool = False) -> TensorRow:
+    """A norm's weight of every layer, without a shape that of the hidden state."""
+    names = shape or ("hidden",)
+    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", names, plus_one=plus_one)
 
 
 def attention(interleaved: bool = False) -> tuple[TensorRow, ...]:
@@ -235,5 +237,6 @@ MLP_BIASES = (
     bias("mlp.down_proj", "ffn_down", "hidden", False, "mlp_bias"),
 )
 HEAD_NORMS = (norm("self_attn.q_norm", "attn_q_norm", "head_dim"), norm("self_attn.k_norm", "attn_k_norm", "head_dim"))
+LAYER_NORM = ("layer_norm_eps", "attention.layer_norm_epsilon")
 DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
 SILU = {"hidden_act": Constant("silu")}

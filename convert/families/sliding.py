@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .dense import DENSE
+from .dense import COHERE, COHERE_DEFAULTS, COHERE_NUMBERS, COHERE_ONLY, DENSE
 from .experts import NORMALIZED, QWEN_EXPERTS, QWEN_SIZES, router
 from .rows import (
     DEFAULTS,
     EMBEDDINGS,
     GATED,
     HEAD_NORMS,
+    LAYER_NORM,
     OWN_HEAD,
     PRE_NORMS,
     SILU,
@@ -59,6 +60,18 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
         sizes=QWEN_SIZES,
         windows=Windows(period=0, default=1024),
         yarn="in the config, for layers with full attention: factor 16, original context 8192",
+    ),
+    Architecture(
+        "Cohere2ForCausalLM",
+        "cohere2",
+        COHERE,
+        COHERE_DEFAULTS,
+        COHERE_ONLY,
+        numbers=COHERE_NUMBERS,
+        width_is_heads=True,
+        windows=Windows(period=4, default=4096, period_keys=("sliding_window_pattern",)),
+        epsilon=LAYER_NORM,
+        yarn="by flags, for layers with a sliding window: the others have no positions",
     ),
     Architecture(
         "Gemma3ForCausalLM",

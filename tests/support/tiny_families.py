@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from support import tiny
+from support import depth, tiny
 
 ORIGINAL = 64
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL, "rope_theta": 10000.0}
@@ -26,6 +26,7 @@ GRANITE = {
     "logits_scaling": 2.0,
     "attention_bias": True,
 }
+COHERE = {"logit_scale": 2.0, "tie_word_embeddings": True, "layer_norm_eps": 1e-5}
 _COMMON: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -82,6 +83,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "ministral3",
         {"head_dim": 32, "rope_parameters": {**MINISTRAL, "mscale": 0.7, "llama_4_scaling_beta": 0.1}},
     ),
+    "llama": ("llama", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {"head_dim": 32, "sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "cohere": ("cohere", COHERE),
+    "cohere2": ("cohere2", {**COHERE, **WINDOWS, "rotary_pct": 1.0}),  # as published
     "gemma3": (
         "gemma3_text",
         {
@@ -96,6 +103,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+if depth.full:  # Command R+: 64 layers
+    PLUS = {**COHERE, "use_qk_norm": True, "num_hidden_layers": 64, "hidden_size": 32, "logit_scale": 16.0}
+    FAMILIES["cohere-plus"] = ("cohere", PLUS)
 
 
 def model(name: str, **changes: Any) -> Any:

@@ -30,7 +30,7 @@ def every(kind):
     for below in kind.__subclasses__():
         every(below)
 
-for room in ("gemma", "glm", "granite", "llama", "mellum", "mistral3", "olmo", "phi", "qwen", "qwen3vl"):
+for room in ("command_r", "gemma", "glm", "granite", "llama", "mellum", "mistral3", "olmo", "phi", "qwen", "qwen3vl"):
     importlib.import_module("conversion." + room)
 every(conversion.base.TextModel)
 sys.argv = sys.argv[2:]

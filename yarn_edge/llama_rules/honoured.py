@@ -192,6 +192,8 @@ GGUF_ARCHITECTURES = {
     "smollm3": "smollm3",
     "mellum": "mellum",
     "glm4": "glm4",
+    "cohere": "command-r",
+    "cohere2": "cohere2",
 }
 
 # The same with checkpoints that only llama.cpp's own converter reads (conversion/*.py).
@@ -222,8 +224,6 @@ CHECKPOINT_ARCHITECTURES = {
     "chatglm": "chatglm",
     "glm4_moe": "glm4moe",
     "solar_open": "glm4moe",
-    "cohere": "command-r",
-    "cohere2": "cohere2",
     "internlm2": "internlm2",
     "ernie4_5": "ernie4_5",
     "ernie4_5_moe": "ernie4_5-moe",

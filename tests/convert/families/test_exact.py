@@ -13,6 +13,7 @@ import torch
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import read_scaling
 from yarn_edge.cli import main
+from yarn_edge.convert.families.architectures import ARCHITECTURES
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import PlannerOptions, ScalingOverrides
@@ -31,6 +32,13 @@ N_TOKENS = ORIGINAL + 160
 TOKENS = [(7 * i * i + 3 * i + 11) % 300 for i in range(N_TOKENS)]
 # By support.upstream_bytes, with llama.cpp as vendored by llama-cpp-python 0.3.36.
 UPSTREAM = {
+    "llama": ("7c957db34f619b58", "2832824a4545635d"),
+    "mistral": ("fbe66e728325cbd7", "7cfcd14ac63d4cb7"),
+    "qwen2": ("0f8e2c8c012ea765", "f85bb5d979682ed8"),
+    "qwen3": ("16088c155ca7d793", "b89f6ff44f4db74b"),
+    "cohere": ("3844de275a8ddda6", "178cc9dee88f4037"),
+    "cohere2": ("3844de275a8ddda6", "178cc9dee88f4037"),
+    "cohere-plus": ("4bec34f71205e037", "2653a2eb854233b5"),
     "qwen3_moe": ("b137c5ead06fe562", "db011aa1ec79e96f"),
     "qwen2_moe": ("5ad349b3805f4605", "e1005bf0c4bf92a0"),
     "mixtral": ("86431dcd67b08c77", "93eb80495caf0977"),
@@ -51,6 +59,10 @@ UPSTREAM = {
     "ministral3-mscale": ("fbe66e728325cbd7", "7cfcd14ac63d4cb7"),
     "gemma3": ("4ba73bb6c2d00fa0", "d1d62e734bc23150"),
 }
+
+
+def test_every_row_has_a_tiny_checkpoint() -> None:
+    assert {model_type for model_type, _config in FAMILIES.values()} == {row.model_type for row in ARCHITECTURES}
 
 
 def logits_of(path: Path, arguments: RuntimeArguments | None = None) -> np.ndarray[Any, Any]:
@@ -112,6 +124,8 @@ BY_FLAGS = {
     "granite": 4.0,
     "granitemoe": 4.0,
     "olmo2": 4.0,
+    "cohere": 4.0,
+    "cohere2": 4.0,
 }
 
 
@@ -166,7 +180,7 @@ def test_experts_in_one_tensor_are_the_same_file(name: str, tmp_path: Path) -> N
     assert one.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["olmo3", "mellum", "gemma3"])
+@pytest.mark.parametrize("name", ["olmo3", "mellum", "gemma3", "cohere2"])
 def test_layers_with_a_window_are_those_of_the_config(name: str, tmp_path: Path) -> None:
     types = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
     folder = tiny_families.write(tmp_path / "ck", name, layer_types=types)

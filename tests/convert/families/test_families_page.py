@@ -26,6 +26,13 @@ value that llama.cpp would run otherwise is refused in one line.
 """
 
 
+# Classes that were looked at: what a row cannot say about them.
+NOT_ROWS = (
+    "`Exaone4ForCausalLM`: llama.cpp goes by the number of layers. With 64 every fourth has full attention and no RoPE, with any other "
+    "number all have both, whatever `sliding_window` and `layer_types` say (exaone4.cpp).",
+)
+
+
 def layers(row: Architecture) -> str:
     """What the layers of a family have, in words."""
     rules = honoured(row.gguf)
@@ -34,6 +41,7 @@ def layers(row: Architecture) -> str:
         "a shared expert" if "shared_ffn" in row.sizes else "",
         "sliding windows by layer" if row.windows else "",
         "no RoPE in every fourth" if rules.unrotated == "every 4th" else "",
+        "no RoPE in layers with full attention" if rules.unrotated == "full attention" else "",
         "a part of each head may be rotated" if rules.partial_rotation else "",
         "interleaved pairs" if any(tensor.interleaved for tensor in row.tensors) else "",
         "heads * head_dim = hidden size" if row.width_is_heads else "",
@@ -57,6 +65,7 @@ def page() -> str:
                 f"- `{row.hf_name}` inside `{wrapper.hf_name}`: the language model is converted, with its `text_config`; "
                 f"{outside} are left out, with a note."
             )
+    lines += ["", "## Not rows", "", *(f"- {text}" for text in NOT_ROWS)]
     lines += ["", "## Refused", "", "Config values that are refused, and why.", ""]
     for row in ARCHITECTURES:
         facts = [only(key, constant) for key, constant in row.constants.items()]

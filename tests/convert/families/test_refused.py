@@ -95,6 +95,23 @@ EVERY = "llama.cpp wants experts in every layer"
 NO_PLACE = "llama.cpp has no place for the bias of o_proj"
 # name -> (family, changed config values, the end or middle of the message). ...: the key is taken out.
 WRONG: dict[str, tuple[str, Config, str]] = {
+    "llama, activation": ("llama", {"hidden_act": "gelu"}, "only 'silu' can be converted"),
+    "mistral, window": ("mistral", {"sliding_window": 100}, "shorter than the context of 256"),
+    "qwen2, window": ("qwen2", {"use_sliding_window": True}, "use_sliding_window is True: only False"),
+    "qwen3, bias": ("qwen3", {"attention_bias": True}, "attention_bias is True: only False can be converted"),
+    "cohere, own head": (
+        "cohere",
+        {"tie_word_embeddings": False},
+        "tie_word_embeddings is False: only True can be converted: llama.cpp takes the embeddings for the output matrix",
+    ),
+    "cohere, norms": ("cohere", {"use_qk_norm": True}, "in models of 64 layers and more, and only there"),
+    "cohere, epsilon": ("cohere", {"layer_norm_eps": 0}, "layer_norm_eps is 0, not a number between 0 and 1"),
+    "cohere, scale": ("cohere", {"logit_scale": 0.0}, "logit_scale is 0.0, expected a number above 0"),
+    "cohere2, no windows": (
+        "cohere2",
+        {"layer_types": ["full_attention"] * 4},
+        "gives no layer a sliding window: llama.cpp runs cohere2 only if some have one",
+    ),
     "qwen3_moe, sums": (
         "qwen3_moe",
         {"norm_topk_prob": False},

@@ -31,6 +31,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mellum": ("mellum", {"moe_intermediate_size": 256, **TWO_WINDOWS}),
     "gemma3": ("gemma3", {**TWO_WINDOWS, "query_pre_attn_scalar": 64}),
     "arcee": ("arcee", {}),
+    "cohere": ("cohere", {}),
+    "cohere2": ("cohere2", TWO_WINDOWS),
     "phi3": ("phi3", {}),
     "glm4": ("glm4", {}),
 }

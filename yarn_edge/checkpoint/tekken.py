@@ -23,6 +23,7 @@ NO_TEMPLATE = (
 _SPECIAL_TEXT = """<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS]
     [TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"""
 _SPECIAL = tuple(_SPECIAL_TEXT.split())
+MAX_SPECIAL, MAX_TOKEN_BYTES = 100_000, 1024  # published files have 1000, and 78 bytes
 NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
@@ -83,6 +84,8 @@ def tekken_settings(path: Path) -> dict[str, Any]:
 
 def _special_tokens(file: ConfigFile, count: int) -> list[tuple[str, bool]]:
     """(text, whether it is a control token) by id."""
+    if count > MAX_SPECIAL:
+        raise file.error("config.default_num_special_tokens", f"is {count}, more than {MAX_SPECIAL}")
     listed = file.values.get("special_tokens")
     if listed is None:
         listed = [{"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(_SPECIAL)]
@@ -110,8 +113,12 @@ def _tokens(file: ConfigFile, count: int) -> list[bytes]:
             if token["rank"] != rank:
                 raise ValueError
             found.append(base64.b64decode(token["token_bytes"], validate=True))
+            if not 0 < len(found[-1]) <= MAX_TOKEN_BYTES:
+                raise ValueError
         except (TypeError, KeyError, ValueError, binascii.Error) as error:
-            raise file.error(f"vocab[{rank}]", f"is {shown(token)}, expected rank {rank} and token_bytes") from error
+            raise file.error(
+                f"vocab[{rank}]", f"is {shown(token)}, expected rank {rank} and 1 to {MAX_TOKEN_BYTES} token_bytes"
+            ) from error
     if set(found[:256]) != {bytes([byte]) for byte in range(256)}:
         raise file.error("vocab", "does not begin with the 256 bytes")
     return found

@@ -21,7 +21,7 @@ GENERATING, DRAFTS, READING = "generating", "checking drafts", "reading"
 N_GENERATED, N_DRAFTS, N_READ = 32, 8, 512
 
 
-def turn(context: Context, tokens: list[int], depth: int, test: str, n: int) -> float:
+def turn_seconds(context: Context, tokens: list[int], depth: int, test: str, n: int) -> float:
     """Seconds of a turn: n tokens from `depth` on, one by one or at once; drafts all get logits."""
     context.keep(depth)
     start = time.perf_counter()
@@ -42,7 +42,7 @@ def turns(
     with bar(f"{name_of_test} {n} behind {depth}", repeat) as advance:
         for i in range(repeat + 1):
             for name in list(sides) if i % 2 else list(sides)[::-1]:
-                took = turn(sides[name], tokens, depth, name_of_test, n)
+                took = turn_seconds(sides[name], tokens, depth, name_of_test, n)
                 if i:
                     seconds[name].append(took)
             if i:

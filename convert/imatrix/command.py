@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.attention.choose import fastest_attention
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import add_threads_flag, add_trust_flag, count, length_from
+from yarn_edge.flags import add_attention_flag, add_threads_flag, add_trust_flag, count, length_from
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.graph.opening import open_context
@@ -40,7 +41,10 @@ SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class ImatrixSettings:
-    """How to collect. ctx: tokens of a chunk. chunks: maximum number of them. threads: None for all physical cores."""
+    """How to collect. ctx: tokens of a chunk. chunks: maximum number of them. threads: None for all physical cores.
+
+    attention: "auto" is our kernels where they are faster, else llama.cpp's choice.
+    """
 
     ctx: int = 512
     chunks: int | None = None
@@ -48,6 +52,7 @@ class ImatrixSettings:
     process_output: bool = False
     parse_special: bool = False
     threads: int | None = None
+    attention: Attention = "auto"
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,10 @@ class _Collection:
         wanted = ContextSettings(
             n_ctx=settings.ctx, n_seq=n_seq, n_batch=settings.batch, n_ubatch=UBATCH, threads=settings.threads
         )
+        wanted = replace(
+            wanted,
+            attention=fastest_attention(wanted, model.gguf) if settings.attention == "auto" else settings.attention,
+        )
         with open_context(model, wanted, tap=tap) as context:
             saved = time.monotonic()
             for at in range(0, len(chunks), n_seq):
@@ -214,13 +223,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "overwrite an existing output; without --resume, also discard an unfinished run"
     parser.add_argument("--force", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_attention_flag(parser)
     add_threads_flag(parser)
     add_trust_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge imatrix`."""
-    settings = ImatrixSettings(args.ctx, args.chunks, args.batch, args.process_output, args.parse_special, args.threads)
+    settings = ImatrixSettings(
+        args.ctx, args.chunks, args.batch, args.process_output, args.parse_special, args.threads, args.attention
+    )
     outcome = collect(args.model, args.text, args.output, settings, resume=args.resume, force=args.force)
     matrix, unseen = outcome.matrix, unseen_experts(outcome.matrix)
     report: dict[str, Any] = {

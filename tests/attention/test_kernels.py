@@ -117,9 +117,14 @@ def test_what_is_hidden_is_not_read_into_a_row() -> None:
 
 @settings(max_examples=10_000 if depth.full else 150, deadline=None)
 @given(
-    st.integers(1, 300), st.integers(1, 5), st.sampled_from([(1, 1), (3, 1), (4, 2), (6, 6)]), st.integers(1, 3),
-    st.sampled_from(["f16", "q8_0"]), st.integers(0, 2**32 - 1), st.booleans(),
-)  # fmt: skip
+    st.integers(1, 300),
+    st.integers(1, 5),
+    st.sampled_from([(1, 1), (3, 1), (4, 2), (6, 6)]),
+    st.integers(1, 3),
+    st.sampled_from(["f16", "q8_0"]),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
 def test_masks_of_any_form(
     queries: int, tiles: int, heads: tuple[int, int], sequences: int, kind: str, seed: int, sinks: bool
 ) -> None:

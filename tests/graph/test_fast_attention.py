@@ -200,12 +200,12 @@ def test_what_cannot_be_fast_says_so(smol_f32: Path, monkeypatch: pytest.MonkeyP
         for kind, words in (("f32", "rounds a cache of type f32"), ("iq4_nl", "no kernel for a cache of type iq4_nl")):
             with pytest.raises(YarnEdgeError, match=words):
                 open_context(model, replace(SETTINGS, kv_type=kind))
-        monkeypatch.setattr("yarn_edge.graph.fast_attention.missing", lambda: "Numba is not installed")
+        monkeypatch.setattr("yarn_edge.graph.fast_attention.why_not_compiled", lambda: "Numba is not installed")
         with pytest.raises(YarnEdgeError, match="no fast attention: Numba is not installed"):
             open_context(model, SETTINGS)
     monkeypatch.undo()
-    monkeypatch.setattr("yarn_edge.attention.choose.missing", lambda: "Numba is not installed")
-    assert attention_code.missing() is None
+    monkeypatch.setattr("yarn_edge.attention.choose.why_not_compiled", lambda: "Numba is not installed")
+    assert attention_code.why_not_compiled() is None
 
 
 def test_nodes_that_no_kernel_knows_are_left_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

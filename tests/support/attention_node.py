@@ -120,9 +120,14 @@ def random_node(
     for i in range(queries):
         mask[:, i, max(1, cells - queries + i + 1) :] = -np.inf
     return AttentionNode(
-        kind, normal(sequences, queries, heads, widths[0]), normal(sequences, cells, kv_heads, widths[0]),
-        normal(sequences, cells, kv_heads, widths[1]), mask, normal(heads) if sinks else None, widths[0] ** -0.5,
-    )  # fmt: skip
+        kind,
+        normal(sequences, queries, heads, widths[0]),
+        normal(sequences, cells, kv_heads, widths[0]),
+        normal(sequences, cells, kv_heads, widths[1]),
+        mask,
+        normal(heads) if sinks else None,
+        widths[0] ** -0.5,
+    )
 
 
 def _rounded(kind: str, rows: Values) -> tuple[Values, npt.NDArray[np.uint8]]:

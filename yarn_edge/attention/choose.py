@@ -7,7 +7,7 @@ import platform
 from functools import cache
 from pathlib import Path
 
-from yarn_edge.attention.compiled import missing
+from yarn_edge.attention.compiled import why_not_compiled
 from yarn_edge.attention.heads import HeadShape, head_shapes
 from yarn_edge.attention.kernel_shapes import no_kernels
 from yarn_edge.cache_folder import user_cache_folder
@@ -28,7 +28,7 @@ def fastest_attention(settings: ContextSettings, file: GGUFFile) -> Attention:
     n_ctx = settings.n_ctx or int(file.number("context_length") or 0)
     if n_ctx < LEAST_CONTEXT or no_kernels(file, settings.kv_type) is not None:
         return "ggml"
-    reason = missing()
+    reason = why_not_compiled()
     if reason is not None:
         _say_missing(reason)
         return "ggml"

@@ -12,11 +12,25 @@ from yarn_edge.runtime.compiled_code import from_cache
 if TYPE_CHECKING:
     from yarn_edge.attention.node import KernelShape
 
-_COMPILED = ("vectors", "cache_rows", "blocks", "softmax", "spans", "work", "node", "kernel", "takeover")
+_COMPILED = (
+    "vectors",
+    "cache_rows",
+    "blocks",
+    "softmax",
+    "online_softmax",
+    "spans",
+    "work",
+    "node",
+    "node_view",
+    "few_queries",
+    "many_queries",
+    "kernel",
+    "takeover",
+)
 _SOURCES = [str(Path(__file__).with_name(f"{name}.py")) for name in _COMPILED]
 
 
-def missing() -> str | None:
+def why_not_compiled() -> str | None:
     """Why kernels cannot be compiled here; None if they can."""
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed (pip install 'yarn-edge[fast]')"
@@ -31,11 +45,11 @@ def missing() -> str | None:
 @cache
 def kernel_of(shape: KernelShape) -> Any:
     """The kernel for a shape, a cfunc. Raises whatever Numba raises."""
-    from yarn_edge.attention.kernel import build
+    from yarn_edge.attention.kernel import build_kernel
     from yarn_edge.attention.vectors import WIDTH
 
     def made(shape: KernelShape, _width: int, version: int, keep: bool) -> Any:
-        return build(shape, version, keep)
+        return build_kernel(shape, version, keep)
 
     return from_cache(made, shape, WIDTH, sources=_SOURCES, takes="8 s")
 

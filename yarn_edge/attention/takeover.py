@@ -18,6 +18,7 @@ from numba import types
 from yarn_edge.attention import spans, work
 from yarn_edge.attention.cache_rows import CACHE_TYPES
 from yarn_edge.attention.node import FUNCTION_AT, NB, NE, OP, PARAMS, SCALE_AT, SRC, TASKS_AT, WORK_AT
+from yarn_edge.attention.node_view import part
 from yarn_edge.attention.vectors import read_f32, read_i32, read_i64, write_f32, write_i32, write_i64
 from yarn_edge.attention.work import TILE
 from yarn_edge.runtime.llama_api import llama
@@ -27,29 +28,30 @@ from yarn_edge.runtime.llama_api import llama
 (VERSION, FLASH_OP, CUSTOM_OP, WORK, SCRATCH_ROOM, PARTIALS_ROOM, TAKEN, LEFT, REASON, N_KERNELS) = range(10)
 HEAD, ROW_WIDTH = 10, 8
 REASONS = (
-    "", "its cache types or head sizes have no kernel", "its mask has another form", "it has a soft cap or ALiBi",
-    "its cache is not cut into whole tiles", "it needs more working memory than was set aside", "its inputs have another form",
-)  # fmt: skip
+    "",
+    "its cache types or head sizes have no kernel",
+    "its mask has another form",
+    "it has a soft cap or ALiBi",
+    "its cache is not cut into whole tiles",
+    "it needs more working memory than was set aside",
+    "its inputs have another form",
+)
 _NO_KERNEL, _MASK, _BIAS, _CELLS, _ROOM, _FORM = range(1, 7)
 _F32, _F16 = 0, 1
 
 
-def _compiled(function: Any) -> Any:
-    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)(function)
-
-
 def _with(function: Any, **names: Any) -> Any:
-    return _compiled(FunctionType(function.__code__, {**vars(work), **names}))
+    return part(FunctionType(function.__code__, {**vars(work), **names}))
 
 
-_span_start = _compiled(spans.span_start)
+_span_start = part(spans.span_start)
 _partials = _with(
-    work.partials_floats, span_count=_compiled(FunctionType(spans.span_count.__code__, {"span_start": _span_start}))
+    work.partials_floats, span_count=part(FunctionType(spans.span_count.__code__, {"span_start": _span_start}))
 )
 _scratch = _with(work.scratch_floats)
 
 
-@_compiled
+@part
 def _kernel_for(state: int, k: int, v: int) -> int:
     """The address of the row for these types and head sizes; 0 without one."""
     for i in range(read_i64(state + 8 * N_KERNELS)):
@@ -61,7 +63,7 @@ def _kernel_for(state: int, k: int, v: int) -> int:
     return 0
 
 
-@_compiled
+@part
 def _shaped(dst: int, q: int, k: int, v: int) -> bool:
     """Whether queries, keys, values and result belong together, as ggml_flash_attn_ext makes them."""
     for i in (16, 24):
@@ -71,26 +73,35 @@ def _shaped(dst: int, q: int, k: int, v: int) -> bool:
     if sinks != 0 and (read_i32(sinks) != _F32 or read_i64(sinks + NE) != read_i64(q + NE + 16)):
         return False
     return bool(
-        read_i32(q) == _F32 and read_i64(q + NB) == 4 and read_i32(dst) == _F32 and read_i64(dst + NB) == 4
-        and read_i64(q + NE) == read_i64(k + NE) and read_i64(k + NE + 8) == read_i64(v + NE + 8)
-        and read_i64(q + NE + 24) == read_i64(k + NE + 24) and kv_heads > 0 and read_i64(q + NE + 16) % kv_heads == 0
-        and read_i64(dst + NE + 8) == read_i64(q + NE + 16) and read_i64(dst + NE + 16) == read_i64(q + NE + 8)
-    )  # fmt: skip
+        read_i32(q) == _F32
+        and read_i64(q + NB) == 4
+        and read_i32(dst) == _F32
+        and read_i64(dst + NB) == 4
+        and read_i64(q + NE) == read_i64(k + NE)
+        and read_i64(k + NE + 8) == read_i64(v + NE + 8)
+        and read_i64(q + NE + 24) == read_i64(k + NE + 24)
+        and kv_heads > 0
+        and read_i64(q + NE + 16) % kv_heads == 0
+        and read_i64(dst + NE + 8) == read_i64(q + NE + 16)
+        and read_i64(dst + NE + 16) == read_i64(q + NE + 8)
+    )
 
 
-@_compiled
+@part
 def _masked(dst: int, q: int, k: int) -> bool:
     mask = read_i64(dst + SRC + 24)
     if mask == 0 or read_i32(mask) != _F16 or read_i64(mask + NB) != 2:
         return False
     sequences = read_i64(mask + NE + 24)
     return bool(
-        read_i64(mask + NE) == read_i64(k + NE + 8) and read_i64(mask + NE + 8) >= read_i64(q + NE + 8)
-        and read_i64(mask + NE + 16) == 1 and (sequences == 1 or sequences == read_i64(q + NE + 24))
-    )  # fmt: skip
+        read_i64(mask + NE) == read_i64(k + NE + 8)
+        and read_i64(mask + NE + 8) >= read_i64(q + NE + 8)
+        and read_i64(mask + NE + 16) == 1
+        and (sequences == 1 or sequences == read_i64(q + NE + 24))
+    )
 
 
-@_compiled
+@part
 def _reason_to_leave(dst: int, state: int) -> int:
     q, k, v = read_i64(dst + SRC), read_i64(dst + SRC + 8), read_i64(dst + SRC + 16)
     row = _kernel_for(state, k, v)
@@ -114,7 +125,7 @@ def _reason_to_leave(dst: int, state: int) -> int:
     return 0
 
 
-@_compiled
+@part
 def _take_over(dst: int, state: int) -> None:
     """Give a node to its kernel, or note why not."""
     reason = _reason_to_leave(dst, state)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from yarn_edge.attention.compiled import callback, kernel_of, missing
+from yarn_edge.attention.compiled import callback, kernel_of, why_not_compiled
 from yarn_edge.attention.kernel_shapes import kernel_shapes, no_kernels
 from yarn_edge.attention.work import WorkArea, partials_floats, scratch_floats
 from yarn_edge.errors import YarnEdgeError
@@ -28,7 +28,11 @@ class FastAttention:
     live: LivePositions | None = None
 
     def __init__(self, model: Model, settings: ContextSettings, *, few: bool = True, many: bool = True) -> None:
-        why = "it runs on a GPU" if model.device is not None else no_kernels(model.gguf, settings.kv_type) or missing()
+        why = (
+            "it runs on a GPU"
+            if model.device is not None
+            else no_kernels(model.gguf, settings.kv_type) or why_not_compiled()
+        )
         if why is not None:
             raise YarnEdgeError(f"{model.path}: no fast attention: {why}")
         from yarn_edge.attention import takeover

@@ -1,0 +1,64 @@
+"""What a kernel reads of its node, and how its parts are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+
+from yarn_edge.attention.node import DATA, NB, NE, SCALE_AT, SRC
+from yarn_edge.attention.vectors import read_f32, read_i64
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """Mark a part of a kernel, which is compiled with it; Python cannot call it."""
+    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)(function)
+
+
+class NodeView(NamedTuple):
+    """What a kernel reads of its node: addresses, sizes, and strides in bytes (1: cell or query, 2: head, 3: sequence)."""
+
+    q: int
+    k: int
+    v: int
+    mask: int
+    sinks: int
+    out: int
+    queries: int
+    heads: int
+    sequences: int
+    cells: int
+    kv_heads: int
+    q1: int
+    q2: int
+    q3: int
+    k1: int
+    k2: int
+    k3: int
+    v1: int
+    v2: int
+    v3: int
+    mask1: int
+    mask3: int
+    out1: int
+    out2: int
+    out3: int
+    scale: float
+
+
+@part
+def read_node(dst: int) -> NodeView:
+    """(dst): the view of the node at this address."""
+    q, k, v, mask = read_i64(dst + SRC), read_i64(dst + SRC + 8), read_i64(dst + SRC + 16), read_i64(dst + SRC + 24)
+    sinks = read_i64(dst + SRC + 32)
+    return NodeView(
+        read_i64(q + DATA), read_i64(k + DATA), read_i64(v + DATA), read_i64(mask + DATA),
+        read_i64(sinks + DATA) if sinks != 0 else 0, read_i64(dst + DATA),
+        read_i64(q + NE + 8), read_i64(q + NE + 16), read_i64(q + NE + 24), read_i64(k + NE + 8), read_i64(k + NE + 16),
+        read_i64(q + NB + 8), read_i64(q + NB + 16), read_i64(q + NB + 24),
+        read_i64(k + NB + 8), read_i64(k + NB + 16), read_i64(k + NB + 24),
+        read_i64(v + NB + 8), read_i64(v + NB + 16), read_i64(v + NB + 24),
+        read_i64(mask + NB + 8), read_i64(mask + NB + 24) if read_i64(mask + NE + 24) != 1 else 0,
+        read_i64(dst + NB + 8), read_i64(dst + NB + 16), read_i64(dst + NB + 24), read_f32(dst + SCALE_AT),
+    )  # fmt: skip

@@ -25,7 +25,7 @@ from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
 from yarn_edge.regular_file import is_named
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.context_settings import MAX_SEQUENCES, ContextSettings
+from yarn_edge.runtime.context_settings import MAX_SEQUENCES, Attention, ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.stdout import write_json, write_text
 from yarn_edge.text_file import read_text

@@ -27,15 +27,21 @@ def build_kernel(shape: KernelShape, version: int, keep: bool) -> Any:
 
     It checks nothing: `yarn_edge.attention.node` says what may be given to it. Raises whatever Numba raises.
     """
-    attend = _attention(shape)
-
-    def kernel(dst: int, ith: int, nth: int, work: int) -> None:
-        attend(dst, ith, nth, work, version)
-
-    made = FunctionType(kernel.__code__, {"attend": attend}, "kernel", None, kernel.__closure__)
-    made.__module__, made.__qualname__ = __name__, "kernel"
+    made = _entry(version)
+    named = {**globals(), "_attend": _attention(shape)}  # a global: Numba's cache looks at what a closure holds
+    kernel = FunctionType(made.__code__, named, made.__name__, None, made.__closure__)
     signature = types.void(types.int64, types.int32, types.int32, types.int64)
-    return numba.cfunc(signature, cache=keep, error_model="numpy")(made)
+    return numba.cfunc(signature, cache=keep, error_model="numpy")(kernel)
+
+
+def _entry(version: int) -> Any:
+    def kernel(dst: int, ith: int, nth: int, work: int) -> None:
+        _attend(dst, ith, nth, work, version)
+
+    return kernel
+
+
+_attend: Any = None  # of the shape that is being compiled
 
 
 def _attention(shape: KernelShape) -> Any:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from yarn_edge.attention.heads import HeadShape, head_shapes
 from yarn_edge.attention.node import KernelShape
+from yarn_edge.attention.work import partials_floats, scratch_floats
 from yarn_edge.gguf.file import GGUFFile
+from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.kv_cache import CTX_STEP
+from yarn_edge.runtime.llama_api import physical_threads
 
 # Cache types with kernels -> floats of a block, of which a head must hold whole ones.
 KERNEL_TYPES = {"f16": 16, "bf16": 16, "q8_0": 32, "q5_1": 32, "q5_0": 32, "q4_1": 32, "q4_0": 32}
@@ -30,3 +34,20 @@ def no_kernels(file: GGUFFile, kv_type: str) -> str | None:
         if any(width % block or width > MOST_WIDTH for width in (heads.d_k, heads.d_v)):
             return f"there is no kernel for heads of {heads.d_k} and {heads.d_v} floats with a cache of type {kv_type}"
     return None
+
+
+def work_floats(file: GGUFFile, settings: ContextSettings) -> tuple[int, int]:
+    """Floats that kernels work in: of one thread, and of the results of all spans. settings.n_ctx: 0 for the file's own."""
+    shapes = head_shapes(file)
+    n_ctx = settings.n_ctx or int(file.number("context_length") or 0)
+    cells = -(-n_ctx // CTX_STEP) * CTX_STEP
+    return (
+        max(scratch_floats(s.d_k, s.d_v, s.query, s.kv) for s in shapes),
+        max(partials_floats(s.d_v, s.query, settings.n_seq, cells) for s in shapes),
+    )
+
+
+def work_bytes(file: GGUFFile, settings: ContextSettings) -> int:
+    """Bytes of the memory that kernels work in."""
+    scratch, partials = work_floats(file, settings)
+    return 4 * ((settings.threads or physical_threads()) * scratch + partials)

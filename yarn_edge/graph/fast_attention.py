@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.attention.compiled import callback, kernel_of, why_not_compiled
-from yarn_edge.attention.kernel_shapes import kernel_shapes, no_kernels
-from yarn_edge.attention.work import WorkArea, partials_floats, scratch_floats
+from yarn_edge.attention.kernel_shapes import kernel_shapes, no_kernels, work_floats
+from yarn_edge.attention.work import WorkArea
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import LivePositions
 from yarn_edge.progress import note
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.ggml import op_number
-from yarn_edge.runtime.kv_cache import CTX_STEP
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 
@@ -39,13 +38,7 @@ class FastAttention:
 
         self._names, self.op = takeover, op_number(b"FLASH_ATTN_EXT")
         shapes = kernel_shapes(model.gguf, settings.kv_type)
-        sequences, threads = settings.n_seq, settings.threads or physical_threads()
-        cells = -(-(settings.n_ctx or model.n_ctx_train) // CTX_STEP) * CTX_STEP
-        self._work = WorkArea(
-            threads,
-            max(scratch_floats(s.d_k, s.d_v, heads.query, heads.kv) for heads, s in shapes),
-            max(partials_floats(s.d_v, heads.query, sequences, cells) for heads, s in shapes),
-        )
+        self._work = WorkArea(settings.threads or physical_threads(), *work_floats(model.gguf, settings))
         kernels = [(shape, kernel_of(shape)) for shape in sorted({shape for _, shape in shapes})]
         rows = [takeover.kernel_row(*shape, *(k.address if on else 0 for on in (few, many))) for shape, k in kernels]
         head = np.zeros(takeover.HEAD, np.int64)

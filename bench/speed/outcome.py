@@ -28,11 +28,12 @@ def _configured(value: Callable[[Configuration], Cell]) -> Callable[[SpeedRow], 
 _MODEL: Column = ("model", lambda row: row.model)
 _KV: Column = ("kv", _configured(lambda c: c.kv_type))
 _THREADS: Column = ("threads", _configured(lambda c: c.threads))
+_ATTENTION = "attention"
 # Shown if they differ from row to row.
 _IF_DIFFERENT: tuple[Column, ...] = (
     ("batch", _configured(lambda c: c.n_batch)),
     ("ubatch", _configured(lambda c: c.n_ubatch)),
-    ("attention", _configured(lambda c: c.attention)),
+    (_ATTENTION, _configured(lambda c: c.attention)),
 )
 
 
@@ -65,7 +66,8 @@ class SpeedOutcome:
     def _table(self, differing: Sequence[Column]) -> Table:
         columns: list[Column] = [_MODEL] if _MODEL in differing else []
         columns += [("backend", lambda row: row.backend), ("test", lambda row: row.name()), _KV, _THREADS]
-        columns += [column for column in differing if column is not _MODEL]
+        columns.append((_ATTENTION, lambda row: row.loaded.attention_used if row.loaded else None))
+        columns += [column for column in differing if column is not _MODEL and column[0] != _ATTENTION]
         columns += [
             ("tok/s", lambda row: row.times.tok_per_s if row.times else None),
             ("±", lambda row: row.times.stddev if row.times and len(row.times.samples_ns) > 1 else None),

@@ -256,7 +256,7 @@ def test_the_product_has_each_configuration_once() -> None:
             "m",
             backends=["cpu"],
             kv_types=["f16", "q8_0"],
-            flash=["auto"],
+            attention=["auto"],
             batches=[256, 512],
             ubatches=[512, 256],
             threads=[1],

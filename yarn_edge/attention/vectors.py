@@ -8,12 +8,12 @@ that is written. Addresses are int64, never unsigned: Numba adds an int64 and a 
 from __future__ import annotations
 
 import inspect
+import os
 import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -29,16 +29,15 @@ F32, F16, I8, I16, I32, I64 = (
 
 
 def vector_width() -> int:
-    """Floats in one register of the processor that Numba compiles for; 0 if it cannot convert half precision or fuse a product.
+    """Floats in one register of this processor; 0 if it cannot convert half precision or fuse a product and a sum.
 
-    NUMBA_CPU_NAME names another processor than this one; NUMBA_CPU_FEATURES are then all that is added to LLVM's own idea of it.
+    YARN_EDGE_VECTOR_WIDTH (4, 8 or 16) overrides it, to try the code of other processors; narrower vectors run everywhere.
     """
+    wanted = os.environ.get("YARN_EDGE_VECTOR_WIDTH")
+    if wanted in ("4", "8", "16"):
+        return int(wanted)
     if platform.machine().lower() in ("aarch64", "arm64"):
         return 4
-    named = numba.config.CPU_NAME
-    if named:
-        wide = "avx512" in (numba.config.CPU_FEATURES or "") or named.startswith(("skylake-avx512", "znver4", "znver5"))
-        return 16 if wide else 8
     features = llvmlite.binding.get_host_cpu_features()
     if not all(features.get(name, False) for name in ("avx2", "fma", "f16c")):
         return 0

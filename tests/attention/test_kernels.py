@@ -147,3 +147,9 @@ def test_masks_of_any_form(
     node.mask[:] = np.where(hidden | window, -np.inf, random.choice([0.0, -1.5], shape)).astype(np.float16)
     found, exact = node.computed(kernel(node), threads=2), node.exact()
     assert np.abs(found - exact).max() <= 2e-5 * max(1.0, np.abs(exact).max())
+
+
+def test_each_kernel_has_its_own_file_in_the_cache() -> None:
+    """Of two kernels in one file of Numba's cache, compiled by two processes at once, one can end up under the other's name."""
+    kernels = [kernel_of(random_node(kind, queries=1, cells=64).shape) for kind in ("f16", "q8_0")]
+    assert len({kernel._cache._impl.filename_base for kernel in kernels}) == 2

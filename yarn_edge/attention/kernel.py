@@ -20,6 +20,7 @@ from yarn_edge.attention.node_view import part, read_node
 from yarn_edge.attention.online_softmax import online_softmax
 from yarn_edge.attention.vectors import read_i64
 from yarn_edge.attention.work import FEW, SCRATCH, SCRATCH_BYTES
+from yarn_edge.runtime.compiled_code import named_by
 
 
 def build_kernel(shape: KernelShape, version: int, keep: bool) -> Any:
@@ -31,7 +32,7 @@ def build_kernel(shape: KernelShape, version: int, keep: bool) -> Any:
     named = {**globals(), "_attend": _attention(shape)}  # a global: Numba's cache looks at what a closure holds
     kernel = FunctionType(made.__code__, named, made.__name__, None, made.__closure__)
     signature = types.void(types.int64, types.int32, types.int32, types.int64)
-    return numba.cfunc(signature, cache=keep, error_model="numpy")(kernel)
+    return numba.cfunc(signature, cache=keep, error_model="numpy")(named_by(version, kernel))
 
 
 def _entry(version: int) -> Any:

@@ -21,6 +21,7 @@ from yarn_edge.attention.node import FUNCTION_AT, NB, NE, OP, PARAMS, SCALE_AT, 
 from yarn_edge.attention.node_view import part
 from yarn_edge.attention.vectors import read_f32, read_i32, read_i64, write_f32, write_i32, write_i64
 from yarn_edge.attention.work import TILE
+from yarn_edge.runtime.compiled_code import named_by
 from yarn_edge.runtime.llama_api import llama
 
 # The state, int64: HEAD values, then a row of ROW_WIDTH for each kernel: types of K and V, bytes of a block of each, floats of a
@@ -155,7 +156,9 @@ def build_callback(version: int, keep: bool) -> Any:
             write_i64(state + 8 * VERSION, version)
         return 0
 
-    compiled = numba.cfunc(types.uint8(types.int64, types.uint8, types.int64), cache=keep)(before_attention)
+    compiled = numba.cfunc(types.uint8(types.int64, types.uint8, types.int64), cache=keep)(
+        named_by(version, before_attention)
+    )
     callback = ctypes.cast(compiled.address, llama().ggml_backend_sched_eval_callback)
     callback.compiled = compiled  # keeps its code
     return callback

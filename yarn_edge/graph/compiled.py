@@ -6,8 +6,6 @@ What is done to a node is `rope_edit`, the same functions that Python runs. It i
 from __future__ import annotations
 
 import ctypes
-import hashlib
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -17,6 +15,7 @@ from numba import carray, types
 
 from yarn_edge.graph import rope_edit
 from yarn_edge.graph.rope_edit import HEAD, N_ROWS, OP, ROW_WIDTH, VERSION
+from yarn_edge.runtime.compiled_code import from_cache, named_by
 from yarn_edge.runtime.ggml import TensorStruct
 from yarn_edge.runtime.llama_api import llama
 
@@ -28,10 +27,7 @@ _edit_node = numba.njit(FunctionType(rope_edit.edit_node.__code__, {**vars(rope_
 
 def compiled_callback() -> Any:
     """The callback as llama.cpp takes it; its user data is the address of the state of `rope_edit`."""
-    try:
-        made = _compiled(_version_of_sources(), True)
-    except Exception:  # no writable folder, a full disk, a damaged file
-        made = _compiled(_version_of_sources(), False)
+    made = from_cache(_compiled, sources=(__file__, str(rope_edit.__file__)), takes="2 s")
     callback = ctypes.cast(made.address, llama().ggml_backend_sched_eval_callback)
     callback.compiled = made  # keeps its code
     return callback
@@ -51,14 +47,6 @@ def _compiled(version: int, keep: bool) -> Any:
         longs, characters = carray(address, _BYTES // 8, np.int64), carray(address, _BYTES, np.int8)
         return 0 if _edit_node(words, longs, characters, state, False) else 1
 
-    return numba.cfunc(types.uint8(types.voidptr, types.uint8, types.voidptr), cache=keep)(before_node)
-
-
-def _version_of_sources() -> int:
-    """A number that changes with the code that is compiled and with the layout of a node."""
-    digest = hashlib.sha256(
-        repr([_BYTES, *(getattr(TensorStruct, f).offset for f, *_ in TensorStruct._fields_)]).encode()
+    return numba.cfunc(types.uint8(types.voidptr, types.uint8, types.voidptr), cache=keep)(
+        named_by(version, before_node)
     )
-    for module in (__file__, rope_edit.__file__):
-        digest.update(Path(str(module)).read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")

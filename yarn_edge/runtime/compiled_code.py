@@ -33,6 +33,16 @@ def from_cache(build: Callable[..., Any], *what: Any, sources: Iterable[str], ta
         notice.cancel()
 
 
+def named_by(version: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under a name of its own, and so with files of its own in Numba's cache.
+
+    Numba numbers the code of one function in one index. Two processes that compile two versions at once both take the next number,
+    and the index can end up with one version's name for the other's code.
+    """
+    function.__qualname__ = f"{function.__name__}_{version:x}"
+    return function
+
+
 def _version_of(what: Any, sources: Iterable[str]) -> int:
     fields = [(name, getattr(TensorStruct, name).offset) for name, *_ in TensorStruct._fields_]
     digest = hashlib.sha256(repr((what, fields)).encode())

@@ -80,8 +80,13 @@ def _kept(path: Path) -> dict[str, Times]:
     """What was measured here, by the same programs; nothing if the file is of others, or unreadable."""
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-        return dict(read["times"]) if read["of"] == _machine() else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        if read["of"] != _machine():
+            return {}
+        return {
+            str(key): {phase: {way: float(s) for way, s in found[phase].items()} for phase in ("few", "many")}
+            for key, found in read["times"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

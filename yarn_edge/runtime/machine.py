@@ -1,4 +1,4 @@
-"""Memory in bytes: of the machine, free, and held by this process."""
+"""Memory in bytes: of the machine or of the container in it, free, and held by this process."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from pathlib import Path
 
 import psutil
 
+from yarn_edge.runtime.control_groups import memory_limits
+
 STATUS = Path("/proc/self/status")
 RESERVED_BYTES = 1 << 30  # for the rest of the system; llama-fit-params leaves the same amount on each device
 
 
 def available_bytes() -> int:
-    """Memory that a new program can use without swapping, in bytes."""
-    return int(psutil.virtual_memory().available)
+    """Memory that a new program can use without swapping, in bytes: of the machine's, what its control groups leave."""
+    return min([int(psutil.virtual_memory().available), *(limit.free_bytes for limit in memory_limits())])
 
 
 def machine_bytes() -> int:
-    """Memory of the machine, in bytes."""
-    return int(psutil.virtual_memory().total)
+    """Memory of the machine, in bytes, or the limit of this process's control groups if that is less."""
+    return min([int(psutil.virtual_memory().total), *(limit.limit_bytes for limit in memory_limits())])
 
 
 def spare_bytes(free: int | None = None) -> int:

@@ -55,7 +55,7 @@ def check_logits(
     """
     name = on_backend("logits", backend)
     tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[:n_tokens]
-    n_embeddings = read_config(checkpoint).required_integer("vocab_size")
+    n_embeddings = text_section(read_config(checkpoint)).required_integer("vocab_size")
     if n_embeddings != model.n_vocab:
         detail = f"the file has {model.n_vocab} tokens, the checkpoint {n_embeddings} embeddings"
         return Check(name, "fail", float("inf"), 0.0, detail)

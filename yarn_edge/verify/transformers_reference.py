@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.checkpoint.adapter import refuse_unmerged
-from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.config_file import ConfigFile, read_config
+from yarn_edge.checkpoint.dialects import text_section
 from yarn_edge.checkpoint.quantized import left_over, refuse_quantized
 from yarn_edge.checkpoint.tensor_names import KEY_MAPPING
 from yarn_edge.errors import YarnEdgeError, one_line
@@ -76,8 +77,12 @@ def _open(folder: Path, replaced: RopeScaling | None, streamed: bool | None) -> 
     layers = None
     try:
         config = _config(folder, replaced)
+        wrapped = _inside_wrapper(config)
         with torch.device("meta"):
-            empty = transformers.AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+            if wrapped is None:
+                empty = transformers.AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+            else:
+                empty = wrapped._from_config(deepcopy(config))
         needed = float32_bytes(empty)
         arguments = {
             "dtype": torch.float32,
@@ -90,15 +95,35 @@ def _open(folder: Path, replaced: RopeScaling | None, streamed: bool | None) -> 
             layers, found = open_layers(type(empty), folder, config=empty.config, **arguments)
             model = layers.model
         else:
-            model, found = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, config=config, output_loading_info=True, **arguments
-            )
+            kind = wrapped or transformers.AutoModelForCausalLM
+            model, found = kind.from_pretrained(folder, config=config, output_loading_info=True, **arguments)
     except YarnEdgeError:
         raise
     except Exception as error:  # many libraries raise many kinds
         raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
     _check_found(folder, found)
     return model.eval(), layers, needed
+
+
+def _inside_wrapper(config: Any) -> Any:
+    """transformers' class for a config that it knows only as a multimodal model, made with the language model alone; else None.
+
+    It is the same class, under its name, by which transformers finds the spellings of its tensors. The encoders and projectors beside
+    the language model are taken away when an instance is made, so that their tensors are neither read nor missed.
+    """
+    import transformers
+
+    kind = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    if kind is None or type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+
+    def with_text_alone(model: Any, *arguments: Any, **others: Any) -> None:
+        kind.__init__(model, *arguments, **others)
+        for name, child in list(model.base_model.named_children()):
+            if child is not model.get_decoder():
+                setattr(model.base_model, name, None)
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__init__": with_text_alone})
 
 
 def _tell(folder: Path, layers: StreamedLayers, needed: int, n_tokens: int) -> None:
@@ -139,6 +164,8 @@ _WHOLE = (
 )
 _NULLS = ("rope_theta", "original_max_position_embeddings")
 _BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+# What a replaced block keeps: how much of a head is rotated, by which axes (the same in text), and how queries grow with positions.
+_KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
 
 
 def _config(folder: Path, replaced: RopeScaling | None) -> Any:
@@ -149,28 +176,39 @@ def _config(folder: Path, replaced: RopeScaling | None) -> Any:
     import transformers
 
     file = read_config(folder)
-    plain: dict[str, Any] = {k: file.integer(k) for k in _WHOLE if isinstance(file.values.get(k), float)}
-    plain |= {k: file.boolean(k) for k in _BOOLEANS if not isinstance(file.values.get(k, True), bool)}
-    blocks = [
-        file.values,
-        *(b for key in ("rope_parameters", "rope_scaling") if isinstance(b := file.values.get(key), dict)),
-    ]
-    if replaced is not None and any(key in b and b[key] is None for b in blocks for key in _NULLS):
-        plain |= dict.fromkeys((*_NULLS, "rope_scaling", "rope_parameters"))
-    if plain:
-        values = {**file.values, **plain}
-        config = transformers.AutoConfig.for_model(
-            **{k: v for k, v in values.items() if v is not None or k not in plain}
-        )
+    text = text_section(file)
+    plain = _plain(text, replaced is not None)
+    outer = {} if text is file else _plain(file, replaced is not None)
+    if plain or outer:
+        values = {k: v for k, v in {**text.values, **plain}.items() if v is not None or k not in plain}
+        if text is not file:
+            values = {**file.values, **outer, "text_config": values}
+        config = transformers.AutoConfig.for_model(**values)
     else:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if replaced is not None:
-        own = getattr(config, "rope_parameters", None) or {}
-        kept = {key: own[key] for key in ("partial_rotary_factor",) if key in own}  # how much of a head is rotated
-        config.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta, **kept}
+        language = config.get_text_config()
+        own = getattr(language, "rope_parameters", None) or {}
+        kept = {key: own[key] for key in _KEPT if key in own}
+        if "llama_4_scaling_beta" in kept:
+            kept["original_max_position_embeddings"] = replaced.original_context
+        language.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta, **kept}
     if left_over(file) and hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
+
+
+def _plain(section: ConfigFile, nulls: bool) -> dict[str, Any]:
+    """The values of a part of the config that transformers would refuse, as it takes them. nulls: those that it fails on too."""
+    plain: dict[str, Any] = {k: section.integer(k) for k in _WHOLE if isinstance(section.values.get(k), float)}
+    plain |= {k: section.boolean(k) for k in _BOOLEANS if not isinstance(section.values.get(k, True), bool)}
+    blocks = [
+        section.values,
+        *(b for key in ("rope_parameters", "rope_scaling") if isinstance(b := section.values.get(key), dict)),
+    ]
+    if nulls and any(key in b and b[key] is None for b in blocks for key in _NULLS):
+        plain |= dict.fromkeys((*_NULLS, "rope_scaling", "rope_parameters"))
+    return plain
 
 
 def _replace_rotary(model: Any, scaling: RopeScaling) -> None:

@@ -13,43 +13,11 @@ from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.gguf.read import read_gguf
 
-from support import tiny, tiny_families
+from support import tiny_families
 from support.made_once import Shelf
 from support.tiny_families import FAMILIES
+from support.tiny_mistral3 import SPELLINGS, respelled, wrapped
 from support.upstream_bytes import digest
-
-VISION = {
-    "model_type": "pixtral",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "head_dim": 16,
-    "image_size": 28,
-    "patch_size": 14,
-}
-# What stands before the language model's tensors: as save_pretrained writes it, and as transformers 5 has it in memory.
-SPELLINGS = {
-    "saved": {},
-    "in memory": {"language_model.model.": "model.language_model.", "language_model.lm_head.": "lm_head."},
-}
-
-
-def wrapped(folder: Path, tied: bool = False) -> Path:
-    """A Mistral 3 around the tiny Ministral 3, written by transformers."""
-    import transformers
-
-    inner = tiny_families.model("ministral3", tie_word_embeddings=tied)
-    config = transformers.Mistral3Config(
-        text_config=inner.config.to_dict(), vision_config=VISION, tie_word_embeddings=tied, image_token_index=3
-    )
-    outer = transformers.Mistral3ForConditionalGeneration(config)
-    outer.model.language_model.load_state_dict(inner.model.state_dict())
-    if not tied:
-        outer.lm_head.load_state_dict(inner.lm_head.state_dict())
-    outer.save_pretrained(folder)
-    tiny.write_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +34,8 @@ def bare(shelf: Shelf) -> Path:
 def test_the_language_model_is_converted(
     spelling: str, bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = wrapped(tmp_path / "saved" / "ck")
-    state = tiny_families.saved(folder)
-    for old, new in SPELLINGS[spelling].items():
-        state = {name.replace(old, new, 1) if name.startswith(old) else name: t for name, t in state.items()}
-    tiny_families.rewrite(tmp_path / "ck", state, json.loads((folder / "config.json").read_text()))
-    path = convert(tmp_path / "ck", str(tmp_path / "out.gguf"), "F32")[0]
+    folder = respelled(wrapped(tmp_path / "ck"), spelling)
+    path = convert(folder, str(tmp_path / "out.gguf"), "F32")[0]
     told = capsys.readouterr().err
     assert "only the language model is converted; left out: " in told
     assert all(part in told for part in ("vision_tower (", "multi_modal_projector ("))

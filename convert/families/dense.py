@@ -46,7 +46,7 @@ _MISTRAL3 = Wrapper(
     ),
     ("model.vision_tower.", "model.multi_modal_projector."),
 )
-_QWEN3_VL = Wrapper(
+QWEN3_VL = Wrapper(
     "Qwen3VLForConditionalGeneration",
     "qwen3_vl",
     (("model.language_model.", "model."),),
@@ -101,7 +101,7 @@ DENSE: tuple[Architecture, ...] = (
     ),
     Architecture(
         "Qwen3VLTextModel", "qwen3_vl_text", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(), *HEAD_NORMS),
-        DEFAULTS, {**SILU, "attention_bias": Constant(False)}, wrappers=(_QWEN3_VL,),
+        DEFAULTS, {**SILU, "attention_bias": Constant(False)}, wrappers=(QWEN3_VL,),
         yarn="by flags: factor 3, original context 256000",
     ),
     Architecture(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .dense import GRANITE_DEFAULTS, GRANITE_NUMBERS
+from dataclasses import replace
+
+from .dense import GRANITE_DEFAULTS, GRANITE_NUMBERS, QWEN3_VL
 from .rows import (
     DEFAULTS,
     EMBEDDINGS,
@@ -21,12 +23,22 @@ from .rows import (
 _LAYER = "model.layers.{i}."
 
 
-def _expert(hf: str, gguf: str, out: str, into: str, fused: str, part: tuple[int, int] = (0, 1)) -> TensorRow:
-    """One kind of matrix of all experts, each in a tensor of its own, or all of them in `fused`, shape (experts, n * out, into)."""
-    target = f"blk.{{i}}.{gguf}.weight"
+def _fused(hf: str, gguf: str, out: str, into: str, part: tuple[int, int] = (0, 1)) -> TensorRow:
+    """One kind of matrix of all experts in one tensor, shape (experts, n * out, into)."""
     rows = out if part[1] == 1 else f"{part[1]}*{out}"
-    other = TensorRow(_LAYER + fused, target, ("experts", rows, into), part=part)
-    return TensorRow(_LAYER + hf, target, (out, into), other=other)
+    return TensorRow(_LAYER + hf, f"blk.{{i}}.{gguf}.weight", ("experts", rows, into), part=part)
+
+
+def _transposed(row: TensorRow) -> TensorRow:
+    """A row of `_fused` whose matrices the checkpoint has the other way round, or as they are."""
+    experts, rows, into = row.shape
+    return replace(row, shape=(experts, into, rows), transposed=True, other=row)
+
+
+def _expert(hf: str, gguf: str, out: str, into: str, fused: str, part: tuple[int, int] = (0, 1)) -> TensorRow:
+    """One kind of matrix of all experts, each in a tensor of its own, or all of them in `fused`."""
+    other = _fused(fused, gguf, out, into, part)
+    return TensorRow(_LAYER + hf, other.target, (out, into), other=other)
 
 
 def stacked(base: str, names: tuple[str, str, str], size: str) -> tuple[TensorRow, ...]:
@@ -73,6 +85,26 @@ EXPERTS: tuple[Architecture, ...] = (
         },
         sizes=QWEN_SIZES,
         yarn="by flags: factor 4, original context 32768 (2507: 262144)",
+    ),
+    # As published, and since transformers 5 as save_pretrained writes it.
+    Architecture(
+        "Qwen3VLMoeTextModel",
+        "qwen3_vl_moe_text",
+        (
+            *EMBEDDINGS,
+            *PRE_NORMS,
+            router("mlp.gate"),
+            _transposed(_fused("mlp.experts.gate_up_proj", "ffn_gate_exps", "expert_ffn", "hidden", (0, 2))),
+            _transposed(_fused("mlp.experts.gate_up_proj", "ffn_up_exps", "expert_ffn", "hidden", (1, 2))),
+            _transposed(_fused("mlp.experts.down_proj", "ffn_down_exps", "hidden", "expert_ffn")),
+            *attention(),
+            *HEAD_NORMS,
+        ),
+        DEFAULTS,
+        {**SILU, **_EVERY_LAYER, "attention_bias": Constant(False, "llama.cpp has no place for the bias of o_proj")},
+        sizes=QWEN_SIZES,
+        wrappers=(replace(QWEN3_VL, hf_name="Qwen3VLMoeForConditionalGeneration", model_type="qwen3_vl_moe"),),
+        yarn="by flags: factor 3, original context 256000",
     ),
     Architecture(
         "Qwen2MoeForCausalLM",

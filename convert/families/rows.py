@@ -58,9 +58,10 @@ class TensorRow:
     source: with {e} it is one tensor for each expert, and the target is all of them, stacked. shape: of one source, in names of
     `ModelSizes.dimension`. interleaved: its rows go through `interleave`, head by head. when: a
     config key that must be true for the tensor to exist, or false with "!" before it; "" means always. part: (k, n), the k-th
-    of n equal parts of the rows of each matrix goes to the target. plus_one: 1 is added to the values, in float32. float32:
-    llama.cpp's converter writes it in float32, whatever the type of the others. other: the same tensor in another layout, used
-    if the checkpoint has that one's source and not this one's.
+    of n equal parts of the rows of each matrix goes to the target. transposed: each matrix is the other way round in the
+    checkpoint, so that its columns there are the rows. plus_one: 1 is added to the values, in float32. float32: llama.cpp's
+    converter writes it in float32, whatever the type of the others. other: the same tensor in another layout, used if the
+    checkpoint has that one's source and not this one's, or, under the same name, that one's shape.
     """
 
     source: str
@@ -69,6 +70,7 @@ class TensorRow:
     interleaved: bool = False
     when: str = ""
     part: tuple[int, int] = (0, 1)
+    transposed: bool = False
     plus_one: bool = False
     float32: bool = False
     other: TensorRow | None = None

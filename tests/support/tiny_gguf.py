@@ -66,6 +66,7 @@ ARCHITECTURES: dict[str, Tiny] = {
     "qwen3": Tiny(QK_NORM),
     "qwen3moe": Tiny(QK_NORM, experts=MOE),
     "qwen3vl": Tiny(QK_NORM, keys={"rope.dimension_sections": [3, 3, 2, 0]}),
+    "qwen3vlmoe": Tiny(QK_NORM, experts=MOE, keys={"rope.dimension_sections": [3, 3, 2, 0]}),
     "deepseek": Tiny(experts=SHARED, keys=DENSE_FIRST),
     "deepseek2": Tiny(MLA + "attn_output=32.E", SEPARATE_QKV, SHARED, {**MLA_KEYS, **DENSE_FIRST}),
     "gpt-oss": Tiny("post_attention_norm=E attn_sinks=H attn_output.bias=E", "ffn_norm", MOE + MOE_BIASES),

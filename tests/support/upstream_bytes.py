@@ -66,7 +66,8 @@ def main(source: str) -> None:
     makers: dict[str, Callable[[Path], Path]] = {
         name: partial(tiny_families.write, name=name, dtype=torch.bfloat16) for name in tiny_families.FAMILIES
     }
-    makers["qwen3_vl"] = lambda path: tiny_qwen3_vl.write(path, tiny_qwen3_vl.model(tiny_qwen3_vl.PLAIN).bfloat16())
+    for experts in (False, True):
+        makers["qwen3_vl_moe" if experts else "qwen3_vl"] = partial(tiny_qwen3_vl.write_bfloat16, experts=experts)
     for name, make in makers.items():
         with tempfile.TemporaryDirectory() as place:
             bf16, q8_0 = upstream(source, make(Path(place) / "ck"))

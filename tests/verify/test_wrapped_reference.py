@@ -27,8 +27,8 @@ TOKENS = [(7 * i * i + 3 * i + 11) % 300 for i in range(200)]
 QWEN_YARN = {**tiny_qwen3_vl.PLAIN, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL}
 
 
-def _qwen(folder: Path) -> Path:
-    made = tiny_qwen3_vl.model(QWEN_YARN)
+def _qwen(folder: Path, experts: bool = False) -> Path:
+    made = tiny_qwen3_vl.model(QWEN_YARN, experts=experts)
     made.config.text_config.max_position_embeddings = 4 * ORIGINAL
     return tiny_qwen3_vl.write(folder, made)
 
@@ -39,6 +39,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "mistral3-tied": (lambda folder: wrapped(folder, tied=True), "language_model.model.layers."),
     "mistral3-in-memory": (lambda folder: respelled(wrapped(folder), "in memory"), "model.language_model.layers."),
     "qwen3_vl": (_qwen, "model.language_model.layers."),
+    "qwen3_vl_moe": (
+        lambda folder: tiny_qwen3_vl.as_published(_qwen(folder, experts=True)),
+        "model.language_model.layers.",
+    ),
 }
 
 

@@ -108,7 +108,8 @@ _OTHERS: dict[str, Mapping[str, object]] = {"phi3": _PHI3, "phi4_multimodal": _P
 _OTHERS |= {name: {"head_dim_key": "qk_rope_head_dim", "softmax": True} for name in LATENT}
 _OTHERS |= {name: {"theta_key": "rotary_emb_base"} for name in ("gpt_neox", "gpt_neox_japanese")}
 # In text all three axes of M-RoPE have one position, so that the sections change nothing.
-_OTHERS["qwen3_vl_text"] = {"extra_keys": frozenset({"mrope_section", "mrope_interleaved"})}
+_AXES: Mapping[str, object] = {"extra_keys": frozenset({"mrope_section", "mrope_interleaved"})}
+_OTHERS |= {"qwen3_vl_text": _AXES, "qwen3_vl_moe_text": _AXES}
 _OTHERS["arcee"] = {"declares_context": True}  # AFM-4.5B: 65536, its factor 20 reaches 81920
 # Families whose configuration class scales even without a block in the config: transformers' block, as JSON.
 _OPENAI = (

@@ -107,6 +107,7 @@ HONOURED: dict[str, Honoured] = {
     "qwen3": _PLAIN_NEOX,
     "qwen3moe": _PLAIN_NEOX,
     "qwen3vl": Honoured("half", by_axes=True),
+    "qwen3vlmoe": Honoured("half", by_axes=True),
     "deepseek": _PLAIN_NORM,
     "deepseek2": Honoured(
         "interleaved", partial_rotation=True, log_multiplier=LogMultiplier(0.1, same_mscale=True, in_softmax=True)
@@ -182,6 +183,8 @@ GGUF_ARCHITECTURES = {
     "qwen3_moe": "qwen3moe",
     "qwen3_vl": "qwen3vl",
     "qwen3_vl_text": "qwen3vl",
+    "qwen3_vl_moe": "qwen3vlmoe",
+    "qwen3_vl_moe_text": "qwen3vlmoe",
     "olmo2": "olmo2",
     "olmo3": "olmo2",
     "phi3": "phi3",

@@ -52,7 +52,7 @@ def truth(folder: Path) -> dict[int, np.ndarray[Any, Any]]:
 
 
 def logits_of(path: Path, n_tokens: int, n_ctx: int) -> np.ndarray[Any, Any]:
-    settings = ContextSettings(n_ctx, n_tokens, kv_type="f32", flash_attention="off")
+    settings = ContextSettings(n_ctx, n_tokens, kv_type="f32", attention="plain")
     with Model(path) as model, open_context(model, settings) as context:
         context.evaluate(TOKENS[:n_tokens], 0, "all")
         return context.logits()

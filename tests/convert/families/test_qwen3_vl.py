@@ -46,7 +46,7 @@ def truth(made: Any) -> np.ndarray[Any, Any]:
 
 
 def logits_of(path: Path) -> np.ndarray[Any, Any]:
-    settings = ContextSettings(256, N_TOKENS, kv_type="f32", flash_attention="off")
+    settings = ContextSettings(256, N_TOKENS, kv_type="f32", attention="plain")
     with Model(path) as opened, open_context(opened, settings) as context:
         context.evaluate(TOKENS, 0, "all")
         return context.logits()

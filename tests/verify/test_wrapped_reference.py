@@ -23,7 +23,9 @@ from support.made_once import Shelf
 from support.tiny_families import ORIGINAL
 from support.tiny_mistral3 import respelled, wrapped
 
-TOKENS = [(7 * i * i + 3 * i + 11) % 300 for i in range(200)]
+N_TOKENS = 200
+TOKENS = [(7 * i * i + 3 * i + 11) % 300 for i in range(N_TOKENS)]
+FEW = ["--tokens", str(N_TOKENS)]
 QWEN_YARN = {**tiny_qwen3_vl.PLAIN, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL}
 
 
@@ -99,12 +101,12 @@ def test_verify_passes_and_a_changed_weight_fails(
     one_of_each: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, front = one_of_each
-    assert main(["verify", str(folder / "out.gguf"), "--against", str(folder / "ck"), "--json"]) == 0
+    assert main(["verify", str(folder / "out.gguf"), "--against", str(folder / "ck"), *FEW, "--json"]) == 0
     checks = {c["name"]: c for c in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["logits"]["status"] == "pass"
     assert checks["logits"]["value"] < 1e-8
     other = changed(folder / "ck", tmp_path / "ck", lambda s: s[front + "1.mlp.up_proj.weight"].mul_(1.1))
-    assert main(["verify", str(folder / "out.gguf"), "--against", str(other)]) == 1
+    assert main(["verify", str(folder / "out.gguf"), "--against", str(other), *FEW]) == 1
     assert "fail  logits" in capsys.readouterr().out
 
 
@@ -114,7 +116,7 @@ def test_other_rope_keys_fail(one_of_each: tuple[Path, str], tmp_path: Path) -> 
     values = json.loads((other / "config.json").read_text())
     values["text_config"]["rope_parameters"]["beta_fast"] = 4.0
     (other / "config.json").write_text(json.dumps(values))
-    checks = {c.name: c.status for c in verify(folder / "out.gguf", other)}
+    checks = {c.name: c.status for c in verify(folder / "out.gguf", other, n_tokens=N_TOKENS)}
     assert (checks["metadata"], checks["live-graph"], checks["logits"]) == ("fail", "fail", "fail")
 
 
@@ -142,7 +144,7 @@ def test_flags_replace_the_scaling_of_the_language_model(one_of_each: tuple[Path
     flags = ["--yarn-factor", "8", "--yarn-orig-ctx", "32", "--yarn-attention-factor", "1.3"]
     path = tmp_path / "out.gguf"
     assert main(["convert", str(folder / "ck"), "-o", str(path), "--quant", "F32", *flags]) == 0
-    assert main(["verify", str(path), "--against", str(folder / "ck"), *flags]) == 0
+    assert main(["verify", str(path), "--against", str(folder / "ck"), *flags, *FEW]) == 0
 
 
 @pytest.mark.parametrize("change", [{"vocab_size": 320.0}, {"tie_word_embeddings": 0}], ids=["float", "integer"])

@@ -36,7 +36,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     class Simulated(Simulation):
         def __init__(self, path: str | Path, *, device: ggml.Device | None = None, **_more: Any) -> None:
             self.device, self.n_ctx_train, self.model = device, 32768, object()  # type: ignore[assignment]
-            self.threads, self.attention = 2, "auto"
+            self.threads, self.attention = 2, "ggml"
             self.file = type("File", (), {"path": path, "architecture": "x", "metadata": {}})  # type: ignore[assignment]
 
         def plan(self, n_ctx: int, kv_type: str = "f16", **_more: Any) -> MemoryPlan:

@@ -380,7 +380,7 @@ def test_model_arguments_make_a_variant(smol_quants: dict[str, Path], caplog: py
     assert lm.variant.label == f"{path}@kv=q8_0,yarn-factor=2,yarn-attention-factor=1.2"
     assert (lm.variant.kv_type, lm.max_length, lm.requests.context.n_batch) == ("q8_0", 128, 32)
     assert lm.requests.context.arguments.rope_freq_scale == 0.5
-    assert lm.get_model_info()["model_flash_attention"] == "on"
+    assert lm.get_model_info()["model_flash_attention"] == "flash"
     lm.close()
 
 

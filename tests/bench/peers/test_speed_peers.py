@@ -313,7 +313,7 @@ def test_rows_of_earlier_depths_are_kept(
 def test_ours_that_fails_is_reported(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*short(tiny, peer(tmp_path)), "--kv-type", "q4_0", "--attention", "off"]  # llama.cpp wants it on
+    words = [*short(tiny, peer(tmp_path)), "--kv-type", "q4_0", "--attention", "plain"]  # llama.cpp wants it on
     assert run(monkeypatch, *words) == 2
     assert "peers.bench: error: ours: " in capsys.readouterr().err
 

@@ -69,7 +69,7 @@ def test_figures(keep: str, truth: dict[str, Any], smol_quants: dict[str, Path],
     base = parse_variant(str(smol_quants["F16"]))
     others = [parse_variant(str(smol_quants["Q4_K_M"])), parse_variant(f"{smol_quants['F16']}@kv=q8_0")]
     settings = TextSettings(ctx=CTX)
-    comparison, ctx = compare(base, others, settings, attention="on", keep=keep, scratch=tmp_path)
+    comparison, ctx = compare(base, others, settings, attention="flash", keep=keep, scratch=tmp_path)
     data = ComparisonOutcome.of(comparison, ctx, settings, 64).as_json()
     assert data["complete"] is True
     for found, wanted in zip(data["models"], truth.values(), strict=True):

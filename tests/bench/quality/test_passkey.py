@@ -255,7 +255,7 @@ def test_reuse_of_the_cache_changes_nothing(smol_f32: Path, monkeypatch: pytest.
         held[start:] = tokens
         evaluate(self, tokens, start, *rest)
 
-    exact: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "kv_type": "f32", "attention": "off", "threads": THREADS}
+    exact: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "kv_type": "f32", "attention": "plain", "threads": THREADS}
     with Model(smol_f32) as model:
         prompts = prompts_of(model, Passkey(), (128, 192), midpoints(2))
         prompts += prompts_of(model, Passkey(), (192,), [0.4], trials=2)

@@ -56,13 +56,13 @@ def test_nll_equals_transformers(whole_smol_f32: Path, truth: tuple[list[int], A
     np.testing.assert_allclose(part[599:], ours[599:], atol=1e-5)
 
 
-def test_attention_only_rounds(whole_smol_f32: Path, truth: tuple[list[int], Any]) -> None:
+def test_flash_attention_only_rounds(whole_smol_f32: Path, truth: tuple[list[int], Any]) -> None:
     tokens, wanted = truth
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("yarn_edge.attention.policy.SCORE_BYTES", 0)
         with Model(whole_smol_f32) as model:
             variant = Variant("m", read_gguf(whole_smol_f32), "f32")
-            assert batch_settings(model.gguf, model.n_vocab, variant, 700).attention == "auto"
+            assert batch_settings(model.gguf, model.n_vocab, variant, 700).attention == "ggml"
             with captured_log() as log:
                 ours = token_nll(model, tokens, kv_type="f32")
             assert flash_attention_in("".join(log)) is True
@@ -132,14 +132,14 @@ def test_buckets() -> None:
 @pytest.mark.parametrize(
     ("n_vocab", "n_ctx", "kv", "device", "wanted", "batch"),
     [
-        (49152, 8192, "f16", "cpu", "auto", (512, "off")),
-        (49152, 16384, "f16", "cpu", "auto", (256, "off")),
-        (49152, 131072, "f16", "cpu", "auto", (32, "off")),
-        (49152, 262144, "f16", "cpu", "auto", (512, "auto")),
-        (49152, 8192, "q8_0", "cpu", "auto", (512, "auto")),
-        (49152, 8192, "f16", "cuda", "auto", (512, "auto")),
-        (49152, 262144, "f16", "cpu", "off", (32, "off")),
-        (152064, 4096, "f16", "cpu", "on", (128, "on")),
+        (49152, 8192, "f16", "cpu", "ggml", (512, "plain")),
+        (49152, 16384, "f16", "cpu", "ggml", (256, "plain")),
+        (49152, 131072, "f16", "cpu", "ggml", (32, "plain")),
+        (49152, 262144, "f16", "cpu", "ggml", (512, "ggml")),
+        (49152, 8192, "q8_0", "cpu", "ggml", (512, "ggml")),
+        (49152, 8192, "f16", "cuda", "ggml", (512, "ggml")),
+        (49152, 262144, "f16", "cpu", "plain", (32, "plain")),
+        (152064, 4096, "f16", "cpu", "flash", (128, "flash")),
     ],
 )
 def test_the_batch_follows_vocabulary_and_length(

@@ -177,6 +177,18 @@ def planner_options(args: argparse.Namespace) -> PlannerOptions:
 ATTENTION_CHOICES = ("auto", "fast", "ggml", "flash", "plain")
 
 
+def add_kv_flags(parser: argparse.ArgumentParser, what: str, default: str | None) -> None:
+    """--kv-type, --kv-k, --kv-v, which `yarn_edge.runtime.kv_cache` puts together and checks. what: they are the types of."""
+    of_both = "f16, or q8_0 if f16 does not fit" if default is None else default
+    add, types = (
+        parser.add_argument,
+        "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl; two for K and V: q8_0/q4_0",
+    )
+    add("--kv-type", metavar="TYPE", default=default, help=f"type of {what}: {types} (default: {of_both})")
+    for part in ("K", "V"):
+        add(f"--kv-{part.lower()}", metavar="TYPE", help=f"type of {part} in it (default: as --kv-type)")
+
+
 def add_attention_flag(parser: argparse.ArgumentParser) -> None:
     """--attention, which becomes the setting of a context."""
     parser.add_argument(

@@ -22,7 +22,7 @@ from yarn_edge.runtime.context_settings import Attention
 from ..scoring.variants import Variant, parse_variant
 
 # argument -> key of a variant
-_VARIANT = {"kv_type": "kv", "backend": "backend"} | {
+_VARIANT = {"kv_type": "kv", "kv_k": "kv-k", "kv_v": "kv-v", "backend": "backend"} | {
     flag.removeprefix("--").replace("-", "_"): flag.removeprefix("--") for flag in FLAGS.values()
 }
 _OTHERS = ("path", "ctx", "batch", "threads", "flash_attention", "add_bos_token", "prefix_token_id")

@@ -15,13 +15,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from yarn_edge.flags import add_kv_flags
 from yarn_edge.graph.opening import open_context
 from yarn_edge.progress import bar, note
 from yarn_edge.report.report import Table
 from yarn_edge.report.tables import table_text
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import kv_types, with_kv_parts
 from yarn_edge.runtime.model import Model
 
 from ..speed.command import depth, listed
@@ -35,16 +36,18 @@ _TESTS = {GENERATING: N_GENERATED, DRAFTS: N_DRAFTS, READING: N_READ}
 @contextmanager
 def _contexts(model: Model, settings: ContextSettings) -> Iterator[dict[str, Context]]:
     """The sides by name, ours first."""
-    sides: list[Attention] = ["fast", "flash", "plain"] if settings.kv_type in ("f16", "bf16") else ["fast", "flash"]
+    v_type = kv_types(settings.kv_type)[1]
+    sides: list[Attention] = ["fast", "flash", "plain"] if v_type in ("f16", "bf16") else ["fast", "flash"]
     with ExitStack() as stack:
         yield {kind: stack.enter_context(open_context(model, replace(settings, attention=kind))) for kind in sides}
 
 
 def _run(args: argparse.Namespace, results: Results) -> None:
     """Fill `results` with a row for each depth, test and side."""
-    results |= {"model": args.model.rpartition("/")[2], "kv_type": args.kv_type, "threads": args.threads, "rows": []}
+    kv_type = with_kv_parts(args.kv_type, args.kv_k, args.kv_v)
+    results |= {"model": args.model.rpartition("/")[2], "kv_type": kv_type, "threads": args.threads, "rows": []}
     n_ctx = max(args.depth) + N_READ
-    settings = ContextSettings(n_ctx=n_ctx, n_batch=N_READ, threads=args.threads, kv_type=args.kv_type)
+    settings = ContextSettings(n_ctx=n_ctx, n_batch=N_READ, threads=args.threads, kv_type=kv_type)
     with Model(args.model) as model, _contexts(model, settings) as sides:
         tokens = np.random.default_rng(0).integers(0, model.n_vocab, n_ctx).tolist()
         for depth in args.depth:
@@ -100,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         help="cached tokens (default: 0,4096,12288)",
     )
-    add("--kv-type", choices=tuple(KV_TYPES), default="f16", help="type of the caches (default: f16)")
+    add_kv_flags(parser, "the caches", "f16")
     add("--test", choices=tuple(_TESTS), action="append", help="only this test; may be repeated (default: all)")
     add("--readings", type=int, default=5, metavar="N", help="turns of reading, which are long (default: 5)")
 

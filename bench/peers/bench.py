@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import BACKENDS, count, length_from
+from yarn_edge.flags import BACKENDS, add_kv_flags, count, length_from
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.devices import devices_of, missing
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import kv_types, with_kv_parts
 
 from ..speed.command import MAX_TOKENS, TIMEOUT_S, add_size_flags, depth, listed
 from ..speed.configuration import FLASH, Configuration, name_of_test
@@ -128,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch", type=tokens, default=512, metavar="N", help="batch size of both sides (default: 512)")
     add("--ubatch", type=tokens, default=512, metavar="N", help="micro-batch size of both sides (default: 512)")
-    add("--kv-type", choices=tuple(KV_TYPES), default="f16", help="type of both caches (default: f16)")
+    add_kv_flags(parser, "the cache on both sides", "f16")
     add("--attention", choices=tuple(FLASH), default="ggml", help="of both sides (default: ggml)")
     add("--backend", choices=tuple(BACKENDS), default="cpu", help="of both sides (default: cpu)")
     add(
@@ -150,7 +150,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
     read_gguf(args.model, vocabulary=False)
     ubatch = min(args.batch, args.ubatch)
     sizes = (args.batch, ubatch, args.threads, 0, args.prompt_tokens, args.gen_tokens, args.repeat)
-    first = Configuration(str(args.model), args.backend, args.kv_type, args.attention, *sizes)
+    kv_type = with_kv_parts(args.kv_type, args.kv_k, args.kv_v)
+    first = Configuration(str(args.model), args.backend, kv_type, args.attention, *sizes)
+    k_type, v_type = kv_types(kv_type)
     variables = our_libraries() if args.our_libraries else None
     rows: list[dict[str, Any]] = []
     for n in args.depth:
@@ -158,7 +160,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         note(f"depth {n}: " + ", ".join(f"{row['test']} {row['ratio']:.3f}" for row in rows if row["depth"] == n))
         results |= {"model": args.model.name, "backend": args.backend, "threads": args.threads, "n_batch": args.batch}
         results |= {"n_ubatch": ubatch, "attention": args.attention, "our_libraries": args.our_libraries}
-        results |= {"type_k": args.kv_type, "rows": rows}
+        results |= {"type_k": k_type, "type_v": v_type, "rows": rows}
 
 
 def _tables(results: Results) -> str:

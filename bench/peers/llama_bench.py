@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.runtime.kv_cache import kv_types
 
 from ..speed.configuration import Configuration
 from .turns import run_process
@@ -38,7 +39,8 @@ def llama_bench_line(program: Path, c: Configuration, *more: str, gen: str | Non
     """llama-bench over a configuration, with JSON as output. gen: value of -n, if it is not c.n_gen once."""
     flags = {"m": c.model, "p": c.n_prompt, "n": gen or c.n_gen, "d": c.depth, "r": c.samples, "o": "json"}
     flags |= {"t": c.threads, "b": c.n_batch, "ub": c.n_ubatch, "ngl": 0 if c.backend == "cpu" else 99}
-    flags |= {"ctk": c.kv_type, "ctv": c.kv_type, "fa": _FA[c.attention]}
+    k_type, v_type = kv_types(c.kv_type)
+    flags |= {"ctk": k_type, "ctv": v_type, "fa": _FA[c.attention]}
     return [str(program), *(word for name, value in flags.items() for word in (f"-{name}", str(value))), *more]
 
 

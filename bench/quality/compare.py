@@ -19,7 +19,7 @@ from yarn_edge.runtime.context_settings import Attention
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 
-from ..scoring.variants import Variant, parse_variant
+from ..scoring.variants import Variant
 from .compare_outcome import ComparisonOutcome
 from .side_by_side import CandidateOutcome, ModelComparison, fit_in_memory, one_after_the_other, side_by_side
 from .text_settings import (
@@ -28,6 +28,7 @@ from .text_settings import (
     add_bucket_flag,
     add_running_flags,
     add_text_flags,
+    given_variant,
     plan_windows,
     text_settings,
 )
@@ -122,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge compare`."""
     check_outputs(args)
-    base, *others = (parse_variant(m, kv_type=args.kv_type, backend=args.backend) for m in (args.base, *args.models))
+    base, *others = (given_variant(args, model) for model in (args.base, *args.models))
     scratch = None if args.scratch is None else Path(args.scratch)
     if scratch is not None and not scratch.is_dir():
         raise YarnEdgeError(f"{scratch}: no such folder")

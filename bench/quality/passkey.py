@@ -20,11 +20,10 @@ from yarn_edge.sample_text import sample_text
 from yarn_edge.text_file import read_text
 
 from ..scoring.evaluate import variant_context
-from ..scoring.variants import parse_variant
 from .passkey_outcome import TITLES, RetrievalOutcome
 from .retrieval import Retrieval
 from .retrieval_prompts import Kind, Needle, Passkey, Prompt, draw_secrets, make_prompts, midpoints
-from .text_settings import add_running_flags
+from .text_settings import add_running_flags, given_variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     kind: Kind = Passkey()
     if args.variant == "needle":
         kind = Needle(sample_text() if args.text is None else read_text(Path(args.text)))
-    variant = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend)
+    variant = given_variant(args, args.model)
     with (
         variant.load() as model,
         variant_context(model, variant, max(args.lengths), args.threads, args.attention) as context,

@@ -27,7 +27,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.writer import check_output
 
 from ..scoring.evaluate import Scores, batch_settings, score
-from ..scoring.variants import Variant, parse_variant
+from ..scoring.variants import Variant
 from ..scoring.windows import Window
 from .perplexity_outcome import PerplexityOutcome, ScoredText
 from .score_file import RunIdentity, ScoreFile
@@ -37,6 +37,7 @@ from .text_settings import (
     add_bucket_flag,
     add_running_flags,
     add_text_flags,
+    given_variant,
     plan_windows,
     text_settings,
 )
@@ -159,7 +160,7 @@ def check_save(save: Path, args: argparse.Namespace, variant: Variant) -> Path:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge perplexity`."""
     check_outputs(args)
-    variant, settings = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), text_settings(args)
+    variant, settings = given_variant(args, args.model), text_settings(args)
     save = None
     if args.resume and args.save is None:
         raise YarnEdgeError("--resume continues from the file of --save: pass --save FILE as well")

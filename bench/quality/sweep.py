@@ -21,7 +21,7 @@ from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.runtime.context_settings import Attention
 
 from ..scoring.evaluate import Scores, score, variant_context
-from ..scoring.variants import Variant, parse_variant, scaled
+from ..scoring.variants import Variant, scaled
 from ..scoring.windows import Window
 from .side_by_side import CandidateOutcome, ModelComparison, side_by_side
 from .sweep_outcome import Sweep, SweepOutcome, SweptValue
@@ -32,6 +32,7 @@ from .text_settings import (
     add_bucket_flag,
     add_running_flags,
     add_text_flags,
+    given_variant,
     plan_windows,
     text_settings,
 )
@@ -172,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = scaling_overrides(args)
     if overrides.for_checkpoints:
         raise YarnEdgeError(f"{overrides.for_checkpoints[0]} is for checkpoints: a GGUF's scaling is static already")
-    variant, text = parse_variant(args.model, kv_type=args.kv_type, backend=args.backend), text_settings(args)
+    variant, text = given_variant(args, args.model), text_settings(args)
     if variant.arguments is not None:
         raise YarnEdgeError(f"{args.model}: give the scaling to sweep around by --yarn-… flags")
     if text.protocol not in ("curve", "llama.cpp"):

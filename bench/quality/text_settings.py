@@ -6,13 +6,22 @@ import argparse
 from dataclasses import dataclass
 
 from yarn_edge.errors import Terminated, YarnEdgeError
-from yarn_edge.flags import BACKENDS, add_attention_flag, add_threads_flag, add_trust_flag, count, length_from
+from yarn_edge.flags import (
+    BACKENDS,
+    add_attention_flag,
+    add_kv_flags,
+    add_threads_flag,
+    add_trust_flag,
+    count,
+    length_from,
+)
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import note
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import with_kv_parts
 from yarn_edge.runtime.model import Model
 
 from ..scoring.documents import documents_of, tokenized
+from ..scoring.variants import Variant, parse_variant
 from ..scoring.windows import PROTOCOLS, STRIDE, Cut, Window, tokens_needed, windows_of
 
 # What ends a run early: whatever was measured up to there is still reported.
@@ -122,10 +131,16 @@ def text_settings(args: argparse.Namespace) -> TextSettings:
     )
 
 
+def given_variant(args: argparse.Namespace, model: str) -> Variant:
+    """The model, or the variant of one, run as the flags of `add_running_flags` say. Raises YarnEdgeError."""
+    kv_type = with_kv_parts(args.kv_type, args.kv_k, args.kv_v)
+    return parse_variant(model, kv_type=kv_type, backend=args.backend)
+
+
 def add_running_flags(parser: argparse.ArgumentParser) -> None:
-    """--kv-type, --backend, --attention, --threads, --trust: the same for every measuring command."""
+    """--kv-type and its parts, --backend, --attention, --threads, --trust: the same for every measuring command."""
     add = parser.add_argument
-    add("--kv-type", choices=tuple(KV_TYPES), default="f16", help="type of the KV cache (default: %(default)s)")
+    add_kv_flags(parser, "the KV cache", "f16")
     add("--backend", choices=tuple(BACKENDS), default="cpu", help="where to run the model (default: %(default)s)")
     add_attention_flag(parser)
     add_threads_flag(parser)

@@ -22,12 +22,13 @@ from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.ggml import Device
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import KV_TYPES, kv_types, with_kv_parts
 from yarn_edge.runtime.model import Model
 
 # key of a variant -> RopeScaling field, with the flags' own names and types
 _SCALING: dict[str, str] = {flag.removeprefix("--"): name for name, flag in FLAGS.items()}
-KEYS = ("kv", "backend", *_SCALING)
+KV_KEYS = ("kv", "kv-k", "kv-v")
+KEYS = (*KV_KEYS, "backend", *_SCALING)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> V
             raise YarnEdgeError(f"{text}: {key} appears twice")
         given[key] = _VALUES[key](text, value)
     scaling = ScalingOverrides(**{_SCALING[key]: value for key, value in given.items() if key in _SCALING})
-    variant = Variant(text, read_gguf(path), given.get("kv", kv_type), given.get("backend", backend))
+    kv_type = with_kv_parts(given.get("kv", kv_type), given.get("kv-k"), given.get("kv-v"))
+    variant = Variant(text, read_gguf(path), kv_type, given.get("backend", backend))
     return scaled(variant, from_file(FilePositions(variant.gguf), scaling)) if scaling else variant
 
 
@@ -119,8 +121,15 @@ def _one_of(names: Mapping[str, Any]) -> Callable[[str, str], str]:
     return parse
 
 
+def _kv_type(text: str, value: str) -> str:
+    kv_types(value, f"{text}:")
+    return value
+
+
 _VALUES: dict[str, Callable[[str, str], Any]] = {
-    "kv": _one_of(KV_TYPES),
+    "kv": _kv_type,
+    "kv-k": _one_of(KV_TYPES),
+    "kv-v": _one_of(KV_TYPES),
     "backend": _one_of(BACKENDS),
     **{key: _number(parse_length if name == "original_context" else float) for key, name in _SCALING.items()},
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from yarn_edge.progress import bar, note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.report.environment import environment, machine_state
 from yarn_edge.runtime.devices import devices_of
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import KV_TYPES, join_kv_types, kv_types, with_kv_parts
 from yarn_edge.runtime.llama_api import llama, physical_threads
 from yarn_edge.writer import check_output
 
-from ..scoring.variants import Variant, parse_variant, split_variant
+from ..scoring.variants import KV_KEYS, Variant, parse_variant, split_variant
 from .configuration import Configuration, how_to_build, product_of
 from .outcome import SpeedOutcome, write_csv
 from .results import OK
@@ -57,6 +58,12 @@ def chosen_backends(asked: Sequence[str] | None) -> list[str]:
     return list(asked)
 
 
+def chosen_kv_types(args: argparse.Namespace) -> list[str]:
+    """Every type of --kv-type with every one of --kv-k and --kv-v, each once."""
+    parts = product(args.kv_type, args.kv_k or [None], args.kv_v or [None])
+    return list(dict.fromkeys(with_kv_parts(*types) for types in parts))
+
+
 def plan(args: argparse.Namespace, session: SpeedSession) -> list[Configuration]:
     """Every configuration to measure; backends that are not available become rows. Raises YarnEdgeError for impossible requests."""
     configurations: list[Configuration] = []
@@ -69,7 +76,7 @@ def plan(args: argparse.Namespace, session: SpeedSession) -> list[Configuration]
         configurations += product_of(
             model,
             backends=[name for name in backends if devices_of(name)],
-            kv_types=[variant.kv_type] if "kv" in fixed else args.kv_type,
+            kv_types=[variant.kv_type] if fixed & {*KV_KEYS} else chosen_kv_types(args),
             attention=args.attention,
             batches=args.batch,
             ubatches=args.ubatch,
@@ -122,6 +129,14 @@ def one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
+def kv_type(text: str) -> str:
+    """An argparse type: a type of the KV cache, or two as K/V."""
+    try:
+        return join_kv_types(*kv_types(text, ""))
+    except YarnEdgeError as error:
+        raise argparse.ArgumentTypeError(str(error).lstrip()) from None
+
+
 def depth(text: str) -> int:
     """An argparse type: 0, or a number of tokens such as 4k."""
     return 0 if text == "0" else length(text)
@@ -145,7 +160,9 @@ _LISTS: dict[str, tuple[Callable[[str], Any], list[Any] | None, str]] = {
         f"backends to measure: {', '.join(BACKENDS)}, or all for every one in this build (default: those with a device here)",
     ),
     "--depth": (depth, [0], "tokens in the cache before each test, such as 0,4k,16k (default: 0)"),
-    "--kv-type": (one_of(*KV_TYPES), ["f16"], "types of the KV cache (default: f16)"),
+    "--kv-type": (kv_type, ["f16"], "types of the KV cache, such as f16,q8_0,q8_0/q4_0 (default: f16)"),
+    "--kv-k": (one_of(*KV_TYPES), None, "types of K in them (default: as --kv-type)"),
+    "--kv-v": (one_of(*KV_TYPES), None, "types of V in them (default: as --kv-type)"),
     "--threads": (count(1, MAX_THREADS), None, "numbers of threads (default: one thread per physical core)"),
     "--batch": (length_from(1, MAX_TOKENS), [512], "maximum tokens per call of llama.cpp (default: 512)"),
     "--ubatch": (length_from(1, MAX_TOKENS), [512], "maximum tokens per compute graph (default: 512)"),

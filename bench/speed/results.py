@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.runtime.kv_cache import kv_types
 from yarn_edge.runtime.load_log import Buffer
 
 from .configuration import FLASH, Configuration, buffer_places, device_bytes, name_of_test
@@ -169,8 +170,8 @@ class SpeedRow:
             "n_batch": c.n_batch,
             "n_ubatch": c.n_ubatch,
             "n_threads": c.threads,
-            "type_k": c.kv_type,
-            "type_v": c.kv_type,
+            "type_k": kv_types(c.kv_type)[0],
+            "type_v": kv_types(c.kv_type)[1],
             "flash_attn": FLASH.get(c.attention, 1),
             "n_ctx": c.n_ctx or c.needed_ctx,
             "test": self.test,

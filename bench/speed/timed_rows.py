@@ -10,6 +10,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.regular_file import read_file_or_pipe
+from yarn_edge.runtime.kv_cache import join_kv_types
 
 from .configuration import name_of_test
 from .results import OK
@@ -45,7 +46,8 @@ class TimedRow:
 
     def label(self) -> str:
         """The test and what it ran on."""
-        return f"{self.setting('backend')} {self.setting('type_k')} {self.name()}, {self.setting('n_threads')} threads"
+        cache = join_kv_types(str(self.setting("type_k")), str(self.setting("type_v")))
+        return f"{self.setting('backend')} {cache} {self.name()}, {self.setting('n_threads')} threads"
 
     def as_json(self) -> dict[str, Any]:
         """What names the row in --json."""

@@ -123,6 +123,7 @@ def test_a_template_reads_parts_or_says_what_it_loses(tmp_path: Path) -> None:
         ),  # template, prompt and answer
         (("--max-tokens", "4", "--ctx", "1k"), ["context 1024 of 8192, f16 cache"]),
         (("--max-tokens", "4", "--kv-type", "q4_0"), ["with a cache of type q4_0", "context 256 of 8192, q4_0 cache"]),
+        (("--max-tokens", "4", "--kv-k", "q8_0"), ["with a cache of type q8_0/f16", "q8_0/f16 cache"]),
         (
             ("--max-tokens", "4", "--backend", "cpu", "--ctx", "9000"),
             ["warning: --ctx 9000 exceeds", "context 9216 of"],

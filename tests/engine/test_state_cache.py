@@ -124,11 +124,12 @@ def test_another_run_is_another_key(model: Model, tmp_path: Path) -> None:
     with closing(Context(model, ContextSettings(n_ctx=N_CTX, n_batch=N_BATCH, threads=1))) as usual:
         theirs = replace(usual.arguments, yarn_orig_ctx=17)
         made: list[dict[str, Any]] = [{"kv_type": "f32"}, {"n_batch": 16}, {"arguments": theirs}]
+        made += [{"kv_type": "f32/f16"}, {"kv_type": "f16/f32"}]
         keys = {run_key(usual)}
         for arguments in made:
             with Context(model, ContextSettings(n_ctx=N_CTX, threads=1, **{"n_batch": N_BATCH} | arguments)) as context:
                 keys.add(run_key(context))
-    assert len(keys) == 4
+    assert len(keys) == 6
     with Context(
         model, ContextSettings(n_ctx=2 * N_CTX, n_batch=N_BATCH, threads=1)
     ) as longer:  # the size of the context does not matter

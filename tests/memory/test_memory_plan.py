@@ -20,7 +20,7 @@ from yarn_edge.memory.choice import DoesNotFitError, choose_context
 from yarn_edge.memory.plan import LEAST_CTX, Simulation
 from yarn_edge.memory.weights import weights_in_memory
 from yarn_edge.runtime.context import Context
-from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.kv_cache import CTX_STEP
 from yarn_edge.runtime.llama_api import captured_log
 from yarn_edge.runtime.machine import resident_bytes
@@ -231,6 +231,26 @@ def test_choosing_prefers_f16_then_q8_0_then_fewer_tokens(simulation: Simulation
     given = choose_context(simulation, q8_0, None, "f16")  # a type that was asked for is not exchanged
     assert given.kv_type == "f16"
     assert given.n_ctx < limit
+
+
+@pytest.mark.parametrize(
+    ("attention", "told"),
+    [
+        ("fast", "with our attention q8_0 generates about as fast"),
+        ("flash", "llama.cpp's attention is slower with q8_0"),
+    ],
+)
+def test_the_reason_says_what_q8_0_costs(
+    simulation: Simulation, attention: Attention, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulation, "attention", attention)
+    limit = simulation.n_ctx_train
+    f16, q8_0 = (simulation.plan(limit, kv_type).total_bytes for kv_type in ("f16", "q8_0"))
+    assert choose_context(simulation, f16, None).reason.endswith("with a cache of type f16")
+    for budget in (f16 - 1, q8_0 - 1):
+        with_f16 = simulation.longest_context(budget, "f16", limit)
+        assert choose_context(simulation, budget, None).reason.endswith(f" (f16: {with_f16}); {told}")
+    assert told not in choose_context(simulation, q8_0, None, "q8_0").reason
 
 
 def test_a_cache_type_that_was_asked_for_and_cannot_be(tmp_path: Path, simulation: Simulation) -> None:

@@ -7,7 +7,7 @@ from yarn_edge.attention.node import KernelShape
 from yarn_edge.attention.work import partials_floats, scratch_floats
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.runtime.context_settings import ContextSettings
-from yarn_edge.runtime.kv_cache import CTX_STEP
+from yarn_edge.runtime.kv_cache import CTX_STEP, kv_types
 from yarn_edge.runtime.llama_api import physical_threads
 
 # Cache types with kernels -> floats of a block, of which a head must hold whole ones.
@@ -17,21 +17,22 @@ MOST_WIDTH = 256  # floats of a head: a tile of larger ones would not stay in th
 
 def kernel_shapes(file: GGUFFile, kv_type: str) -> list[tuple[HeadShape, KernelShape]]:
     """The kinds of heads of a file with their kernels; `no_kernels` must be None."""
-    return [(heads, KernelShape(kv_type, kv_type, heads.d_k, heads.d_v)) for heads in head_shapes(file)]
+    return [(heads, KernelShape(*kv_types(kv_type), heads.d_k, heads.d_v)) for heads in head_shapes(file)]
 
 
 def no_kernels(file: GGUFFile, kv_type: str) -> str | None:
     """Why there are no kernels for this file and this cache; None if there are."""
-    if kv_type == "f32":
+    types = kv_types(kv_type)
+    if "f32" in types:
         return "llama.cpp rounds a cache of type f32 to f16 before it gets to attention: take f16"
-    if kv_type not in KERNEL_TYPES:
+    if not all(kind in KERNEL_TYPES for kind in types):
         return f"there is no kernel for a cache of type {kv_type} (there is for {', '.join(KERNEL_TYPES)})"
     shapes = head_shapes(file)
     if not shapes:
         return "its file does not describe plain heads"
-    block = KERNEL_TYPES[kv_type]
     for heads in shapes:
-        if any(width % block or width > MOST_WIDTH for width in (heads.d_k, heads.d_v)):
+        widths = zip((heads.d_k, heads.d_v), types, strict=True)
+        if any(width % KERNEL_TYPES[kind] or width > MOST_WIDTH for width, kind in widths):
             return f"there is no kernel for heads of {heads.d_k} and {heads.d_v} floats with a cache of type {kv_type}"
     return None
 

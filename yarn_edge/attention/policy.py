@@ -31,7 +31,7 @@ import numpy as np
 from yarn_edge.attention.choose import LEAST_CONTEXT, fastest_attention
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.runtime.context_settings import ContextSettings
-from yarn_edge.runtime.kv_cache import CTX_STEP
+from yarn_edge.runtime.kv_cache import CTX_STEP, UNQUANTIZED, kv_types, undivided_key
 
 SCORE_BYTES = 256 << 20
 LEAST_TOKENS = 32  # of one graph
@@ -58,10 +58,10 @@ def choose_attention(settings: ContextSettings, file: GGUFFile, *, on_cpu: bool)
 def plain_tokens(file: GGUFFile, n_ctx: int, kv_type: str, most: int, least: int) -> int | None:
     """Tokens of a graph: `most`, halved down to `least` until the scores take at most SCORE_BYTES.
 
-    None if they take more even then, or if plain attention is not possible: a quantized cache, or an unknown number of heads.
+    None if they take more even then, or if plain attention is not possible: V is quantized, or the number of heads is unknown.
     """
     heads = n_heads(file)
-    if kv_type not in ("f32", "f16", "bf16") or not heads:
+    if kv_types(kv_type)[1] not in UNQUANTIZED or undivided_key(file, kv_type) is not None or not heads:
         return None
     cells, tokens = -(-n_ctx // CTX_STEP) * CTX_STEP, most
     while tokens > least and heads * tokens * cells * 4 > SCORE_BYTES:

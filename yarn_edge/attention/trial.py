@@ -16,30 +16,32 @@ from yarn_edge.attention.work import WorkArea, partials_floats, scratch_floats
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.ggml import TYPE_F32, TensorStruct, cpu_device, function, op_number, started, tensor_context
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import KV_TYPES, UNQUANTIZED, kv_types
 
 CELLS, FEW_QUERIES, MANY_QUERIES = 2048, 1, 64
 _REPEAT, _ENOUGH_S = 5, 0.12  # runs of each, unless they take longer than this
 _F16 = 1
 
 
-def attention_times(kind: str, heads: HeadShape, queries: int) -> dict[str, float]:
-    """Seconds for one layer with CELLS cached cells of type `kind`: "flash", "fast", and "plain" where ggml has that.
+def attention_times(kv_type: str, heads: HeadShape, queries: int) -> dict[str, float]:
+    """Seconds for one layer with CELLS cached cells of type `kv_type`: "flash", "fast", and "plain" where ggml has that.
 
     One thread, in its own processor time, so that a busy machine measures the same. Raises YarnEdgeError, or whatever Numba raises.
     """
-    shape = KernelShape(kind, kind, heads.d_k, heads.d_v)
+    k_type, v_type = kv_types(kv_type)
+    shape = KernelShape(k_type, v_type, heads.d_k, heads.d_v)
+    kinds = KV_TYPES[k_type][0], KV_TYPES[v_type][0]
     with started(cpu_device()) as backend:
         _set_threads(backend, 1)
-        times = {"flash": _timed(backend, kind, heads, queries, _flash, None)}
-        if kind in ("f16", "bf16"):
-            times["plain"] = _timed(backend, kind, heads, queries, _plain, None)
+        times = {"flash": _timed(backend, kinds, heads, queries, _flash, None)}
+        if v_type in UNQUANTIZED:
+            times["plain"] = _timed(backend, kinds, heads, queries, _plain, None)
         area = WorkArea(
             1,
             scratch_floats(heads.d_k, heads.d_v, heads.query, heads.kv),
             partials_floats(heads.d_v, heads.query, 1, CELLS),
         )
-        times["fast"] = _timed(backend, kind, heads, queries, _flash, lambda node: _take(node, shape, area))
+        times["fast"] = _timed(backend, kinds, heads, queries, _flash, lambda node: _take(node, shape, area))
     return times
 
 
@@ -51,7 +53,7 @@ def _set_threads(backend: Any, threads: int) -> None:
 
 def _timed(
     backend: Any,
-    kind: str,
+    kinds: tuple[int, int],
     heads: HeadShape,
     queries: int,
     build: Callable[..., Any],
@@ -59,7 +61,7 @@ def _timed(
 ) -> float:
     """The least seconds of a few runs."""
     with tensor_context(16) as ctx:
-        inputs, node = build(ctx, KV_TYPES[kind][0], heads, queries)
+        inputs, node = build(ctx, kinds, heads, queries)
         graph = function("ggml_new_graph")(ctx)
         function("ggml_build_forward_expand")(graph, node)
         buffer = function("ggml_backend_alloc_ctx_tensors")(ctx, backend)
@@ -81,24 +83,25 @@ def _timed(
             function("ggml_backend_buffer_free")(buffer)
 
 
-def _tensors(ctx: Any, kind: int, heads: HeadShape, queries: int, v_size: tuple[int, int]) -> list[Any]:
+def _tensors(ctx: Any, kinds: tuple[int, int], heads: HeadShape, queries: int, v_size: tuple[int, int]) -> list[Any]:
     """Q, K, V, mask."""
     new = function("ggml_new_tensor_3d")
     return [
         new(ctx, TYPE_F32, heads.d_k, queries, heads.query),
-        new(ctx, kind, heads.d_k, CELLS, heads.kv),
-        new(ctx, kind, *v_size, heads.kv),
+        new(ctx, kinds[0], heads.d_k, CELLS, heads.kv),
+        new(ctx, kinds[1], *v_size, heads.kv),
         new(ctx, _F16, CELLS, queries, 1),
     ]
 
 
-def _flash(ctx: Any, kind: int, heads: HeadShape, queries: int) -> tuple[list[Any], Any]:
-    inputs = _tensors(ctx, kind, heads, queries, (heads.d_v, CELLS))
+def _flash(ctx: Any, kinds: tuple[int, int], heads: HeadShape, queries: int) -> tuple[list[Any], Any]:
+    inputs = _tensors(ctx, kinds, heads, queries, (heads.d_v, CELLS))
     return inputs, function("ggml_flash_attn_ext")(ctx, *inputs, heads.d_k**-0.5, 0.0, 0.0)
 
 
-def _plain(ctx: Any, kind: int, heads: HeadShape, queries: int) -> tuple[list[Any], Any]:
-    inputs = _tensors(ctx, kind, heads, queries, (CELLS, heads.d_v))  # llama.cpp keeps V transposed for plain attention
+def _plain(ctx: Any, kinds: tuple[int, int], heads: HeadShape, queries: int) -> tuple[list[Any], Any]:
+    # llama.cpp keeps V transposed for plain attention.
+    inputs = _tensors(ctx, kinds, heads, queries, (CELLS, heads.d_v))
     q, k, v, mask = inputs
     scores = function("ggml_mul_mat")(ctx, k, q)
     weights = function("ggml_soft_max_ext")(ctx, scores, mask, heads.d_k**-0.5, 0.0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_threads_flag, length, length_from
+from yarn_edge.flags import add_kv_flags, add_threads_flag, length, length_from
 from yarn_edge.progress import note
 from yarn_edge.stdout import write_data, write_json, write_text
 from yarn_edge.text_file import given_text
@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (("-p", "--prompt"), "TEXT", str, None, "print the answer to TEXT on stdout, then exit"),
         (("--system",), "TEXT", str, None, "system prompt"),
         (("--ctx",), "N", length, None, context),
-        (("--kv-type",), "TYPE", str, None, "type of the KV cache (default: f16, or q8_0 if f16 does not fit)"),
         (("--temperature",), "T", float, 0.8, "randomness of sampling; 0 always takes the most probable token"),
         (("--top-k",), "K", int, 40, "sample from the K most probable tokens; 0: from all"),
         (("--top-p",), "P", float, 0.95, "sample from the most probable tokens that add up to P; 1: from all"),
@@ -54,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="document to read before the first prompt: text, Markdown, source code, PDF; may be repeated",
     )
+    add_kv_flags(parser, "the KV cache", None)
     add_threads_flag(parser)
     add_engine_flags(parser)
     parser.add_argument("--raw", action="store_true", help="use no chat template: continue the text as it is")
@@ -108,13 +108,15 @@ def _wanted(args: argparse.Namespace, documents: tuple[Document, ...], prompt: s
     from yarn_edge.chat.conversation import Conversation
     from yarn_edge.chat.session import ANSWER_ROOM
     from yarn_edge.memory.placement import Wanted
+    from yarn_edge.runtime.kv_cache import requested_kv_type
 
     def needed(model: Model) -> int:
         asked = Conversation(args.system, waiting=documents).asked(prompt or "")
         with closing(_renderer(args, model)) as renderer:
             return len(renderer.tokens(model, asked.messages())) + (args.max_tokens or ANSWER_ROOM)
 
-    wanted = (args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.attention)
+    kv_type = requested_kv_type(args.kv_type, args.kv_k, args.kv_v)
+    wanted = (args.backend, args.ctx, kv_type, args.memory, args.threads, args.attention)
     return Wanted(*wanted, needed_ctx=None if prompt is None else needed)
 
 

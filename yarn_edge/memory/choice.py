@@ -60,7 +60,7 @@ def choose_context(
         if longest[chosen] == limit:
             reason = f"{whole} fit into {gib(budget_bytes)} with a cache of type {chosen}"
             if chosen != types[0]:
-                reason += f" ({types[0]}: {longest[types[0]]})"
+                reason += f" ({types[0]}: {longest[types[0]]}){_speed(model, limit, chosen)}"
             return _choice(model, limit, chosen, weights, reason)
     n_ctx = longest[types[-1]]
     if n_ctx and not wanted_ctx:
@@ -68,8 +68,19 @@ def choose_context(
         reason = (
             f"{whole} with a cache of type {types[-1]} would take {taken}, more than {gib(budget_bytes)}: {n_ctx} fit"
         )
+        if len(types) > 1:
+            reason += f" ({types[0]}: {longest[types[0]]}){_speed(model, n_ctx, types[-1])}"
         return _choice(model, n_ctx, types[-1], weights, reason)
     raise DoesNotFitError(_why_not(model, budget_bytes, limit, types, weights))
+
+
+def _speed(model: Simulation, n_ctx: int, kv_type: str) -> str:
+    """What the smaller cache costs on a CPU, in a few words. GPUs read both types fast."""
+    if model.device is not None:
+        return ""
+    if model.settings(n_ctx, kv_type).fast:
+        return f"; with our attention {kv_type} generates about as fast"
+    return f"; llama.cpp's attention is slower with {kv_type}"
 
 
 def _choice(model: Simulation, n_ctx: int, kv_type: str, weights: Weights | None, reason: str) -> ContextChoice:

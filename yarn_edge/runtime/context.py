@@ -20,7 +20,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import LivePositions
 from yarn_edge.runtime.batch import LlamaBatch
 from yarn_edge.runtime.context_settings import ContextSettings
-from yarn_edge.runtime.kv_cache import KV_TYPES, check_room
+from yarn_edge.runtime.kv_cache import KV_TYPES, check_plain, check_room, kv_types
 from yarn_edge.runtime.llama_api import clear_log, failure_reason, physical_threads
 from yarn_edge.runtime.model import Model
 from yarn_edge.signals import deferred_ctrl_c
@@ -62,6 +62,8 @@ class Context:
         self.model, self.api, self.settings = model, model.api, settings
         self.arguments = settings.arguments or model.positions.explicit_arguments
         n_ctx = (settings.n_ctx or model.n_ctx_train) * settings.n_seq
+        if settings.attention == "plain":
+            check_plain(model.gguf, settings.kv_type)
         if not model.no_alloc:
             check_room(model.gguf, n_ctx, settings.kv_type)
         if (
@@ -103,7 +105,7 @@ class Context:
         params.n_ubatch = min(settings.n_ubatch or settings.n_batch, params.n_batch)
         params.n_outputs_max = min(settings.n_outputs, params.n_batch)
         params.n_threads = params.n_threads_batch = settings.threads or physical_threads()
-        params.type_k = params.type_v = KV_TYPES[settings.kv_type][0]
+        params.type_k, params.type_v = (KV_TYPES[kind][0] for kind in kv_types(settings.kv_type))
         params.flash_attn_type = _FLASH.get(settings.attention, 1)
         params.offload_kqv = params.op_offload = self.model.device is not None
         params.no_perf = True
@@ -113,7 +115,7 @@ class Context:
 
     @property
     def kv_type(self) -> str:
-        """The type of the cache, a key of KV_TYPES."""
+        """The type of the cache, as in `kv_cache`."""
         return self.settings.kv_type
 
     @property

@@ -9,7 +9,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import MAX_THREADS
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import join_kv_types, kv_types
 
 # fast: our kernels (fast-few, fast-many: for up to 16 queries, or for more; ggml's flash attention for the others); flash, plain:
 # ggml's; ggml: llama.cpp decides between these two; auto: `yarn_edge.attention.policy` decides between all.
@@ -23,7 +23,7 @@ class ContextSettings:
     """n_ctx: tokens that the cache holds for each of its n_seq sequences (0: the context that the model declares).
 
     n_batch: tokens of one llama.cpp call. n_ubatch: tokens of one graph (None: n_batch). n_outputs: tokens of one batch that
-    may get logits, for which memory is reserved (0: all). kv_type: a key of KV_TYPES, for both keys and values. threads: None
+    may get logits, for which memory is reserved (0: all). kv_type: of K and V, as in `kv_cache`. threads: None
     for the number of physical cores. arguments: scaling values (None: every value spelled out from the file).
     attention: what computes it; "auto" is up to the policy, and llama.cpp decides if nobody has asked it.
     Raises YarnEdgeError for values that llama.cpp cannot take.
@@ -45,8 +45,7 @@ class ContextSettings:
         return self.attention.startswith("fast")
 
     def __post_init__(self) -> None:
-        if self.kv_type not in KV_TYPES:
-            raise YarnEdgeError(f"--kv-type {self.kv_type!r} is unknown; known: {', '.join(KV_TYPES)}")
+        object.__setattr__(self, "kv_type", join_kv_types(*kv_types(self.kv_type)))
         if not 0 <= self.n_ctx <= MAX_CONTEXT or self.n_batch < 1 or not 1 <= self.n_seq <= MAX_SEQUENCES:
             raise YarnEdgeError(
                 f"{self.n_seq} contexts of {self.n_ctx} tokens in batches of {self.n_batch} are not possible"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import Terminated, YarnEdgeError
-from yarn_edge.flags import add_threads_flag, count, length, memory_size
+from yarn_edge.flags import add_kv_flags, add_threads_flag, count, length, memory_size
 from yarn_edge.progress import note
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--port", "N", count(0, 65535), 8080, "port to listen on; 0 takes any free one (default: %(default)s)"),
         ("--api-key", "KEY", str, None, f"key that requests must send (default: ${KEY_VARIABLE}, if it is set)"),
         ("--ctx", "N", length, None, "context size in tokens (default: the model's, or what fits in memory)"),
-        ("--kv-type", "TYPE", str, None, "type of the KV cache (default: f16, or q8_0 if f16 does not fit)"),
         ("--max-request", "SIZE", memory_size, 16 << 20, "maximum request size in bytes (default: 16MiB)"),
         ("--name", "NAME", str, None, "name of the model for clients (default: the file's name)"),
     ):
         parser.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
+    add_kv_flags(parser, "the KV cache", None)
     add_threads_flag(parser)
     add_engine_flags(parser)
 
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from yarn_edge.engine.opened import opened
     from yarn_edge.engine.sampling import Sampling
     from yarn_edge.memory.placement import Wanted
+    from yarn_edge.runtime.kv_cache import requested_kv_type
 
     key = api_key(args.api_key, os.environ.get(KEY_VARIABLE))
     loopback = is_loopback(args.host)
@@ -70,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(
             f"--host {args.host} needs --api-key (or ${KEY_VARIABLE}): others can reach the model at that address"
         )
-    wanted = Wanted(args.backend, args.ctx, args.kv_type, args.memory, args.threads, args.attention)
+    kv_type = requested_kv_type(args.kv_type, args.kv_k, args.kv_v)
+    wanted = Wanted(args.backend, args.ctx, kv_type, args.memory, args.threads, args.attention)
     with ExitStack() as held:
         listener = held.enter_context(closing(listening(args.host, args.port)))
         address, port = listener.getsockname()[:2]

@@ -27,6 +27,7 @@ from yarn_edge.flags import (
     NO_OVERRIDES,
     READING_FLAG,
     ScalingOverrides,
+    add_kv_flags,
     add_scaling_flags,
     add_threads_flag,
     add_trust_flag,
@@ -42,7 +43,7 @@ from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.runtime.devices import devices_of, missing
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import with_kv_parts
 from yarn_edge.runtime.model import Model
 from yarn_edge.stdout import write_json, write_text
 from yarn_edge.verify.checks import (
@@ -169,12 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="where to run the kernel, live-graph and logits checks (default: %(default)s)",
     )
-    parser.add_argument(
-        "--kv-type",
-        choices=tuple(KV_TYPES),
-        default="f32",
-        help="cache type for the logits check (default: %(default)s)",
-    )
+    add_kv_flags(parser, "the cache for the logits check", "f32")
     add_threads_flag(parser)
     add_trust_flag(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -196,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
             n_tokens=args.tokens,
             threads=args.threads,
             backend=args.backend,
-            kv_type=args.kv_type,
+            kv_type=with_kv_parts(args.kv_type, args.kv_k, args.kv_v),
             on_check=(lambda _check: None) if args.json else print_check,
         )
     nothing_ran = all(c.status == "skip" for c in checks if c.name != "metadata")

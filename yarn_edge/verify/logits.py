@@ -14,7 +14,7 @@ from yarn_edge.graph.opening import open_context
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.context_settings import ContextSettings
-from yarn_edge.runtime.kv_cache import KV_TYPES
+from yarn_edge.runtime.kv_cache import UNQUANTIZED, kv_types
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.checks import Check, judge, on_backend
@@ -34,7 +34,6 @@ GPU_LIMIT = 2e-4
 # What an architecture adds: ggml's GELU of float32 is a table in half precision on the CPU (ggml-cpu/vec.h, ggml_vec_gelu_f32).
 # SmolLM2-135M with such a GELU shows 8.9e-6, the tiny Gemma 3 of the tests 4.5e-8, of which 9e-10 are left if the reference rounds so.
 GELU_LIMITS = {"gemma3": 2e-5}
-QUANTIZED_CACHES = frozenset(KV_TYPES) - {"f32", "f16", "bf16"}  # llama.cpp reads them by flash attention only
 # Rope types that only checkpoints' own code computes, not transformers.
 NOT_IN_TRANSFORMERS = frozenset({"deepseek_yarn", "telechat3-yarn", "dynamic-yarn"})
 
@@ -66,12 +65,13 @@ def check_logits(
         return Check(name, "fail", float("inf"), 0.0, detail)
     truth = reference_logits(checkpoint, tokens, replaced)
     parts: list[Divergence] = []
+    types = kv_types(kv_type)
     settings = ContextSettings(
         n_ctx=len(tokens),
         n_batch=LOGIT_BATCH,
         kv_type=kv_type,
         threads=threads,
-        attention="flash" if kv_type in QUANTIZED_CACHES else "plain",
+        attention="plain" if all(kind in UNQUANTIZED for kind in types) else "flash",
     )
     with open_context(model, settings) as c, bar("Comparing logits", len(tokens), "tokens") as advance:
         for start in range(0, len(tokens), LOGIT_BATCH):
@@ -80,7 +80,8 @@ def check_logits(
     whole = merge(parts)
     ftype = model.gguf.metadata.get("general.file_type")
     limit = KL_LIMITS.get(ftype, KL_LIMIT_OTHERS) if isinstance(ftype, int) else KL_LIMIT_OTHERS
-    limit += CACHE_LIMITS.get(kv_type, CACHE_LIMIT_OTHERS) + (0.0 if backend == "cpu" else GPU_LIMIT)
+    limit += max(CACHE_LIMITS.get(kind, CACHE_LIMIT_OTHERS) for kind in types)
+    limit += 0.0 if backend == "cpu" else GPU_LIMIT
     gelu = GELU_LIMITS.get(model.gguf.architecture, 0.0)
     limit += gelu
     detail = (

@@ -26,7 +26,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 import yarn_edge.bench.lm_eval.harness
-from yarn_edge.bench.lm_eval.arguments import parse_generation
+from yarn_edge.bench.lm_eval.arguments import parse_arguments, parse_generation
 from yarn_edge.bench.lm_eval.model import YarnEdgeLM
 from yarn_edge.bench.lm_eval.requests import in_order
 from yarn_edge.chat.template import ChatTemplate
@@ -344,6 +344,14 @@ def test_generation_words() -> None:
     plain = parse_generation({}, 256)
     assert (plain.max_tokens, plain.stops, plain.sampling.temperature) == (256, (), 0)
     assert parse_generation({"do_sample": True}, 1).sampling.temperature == 1
+
+
+def test_the_cache_may_have_two_types(smol_quants: dict[str, Path]) -> None:
+    path = str(smol_quants["Q8_0"])
+    for words in ({"kv_k": "q8_0", "kv_v": "q4_0"}, {"kv-k": "q8_0", "kv_type": "q4_0"}, {"kv_type": "q8_0/q4_0"}):
+        assert parse_arguments({"path": path, **words}).variant.kv_type == "q8_0/q4_0"
+    with pytest.raises(YarnEdgeError, match="'q9' is unknown; known: f32"):
+        parse_arguments({"path": path, "kv_v": "q9"})
 
 
 @pytest.mark.parametrize(

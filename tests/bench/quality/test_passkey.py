@@ -441,7 +441,7 @@ def test_lengths_beyond_the_context_are_what_it_is_for(
         (["--variant", "needle", "--text", "DIR/latin.txt"], "latin.txt: is not UTF-8: byte 1 is 0xe9"),
         (["--variant", "needle", "--text", "DIR/missing.txt"], "missing.txt: No such file"),
         (["--variant", "needle", "--text", "DIR/mark.txt"], "mark.txt: holds no text"),
-        (["--kv-type", "q3"], "invalid choice"),
+        (["--kv-type", "q3"], "--kv-type 'q3' is unknown"),
         (["--backend", "cuda"], "no cuda device"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

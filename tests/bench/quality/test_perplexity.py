@@ -203,7 +203,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "save nowhere": (["--save", "/proc/s.npz"], "/proc"),
     "ctx": (["--ctx", "1"], "is not from 2"),
     "lengths": (["--lengths", "2k:1k:1k"], "is neither a length nor first:last:step"),
-    "unknown cache": (["--kv-type", "q9"], "invalid choice"),
+    "unknown cache": (["--kv-type", "q9"], "--kv-type 'q9' is unknown"),
     "no such backend": (["--backend", "cuda"], "no cuda device"),
     "variant key": (["@kv=q9"], "'q9' is unknown"),
 }

@@ -82,6 +82,10 @@ def test_words(smol_f32: Path, tmp_path: Path) -> None:
     found = parse_variant(f"{smol_f32}@kv=q4_0,backend=cpu")
     assert (found.path, found.kv_type, found.arguments) == (smol_f32, "q4_0", None)
     assert parse_variant(str(smol_f32), kv_type="q8_0").kv_type == "q8_0"
+    assert parse_variant(f"{smol_f32}@kv=q8_0/q4_0").kv_type == "q8_0/q4_0"
+    assert parse_variant(f"{smol_f32}@kv-v=q4_0,kv-k=q8_0").kv_type == "q8_0/q4_0"
+    assert parse_variant(f"{smol_f32}@kv=q8_0,kv-k=f16", kv_type="f32").kv_type == "f16/q8_0"
+    assert parse_variant(f"{smol_f32}@kv-v=q8_0", kv_type="q8_0/f16").kv_type == "q8_0"
     same = [parse_variant(f"{smol_f32}{s}").weights for s in ("", "@kv=q8_0", "@yarn-factor=2")]
     assert same[0] == same[1] == same[2]  # one loaded model is enough
     assert parse_variant(f"{smol_f32}@yarn-attention-factor=1.3").weights != same[0]
@@ -93,7 +97,10 @@ def test_words(smol_f32: Path, tmp_path: Path) -> None:
 
 BAD = {
     "@kv=q9": "'q9' is unknown; known: f32",
-    "@cache=q8_0": "'cache' is unknown after @; known: kv, backend, yarn-factor",
+    "@cache=q8_0": "'cache' is unknown after @; known: kv, kv-k, kv-v, backend, yarn-factor",
+    "@kv=q8_0/q9": "'q8_0/q9' is unknown; known: f32",
+    "@kv-k=q8_0/q4_0": "'q8_0/q4_0' is unknown; known: f32",
+    "@kv-v=f16,kv-v=f32": "kv-v appears twice",
     "@kv=f16,kv=f32": "kv appears twice",
     "@yarn-factor=x": "'x' is not a number",
     "@yarn-factor=nan": "factor is nan",

@@ -7,15 +7,12 @@ quantize. If Numba is installed but cannot be used, a note says so.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +21,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import GGMLType, check_rows, dequantize_into, quantize_into, type_named
 
+from .kernel import Kernel, load_kernel
 from .layout import LAYOUTS, WEIGHTS
 from .plan import kernel_plan_of
 
@@ -32,13 +30,11 @@ VERSION = 1  # of our kernels' results: increased whenever a block may come out 
 # Weights. ggml's kernels take two seconds for them on two cores; ours load in one second, and compile in ten.
 WORTH_IT = 1 << 26
 COMPILE_S = 10
-_SOURCES = ("lanes.py", "plan.py", "layout.py", "search.py", "kquant.py")
 _CHECK_BLOCKS, _CHECK_LIMIT = 24, 1.001  # times ggml's error; more means a different search, or a compiler bug
 _NOTICE_S = 3.0  # loading takes one second, on a busy machine two
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-Kernel = Callable[[Floats, Floats, int, Bytes, Any], int]
 
 
 @dataclass(frozen=True)
@@ -115,23 +111,11 @@ def _checked_kernel() -> Kernel:
 
 
 def _compiled_kernel() -> Kernel:
-    """Our kernel from the cache on the disk, or compiled and cached; compiled for this process only if caching fails."""
-    from .kquant import build
-
-    try:
-        return build(_version_of_sources(), True)
-    except Exception as error:  # no writable folder, a full disk, a damaged file
-        made = build(_version_of_sources(), False)
-        note(f"note: the compiled kernels cannot be cached ({error}): set NUMBA_CACHE_DIR to a writable folder")
-        return made
-
-
-def _version_of_sources() -> int:
-    """A number that changes with the code of the kernels: Numba checks only the file of the outermost function."""
-    digest = hashlib.sha256()
-    for name in _SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
+    """Our kernel as it was kept on the disk, or compiled and kept; a note says so if it cannot be kept."""
+    kernel, failure = load_kernel()
+    if failure is not None:
+        note(f"note: the compiled kernels cannot be cached ({failure}): set NUMBA_CACHE_DIR to a writable folder")
+    return kernel
 
 
 def _check(kernels: Kernels, kind: GGMLType, weights: Floats | None) -> None:

@@ -6,16 +6,16 @@ between the types are data (`plan`, `layout`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from .lanes import LANES, absolute, any_lane, bits, compiled, floats, ints, load, pick, store, turn
+from .lanes import absolute, any_lane, bits, compiled, floats, ints, load, pick, store, turn
 from .layout import GROUP, WEIGHTS
-from .plan import KernelPlan, kernel_plan_of
+from .machine_code import object_code
+from .plan import LANES, ROOM, KernelPlan
 from .search import (
     between,
     descended_scale,
@@ -34,7 +34,6 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Lanes = Any
 Place = Any  # an index into the room
-_ALIGNMENT = 64  # bytes; vectors that cross a cache line take twice as long
 _HALF_SCALE = np.float32(2.0**112)  # between the exponents of half and single precision
 _ZERO, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 
@@ -47,7 +46,6 @@ _X, _W, _IMPORTANCE, _KEPT, _AUX = (np.intp(k * WEIGHTS * LANES) for k in range(
 _SCALES, _MINIMA, _INVERSES, _BASES, _NOTHING, _SUMS, _FACTORS, _OFFSETS, _HALVES, _RAW = (
     np.intp(_AUX + (2 + k) * GROUP // 2 * LANES) for k in range(10)
 )
-_ROOM = np.intp(_RAW + GROUP * LANES)
 
 
 @compiled
@@ -237,33 +235,47 @@ def _pack(plan: KernelPlan, room: Floats, lane: int, levels: Bytes, out: Bytes, 
             out[at + start], out[at + start + 1] = np.uint8(half & 255), np.uint8(half >> 8)
 
 
-def build(version: int, keep: bool) -> Callable[[Floats, Floats, int, Bytes, KernelPlan], int]:
-    """The compiled kernel. keep: use Numba's cache on the disk, with `version` as a part of the key.
+# The C function's arguments: rows, importance and its length, blocks of a row, blocks, out, the plan's numbers and factors, its
+# four tables with their lengths, and room for the search: floats, levels, starts.
+_F32, _U8, _I64 = (numba.types.CPointer(t) for t in (numba.float32, numba.uint8, numba.int64))
+_SIGNATURE = numba.types.void(
+    _F32, _F32, numba.intp, numba.intp, numba.intp, _U8, _I64, _F32,
+    _I64, numba.intp, _I64, numba.intp, _F32, numba.intp, _F32, numba.intp,
+    _F32, _U8, _I64,
+)  # fmt: skip
 
-    kernel(x, importance, blocks_of_row, out, plan): quantize whole rows, flat, into blocks of the plan's type in `out`;
-    importance: of a row's columns, or empty. It returns `version` and checks nothing: the sizes are up to the caller (`choose`).
-    Raises whatever Numba raises if it cannot compile or cache.
-    """
 
-    def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: KernelPlan) -> int:
-        n_blocks = out.size // plan.block_bytes
-        held = np.empty(_ROOM + _ALIGNMENT // 4, np.float32)
-        room = held[(_ALIGNMENT - held.ctypes.data % _ALIGNMENT) % _ALIGNMENT // 4 :]
-        levels, starts = np.empty(WEIGHTS, np.uint8), np.empty(LANES, np.int64)
-        for first in range(0, n_blocks, LANES):
-            _side_by_side(x, first, n_blocks, starts, room, _X)
-            if importance.size:
-                _side_by_side(importance, first, blocks_of_row, starts, room, _IMPORTANCE)
-            _search(plan, room)
-            _scale(plan, room)
-            for lane in range(min(LANES, n_blocks - first)):
-                _final_levels(plan, room, x, (first + lane) * WEIGHTS, lane, levels)
-                _pack(plan, room, lane, levels, out, (first + lane) * plan.block_bytes)
-        return version
+def _quantize_blocks(
+    x_at: Any, importance_at: Any, n_importance: int, blocks_of_row: int, n_blocks: int, out_at: Any, numbers_at: Any, factors_at: Any,
+    planes_at: Any, n_planes: int, fields_at: Any, n_fields: int, numerators_at: Any, n_numerators: int, scales_at: Any, n_scales: int,
+    room_at: Any, levels_at: Any, starts_at: Any,
+) -> None:  # fmt: skip
+    numbers, factors = numba.carray(numbers_at, 9), numba.carray(factors_at, 5)
+    plan = KernelPlan(
+        numbers[0], numbers[1], numbers[2] != 0, factors[0], factors[1], factors[2], factors[3], numbers[3], factors[4],
+        numbers[4] != 0, numbers[5] != 0, numbers[6] != 0, numbers[7], numbers[8],
+        numba.carray(planes_at, (n_planes, 5)), numba.carray(fields_at, (n_fields, 5)),
+        numba.carray(numerators_at, n_numerators), numba.carray(scales_at, n_scales),
+    )  # fmt: skip
+    x, out = numba.carray(x_at, n_blocks * WEIGHTS), numba.carray(out_at, n_blocks * plan.block_bytes)
+    importance = numba.carray(importance_at, n_importance)
+    room, levels = numba.carray(room_at, ROOM), numba.carray(levels_at, WEIGHTS)
+    starts = numba.carray(starts_at, LANES)
+    for first in range(0, n_blocks, LANES):
+        _side_by_side(x, first, n_blocks, starts, room, _X)
+        if n_importance:
+            _side_by_side(importance, first, blocks_of_row, starts, room, _IMPORTANCE)
+        _search(plan, room)
+        _scale(plan, room)
+        for lane in range(min(LANES, n_blocks - first)):
+            _final_levels(plan, room, x, (first + lane) * WEIGHTS, lane, levels)
+            _pack(plan, room, lane, levels, out, (first + lane) * plan.block_bytes)
 
-    read_only = numba.types.Array(numba.float32, 1, "C", readonly=True)
-    signature = (read_only, read_only, numba.intp, numba.uint8[::1], numba.typeof(kernel_plan_of("Q4_K", False)))
-    made: Callable[[Floats, Floats, int, Bytes, KernelPlan], int] = numba.njit(
-        signature, nogil=True, error_model="numpy", cache=keep
-    )(quantize_blocks)
-    return made
+
+def compile_kernel() -> bytes:
+    """The object code of the kernel for this processor (`machine_code`). Raises whatever Numba raises if it cannot compile."""
+    made = numba.njit(_SIGNATURE, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(_quantize_blocks)
+    (result,) = made.overloads.values()
+    return object_code(
+        result.library.get_llvm_str(), result.fndesc.llvm_func_name, result.library.codegen.magic_tuple()
+    )

@@ -17,7 +17,8 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-LANES = 16
+from .plan import LANES
+
 _F32, _I32, _I8, _I1 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(1)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

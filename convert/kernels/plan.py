@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .layout import LAYOUTS
+from .layout import GROUP, LAYOUTS, WEIGHTS
 
 Floats = npt.NDArray[np.float32]
 # How the error of a weight x is weighted: |x|; the sub-block's root mean square + |x|; x squared; importance times the root of
@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float32]
 ABSOLUTE, AVERAGE_AND_ABSOLUTE, SQUARE, IMPORTANCE_AND_SPREAD, IMPORTANCE = range(5)
 NOTHING = np.float32(1e-15)  # GROUP_MAX_EPS: values and scales below it are treated as zero
 _SMALLEST = np.float32(1e-45)
+LANES = 16  # blocks that are searched side by side
+ROOM = (4 * WEIGHTS + 11 * GROUP // 2 + GROUP) * LANES  # floats that the search needs (`kquant`)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .lanes import LANES, absolute, any_lane, bits, compiled, floats, ints, load, pick, root, store
-from .plan import ABSOLUTE, AVERAGE_AND_ABSOLUTE, IMPORTANCE_AND_SPREAD, NOTHING, SQUARE
+from .lanes import absolute, any_lane, bits, compiled, floats, ints, load, pick, root, store
+from .plan import ABSOLUTE, AVERAGE_AND_ABSOLUTE, IMPORTANCE_AND_SPREAD, LANES, NOTHING, SQUARE
 
 _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a number to an integer, ties to even
 _MANTISSA, _ROUND_BITS = np.int32(0x7FFFFF), np.int32(0x400000)

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.convert.imatrix.matrix import Importance, ImportanceMatrix, write_imatrix
 from yarn_edge.convert.kernels import choose as selection
+from yarn_edge.convert.kernels import machine_code
 from yarn_edge.convert.kernels.choose import FAST, GGML, WORTH_IT, Kernels, choose_kernels
+from yarn_edge.convert.kernels.kernel import SOURCES
 from yarn_edge.convert.kernels.layout import LAYOUTS, WEIGHTS
 from yarn_edge.convert.quantize import quantize
 from yarn_edge.convert.recipe import QuantOptions
@@ -301,6 +304,7 @@ def test_the_key_tells_of_what_is_in_the_file(wide_bf16: Path, tmp_path: Path) -
     assert read_gguf(mixed).metadata["yarn_edge.quantizer"].endswith(", others copied")
 
 
+folder_of_kernels = Path(selection.__file__).parent
 BIG = {type_named("Q4_K"): WORTH_IT}
 
 
@@ -392,40 +396,66 @@ def test_two_processes_compile_at_once_and_a_third_does_not(tmp_path: Path, fast
     wanted = hashlib.sha256(made_by(fast, kind.name, rows, None).tobytes()).hexdigest()
     for out, _err in in_processes(str(tmp_path), 2):
         assert out.strip() == wanted
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.o")}
     assert kept
-    [(out, _err)] = in_processes(str(tmp_path), 1)
-    assert out.strip() == wanted
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")} == kept
+    broken = tmp_path / "broken" / "numba.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('nobody needs it')")
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(broken.parent)}
+    without_numba = partial(subprocess.run, [sys.executable, "-c", RUN], env=env, capture_output=True, text=True)
+    assert without_numba().stdout.strip() == wanted
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.o")} == kept
+    (path,) = kept
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert (
+        "Numba cannot be used here (ImportError: nobody needs it)" in without_numba().stderr
+    )  # it would compile again
 
 
-def test_no_folder_to_keep_them_in(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_folder_to_keep_them_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, fast: Kernels
+) -> None:
     module = pytest.importorskip("yarn_edge.convert.kernels.kquant", exc_type=ImportError)
+    name = machine_code.key(folder_of_kernels / source for source in SOURCES)
+    code = machine_code.kept(name)
+    monkeypatch.setattr(module, "compile_kernel", lambda: code)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "folder"))
+    (tmp_path / "file").write_bytes(b"")
+    rows = rows_of("random")
+    made = made_by(Kernels(selection._compiled_kernel()), "Q4_K", rows, None)
+    np.testing.assert_array_equal(made, made_by(fast, "Q4_K", rows, None))
+    told = capsys.readouterr().err
+    assert "cannot be cached ([Errno 20] Not a directory" in told
+    assert "set NUMBA_CACHE_DIR" in told
 
-    def build(_version: int, keep: bool) -> Any:
-        if keep:
-            raise OSError(28, "No space left on device")
-        return zeros
 
-    monkeypatch.setattr(module, "build", build)
-    assert selection._compiled_kernel() is zeros
-    assert "cannot be cached ([Errno 28] No space left on device): set NUMBA_CACHE_DIR" in capsys.readouterr().err
+def test_code_that_needs_numba_is_refused() -> None:
+    pytest.importorskip("llvmlite.binding")
+    import llvmlite.binding as llvm
+
+    processor = llvm.get_default_triple(), llvm.get_host_cpu_name(), ""
+    assembly = "declare void @numba_gil_ensure()\ndefine i32 @f() {\n  call void @numba_gil_ensure()\n  ret i32 0\n}\n"
+    with pytest.raises(ValueError, match="needs numba_gil_ensure, which only Numba has"):
+        machine_code.object_code(assembly, "f", processor)
+    alone = assembly.replace("call void @numba_gil_ensure()", "")
+    assert machine_code.loaded(machine_code.object_code(alone, "f", processor), ())() == 0
 
 
 def test_the_key_of_what_is_kept_depends_on_all_of_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba would go on with machine code of a helper that was changed."""
-    folder = Path(selection.__file__).parent
+    """Else machine code of a helper that was changed would run on."""
     seen, ahead = set(), ["kquant.py"]
     while ahead:
         name = ahead.pop()
         seen.add(name)
-        for node in ast.walk(ast.parse((folder / name).read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse((folder_of_kernels / name).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 ahead += {f"{node.module}.py"} - seen
-    assert seen == set(selection._SOURCES)
-    whole = selection._version_of_sources()
-    monkeypatch.setattr(selection, "_SOURCES", selection._SOURCES[1:])
-    assert selection._version_of_sources() != whole
+    assert seen == set(SOURCES)
+    pytest.importorskip("llvmlite.binding")
+    whole = machine_code.key(folder_of_kernels / source for source in SOURCES)
+    assert machine_code.key(folder_of_kernels / source for source in SOURCES[1:]) != whole
+    monkeypatch.setenv("NUMBA_CPU_NAME", "x86-64")
+    assert machine_code.key(folder_of_kernels / source for source in SOURCES) != whole
 
 
 def test_ggmls_kernels_are_ggmls() -> None:

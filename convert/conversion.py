@@ -6,6 +6,7 @@ every tensor of the checkpoint with a row of the family; prove the tokenizer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,15 @@ from .file_plan import Source
 from .model_tensors import language_model, match_tensors, source_tensor
 from .one_pass import SourceTensor
 from .vocab import Vocabulary, read_vocabulary
-from .vocab_proof import prove, remembered
+from .vocab_proof import UnprovedTokenizer, prove, remembered
 
 
 @dataclass(frozen=True)
 class ConversionPlan:
     """Everything about a conversion that is known before any weight is read.
 
-    encode: the ids of `reference`, which remembers those of the proof.
+    encode: the ids of `reference`, which remembers those of the proof. proved: whether all texts were compared; otherwise
+    `check_header` does that. keys: without the vocabulary's.
     """
 
     checkpoint: Checkpoint
@@ -68,6 +70,7 @@ class ConversionPlan:
     vocabulary: Vocabulary
     rows: list[TensorRow]
     keys: dict[str, Any]
+    proved: bool
 
     @property
     def scaling_summary(self) -> str:
@@ -87,9 +90,12 @@ class ConversionPlan:
 
 
 def plan_conversion(
-    folder: Path, overrides: ScalingOverrides = NO_OVERRIDES, planner: PlannerOptions = EXACT
+    folder: Path, overrides: ScalingOverrides = NO_OVERRIDES, planner: PlannerOptions = EXACT, proved: bool = True
 ) -> ConversionPlan:
-    """Read and check everything but the weights' values. Raises YarnEdgeError for anything that cannot be carried over."""
+    """Read and check everything but the weights' values. Raises YarnEdgeError for anything that cannot be carried over.
+
+    proved: prove the tokenizer now; otherwise its name in llama.cpp is chosen by few texts, and `check_header` proves it.
+    """
     checkpoint = open_checkpoint(folder)
     row, wrapper = architecture_of(checkpoint.config)
     checkpoint = language_model(checkpoint, wrapper)
@@ -107,9 +113,7 @@ def plan_conversion(
     rows = match_tensors(replace(checkpoint, config=config), row, sizes, scaling)
     reference = reference_encoder(folder)
     encode = remembered(reference)
-    vocabulary = prove(read_vocabulary(folder, sizes.vocab, reference), folder, reference, encode)
-    for text in vocabulary.notes:
-        note(f"note: {text}")
+    vocabulary = prove(read_vocabulary(folder, sizes.vocab, reference), folder, reference, encode, proved)
     keys: dict[str, Any] = {
         "general.type": "model",
         "general.name": one_line(_model_name(folder), 200),
@@ -117,9 +121,15 @@ def plan_conversion(
         **hyper_parameters(row, config, sizes, scaling.extended_context),
         **rope_plan.keys,
         **({} if rope_plan.short else canonical_keys(scaling, rope_plan.form, rope_plan.sliding)),
-        **vocabulary.keys(),
     }
-    return ConversionPlan(checkpoint, row, sizes, scaling, rope_plan, reference, encode, vocabulary, rows, keys)
+    return ConversionPlan(checkpoint, row, sizes, scaling, rope_plan, reference, encode, vocabulary, rows, keys, proved)
+
+
+def tell(plan: ConversionPlan, gaps: Iterable[str] = ()) -> None:
+    """What users should know of a plan whose tokenizer is proved. gaps: those that `check_header` found."""
+    for text in (*plan.vocabulary.notes, *gaps):
+        note(f"note: {text}")
+    note(f"{plan.architecture.hf_name}: {plan.scaling_summary}; tokenizer {plan.vocabulary.pre}, proved")
 
 
 def _planned(
@@ -161,7 +171,7 @@ def checkpoint_source(plan: ConversionPlan) -> Source:
         tensors.append(_factors_tensor(name, factors))
         declared[name] = tensors[-1].kind
     keys = {"general.architecture": plan.architecture.gguf, **plan.keys}
-    entries = {key: pack_key(key, value) for key, value in keys.items()}
+    entries = {key: pack_key(key, value) for key, value in keys.items()} | plan.vocabulary.entries()
     checkpoint = plan.checkpoint
     return Source(checkpoint.path, entries, tensors, declared, DEFAULT_ALIGNMENT, checkpoint.check_unchanged)
 
@@ -173,26 +183,29 @@ def _factors_tensor(name: str, factors: npt.NDArray[np.float32]) -> SourceTensor
     return SourceTensor(name, factors.shape, type_named("F32"), read, name)
 
 
-def check_header(plan: ConversionPlan, path: Path) -> None:
+def check_header(plan: ConversionPlan, path: Path) -> tuple[str, ...]:
     """Load a file's header in llama.cpp and check its token ids and ends, and ggml's kernel at the positions that it is to have.
 
-    Raises YarnEdgeError for the first that differs from the checkpoint.
+    Returns the known gaps that the ids show. Raises YarnEdgeError for the first that differs from the checkpoint; UnprovedTokenizer
+    for ids, if the plan is not proved.
     """
     from yarn_edge.verify.checks import check_kernel  # here it is loaded while tensors are made
 
     with Model(path, vocab_only=True) as model:
-        mismatch = check_tokens(model, plan.reference, plan.encode).mismatch
+        compared = check_tokens(model, plan.reference, plan.encode)
         endless = [token for token in plan.vocabulary.ends if not model.is_end(token)]
     for _, runs in _expected(plan):
         kernel = check_kernel(runs, runs, plan.architecture.gguf)
         if kernel.status != "pass":
             raise YarnEdgeError(f"{path}: ggml's RoPE kernel computes other positions on this machine: {kernel.detail}")
-    if mismatch is not None:
-        raise YarnEdgeError(f"{path}: the written file tokenizes differently from the checkpoint: {mismatch}")
+    if compared.mismatch is not None:
+        kind = YarnEdgeError if plan.proved else UnprovedTokenizer
+        raise kind(f"{path}: the written file tokenizes differently from the checkpoint: {compared.mismatch}")
     if endless:
         raise YarnEdgeError(
             f"{path}: the written file would not end answers at {token_names(plan.vocabulary.tokens, endless)}"
         )
+    return compared.notes
 
 
 def check_positions(plan: ConversionPlan, path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from yarn_edge.flags import (
     EXACT,
@@ -17,15 +19,17 @@ from yarn_edge.flags import (
     planner_options,
     scaling_overrides,
 )
-from yarn_edge.progress import note
 
-from .conversion import check_header, check_positions, checkpoint_source, plan_conversion
+from .conversion import ConversionPlan, check_header, check_positions, checkpoint_source, plan_conversion, tell
 from .file_plan import plan_files
 from .imatrix.matrix import read_imatrix
 from .job import QuantizationJob, collector_paused, run_job
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, output_options, quant_options
+from .vocab_proof import UnprovedTokenizer
+
+_Result = TypeVar("_Result")
 
 
 def convert(
@@ -45,8 +49,9 @@ def convert(
     physical cores. overrides: scaling values on top of config.json; planner: which forms of positions may be written. Raises
     YarnEdgeError when anything cannot be carried over exactly; then no file is written.
     """
-    job = convert_job(checkpoint, OutputOptions(output, quant, force), options, overrides=overrides, planner=planner)
-    return job.write(threads)
+    target = OutputOptions(output, quant, force)
+    planned = partial(convert_job, checkpoint, target, options, overrides=overrides, planner=planner)
+    return _proving_meanwhile(planned, lambda job: job.write(threads))
 
 
 def convert_job(
@@ -56,18 +61,44 @@ def convert_job(
     *,
     overrides: ScalingOverrides = NO_OVERRIDES,
     planner: PlannerOptions = EXACT,
+    proved: bool = True,
 ) -> QuantizationJob:
-    """`convert`, planned: everything is read and checked but the weights, and nothing is written."""
+    """`convert`, planned: everything is read and checked but the weights, and nothing is written.
+
+    proved: prove the tokenizer now; otherwise the job's `write` proves it beside the tensors, and may raise UnprovedTokenizer.
+    """
     folder = Path(checkpoint)
     paths = output.checked([*(folder.iterdir() if folder.is_dir() else ()), *options.files])
     matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     with collector_paused():
-        plan = plan_conversion(folder, overrides, planner)
-        note(f"{plan.architecture.hf_name}: {plan.scaling_summary}; tokenizer {plan.vocabulary.pre}, proved")
+        plan = plan_conversion(folder, overrides, planner, proved)
+        if proved:
+            tell(plan)
         source = checkpoint_source(plan)
         files = plan_files(source, paths, options, matrix)
-    checks = partial(check_positions, plan), partial(check_header, plan)
-    return QuantizationJob(source, files, matrix, checks[0], output.force, checks[1])
+    return QuantizationJob(source, files, matrix, partial(check_positions, plan), output.force, _header_check(plan))
+
+
+def _header_check(plan: ConversionPlan) -> Callable[[Path], None]:
+    """`check_header`, which tells of a plan when the first file has proved it."""
+    untold = not plan.proved
+
+    def check(path: Path) -> None:
+        nonlocal untold
+        gaps = check_header(plan, path)
+        if untold:
+            tell(plan, gaps)
+        untold = False
+
+    return check
+
+
+def _proving_meanwhile(planned: Callable[..., QuantizationJob], write: Callable[[QuantizationJob], _Result]) -> _Result:
+    """`write` for a job that proves its tokenizer beside the tensors; where that fails, all is done again with the proof before it."""
+    try:
+        return write(planned(proved=False))
+    except UnprovedTokenizer:
+        return write(planned(proved=True))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,11 +112,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge convert`."""
-    job = convert_job(
+    planned = partial(
+        convert_job,
         args.checkpoint,
         output_options(args),
         quant_options(args),
         overrides=scaling_overrides(args),
         planner=planner_options(args),
     )
-    return run_job(job, args)
+    if args.dry_run:
+        return run_job(planned(), args)
+    return _proving_meanwhile(planned, lambda job: run_job(job, args))

@@ -27,6 +27,7 @@ from yarn_edge.writer import open_output
 from .kernels.choose import Kernels
 
 SLICE_WEIGHTS = 1 << 18
+_DISK_STEP = 32 << 20  # bytes; telling the disk to begin after each slice took 0.3 s of the processor for 717 MB
 _CANNOT_RESERVE = frozenset((errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS))
 _HALF_LARGEST = 65504.0  # above it, a scale or a weight in half precision may overflow
 _SAFE = {"NVFP4": 2000.0}  # its scales have a smaller range than half precision: 2688 is its largest value
@@ -179,6 +180,7 @@ class _File:
         self._file = open_output(output.path)
         self._lock = threading.Lock()
         self._start_writing = disk_starter()
+        self._waiting = 0  # bytes since the disk was last told to begin
 
     def begin(self) -> None:
         """Reserve the space if the system can, so that a full disk is reported now, and write the header."""
@@ -193,11 +195,17 @@ class _File:
 
     def write(self, at: int, data: Bytes) -> None:
         left = data.reshape(-1).data
-        start, n_bytes = at, len(left)
+        n_bytes = len(left)
         while left:
             done = self._write(at, left)
             left, at = left[done:], at + done
-        self._start_writing(self._file, start, n_bytes)
+        with self._lock:
+            self._waiting += n_bytes
+            due = self._waiting >= _DISK_STEP
+            if due:
+                self._waiting = 0
+        if due:
+            self._start_writing(self._file, 0, 0)  # the whole file
 
     def _write(self, at: int, data: memoryview) -> int:
         if hasattr(os, "pwrite"):
@@ -232,7 +240,7 @@ class _Worker:
         if tensor.kind.is_float or set(wanted) != {tensor.kind}:
             values = self._floats.take(n_rows, tensor.width)
             dequantize_into(tensor.kind, raw.reshape(-1), values.reshape(-1))
-            largest = max(float(values.max()), -float(values.min()))
+            largest = _largest(tensor.kind, raw, values)
             if not math.isfinite(largest):
                 raise YarnEdgeError(f"{tensor.label} has values that are not finite numbers")
         for kind, files in wanted.items():
@@ -262,6 +270,15 @@ class _Worker:
         ):
             raise _cannot_hold(tensor, kind, largest)
         return out
+
+
+def _largest(kind: GGMLType, raw: Bytes, values: npt.NDArray[np.float32]) -> float:
+    """The largest magnitude; not finite if a value is not. The bits of BF16 are half as many, and in the same order."""
+    if kind.name != "BF16":
+        return max(float(values.max()), -float(values.min()))
+    bits = raw.view(np.uint16)
+    magnitude = max(int(bits.max()) & 0x7FFF, int(bits.view(np.int16).max()))
+    return float(np.uint32(magnitude << 16).view(np.float32))
 
 
 class _Room:

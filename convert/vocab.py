@@ -18,6 +18,7 @@ from yarn_edge.checkpoint.tekken import NO_TEMPLATE, TEKKEN
 from yarn_edge.checkpoint.token_rows import check_token_rows
 from yarn_edge.checkpoint.tokenizer import SPACE, Reference, TokenizersReference, steps
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.gguf.header import pack_key
 from yarn_edge.llama_rules.ends import token_names
 from yarn_edge.llama_rules.template_tokens import UNNAMED, roles_read
 from yarn_edge.verify.tokenizer import reference_encoder
@@ -65,6 +66,7 @@ class Vocabulary:
     ends: tuple[int, ...] = ()
     end_keys: Mapping[str, Any] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
+    _packed: dict[str, tuple[Any, bytes]] = field(default_factory=dict, compare=False, repr=False)
 
     def keys(self) -> dict[str, Any]:
         """GGUF key -> value, in writing order: int is uint32, list[int] an int32 array, list[float] a float32 array."""
@@ -84,6 +86,16 @@ class Vocabulary:
         template = {} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template}
         unnamed = [role for role in roles_read(self.chat_template) if role in self.unnamed]
         return {**keys, **self.end_keys, **({UNNAMED: unnamed} if unnamed else {}), **template}
+
+    def entries(self) -> dict[str, bytes]:
+        """`keys`, packed. Lists are packed once, also for a copy with another `pre`."""
+        made = {}
+        for key, value in self.keys().items():
+            known = self._packed.get(key)
+            if known is None or known[0] is not value:
+                known = self._packed[key] = value, pack_key(key, value)
+            made[key] = known[1]
+        return made
 
 
 def read_vocabulary(
@@ -202,6 +214,9 @@ def _from_sentencepiece(reference: SentencePieceReference, tokens: list[str]) ->
 
 def _pair(source: Path, merge: object) -> tuple[str, str]:
     """A merge, written as "a b" or as ["a", "b"]."""
+    if isinstance(merge, str) and merge.count(" ") == 1:
+        left, right = merge.split(" ")
+        return left, right
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise YarnEdgeError(f"{source}: model.merges holds {one_line(repr(merge), 60)}, expected two pieces")

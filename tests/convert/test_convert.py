@@ -21,9 +21,10 @@ import torch
 from gguf.quants import dequantize
 
 from yarn_edge.bench.evidence.dialect_oracles import Truth, nous
-from yarn_edge.convert import hf_to_gguf
+from yarn_edge.convert import conversion, hf_to_gguf, vocab_proof
 from yarn_edge.convert.conversion import check_positions, plan_conversion
 from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.convert.vocab import read_vocabulary
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
@@ -351,9 +352,10 @@ def test_what_the_check_beside_the_tensors_finds_ends_it(
     """The header is on the disk in full when it is checked, and stays what it was."""
     headers: list[int] = []
 
-    def checked(_plan: Any, path: Path) -> None:
+    def checked(_plan: Any, path: Path) -> tuple[str, ...]:
         headers.append(len(read_gguf(path).tensors))
         check(path)
+        return ()
 
     monkeypatch.setattr(hf_to_gguf, "check_header", checked)
     folder = tiny.write_checkpoint(tmp_path / "ck")
@@ -361,6 +363,39 @@ def test_what_the_check_beside_the_tensors_finds_ends_it(
         convert(folder, str(tmp_path / "out.gguf"), "F16")
     assert headers[0] > 0
     assert [p.name for p in tmp_path.iterdir()] == ["ck"]
+
+
+def test_a_name_chosen_by_few_texts_is_proved_beside_the_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it fails there, all names are tried with all texts: the file and what is told are those of a proof before the tensors."""
+    folder = tiny.write_checkpoint(tmp_path / "ck")
+    expected = convert(folder, str(tmp_path / "expected.gguf"), "F16")[0]
+    told = capsys.readouterr().err
+    assert told.count(", proved") == 1
+    names = "llama-bpe", read_gguf(expected).metadata["tokenizer.ggml.pre"]
+    rows = [SimpleNamespace(name=name) for name in names]
+    monkeypatch.setattr(vocab_proof, "pretokenizer_candidates", lambda _signature: rows)
+    monkeypatch.setattr(vocab_proof, "STRESS_TEXTS", ("a",))
+    chosen = vocab_proof.prove(read_vocabulary(folder, 320), folder, None, None, False)
+    assert chosen.pre == "llama-bpe"
+    monkeypatch.setattr(conversion, "prove", vocab_proof.prove)
+    proved: list[bool] = []
+    monkeypatch.setattr(hf_to_gguf, "convert_job", noticing(hf_to_gguf.convert_job, proved))
+    assert convert(folder, str(tmp_path / "out.gguf"), "F16")[0].read_bytes() == expected.read_bytes()
+    assert proved == [False, True]
+    assert capsys.readouterr().err.count(", proved") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ck", "expected.gguf", "out.gguf"]
+
+
+def noticing(function: Callable[..., Any], proved: list[bool]) -> Callable[..., Any]:
+    """The function, whose keyword `proved` is noticed."""
+
+    def called(*args: Any, **words: Any) -> Any:
+        proved.append(words["proved"])
+        return function(*args, **words)
+
+    return called
 
 
 def test_the_check_of_a_written_file_sees_other_positions(tmp_path: Path) -> None:

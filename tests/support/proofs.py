@@ -17,7 +17,7 @@ def proved_once(prove: Callable[..., Vocabulary]) -> Callable[..., Vocabulary]:
     proofs: dict[bytes, Vocabulary] = {}
 
     def proved(vocabulary: Vocabulary, checkpoint: Path, *reference: object) -> Vocabulary:
-        key = hashlib.sha256(pickle.dumps(vocabulary))
+        key = hashlib.sha256(pickle.dumps((vocabulary, reference[2:])))
         for path in (checkpoint / name for name in _FILES):
             key.update(path.read_bytes() if path.exists() else b"none")
         if key.digest() not in proofs:

@@ -152,17 +152,18 @@ class TokenizersReference(Reference):
                 self.tokenizer = Tokenizer.from_str(whole) if is_tekken else Tokenizer.from_file(str(self.source))
                 self._check_ids()
                 self._add_tokens(checkpoint)
-                self.left_out = pad_without_row(checkpoint, named_texts(self.config), self.tokenizer.get_vocab())
+                self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+                self.left_out = pad_without_row(checkpoint, named_texts(self.config), self.vocabulary)
                 if self.left_out:
                     self.tokenizer = Tokenizer.from_str(json.dumps(self._without_left_out()))
                     self._add_tokens(checkpoint)
+                    self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         except (YarnEdgeError, KeyboardInterrupt, SystemExit, Terminated):
             raise
         except BaseException as error:  # the library raises nothing narrower, and its panics are not Exceptions
             raise self._refused(error) from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         named = {name: token_text(self.config.get(f"{name}_token")) for name in SPECIAL}
         self.ids = {name: self.vocabulary[text] for name, text in named.items() if text in self.vocabulary}
         self.markup = {

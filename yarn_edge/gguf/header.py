@@ -100,8 +100,7 @@ def pack_key(key: str, value: Any) -> bytes:
                 f"{key}: {_briefly(value)} has no GGUF type: a list must not be empty, and its items must be of one type"
             )
         (kind,) = kinds
-        items = map(pack_string, value) if kind == STRING else (_packed(key, item, kind) for item in value)
-        return pack_string(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + b"".join(items)
+        return pack_string(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + _packed_items(key, value, kind)
     kind = _scalar_kind(key, value, own, U32)
     return pack_string(key) + struct.pack("<I", kind) + _packed(key, value, kind)
 
@@ -122,6 +121,17 @@ def _scalar_kind(key: str, value: Any, own: bool, integer: int) -> int:
     if isinstance(value, str):
         return STRING
     raise ValueError(f"{key}: {type(value).__name__} has no GGUF type")
+
+
+def _packed_items(key: str, values: Sequence[Any], kind: int) -> bytes:
+    if kind == STRING:
+        length = struct.Struct("<Q").pack
+        texts = [text.encode("utf-8", errors="surrogateescape") for text in values]
+        return b"".join([part for text in texts for part in (length(len(text)), text)])
+    try:
+        return struct.pack(f"<{len(values)}{_FORMATS[kind][1]}", *values)
+    except (OverflowError, struct.error):  # one of them does not fit
+        return b"".join([_packed(key, item, kind) for item in values])
 
 
 def _packed(key: str, value: Any, kind: int) -> bytes:

@@ -83,7 +83,7 @@ class QuantizationJob:
                     threads or physical_threads(),
                     advance,
                     self.kernels,
-                    lambda: _each(self.check_header, partials),
+                    lambda: self._check_headers(partials),
                 )
             self.source.check_unchanged()
             for output in outputs:
@@ -93,6 +93,10 @@ class QuantizationJob:
         for plan in self.files:
             note(_summary(plan))
         return paths
+
+    def _check_headers(self, partials: Iterable[Path]) -> None:
+        with collector_paused():
+            _each(self.check_header, partials)
 
     def as_json(self, seconds: float, threads: int) -> dict[str, Any]:
         """The plan as data: the type and the size of every tensor of every file."""

@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,12 @@ def _scalar_kind(key: str, value: Any, own: bool, integer: int) -> int:
 
 def _packed_items(key: str, values: Sequence[Any], kind: int) -> bytes:
     if kind == STRING:
-        length = struct.Struct("<Q").pack
-        texts = [text.encode("utf-8", errors="surrogateescape") for text in values]
-        return b"".join([part for text in texts for part in (length(len(text)), text)])
+        try:
+            texts = list(map(str.encode, values))
+        except UnicodeEncodeError:  # surrogates
+            return b"".join(map(pack_string, values))
+        lengths = map(struct.Struct("<Q").pack, map(len, texts))
+        return b"".join(chain.from_iterable(zip(lengths, texts, strict=True)))
     try:
         return struct.pack(f"<{len(values)}{_FORMATS[kind][1]}", *values)
     except (OverflowError, struct.error):  # one of them does not fit

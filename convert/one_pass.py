@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.fast_copy import disk_starter
-from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, is_valid, requires_weights
+from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, is_valid, largest_magnitude, requires_weights
 from yarn_edge.writer import open_output
 
 from .kernels.choose import Kernels
@@ -195,16 +195,12 @@ class _File:
 
     def write(self, at: int, data: Bytes) -> None:
         left = data.reshape(-1).data
-        n_bytes = len(left)
+        self._waiting += len(left)  # of two threads one may be lost: it is only a hint
         while left:
             done = self._write(at, left)
             left, at = left[done:], at + done
-        with self._lock:
-            self._waiting += n_bytes
-            due = self._waiting >= _DISK_STEP
-            if due:
-                self._waiting = 0
-        if due:
+        if self._waiting >= _DISK_STEP:
+            self._waiting = 0
             self._start_writing(self._file, 0, 0)  # the whole file
 
     def _write(self, at: int, data: memoryview) -> int:
@@ -240,7 +236,7 @@ class _Worker:
         if tensor.kind.is_float or set(wanted) != {tensor.kind}:
             values = self._floats.take(n_rows, tensor.width)
             dequantize_into(tensor.kind, raw.reshape(-1), values.reshape(-1))
-            largest = _largest(tensor.kind, raw, values)
+            largest = largest_magnitude(tensor.kind, raw, values)
             if not math.isfinite(largest):
                 raise YarnEdgeError(f"{tensor.label} has values that are not finite numbers")
         for kind, files in wanted.items():
@@ -270,15 +266,6 @@ class _Worker:
         ):
             raise _cannot_hold(tensor, kind, largest)
         return out
-
-
-def _largest(kind: GGMLType, raw: Bytes, values: npt.NDArray[np.float32]) -> float:
-    """The largest magnitude; not finite if a value is not. The bits of BF16 are half as many, and in the same order."""
-    if kind.name != "BF16":
-        return max(float(values.max()), -float(values.min()))
-    bits = raw.view(np.uint16)
-    magnitude = max(int(bits.max()) & 0x7FFF, int(bits.view(np.int16).max()))
-    return float(np.uint32(magnitude << 16).view(np.float32))
 
 
 class _Room:

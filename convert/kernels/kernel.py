@@ -22,9 +22,8 @@ Bytes = npt.NDArray[np.uint8]
 Kernel = Callable[[Floats, Floats, int, Bytes, KernelPlan], None]
 SOURCES = ("lanes.py", "plan.py", "layout.py", "search.py", "kquant.py", "machine_code.py")
 _ALIGNMENT = 64  # bytes; vectors that cross a cache line take twice as long
-_AT, _N = ctypes.c_void_p, ctypes.c_int64
-_RESULT = (_AT, _AT)  # where Numba's functions put results and errors
-_ARGUMENTS = (*_RESULT, _AT, _AT, _N, _N, _N, _AT, _AT, _AT, _AT, _N, _AT, _N, _AT, _N, _AT, _N, _AT, _AT, _AT)
+# Where Numba's functions put results and errors; addresses, integers, floats.
+_ARGUMENTS = (ctypes.c_void_p,) * 5
 
 
 def load_kernel() -> tuple[Kernel, Exception | None]:
@@ -47,43 +46,31 @@ def callable_kernel(function: Callable[..., int]) -> Kernel:
 
     importance: of a row's columns, or empty. It checks nothing: the sizes are up to the caller (`choose`).
     """
-    plans: dict[int, tuple[KernelPlan, Any, tuple[int, ...]]] = {}
+    plans: dict[int, tuple[KernelPlan, tuple[Any, Any, Any]]] = {}
 
     def quantize_blocks(x: Floats, importance: Floats, blocks_of_row: int, out: Bytes, plan: KernelPlan) -> None:
         if id(plan) not in plans:
-            plans[id(plan)] = plan, *_as_arrays(plan)
+            plans[id(plan)] = plan, _as_arrays(plan)
+        places, numbers, factors = plans[id(plan)][1]
         held = np.empty(ROOM + _ALIGNMENT // 4 + (WEIGHTS + 8 * LANES) // 4, np.float32)
-        result = np.empty(2, np.int64)
         room = held.ctypes.data + -held.ctypes.data % _ALIGNMENT
         levels = room + 4 * ROOM
-        status = function(
-            result.ctypes.data, result.ctypes.data + 8,
-            x.ctypes.data, importance.ctypes.data, importance.size, blocks_of_row, out.size // plan.block_bytes, out.ctypes.data,
-            *plans[id(plan)][2], room, levels, levels + WEIGHTS,
-        )  # fmt: skip
+        buffers = x.ctypes.data, importance.ctypes.data, out.ctypes.data, room, levels, levels + WEIGHTS
+        places = np.array([*places, *buffers], np.uintp)
+        numbers = np.array([*numbers, importance.size, blocks_of_row, out.size // plan.block_bytes], np.int64)
+        result = np.empty(2, np.int64)
+        at = result.ctypes.data
+        status = function(at, at + 8, places.ctypes.data, numbers.ctypes.data, factors.ctypes.data)
         if status:
             raise RuntimeError(f"the compiled kernel ended with {status}")
 
     return quantize_blocks
 
 
-def _as_arrays(plan: KernelPlan) -> tuple[Any, tuple[int, ...]]:
-    """(arrays, their addresses and lengths in the order of the kernel's arguments)."""
-    numbers = (
-        plan.block_bytes,
-        plan.n,
-        plan.signed,
-        plan.weigh,
-        plan.plain,
-        plan.fit,
-        plan.descend,
-        plan.d_at,
-        plan.dmin_at,
-    )
-    factors = (plan.top, plan.scale_top, plan.scale_up, plan.nothing, plan.spread)
-    fixed = np.array(numbers, np.int64), np.array(factors, np.float32)
-    tables = plan.planes, plan.fields, plan.numerators, plan.scale_numerators
-    where = [array.ctypes.data for array in fixed]
-    for table in tables:
-        where += [table.ctypes.data, len(table)]
-    return (fixed, tables), tuple(where)
+def _as_arrays(plan: KernelPlan) -> tuple[list[int], list[int], Floats]:
+    """What the kernel gets of a plan: the addresses of its tables, its integers with the tables' lengths, its floats."""
+    p = plan
+    tables = p.planes, p.fields, p.numerators, p.scale_numerators
+    numbers = [p.block_bytes, p.n, int(p.signed), p.weigh, int(p.plain), int(p.fit), int(p.descend), p.d_at, p.dmin_at]
+    factors = np.array([p.top, p.scale_top, p.scale_up, p.nothing, p.spread], np.float32)
+    return [table.ctypes.data for table in tables], [*numbers, *map(len, tables)], factors

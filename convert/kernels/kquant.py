@@ -235,32 +235,30 @@ def _pack(plan: KernelPlan, room: Floats, lane: int, levels: Bytes, out: Bytes, 
             out[at + start], out[at + start + 1] = np.uint8(half & 255), np.uint8(half >> 8)
 
 
-# The C function's arguments: rows, importance and its length, blocks of a row, blocks, out, the plan's numbers and factors, its
-# four tables with their lengths, and room for the search: floats, levels, starts.
-_F32, _U8, _I64 = (numba.types.CPointer(t) for t in (numba.float32, numba.uint8, numba.int64))
 _SIGNATURE = numba.types.void(
-    _F32, _F32, numba.intp, numba.intp, numba.intp, _U8, _I64, _F32,
-    _I64, numba.intp, _I64, numba.intp, _F32, numba.intp, _F32, numba.intp,
-    _F32, _U8, _I64,
-)  # fmt: skip
+    numba.types.CPointer(numba.types.voidptr), numba.types.CPointer(numba.int64), numba.types.CPointer(numba.float32)
+)
 
 
-def _quantize_blocks(
-    x_at: Any, importance_at: Any, n_importance: int, blocks_of_row: int, n_blocks: int, out_at: Any, numbers_at: Any, factors_at: Any,
-    planes_at: Any, n_planes: int, fields_at: Any, n_fields: int, numerators_at: Any, n_numerators: int, scales_at: Any, n_scales: int,
-    room_at: Any, levels_at: Any, starts_at: Any,
-) -> None:  # fmt: skip
-    numbers, factors = numba.carray(numbers_at, 9), numba.carray(factors_at, 5)
+def _quantize_blocks(places: Any, numbers: Any, factors: Any) -> None:
+    """Its arguments are those of `kernel.callable_kernel`."""
+    planes = numba.carray(places[0], (numbers[9], 5), np.int64)
+    fields = numba.carray(places[1], (numbers[10], 5), np.int64)
+    numerators = numba.carray(places[2], numbers[11], np.float32)
+    scale_numerators = numba.carray(places[3], numbers[12], np.float32)
+    top, scale_top, scale_up, nothing, spread = factors[0], factors[1], factors[2], factors[3], factors[4]
+    weigh_by, plain, fit, descend = numbers[3], numbers[4] != 0, numbers[5] != 0, numbers[6] != 0
+    first_half = numbers[0], numbers[1], numbers[2] != 0, top, scale_top, scale_up, nothing, weigh_by, spread
     plan = KernelPlan(
-        numbers[0], numbers[1], numbers[2] != 0, factors[0], factors[1], factors[2], factors[3], numbers[3], factors[4],
-        numbers[4] != 0, numbers[5] != 0, numbers[6] != 0, numbers[7], numbers[8],
-        numba.carray(planes_at, (n_planes, 5)), numba.carray(fields_at, (n_fields, 5)),
-        numba.carray(numerators_at, n_numerators), numba.carray(scales_at, n_scales),
-    )  # fmt: skip
-    x, out = numba.carray(x_at, n_blocks * WEIGHTS), numba.carray(out_at, n_blocks * plan.block_bytes)
-    importance = numba.carray(importance_at, n_importance)
-    room, levels = numba.carray(room_at, ROOM), numba.carray(levels_at, WEIGHTS)
-    starts = numba.carray(starts_at, LANES)
+        *first_half, plain, fit, descend, numbers[7], numbers[8], planes, fields, numerators, scale_numerators
+    )
+    n_importance, blocks_of_row, n_blocks = numbers[13], numbers[14], numbers[15]
+    x = numba.carray(places[4], n_blocks * WEIGHTS, np.float32)
+    importance = numba.carray(places[5], n_importance, np.float32)
+    out = numba.carray(places[6], n_blocks * plan.block_bytes, np.uint8)
+    room = numba.carray(places[7], ROOM, np.float32)
+    levels = numba.carray(places[8], WEIGHTS, np.uint8)
+    starts = numba.carray(places[9], LANES, np.int64)
     for first in range(0, n_blocks, LANES):
         _side_by_side(x, first, n_blocks, starts, room, _X)
         if n_importance:

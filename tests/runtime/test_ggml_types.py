@@ -16,6 +16,7 @@ from yarn_edge.runtime.ggml_types import (
     GGMLType,
     dequantize_into,
     is_valid,
+    largest_magnitude,
     requires_weights,
     type_named,
     types,
@@ -110,3 +111,14 @@ def test_a_damaged_scale_is_seen() -> None:
     made[3, 1] = 0x7C  # the high byte of the first block's scale: infinity
     made[3, 0] = 0
     assert not is_valid(type_named("Q8_0"), made)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1.5, -3.0, 0.25], [-0.5], [2.0, 3.0], [-0.0], [1.0, -np.inf], [np.nan, 1.0], [-np.nan, -1.0], [3e38, -1.0]],
+)
+def test_the_largest_magnitude_of_bfloat16(values: list[float]) -> None:
+    bits = (np.array(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    floats = (bits.astype(np.uint32) << 16).view(np.float32)
+    found = largest_magnitude(type_named("BF16"), bits.view(np.uint8), floats)
+    np.testing.assert_equal(found, float(np.abs(floats).max()))

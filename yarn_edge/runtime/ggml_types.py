@@ -114,6 +114,18 @@ def dequantize_into(kind: GGMLType, source: npt.NDArray[np.uint8], out: npt.NDAr
         _to_float(kind)(source.ctypes.data, out.ctypes.data, out.size)
 
 
+def largest_magnitude(kind: GGMLType, source: npt.NDArray[np.uint8], values: npt.NDArray[np.float32]) -> float:
+    """The largest magnitude of `values`, which `dequantize_into` made of `source`; not finite if one of them is not.
+
+    Of BF16 the bits are compared, which are half as many: within a sign they are in the order of the magnitudes.
+    """
+    if kind.name != "BF16":
+        return max(float(values.max()), -float(values.min()))
+    bits = source.view(np.uint16)
+    magnitude = max(int(bits.max()) & 0x7FFF, int(bits.view(np.int16).max()))
+    return float(np.uint32(magnitude << 16).view(np.float32))
+
+
 def check_rows(
     kind: GGMLType, rows: npt.NDArray[np.float32], out: npt.NDArray[np.uint8], weights: npt.NDArray[np.float32] | None
 ) -> None:

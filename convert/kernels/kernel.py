@@ -70,7 +70,7 @@ def callable_kernel(function: Callable[..., int]) -> Kernel:
 def _as_arrays(plan: KernelPlan) -> tuple[list[int], list[int], Floats]:
     """What the kernel gets of a plan: the addresses of its tables, its integers with the tables' lengths, its floats."""
     p = plan
-    tables = p.planes, p.fields, p.numerators, p.scale_numerators
+    tables: tuple[Any, ...] = p.planes, p.fields, p.numerators, p.scale_numerators
     numbers = [p.block_bytes, p.n, int(p.signed), p.weigh, int(p.plain), int(p.fit), int(p.descend), p.d_at, p.dmin_at]
     factors = np.array([p.top, p.scale_top, p.scale_up, p.nothing, p.spread], np.float32)
     return [table.ctypes.data for table in tables], [*numbers, *map(len, tables)], factors

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from yarn_edge.attention.cache_rows import CacheType
+from yarn_edge.attention.cache_rows import PLAIN_FLOATS, CacheType
 from yarn_edge.attention.vectors import BLOCK_ROWS, BLOCK_VECTORS, WIDTH, Emitter, constant, operation
 from yarn_edge.attention.work import TILE
 
@@ -23,17 +23,19 @@ class Blocks(NamedTuple):
     """Operations for compiled code; every argument is an address, unless said otherwise.
 
     read_k, read_v(cell, to): one cell as float32. read_k_columns(cell, stride, to): WIDTH cells, `to` [d_k][TILE].
-    score(q, keys, to): the products of one query with WIDTH keys. weigh[n - 1](p, values, a, ahead): A += P V for n rows, while
-    the cells at `ahead` are fetched. score_block(q, columns, to), weigh_block(p, values, a): the same for BLOCK_ROWS rows.
-    copy_q(q, to, factor), copy_a, add_a(a, to, factor): rows times a float. scale_a(a, factor); clear_q(to), clear_a(to).
-    fetch_lines(address, n): n lines are read soon.
+    score(q, keys, to): the products of one query with WIDTH keys. weigh_cells[n - 1](p, cells, stride, a, ahead): A += P V for
+    n rows, straight from the cache, while what lies at `ahead` is fetched; weigh_floats: from float32.
+    score_block(q, columns, to), weigh_block(p, values, a): the same for BLOCK_ROWS rows. copy_q(q, to, factor), copy_a,
+    add_a(a, to, factor): rows times a float. scale_a(a, factor); clear_q(to), clear_a(to). fetch_lines(address, n): n lines are
+    read soon.
     """
 
     read_k: Any
     read_v: Any
     read_k_columns: Any
     score: Any
-    weigh: tuple[Any, ...]
+    weigh_cells: tuple[Any, ...]
+    weigh_floats: tuple[Any, ...]
     score_block: Any
     weigh_block: Any
     copy_q: Any
@@ -47,13 +49,14 @@ class Blocks(NamedTuple):
 
 def blocks_for(k_type: CacheType, v_type: CacheType, d_k: int, d_v: int) -> Blocks:
     """The operations for heads of d_k and d_v floats, multiples of 16 and of the types' blocks."""
-    ahead = -(-v_type.row_bytes(d_v) // LINE)
+    ahead = max(1, round(v_type.row_bytes(d_v) / LINE))
     return Blocks(
         read_k=_reader(k_type, d_k),
         read_v=_reader(v_type, d_v),
         read_k_columns=_column_reader(k_type, d_k),
         score=_dot_products(d_k),
-        weigh=tuple(_weighted_sum(rows, d_v, ahead) for rows in range(1, MOST_ROWS + 1)),
+        weigh_cells=tuple(_weighted_sum(rows, d_v, v_type, ahead) for rows in range(1, MOST_ROWS + 1)),
+        weigh_floats=tuple(_weighted_sum(rows, d_v, PLAIN_FLOATS, ahead) for rows in range(1, MOST_ROWS + 1)),
         score_block=_block_product(d_k, TILE, add=False),
         weigh_block=_block_product(TILE, d_v, add=True),
         copy_q=_scaled_copy(d_k),
@@ -96,19 +99,22 @@ def _dot_products(length: int) -> Any:
     return operation(body)
 
 
-def _weighted_sum(rows: int, length: int, ahead: int) -> Any:
-    def body(emit: Emitter, p: Any, values: Any, a: Any, following: Any) -> None:
+def _weighted_sum(rows: int, length: int, kind: CacheType, ahead: int) -> Any:
+    """ahead: lines that are fetched for each cell."""
+
+    def body(emit: Emitter, p: Any, cells: Any, stride: Any, a: Any, following: Any) -> None:
         for first, count in _shares(length // WIDTH, 4):
             places = [(r, first + i) for r in range(rows) for i in range(count)]
             sums = emit.registers(len(places))
             for (r, i), kept in zip(places, sums, strict=True):
                 emit.builder.store(emit.floats(a, _FLOAT * length * r + _VECTOR * i), kept)
             with emit.repeat(TILE) as loop:
-                value, weight = emit.step(values, loop.index, _FLOAT * length), emit.step(p, loop.index, _FLOAT)
+                cell = emit.builder.add(cells, emit.builder.mul(loop.index, stride))
+                weight = emit.step(p, loop.index, _FLOAT)
                 if first == 0:
                     for line in range(ahead):
                         emit.fetch(emit.step(following, loop.index, LINE * ahead), LINE * line)
-                vectors = [emit.floats(value, _VECTOR * (first + i)) for i in range(count)]
+                vectors = kind.part(emit, cell, first, count)
                 for r in range(rows):
                     w = emit.everywhere_from(weight, _FLOAT * TILE * r)
                     for i, vector in enumerate(vectors):

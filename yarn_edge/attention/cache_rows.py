@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from yarn_edge.attention.vectors import BYTES, F16, F32, FLOATS, I32, INTS, SHORTS, WIDTH, Emitter, number
+from yarn_edge.attention.vectors import BYTES, F16, FLOATS, HALVES, I32, INTS, SHORTS, WIDTH, Emitter, number
 
 _BLOCK = 32  # floats of a quantized block
 
@@ -27,7 +27,12 @@ class CacheType:
 
     @property
     def ggml_bytes(self) -> int:
-        return self.size if self.floats == _BLOCK else self.size // self.floats
+        return self.size if self.quantized else self.size // self.floats
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a block has a scale."""
+        return self.floats == _BLOCK
 
     def row_bytes(self, length: int) -> int:
         """Bytes of `length` floats."""
@@ -35,15 +40,24 @@ class CacheType:
 
     def row(self, emit: Emitter, address: Any, length: int) -> list[Any]:
         """The length / WIDTH vectors of the row at `address`; length: a multiple of `floats`."""
-        vectors: list[Any] = []
-        for block in range(length // self.floats):
+        return self.part(emit, address, 0, length // WIDTH)
+
+    def part(self, emit: Emitter, address: Any, first: int, count: int) -> list[Any]:
+        """`count` vectors of the row at `address`, from the vector `first` on."""
+        each, vectors = self.floats // WIDTH, []
+        for block in range(first // each, -(-(first + count) // each)):
             at = emit.builder.add(address, number(block * self.size)) if block else address
-            vectors += self.read(emit, at)
-        return vectors
+            vectors += self.read(emit, at)  # what is not used is not read: LLVM removes it
+        skipped = first - first // each * each
+        return vectors[skipped : skipped + count]
 
 
 def _f16(emit: Emitter, address: Any) -> list[Any]:
     return [emit.halves(address, offset) for offset in range(0, 32, 2 * WIDTH)]
+
+
+def _f32(emit: Emitter, address: Any) -> list[Any]:
+    return [emit.floats(address, offset) for offset in range(0, 64, 4 * WIDTH)]
 
 
 def _bf16(emit: Emitter, address: Any) -> list[Any]:
@@ -53,7 +67,9 @@ def _bf16(emit: Emitter, address: Any) -> list[Any]:
 
 
 def _scale(emit: Emitter, address: Any, offset: int = 0) -> Any:
-    return emit.everywhere(emit.builder.fpext(emit.load(address, F16, offset), F32))
+    b, empty = emit.builder, ir.Constant(HALVES, ir.Undefined)
+    first = b.insert_element(empty, emit.load(address, F16, offset), ir.Constant(I32, 0))
+    return b.fpext(b.shuffle_vector(first, empty, ir.Constant(INTS, [0] * WIDTH)), FLOATS)  # widened after it is spread
 
 
 def _q8_0(emit: Emitter, address: Any) -> list[Any]:
@@ -109,6 +125,7 @@ def _from_minimum(fifth: int | None, nibbles: int) -> Callable[[Emitter, Any], l
     return read
 
 
+PLAIN_FLOATS = CacheType(0, 16, 64, _f32)  # of a buffer
 # llama.cpp's flash attention casts a cache of type f32 to f16 before it gets here (llama-graph.cpp, build_attn_mha).
 CACHE_TYPES = {
     "f16": CacheType(1, 16, 32, _f16),

@@ -22,6 +22,8 @@ from yarn_edge.attention.vectors import WIDTH, exponential, read_f32, read_i64, 
 from yarn_edge.attention.work import CALLS, DONE, NEXT, PARTIALS, TILE
 
 _RUNS = 4  # of neighbouring spans, for each thread
+# Rows that read values of 16 bits where they are; more, or a quantized cache, read them once into a buffer of floats.
+_STRAIGHT_ROWS = 8
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _span_start = part(spans.span_start)
 _span_count = part(FunctionType(spans.span_count.__code__, {"span_start": _span_start}))
@@ -99,7 +101,8 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         blocks.fetch_lines,
     )
     k_bytes, v_bytes = CACHE_TYPES[shape.k_type].row_bytes(d_k), CACHE_TYPES[shape.v_type].row_bytes(d_v)
-    weigh1, weigh2, weigh3, weigh4 = (blocks.weigh[min(n, MOST_ROWS) - 1] for n in (1, 2, 3, 4))
+    straight_rows = 0 if CACHE_TYPES[shape.v_type].quantized else _STRAIGHT_ROWS
+    straight, buffered = _weighing(blocks.weigh_cells, d_v), _weighing(blocks.weigh_floats, d_v)
 
     @part
     def tile_of_few(
@@ -113,8 +116,7 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         mask: int,
     ) -> None:
         rows, a = node.queries * (node.heads // node.kv_heads), state[0]
-        keys, values = tile, tile + 4 * TILE * d_k
-        scores = values + 4 * TILE * d_v
+        keys, values, scores = tile, tile + 4 * TILE * d_k, tile + 4 * TILE * (d_k + d_v)
         k = node.k + sequence * node.k3 + cell * node.k1
         ahead = k + TILE * node.k1 + head * (TILE * k_bytes)
         k += head * node.k2
@@ -131,22 +133,36 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         v = node.v + sequence * node.v3 + cell * node.v1
         ahead = v + TILE * node.v1 + head * (TILE * v_bytes)
         v += head * node.v2
-        for j in range(TILE):
-            read_v(v + j * node.v1, values + 4 * d_v * j)
-        r = 0
-        while r < rows:
-            left = min(rows - r, MOST_ROWS)
-            if left == 1:
-                weigh1(scores + 4 * TILE * r, values, a + 4 * d_v * r, ahead)
-            elif left == 2:
-                weigh2(scores + 4 * TILE * r, values, a + 4 * d_v * r, ahead)
-            elif left == 3:
-                weigh3(scores + 4 * TILE * r, values, a + 4 * d_v * r, ahead)
-            else:
-                weigh4(scores + 4 * TILE * r, values, a + 4 * d_v * r, ahead)
-            r += left
+        if rows <= straight_rows:
+            straight(scores, v, node.v1, a, rows, ahead)
+        else:
+            for j in range(TILE):
+                read_v(v + j * node.v1, values + 4 * d_v * j)
+            buffered(scores, values, 4 * d_v, a, rows, ahead)
 
     return tile_of_few
+
+
+def _weighing(weigh: tuple[Any, ...], d_v: int) -> Any:
+    """A += P V for any number of rows, MOST_ROWS at once."""
+    weigh1, weigh2, weigh3, weigh4 = (weigh[min(n, MOST_ROWS) - 1] for n in (1, 2, 3, 4))
+
+    @part
+    def weigh_rows(scores: int, cells: int, stride: int, a: int, rows: int, ahead: int) -> None:
+        r = 0
+        while r < rows:
+            left, p, to = min(rows - r, MOST_ROWS), scores + 4 * TILE * r, a + 4 * d_v * r
+            if left == 1:
+                weigh1(p, cells, stride, to, ahead)
+            elif left == 2:
+                weigh2(p, cells, stride, to, ahead)
+            elif left == 3:
+                weigh3(p, cells, stride, to, ahead)
+            else:
+                weigh4(p, cells, stride, to, ahead)
+            r += left
+
+    return weigh_rows
 
 
 def _combination(shape: KernelShape, blocks: Blocks) -> Any:

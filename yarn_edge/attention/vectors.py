@@ -136,17 +136,19 @@ class Emitter:
         return self.builder.extract_element(vector, ir.Constant(I32, 0))
 
     def sums(self, vectors: list[Any]) -> Any:
-        """The sums of WIDTH vectors, as one vector: each is added up as `fold` does it."""
+        """The sums of WIDTH vectors, as one vector: each is added up as `fold` does it.
+
+        Each step keeps one half of every vector where it is, a blend, and only moves the other.
+        """
         half = WIDTH
         while len(vectors) > 1:
             half //= 2
-            low: list[int] = []
-            for start in range(0, WIDTH, 2 * half):
-                low += [start + i for i in range(half)] + [WIDTH + start + i for i in range(half)]
-            high = [place + half for place in low]
+            place = range(WIDTH)
+            stays = [i if i // half % 2 == 0 else WIDTH + i for i in place]
+            moves = [i + half if i // half % 2 == 0 else WIDTH + i - half for i in place]
             count = len(vectors) // 2
             vectors = [
-                self.add(self.pick(a, b, low), self.pick(a, b, high))
+                self.add(self.pick(a, b, stays), self.pick(a, b, moves))
                 for a, b in zip(vectors[:count], vectors[count:], strict=True)
             ]
         return vectors[0]
@@ -207,6 +209,7 @@ _TAKING: tuple[Callable[[Any], Callable[..., Any]], ...] = (
     lambda made: lambda _typing, _a, _b: made,
     lambda made: lambda _typing, _a, _b, _c: made,
     lambda made: lambda _typing, _a, _b, _c, _d: made,
+    lambda made: lambda _typing, _a, _b, _c, _d, _e: made,
 )
 
 

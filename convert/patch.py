@@ -41,6 +41,7 @@ from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, honoured
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import RopePlan, plan_parts
 from yarn_edge.llama_rules.rescale import file_parts
+from yarn_edge.llama_rules.structure import other_structure
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.progress import bar, note
 from yarn_edge.stdout import write_json, write_text
@@ -50,15 +51,6 @@ PARAMS_ARCHITECTURES = (
     "llama",
     "mistral3",
 )  # what becomes of a folder that has Mistral's params.json and no model_type
-# What a checkpoint and a GGUF of it must agree on: config key -> GGUF key.
-_SIZES = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "intermediate_size": "feed_forward_length",
-    "vocab_size": "vocab_size",
-}
 
 
 def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -> Mapping[str, RopeScaling]:
@@ -75,16 +67,8 @@ def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -
             f"is {one_line(repr(config.values.get('model_type')), 60)}, the GGUF's architecture "
             f"{file.architecture}: the file was not made from this checkpoint",
         )
-    section, extra = text_section(config), file.number("nextn_predict_layers", 0) or 0
-    for key, name in _SIZES.items():
-        if isinstance(file.metadata.get(f"{file.architecture}.{name}"), np.ndarray):
-            continue  # one number per layer
-        theirs, ours = section.integer(key), file.number(name)
-        if theirs is not None and ours is not None and ours not in (theirs, theirs + extra * (name == "block_count")):
-            raise config.error(
-                key,
-                f"is {theirs}, {file.architecture}.{name} of {file.path} is {ours:g}: this is another model's checkpoint",
-            )
+    for difference in other_structure(file, text_section(config)):
+        raise YarnEdgeError(difference)
     positions = read_positions(config, overrides)
     parts = positions.parts
     for text in positions.assumptions:

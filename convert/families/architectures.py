@@ -10,7 +10,8 @@ from typing import Any
 
 from yarn_edge.checkpoint.config_file import ConfigFile, is_whole, shown
 from yarn_edge.checkpoint.dialects import head_dim
-from yarn_edge.checkpoint.families import FULL, SLIDING
+from yarn_edge.checkpoint.families import FULL
+from yarn_edge.checkpoint.layers import sliding_layers
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.positions.scaling import MAX_NUMBER, RopeScaling
@@ -21,7 +22,6 @@ from .rows import Architecture, Constant, ModelSizes, NumberRow, TensorRow, Wrap
 from .sliding import SLIDING_WINDOWS
 
 ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *EXPERTS, *SLIDING_WINDOWS)
-_LAYER_TYPES = {FULL, SLIDING}
 # The sizes that a GGUF states besides those of every model.
 _SIZE_KEYS = {
     "experts": "expert_count",
@@ -169,16 +169,7 @@ def windowed_layers(row: Architecture, config: ConfigFile, sizes: ModelSizes) ->
     windows = row.windows
     if windows is None:
         return []
-    types = config.values.get("layer_types")
-    if types is None:
-        period = next((n for key in windows.period_keys if (n := config.integer(key))), windows.period)
-        sliding = [bool(period) and (layer + 1) % period != 0 for layer in range(sizes.n_layer)]
-    elif not isinstance(types, list) or len(types) != sizes.n_layer or not _LAYER_TYPES.issuperset(types):
-        raise config.error(
-            "layer_types", f"is {shown(types)}, expected full_attention or sliding_attention for {sizes.n_layer} layers"
-        )
-    else:
-        sliding = [kind == SLIDING for kind in types]
+    sliding = sliding_layers(config, windows, sizes.n_layer)
     rule = honoured(row.gguf).sliding
     if rule is not None and rule.always and not any(sliding):
         raise config.error(

@@ -1,4 +1,4 @@
-"""The language in which a model family is written down: rows for its tensors, constants, keys, windows and wrappers.
+"""The language in which a model family is written down: rows for its tensors, constants, keys and wrappers.
 
 A family is one `Architecture`. Names on the left are Hugging Face's, on the right llama.cpp's (gguf-py, tensor_mapping;
 llama-model.cpp). docs/add-a-family.md walks through one.
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from yarn_edge.checkpoint.families import WINDOWS, Windows
 from yarn_edge.llama_rules.honoured import GGUF_ARCHITECTURES
 
 Raw = npt.NDArray[Any]
@@ -126,18 +127,6 @@ class NumberRow:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Layers with a sliding window. Without layer_types in the config, every `period`-th layer has full attention (0: all have).
-
-    period_keys: the config's keys for another period. default: of sliding_window.
-    """
-
-    period: int
-    default: int
-    period_keys: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Wrapper:
     """A multimodal class around the family, whose text_config and language model are converted.
 
@@ -159,7 +148,7 @@ class Architecture:
 
     sizes: fields of `ModelSizes` beyond a dense model's, with the config keys that may state them. numbers: further keys of the
     GGUF. width_is_heads: llama.cpp requires head_dim * heads == hidden size. window_ignored: the class has a sliding window,
-    llama.cpp does not. windows: layers with a sliding window, which llama.cpp runs. wrappers: classes around it. epsilon: of the norms, its
+    llama.cpp does not. wrappers: classes around it. epsilon: of the norms, its
     key in the config and in the GGUF. yarn: where its scaling comes from, for the documentation.
     """
 
@@ -172,7 +161,6 @@ class Architecture:
     numbers: tuple[NumberRow, ...] = ()
     width_is_heads: bool = False
     window_ignored: bool = False
-    windows: Windows | None = None
     wrappers: tuple[Wrapper, ...] = ()
     epsilon: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
     yarn: str = "by flags"
@@ -181,6 +169,11 @@ class Architecture:
     def gguf(self) -> str:
         """The family's architecture in a GGUF."""
         return GGUF_ARCHITECTURES[self.model_type]
+
+    @property
+    def windows(self) -> Windows | None:
+        """The family's layers with a sliding window, which llama.cpp runs; None if it has none."""
+        return WINDOWS.get(self.model_type)
 
 
 def matrix(hf: str, gguf: str, out: str, into: str, **how: Any) -> TensorRow:

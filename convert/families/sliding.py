@@ -19,7 +19,6 @@ from .rows import (
     Constant,
     ModelSizes,
     NumberRow,
-    Windows,
     attention,
     norm,
 )
@@ -42,7 +41,6 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
         _OLMO2,
         hf_name="Olmo3ForCausalLM",
         model_type="olmo3",
-        windows=Windows(period=4, default=4096),
         yarn="in the config, for layers with full attention: factor 8, original context 8192",
     ),
     Architecture(
@@ -58,7 +56,6 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
             "num_nextn_predict_layers": Constant(0, "llama.cpp has no place for such layers", optional=True),
         },
         sizes=QWEN_SIZES,
-        windows=Windows(period=0, default=1024),
         yarn="in the config, for layers with full attention: factor 16, original context 8192",
     ),
     Architecture(
@@ -69,7 +66,6 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
         COHERE_ONLY,
         numbers=COHERE_NUMBERS,
         width_is_heads=True,
-        windows=Windows(period=4, default=4096, period_keys=("sliding_window_pattern",)),
         epsilon=LAYER_NORM,
         yarn="by flags, for layers with a sliding window: the others have no positions",
     ),
@@ -102,7 +98,6 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
             "use_bidirectional_attention": Constant(False),
         },
         numbers=(NumberRow("final_logit_softcapping", "final_logit_softcapping", optional=True),),
-        windows=Windows(period=6, default=4096, period_keys=("sliding_window_pattern", "_sliding_window_pattern")),
         yarn="none is published; linear factor 8 for layers with full attention is in the config of 4B and larger",
     ),
 )

@@ -31,6 +31,18 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Layers with a sliding window. Without layer_types in the config, every `period`-th layer has full attention (0: all have).
+
+    period_keys: the config's keys for another period. default: of sliding_window.
+    """
+
+    period: int
+    default: int
+    period_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """One `model_type`.
 
@@ -100,6 +112,12 @@ LAYERS: dict[str, Layers] = {
     ),
     Layers(),
 )
+WINDOWS: dict[str, Windows] = {
+    "olmo3": Windows(period=4, default=4096),
+    "mellum": Windows(period=0, default=1024),
+    "cohere2": Windows(period=4, default=4096, period_keys=("sliding_window_pattern",)),
+    "gemma3_text": Windows(period=6, default=4096, period_keys=("sliding_window_pattern", "_sliding_window_pattern")),
+}
 # transformers' Phi3Config: `su` and `yarn` are old names for LongRoPE, and the original context is an attribute.
 _PHI3: Mapping[str, object] = {"aliases": {"yarn": "longrope"}, "original_context": 4096}
 # Queries are multiplied by 1 + beta ln(1 + floor(position / original context)). The block repeats max_position_embeddings.

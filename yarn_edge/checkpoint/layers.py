@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from yarn_edge.checkpoint.block import Block, the_one
 from yarn_edge.checkpoint.config_file import ConfigFile, shown
 from yarn_edge.checkpoint.dialects import KNOWN_KEYS, TRANSFORMERS_V5, Dialect
-from yarn_edge.checkpoint.families import FULL, SLIDING, Family
+from yarn_edge.checkpoint.families import FULL, SLIDING, Family, Windows
 from yarn_edge.errors import YarnEdgeError
 
 MAX_LAYERS = 10_000
@@ -48,7 +48,23 @@ def used_layer_types(config: ConfigFile) -> frozenset[str]:
         return frozenset()
     if not isinstance(named, list) or len(named) > MAX_LAYERS or not all(isinstance(n, str) for n in named):
         raise config.error("layer_types", f"is {shown(named)}, expected a list of up to {MAX_LAYERS} names")
+    n_layer = config.integer("num_hidden_layers")
+    if n_layer is not None and len(named) != n_layer:
+        raise config.error("layer_types", f"names {len(named)} layers, but num_hidden_layers is {n_layer}: correct it")
     return frozenset(named)
+
+
+def sliding_layers(config: ConfigFile, windows: Windows, n_layer: int) -> list[bool]:
+    """Which of `n_layer` layers have a sliding window, by layer_types, else by a period."""
+    types = config.values.get("layer_types")
+    if types is None:
+        period = next((n for key in windows.period_keys if (n := config.integer(key))), windows.period)
+        return [bool(period) and (layer + 1) % period != 0 for layer in range(n_layer)]
+    if not isinstance(types, list) or len(types) != n_layer or not {FULL, SLIDING}.issuperset(types):
+        raise config.error(
+            "layer_types", f"is {shown(types)}, expected full_attention or sliding_attention for {n_layer} layers"
+        )
+    return [kind == SLIDING for kind in types]
 
 
 def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[str, Block | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,11 +62,11 @@ def on_backend(name: str, backend: str) -> str:
     return name if backend == "cpu" else f"{name}:{backend}"
 
 
-def check_metadata(positions: FilePositions, goal: RopeScaling, goal_name: str) -> Check:
+def check_metadata(positions: FilePositions, goal: RopeScaling, goal_name: str, others: Sequence[str] = ()) -> Check:
     """The declared keys, what llama.cpp runs, the file's own description and its context length, against `goal`.
 
     Angles are compared. Fields are compared too if both sides use the same method: another original context with the same
-    angles is still not what was written. goal_name: where the goal comes from, for messages.
+    angles is still not what was written. goal_name: where the goal comes from, for messages. others: faults beside positions.
     """
     file, declared, canonical = positions.file, positions.declared, positions.canonical
     sides = {"what llama.cpp runs": positions.runs}
@@ -102,6 +102,8 @@ def check_metadata(positions: FilePositions, goal: RopeScaling, goal_name: str) 
     if context != goal.extended_context and not assumed:
         worst = max(worst, 1.0)
         faults.append(f"context_length is {context}, {goal_name} makes it {goal.extended_context}")
+    faults += others
+    worst = max(worst, float(bool(others)))
     detail = "; ".join(faults) or f"the keys say what {goal_name} says"
     if angle_error(positions.effective(), goal).any_difference and not faults:
         how = "it puts into the live graph" if positions.live is not None else "it passes as runtime arguments"

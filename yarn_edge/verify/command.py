@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.dialects import text_section
 from yarn_edge.checkpoint.read import read_positions, table_parts
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import (
@@ -41,6 +42,7 @@ from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.frequency_tables import judged_contexts
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable
+from yarn_edge.llama_rules.structure import other_structure
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.kv_cache import with_kv_parts
@@ -111,6 +113,7 @@ def verify(
     check_loadable(file)
     honoured(file.architecture)
     goals, replaced = _goals(file, against, overrides)
+    others = [] if against is None else [*other_structure(file, text_section(read_config(Path(against))))]
     checks: list[Check] = []
 
     def add(check: Check) -> None:
@@ -120,7 +123,9 @@ def verify(
     for goal in goals:
         add(
             goal.told(
-                check_metadata(goal.positions, goal.full, CHECKPOINT if against else "the file's own description")
+                check_metadata(
+                    goal.positions, goal.full, CHECKPOINT if against else "the file's own description", others
+                )
             )
         )
     for name in BACKENDS if backend == "all" else (backend,):

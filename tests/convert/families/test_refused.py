@@ -177,7 +177,7 @@ WRONG: dict[str, tuple[str, Config, str]] = {
     "olmo3, types": (
         "olmo3",
         {"layer_types": ["sliding_attention"] * 3},
-        "expected full_attention or sliding_attention for 4 layers",
+        "layer_types names 3 layers, but num_hidden_layers is 4",
     ),
     "mellum, sums": ("mellum", {"norm_topk_prob": False}, "always add up to 1"),
     "mellum, dense layers": ("mellum", {"mlp_layer_types": ["dense"] + ["sparse"] * 3}, EVERY),

@@ -402,11 +402,43 @@ def test_both_readings_of_attn_factor_are_told_and_transformers_is_taken(case: s
     assert "does not read it and gets attention factor " + f"{taken:.6g}, " in told
     assert told.endswith(f"gets {multiplied or 1.2 * S4:.6g}: --attention-factor-reading multiply")
     assert reading(config, "transformers") == (pytest.approx(taken), ())
-    if multiplied:
+    if "beside A" in case:
+        with pytest.raises(YarnEdgeError, match=r"attention_factor is 1.1: .*by attn_factor 1.2 does not read it"):
+            reading(config, "multiply")
+    elif multiplied:
         assert reading(config, "multiply") == (pytest.approx(multiplied), ())
     else:
         with pytest.raises(YarnEdgeError, match="both present and differ"):
             reading(config, "multiply")
+
+
+# What stands beside an attn_factor of 1.2 -> A if it is multiplied, or what is said
+BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any], float | str]] = {
+    "the same A": (LLAMA, {"attention_factor": 1.2 * S4}, 1.2 * S4),
+    "another A": (LLAMA, {"attention_factor": S4}, "attention_factor is 1.13"),
+    "mscales": (
+        LLAMA,
+        {"mscale": 0.7, "mscale_all_dim": 1.0},
+        "mscale is 0.7: transformers reads it and gets attention_factor 0.96",
+    ),
+    "mscales that cancel": (LLAMA, {"mscale": 1.0, "mscale_all_dim": 1.0}, "mscale is 1.0"),
+    "one mscale, ignored": (LLAMA, {"mscale": 0.7}, 1.2 * S4),
+    "one mscale, DeepSeek's code": (DEEPSEEK, {"mscale": 0.7}, "mscale is 0.7"),
+    "nulls": (LLAMA, {"attention_factor": None, "mscale": None}, 1.2 * S4),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_stands_beside_a_multiplied_attn_factor_is_not_dropped(case: str) -> None:
+    base, keys, want = BESIDE[case]
+    config = base | v4(**YARN, attn_factor=1.2, **keys)
+    if isinstance(want, str):
+        with pytest.raises(
+            YarnEdgeError, match=f"{want}.*code that multiplies by attn_factor 1.2 does not read it and gets"
+        ):
+            reading(config, "multiply")
+    else:
+        assert reading(config, "multiply") == (pytest.approx(want), ())
 
 
 def test_transformers_own_rotary_class_is_what_is_taken() -> None:

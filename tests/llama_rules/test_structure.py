@@ -72,7 +72,8 @@ def test_another_models_config(name: str, made: dict[str, tuple[Path, Path]], tm
     assert list(other_structure(file, read_config(checkpoint))) == []
     folder = with_config(checkpoint, tmp_path / "other", changes)
     (told,) = other_structure(file, read_config(folder))
-    assert message in told and told.endswith("this is another model's checkpoint")
+    assert message in told
+    assert told.endswith("this is another model's checkpoint")
     with pytest.raises(YarnEdgeError) as refusal:
         patch(gguf, tmp_path / "out.gguf", checkpoint=folder)
     assert str(refusal.value) == told

@@ -254,6 +254,15 @@ METHODS: dict[Method, Callable[[Block, RopeScaling, RopeType], Parts]] = {
 
 def read_block(block: Block) -> Parts:
     """The scalings of a block, by part. Raises YarnEdgeError for anything unknown, missing or contradictory."""
+    parts = _read(block)
+    for scaling in parts.values():
+        if block.rope_type().method != "none":
+            check_readings(block, scaling)
+    return parts
+
+
+def _read(block: Block) -> Parts:
+    """`read_block` without what other code makes of the keys that this dialect's does not read."""
     row = block.rope_type()
     base = block.plain()
     assert row.method is not None
@@ -261,11 +270,7 @@ def read_block(block: Block) -> Parts:
     if row.method not in ("none", "yarn") and block.flags.keys() - allowed:
         raise block.config.error(block.name, f"has {row.method} scaling: the --yarn-… flags are for YaRN")
     read = {k: v for k, v in block.values.items() if k not in block.dialect.unread}
-    parts = METHODS[row.method](replace(block, values=read), base, row)
-    for scaling in parts.values():
-        if row.method != "none":
-            check_readings(block, scaling)
-    return parts
+    return METHODS[row.method](replace(block, values=read), base, row)
 
 
 def assumptions(block: Block) -> list[str]:
@@ -288,5 +293,5 @@ def open_readings(block: Block) -> list[str]:
     unread = ATTN_FACTOR in block.dialect.unread and block.values.get(ATTN_FACTOR) is not None
     if not unread or "attention_factor" in block.flags or block.rope_type().method != "yarn":
         return []
-    multiplied = read_block(replace(block, dialect=multiplying(block.dialect)))[""]
+    multiplied = _read(replace(block, dialect=multiplying(block.dialect)))[""]
     return told_readings(block, read_block(block)[""], multiplied)

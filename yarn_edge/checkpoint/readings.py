@@ -27,15 +27,18 @@ class OtherReading(NamedTuple):
 
 
 def _ratio(block: Block, ours: RopeScaling) -> float:
-    """transformers' A from mscale and mscale_all_dim, of which it ignores a single one."""
+    """A from mscale and mscale_all_dim: transformers', which ignores a single one, or that of code with defaults for them."""
     mscale, all_dim = block.number("mscale"), block.number("mscale_all_dim")
-    if not (mscale and all_dim):
+    if block.dialect.own_mscales:
+        mscale, all_dim = 1.0 if mscale is None else mscale, all_dim or 0.0
+    elif not (mscale and all_dim):
         return yarn_attention_factor(ours.factor)
     return yarn_attention_factor(ours.factor, 0.1 * mscale) / yarn_attention_factor(ours.factor, 0.1 * all_dim)
 
 
 # The multiplier of 0.1 ln s + 1, whose reading a flag decides where transformers' code runs the checkpoint.
 ATTN_FACTOR = "attn_factor"
+_MSCALES = frozenset({"mscale", "mscale_all_dim"})
 _OTHERS: dict[str, OtherReading] = {
     "extrapolation_factor": OtherReading("ext_factor", "the Nous code", lambda b, _s: b.number("extrapolation_factor")),
     "attention_factor": OtherReading("attention_factor", "transformers", lambda b, _s: b.number("attention_factor")),
@@ -47,7 +50,9 @@ _OTHERS: dict[str, OtherReading] = {
 
 def check_readings(block: Block, ours: RopeScaling) -> None:
     """Refuse a key that this dialect's code ignores, unless the code that reads it computes the same, or a flag decides."""
-    for key in sorted(block.dialect.unread & block.values.keys() - {ATTN_FACTOR}):
+    by_flag = _multiplied_by_flag(block)
+    unread = block.dialect.unread | (_MSCALES | {"attention_factor"} if by_flag else frozenset())
+    for key in sorted(unread & block.values.keys() - {ATTN_FACTOR}):
         field, reader, value = _OTHERS[key]
         # transformers reads a truncate of null as false.
         if (block.values[key] is None and key != "truncate") or field in block.flags:
@@ -55,13 +60,28 @@ def check_readings(block: Block, ours: RopeScaling) -> None:
         theirs, mine = value(block, ours), getattr(ours, field)
         if ours.is_static and math.isclose(theirs, mine, rel_tol=SAME_RELATIVE):
             continue
+        if (
+            by_flag
+            and key in _MSCALES
+            and math.isclose(theirs, yarn_attention_factor(ours.factor), rel_tol=SAME_RELATIVE)
+        ):
+            continue  # the A that is multiplied
         code = _code_of(block.dialect) if reader == "transformers" else "transformers"
         flag = f", or pass {FLAGS[field]}" if field in FLAGS else ""
+        if by_flag and reader == "transformers":
+            code = f"code that multiplies by {ATTN_FACTOR} {shown(block.values[ATTN_FACTOR])}"
+            flag = f", or leave out {READING_FLAG} multiply"
         raise block.error(
             key,
             f"is {shown(block.values[key])}: {reader} reads it and gets {field} {_brief(theirs)}, {code} does not read it and gets "
             f"{_brief(mine)}: remove it{flag}",
         )
+
+
+def _multiplied_by_flag(block: Block) -> bool:
+    """Whether attn_factor multiplies A, and not because the checkpoint's code does so."""
+    own = ATTN_FACTOR in block.dialect.unread or block.dialect.attn_factor_multiplies
+    return not own and block.values.get(ATTN_FACTOR) is not None
 
 
 def _code_of(dialect: Dialect) -> str:

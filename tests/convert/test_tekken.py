@@ -105,6 +105,14 @@ def test_tokenizer_json_goes_before_it(tmp_path: Path) -> None:
     assert reference_encoder(tmp_path).source.name == "tokenizer.json"
 
 
+def with_tokens(contents: dict[str, Any], tokens: list[bytes]) -> None:
+    """Put `tokens` behind the bytes, in place of all others."""
+    listed = contents["vocab"][:256]
+    listed += [{"rank": 256 + i, "token_bytes": base64.b64encode(t).decode()} for i, t in enumerate(tokens)]
+    contents["vocab"] = listed
+    contents["config"]["default_vocab_size"] = len(listed) + SPECIAL
+
+
 # name -> (what is changed, what is said)
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no config": (lambda c: c.pop("config"), "config is missing"),
@@ -119,6 +127,18 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "too many special": (lambda c: c["config"].update(default_num_special_tokens=10**9), "more than 100000"),
     "no bytes": (lambda c: c["vocab"][0].update(token_bytes="AQ=="), "does not begin with the 256 bytes"),
     "too few": (lambda c: c["vocab"].__delitem__(slice(500, None)), "is not a list of at least"),
+    "too many long ones": (
+        lambda c: with_tokens(c, [b"a" * n for n in range(2, 1025)]),
+        "has too many long tokens: .* add up to 3[0-9]{8} bytes",
+    ),
+    "an empty special token": (
+        lambda c: c.update(special_tokens=[{"rank": 0, "token_str": ""}]),
+        r"special_tokens\[0\].token_str has 0 characters",
+    ),
+    "a long special token": (
+        lambda c: c.update(special_tokens=[{"rank": 0, "token_str": "x" * 10**6}]),
+        r"special_tokens\[0\].token_str has 1000000 characters, expected 1 to 1024",
+    ),
     "a token twice": (lambda c: c["vocab"][400].update(c["vocab"][399] | {"rank": 400}), "different tokens, expected"),
     "no BOS": (
         lambda c: c.update(special_tokens=[{"rank": 0, "token_str": "<unk>", "is_control": True}]),

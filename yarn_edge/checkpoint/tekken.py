@@ -24,6 +24,8 @@ _SPECIAL_TEXT = """<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_T
     [TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"""
 _SPECIAL = tuple(_SPECIAL_TEXT.split())
 MAX_SPECIAL, MAX_TOKEN_BYTES = 100_000, 1024  # published files have 1000, and 78 bytes
+# Every cut of every token is looked up, and joined pairs are written out: both grow with the sum of the squared lengths.
+MAX_SQUARED_BYTES = 1 << 26  # tekken_240911.json has 8.7 million in 150,000 tokens
 NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
@@ -95,6 +97,11 @@ def _special_tokens(file: ConfigFile, count: int) -> list[tuple[str, bool]]:
     for index, token in enumerate(listed):
         if not isinstance(token, dict) or token.get("rank") != index or not isinstance(token.get("token_str"), str):
             raise file.error(f"special_tokens[{index}]", f"is {shown(token)}, expected rank {index} and token_str")
+        if not 0 < len(token["token_str"]) <= MAX_TOKEN_BYTES:
+            raise file.error(
+                f"special_tokens[{index}].token_str",
+                f"has {len(token['token_str'])} characters, expected 1 to {MAX_TOKEN_BYTES}",
+            )
         found[index] = token["token_str"], bool(token.get("is_control", True))
     missing = [text for text in NAMES.values() if (text, True) not in found and text != NAMES["pad_token"]]
     if missing:
@@ -121,6 +128,13 @@ def _tokens(file: ConfigFile, count: int) -> list[bytes]:
             ) from error
     if set(found[:256]) != {bytes([byte]) for byte in range(256)}:
         raise file.error("vocab", "does not begin with the 256 bytes")
+    squared = sum(len(token) ** 2 for token in found)
+    if squared > MAX_SQUARED_BYTES:
+        raise file.error(
+            "vocab",
+            f"has too many long tokens: their squared lengths add up to {squared} bytes, more than {MAX_SQUARED_BYTES} (published files "
+            "have 9 million): download the file again",
+        )
     return found
 
 

@@ -46,7 +46,7 @@ from .families.architectures import (
 )
 from .families.rows import Architecture, ModelSizes, TensorRow
 from .file_plan import Source
-from .model_tensors import language_model, match_tensors, source_tensor
+from .model_tensors import check_counts, language_model, match_tensors, source_tensor
 from .one_pass import SourceTensor
 from .vocab import Vocabulary, read_vocabulary
 from .vocab_proof import UnprovedTokenizer, prove, remembered
@@ -109,6 +109,7 @@ def plan_conversion(
     if rope_plan.message:
         note(rope_plan.message)
     check_sliding_window(row, config, scaling)
+    check_counts(checkpoint, row, config)
     sizes = model_sizes(row, config)
     rows = match_tensors(replace(checkpoint, config=config), row, sizes, scaling)
     reference = reference_encoder(folder)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.checkpoint.config_file import ConfigFile
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
@@ -50,6 +51,21 @@ def language_model(checkpoint: Checkpoint, wrapper: Wrapper | None) -> Checkpoin
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
 
 
+def check_counts(checkpoint: Checkpoint, row: Architecture, config: ConfigFile) -> None:
+    """Raise YarnEdgeError for more layers or experts than the tensors can be for, before a name is made for each.
+
+    A layer has tensors of its own, and the router a row for each expert.
+    """
+    tensors = checkpoint.tensors
+    longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
+    limits = {"num_hidden_layers": (len(tensors), f"it has {len(tensors)} tensors")}
+    limits |= dict.fromkeys(row.sizes.get("experts", ()), (longest, f"no dimension of a tensor is above {longest}"))
+    for key, (limit, why) in limits.items():
+        count = config.integer(key)
+        if count is not None and count > limit:
+            raise config.error(key, f"is {count}, more than {checkpoint.path} can hold ({why}): correct it")
+
+
 def match_tensors(
     checkpoint: Checkpoint, row: Architecture, sizes: ModelSizes, scaling: RopeScaling
 ) -> list[TensorRow]:
@@ -82,9 +98,9 @@ def match_tensors(
 def _as_saved(row: TensorRow, sizes: ModelSizes, checkpoint: Checkpoint) -> TensorRow:
     """The row in the layout that the checkpoint has. Raises YarnEdgeError if two layouts have one name and one shape."""
     other, tensors = row.other, checkpoint.tensors
-    if other is None or other.sources(sizes)[0] not in tensors:
+    if other is None or next(other.sources(sizes)) not in tensors:
         return row
-    saved = tensors.get(row.sources(sizes)[0])
+    saved = tensors.get(next(row.sources(sizes)))
     if saved is None:
         return other
     if other.source != row.source:
@@ -100,8 +116,8 @@ def _as_saved(row: TensorRow, sizes: ModelSizes, checkpoint: Checkpoint) -> Tens
 def _check_sources(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> None:
     """Raise YarnEdgeError unless all tensors of a row are there, with one shape and one type."""
     tensors, expected = checkpoint.tensors, row.disk_shape(sizes)
-    sources = row.sources(sizes)
-    for source in sources:
+    first = next(row.sources(sizes))
+    for source in row.sources(sizes):
         if source not in tensors:
             raise YarnEdgeError(f"{checkpoint.path}: tensor {source} is missing{_similar(source, tensors)}")
         if tensors[source].shape != expected:
@@ -109,10 +125,10 @@ def _check_sources(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) ->
                 f"{checkpoint.path}: tensor {source} has the shape {list(tensors[source].shape)}, but config.json implies "
                 f"{list(expected)}"
             )
-        if tensors[source].dtype != tensors[sources[0]].dtype:
+        if tensors[source].dtype != tensors[first].dtype:
             raise YarnEdgeError(
-                f"{checkpoint.path}: tensor {source} is {tensors[source].dtype}, but {sources[0]} is "
-                f"{tensors[sources[0]].dtype}: save all experts of a layer in one type"
+                f"{checkpoint.path}: tensor {source} is {tensors[source].dtype}, but {first} is "
+                f"{tensors[first].dtype}: save all experts of a layer in one type"
             )
 
 

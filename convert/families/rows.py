@@ -6,7 +6,7 @@ llama-model.cpp). docs/add-a-family.md walks through one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,11 +85,10 @@ class TensorRow:
             other=self.other and self.other.in_layer(layer),
         )
 
-    def sources(self, sizes: ModelSizes) -> list[str]:
+    def sources(self, sizes: ModelSizes) -> Iterator[str]:
         """The names of the tensors that it is made of."""
-        if "{e}" not in self.source:
-            return [self.source]
-        return [self.source.replace("{e}", str(expert)) for expert in range(sizes.experts)]
+        n_sources = sizes.experts if "{e}" in self.source else 1
+        return (self.source.replace("{e}", str(expert)) for expert in range(n_sources))
 
     def disk_shape(self, sizes: ModelSizes) -> tuple[int, ...]:
         """The shape of one source in the checkpoint."""

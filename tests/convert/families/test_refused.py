@@ -96,6 +96,19 @@ NO_PLACE = "llama.cpp has no place for the bias of o_proj"
 # name -> (family, changed config values, the end or middle of the message). ...: the key is taken out.
 WRONG: dict[str, tuple[str, Config, str]] = {
     "llama, activation": ("llama", {"hidden_act": "gelu"}, "only 'silu' can be converted"),
+    "llama, layers": ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, more than"),
+    "smollm3, layers": (
+        "smollm3",
+        {"num_hidden_layers": 10**9, "layer_types": ..., "no_rope_layers": ...},
+        "num_hidden_layers is 1000000000, more than",
+    ),
+    "qwen3_moe, experts": (
+        "qwen3_moe",
+        {"num_experts": 10**9, "num_local_experts": ...},
+        "num_experts is 1000000000, more than",
+    ),
+    "mellum, experts": ("mellum", {"num_local_experts": 10**9}, "num_local_experts is 1000000000, more than"),
+    "granitemoe, experts": ("granitemoe", {"num_local_experts": 10**9}, "(no dimension of a tensor is above "),
     "mistral, window": ("mistral", {"sliding_window": 100}, "shorter than the context of 256"),
     "qwen2, window": ("qwen2", {"use_sliding_window": True}, "use_sliding_window is True: only False"),
     "qwen3, bias": ("qwen3", {"attention_bias": True}, "attention_bias is True: only False can be converted"),

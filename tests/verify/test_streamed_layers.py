@@ -17,12 +17,14 @@ from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import set_quiet
 from yarn_edge.verify import transformers_reference
+from yarn_edge.verify.command import verify
 from yarn_edge.verify.streamed_layers import StreamedLayers, open_layers
 from yarn_edge.verify.transformers_reference import reference_logits
 
 from support import tiny_families
 
 TOKENS = [(7 * i * i + 3 * i + 11) % 300 for i in range(100)]
+EXPERT = "model.layers.1.mlp.experts.2."
 Tensors = dict[str, torch.Tensor]
 
 
@@ -134,10 +136,11 @@ def test_a_weight_that_is_read_outside_of_its_module_is_not_a_number(tmp_path: P
     ("name", "key", "said"),
     [
         ("granite", "model.layers.2.self_attn.q_proj.weight", "does not find model.layers.2.self_attn.q_proj.weight"),
-        ("granite", "model.norm.weight", "does not find model.norm.weight"),
+        ("granite", "model.norm.weight", "does not find model.norm.weight: no reference"),
         ("smollm3-tied", "model.embed_tokens.weight", "does not find lm_head.weight and 1 more"),
         ("qwen3_moe", "model.layers.3.mlp.gate.weight", "does not find model.layers.3.mlp.gate.weight"),
-        ("qwen3_moe", "model.layers.1.mlp.experts.2.up_proj.weight", "cannot load it: .*conversion"),
+        ("qwen3_moe", "model.layers.1.mlp.experts.2.up_proj.weight", f"does not find {EXPERT}up_proj.weight: no"),
+        ("mixtral", "model.layers.3.block_sparse_moe.experts.3.w2.weight", "does not find .*experts.3.w2.weight: no"),
     ],
 )
 def test_a_missing_tensor_is_found(name: str, key: str, said: str, tmp_path: Path) -> None:
@@ -150,8 +153,31 @@ def test_a_missing_tensor_is_found(name: str, key: str, said: str, tmp_path: Pat
 def test_a_tensor_of_another_shape_is_found(tmp_path: Path) -> None:
     key = "model.layers.1.mlp.down_proj.weight"
     folder = changed(tmp_path, "granite", lambda state: state.__setitem__(key, state[key][:-1]))
-    with pytest.raises(YarnEdgeError, match="transformers cannot load it"):
-        reference_logits(folder, TOKENS, streamed=True)
+    for streamed in (False, True):
+        with pytest.raises(
+            YarnEdgeError, match=rf"cannot load {key}, of shape \[63, 96\] where the config implies \[64, 96\],: no"
+        ):
+            reference_logits(folder, TOKENS, streamed=streamed)
+
+
+@pytest.mark.parametrize("kind", ["up_proj", "down_proj"])
+def test_an_expert_of_another_shape_is_found(kind: str, tmp_path: Path) -> None:
+    key = f"{EXPERT}{kind}.weight"
+    folder = changed(tmp_path, "qwen3_moe", lambda state: state.__setitem__(key, state[key][:-1]))
+    for streamed in (False, True):
+        with pytest.raises(
+            YarnEdgeError, match=rf"cannot load {key}, of shape \[.* where other experts have \[.*\],: no"
+        ):
+            reference_logits(folder, TOKENS, streamed=streamed)
+
+
+def test_verify_says_so_before_its_proofs(tmp_path: Path) -> None:
+    path = convert(tiny_families.write(tmp_path / "ck", "qwen3_moe"), str(tmp_path / "out.gguf"), "F32")[0]
+    folder = changed(tmp_path, "qwen3_moe", lambda state: state.__delitem__(f"{EXPERT}up_proj.weight"))
+    told: list[str] = []
+    with pytest.raises(YarnEdgeError, match=f"does not find {EXPERT}up_proj.weight"):
+        verify(path, folder, on_check=lambda check: told.append(check.name))
+    assert told == ["metadata"]
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.config_file import find_adapter, read_config
 from yarn_edge.checkpoint.dialects import text_section
 from yarn_edge.checkpoint.read import read_positions, table_parts
 from yarn_edge.errors import YarnEdgeError, one_line
@@ -58,6 +58,7 @@ from yarn_edge.verify.checks import (
     skipped,
 )
 from yarn_edge.verify.logits import LOGIT_TOKENS, check_logits, checkpoint_scaling
+from yarn_edge.verify.transformers_reference import check_reference
 from yarn_edge.verify.vocabulary import VOCABULARY_CHECKS, vocabulary_checks
 
 
@@ -128,6 +129,8 @@ def verify(
                 )
             )
         )
+    if against is not None and find_adapter(Path(against)) is None:
+        check_reference(Path(against), replaced)
     for name in BACKENDS if backend == "all" else (backend,):
         devices = devices_of(name)
         if not devices:

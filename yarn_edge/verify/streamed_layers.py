@@ -17,6 +17,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.progress import Advance
+from yarn_edge.verify.unloadable import refuse_unloadable
 
 _FLOAT32_BYTES = 4
 _MATMUL_SIZE = 1024
@@ -61,6 +62,10 @@ class LayerFiles:
             if target in state:
                 found[name] = target
         return found
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor in its file."""
+        return list(self._declared[name].shape)
 
     def load(self, model: Any, names: Sequence[str]) -> Any:
         """Load these tensors of the files into the model. Returns transformers' LoadStateDictInfo."""
@@ -252,7 +257,9 @@ def open_layers(kind: Any, folder: Path, **arguments: Any) -> tuple[StreamedLaye
         if load_config.hf_quantizer is not None:
             raise YarnEdgeError(f"{folder}: computes with quantized values, which cannot be run layer by layer")
         opened.append(LayerFiles(files, load_config))
-        return opened[0].declare(model), None
+        found = opened[0].declare(model)
+        refuse_unloadable(folder, opened[0], model, found)
+        return found, None
 
     def only_buffers(model: Any, _missing: Any, *others: Any) -> None:
         kind._move_missing_keys_from_meta_to_device(model, set(), *others)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from yarn_edge.progress import bar, note
 from yarn_edge.regular_file import refuse_special_files
 from yarn_edge.runtime.machine import spare_bytes
 from yarn_edge.verify.streamed_layers import StreamedLayers, float32_bytes, open_layers
+from yarn_edge.verify.unloadable import first_of
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,10 @@ def reference_logits(
     """
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
         raise YarnEdgeError("comparing with a checkpoint needs transformers: pip install 'yarn-edge[hf]'") from error
     refuse_special_files(folder)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     model, layers, needed = _open(folder, replaced, streamed)
     if replaced is not None:
         _replace_rotary(model, replaced)
@@ -69,38 +70,72 @@ def reference_logits(
     return np.asarray(logits.numpy(), dtype=np.float32)
 
 
-def _open(folder: Path, replaced: RopeScaling | None, streamed: bool | None) -> tuple[Any, StreamedLayers | None, int]:
-    """(the model, how its layers are streamed if they are, the size of its weights in bytes)."""
+def check_reference(folder: Path, replaced: RopeScaling | None = None) -> None:
+    """Raise YarnEdgeError if transformers, where it is installed, cannot load a checkpoint with these headers. See `reference_logits`."""
+    if importlib.util.find_spec("transformers") is None:
+        return
+    refuse_special_files(folder)
+    with _errors_naming(folder):
+        empty, _wrapped, arguments = _prepare(folder, replaced)
+        if getattr(empty.config, "quantization_config", None) is None:
+            _layers, found = open_layers(type(empty), folder, config=empty.config, **arguments)
+            _check_found(folder, found)
+
+
+@contextmanager
+def _errors_naming(folder: Path) -> Iterator[None]:
+    """Turn what transformers raises into a YarnEdgeError."""
+    try:
+        yield
+    except YarnEdgeError:
+        raise
+    except Exception as error:  # many libraries raise many kinds
+        raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
+
+
+def _prepare(folder: Path, replaced: RopeScaling | None) -> tuple[Any, Any, dict[str, Any]]:
+    """(the model without weights, its class if it stands inside a wrapper, the arguments of from_pretrained)."""
     import torch
     import transformers
 
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    config = _config(folder, replaced)
+    wrapped = _inside_wrapper(config)
+    with torch.device("meta"):
+        if wrapped is None:
+            empty = transformers.AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+        else:
+            empty = wrapped._from_config(deepcopy(config))
+    arguments = {
+        "dtype": torch.float32,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "attn_implementation": "eager",
+        "key_mapping": KEY_MAPPING,
+    }
+    return empty, wrapped, arguments
+
+
+def _open(folder: Path, replaced: RopeScaling | None, streamed: bool | None) -> tuple[Any, StreamedLayers | None, int]:
+    """(the model, how its layers are streamed if they are, the size of its weights in bytes)."""
+    import transformers
+
     layers = None
-    try:
-        config = _config(folder, replaced)
-        wrapped = _inside_wrapper(config)
-        with torch.device("meta"):
-            if wrapped is None:
-                empty = transformers.AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
-            else:
-                empty = wrapped._from_config(deepcopy(config))
+    with _errors_naming(folder):
+        empty, wrapped, arguments = _prepare(folder, replaced)
         needed = float32_bytes(empty)
-        arguments = {
-            "dtype": torch.float32,
-            "local_files_only": True,
-            "trust_remote_code": False,
-            "attn_implementation": "eager",
-            "key_mapping": KEY_MAPPING,
-        }
         if needed > spare_bytes() if streamed is None else streamed:
             layers, found = open_layers(type(empty), folder, config=empty.config, **arguments)
             model = layers.model
         else:
             kind = wrapped or transformers.AutoModelForCausalLM
-            model, found = kind.from_pretrained(folder, config=config, output_loading_info=True, **arguments)
-    except YarnEdgeError:
-        raise
-    except Exception as error:  # many libraries raise many kinds
-        raise YarnEdgeError(f"{folder}: transformers cannot load it: {one_line(str(error), 300)}") from error
+            arguments |= {"config": _config(folder, replaced), "output_loading_info": True}
+            try:
+                model, found = kind.from_pretrained(folder, **arguments)
+            except RuntimeError:  # it names tensors in a log alone
+                check_reference(folder, replaced)
+                raise
     _check_found(folder, found)
     return model.eval(), layers, needed
 
@@ -144,9 +179,7 @@ def _check_found(folder: Path, found: Mapping[str, Any]) -> None:
     refuse_unmerged(str(folder), others)
     refuse_quantized(read_config(folder), str(folder), dict.fromkeys(others, ""), {""})
     there = f" (it has {one_line(others[0], 100)})" if others else ""
-    raise YarnEdgeError(
-        f"{folder}: transformers does not find {one_line(missing[0], 100)}{there} and {len(missing) - 1} more: no reference"
-    )
+    raise YarnEdgeError(f"{folder}: transformers does not find {first_of(missing, there)}: no reference")
 
 
 # Values that yarn-edge takes however they are written, and transformers 5 only as whole numbers and booleans.

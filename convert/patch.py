@@ -17,7 +17,7 @@ import numpy as np
 
 from yarn_edge.checkpoint.config_file import is_mistral_params, read_config
 from yarn_edge.checkpoint.dialects import text_section
-from yarn_edge.checkpoint.read import read_positions
+from yarn_edge.checkpoint.read import read_positions, table_parts
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import (
     EXACT,
@@ -71,6 +71,11 @@ def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -
         raise YarnEdgeError(difference)
     positions = read_positions(config, overrides)
     parts = positions.parts
+    if table_parts(parts) is not None:
+        raise YarnEdgeError(
+            f"{config.name}: LongRoPE has two tables, and patch writes one set of positions: pass --freeze-at N for the table of contexts "
+            "of N tokens (yarn-edge convert writes both into a Phi-3)"
+        )
     for text in positions.assumptions:
         note(f"note: {text}")
     for scaling in parts.values():

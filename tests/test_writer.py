@@ -25,6 +25,7 @@ from yarn_edge.gguf.edit_shards import partial_files, publish_files
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.writer import (
     beside,
+    check_space,
     one_at_a_time,
     open_output,
     partial_file,
@@ -325,3 +326,11 @@ def test_temporary_files_are_the_users_alone(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with umask(0), scratch_folder("yarn-edge-") as folder:
         assert mode_of(folder) == 0o700
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
+def test_a_file_system_without_room_of_its_own() -> None:
+    with pytest.raises(
+        YarnEdgeError, match=r"^/proc: is on a file system of size 0, which cannot hold the output: choose"
+    ):
+        check_space(Path("/proc"), 10, "the output")

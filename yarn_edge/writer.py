@@ -60,10 +60,12 @@ def _exists(output: Path) -> YarnEdgeError:
 
 def check_space(folder: Path, n_bytes: int, what: str) -> None:
     """Raise YarnEdgeError if the disk of `folder` has less than `n_bytes` free. what: what needs them, for the message."""
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
+    disk = shutil.disk_usage(folder)
+    if not disk.total:  # /proc and its like
+        raise YarnEdgeError(f"{folder}: is on a file system of size 0, which cannot hold {what}: choose another folder")
+    if disk.free < n_bytes:
         raise YarnEdgeError(
-            f"{folder}: {what} needs {n_bytes / 1e9:.2f} GB on this disk, which has {free / 1e9:.2f} GB free"
+            f"{folder}: {what} needs {n_bytes / 1e9:.2f} GB on this disk, which has {disk.free / 1e9:.2f} GB free"
         )
 
 

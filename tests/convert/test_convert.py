@@ -436,7 +436,7 @@ def test_forms_of_nous_checkpoints(tmp_path: Path) -> None:
 
 def test_no_space_is_said_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.write_checkpoint(tmp_path / "ck")
-    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000, total=2000))
     with pytest.raises(YarnEdgeError, match=r"needs 0\.00 GB on this disk"):
         convert(folder, str(tmp_path / "out.gguf"), "F32")
     assert [p.name for p in tmp_path.iterdir()] == ["ck"]

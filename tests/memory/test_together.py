@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from yarn_edge.memory import together
-from yarn_edge.memory.plan import Simulation
+from yarn_edge.memory.plan import FAST_BYTES, Simulation
 from yarn_edge.memory.together import bytes_together, fit_together
 from yarn_edge.runtime import ggml
 
@@ -40,6 +40,17 @@ def test_contexts_of_one_model_share_its_weights(simulation: Simulation, path: P
     assert bytes_together([(simulation, short), (simulation, long)]) == {None: sum(alone) - weights}
     with Simulation(path) as another:
         assert bytes_together([(simulation, short), (another, short)])[None] > 2 * alone[0] - simulation.process_bytes
+
+
+def test_the_code_of_our_kernels_counts_once(simulation: Simulation) -> None:
+    fast = replace(simulation.settings(512), attention="fast")
+    one, three = (bytes_together([(simulation, fast)] * n)[None] for n in (1, 3))
+    plan = simulation.plan_of(fast)
+    assert three == 3 * one - 2 * (plan.weights_bytes + plan.repacked_bytes + FAST_BYTES)
+    plain = replace(fast, attention="plain", n_ubatch=32)
+    mixed = bytes_together([(simulation, plain), (simulation, fast)])[None]
+    alone = bytes_together([(simulation, plain)])[None]
+    assert mixed == alone + one - plan.weights_bytes - plan.repacked_bytes
 
 
 def test_each_device_has_its_own_memory(simulation: Simulation, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

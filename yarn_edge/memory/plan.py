@@ -39,7 +39,7 @@ _CELL_BYTES = 4 + 12 + 4 + 32 + 2 * 48
 # Code of kernels and OpenMP, read from disk when it first runs, and what llama.cpp allocates with the first batch.
 _FIRST_RUN_BYTES = 5 * MIB
 # Numba and LLVM with our attention kernels, read from the cache: 124 MiB; compiling them once takes 45 MiB more.
-_FAST_BYTES = 125 * MIB
+FAST_BYTES = 125 * MIB
 # On a device: kernels, cuBLAS and its workspace. 92 to 94 MiB on an H200 with CUDA 13, whatever the model (docs/cuda.md).
 _DEVICE_FIRST_RUN_BYTES = 100 * MIB
 
@@ -145,7 +145,7 @@ class Simulation:
         output = sizes.output * rows  # llama.cpp logs one row; the buffer grows when more are asked for
         process = self.process_bytes + sizes.cells * _CELL_BYTES + sizes.work + _FIRST_RUN_BYTES
         if settings.fast:
-            process += _FAST_BYTES + work_bytes(self.file, settings)
+            process += FAST_BYTES + work_bytes(self.file, settings)
         if self.device is not None:
             on_device = weights.on_device + sizes.kv + sizes.on_device + _DEVICE_FIRST_RUN_BYTES
             return MemoryPlan(n_ctx, kv_type, weights.tensors, 0, sizes.kv, sizes.compute, output, process, on_device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from yarn_edge.memory.plan import Simulation
+from yarn_edge.memory.plan import FAST_BYTES, Simulation
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.machine import available_bytes
@@ -23,16 +23,18 @@ def fit_together(contexts: Sequence[tuple[Simulation, ContextSettings]]) -> bool
 def bytes_together(contexts: Sequence[tuple[Simulation, ContextSettings]]) -> dict[ggml.Device | None, int]:
     """Bytes that these contexts will add to what this process holds, by device (None: the CPU).
 
-    Contexts of the same simulation share its weights, which count once.
+    Contexts of the same simulation share its weights, which count once, and all of them the code of our attention kernels.
     """
     needed: Counter[ggml.Device | None] = Counter()
     loaded: list[Simulation] = []
+    compiled = False
     for simulation, settings in contexts:
         plan = simulation.plan_of(settings)
         weights = plan.weights_bytes + plan.repacked_bytes
         added = plan.taken_bytes
         if simulation.device is None:
-            added -= simulation.process_bytes
+            added -= simulation.process_bytes + (FAST_BYTES if settings.fast and compiled else 0)
+            compiled |= settings.fast
         else:
             weights = simulation.weights.on_device
         needed[simulation.device] += added - (weights if simulation in loaded else 0)

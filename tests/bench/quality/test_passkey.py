@@ -428,7 +428,7 @@ def test_lengths_beyond_the_context_are_what_it_is_for(
     [
         (["--lengths", "100k,2x"], "'2x' is not a number of tokens"),
         (["--lengths", "2k:1k:1k"], "neither a length nor first:last:step"),
-        (["--lengths", "64,4k"], "--lengths 64: task, question and answer alone take"),
+        (["--lengths", "64,1k"], "--lengths 64: task, question and answer alone take"),
         (["--lengths", "1"], "is not from 2"),
         (["--lengths", "2000000k"], "GiB"),
         (["--depths", "0"], "0 is not from 1"),

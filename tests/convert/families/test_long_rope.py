@@ -11,6 +11,7 @@ import pytest
 
 from yarn_edge.cli import main
 from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.convert.patch import patch
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import NO_OVERRIDES, PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.read import read_gguf
@@ -134,3 +135,12 @@ def test_inspect_finds_nothing(as_it_is: Path, folder: Path, capsys: pytest.Capt
         told = capsys.readouterr()
         assert json.loads(told.out)["findings"] == []
         assert ("shorter ones run rope_factors_short.weight" in told.err) == (model == as_it_is)
+
+
+def test_patch_takes_one_table_and_says_so_of_two(as_it_is: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    with pytest.raises(YarnEdgeError, match=r"config.json: LongRoPE has two tables.* pass --freeze-at N"):
+        patch(as_it_is, out, checkpoint=folder)
+    assert not out.exists()
+    patch(as_it_is, out, checkpoint=folder, overrides=ScalingOverrides(freeze_at=LONGEST))
+    assert {tuple(read_gguf(out).float32_tensor(name, 8)) for name in TABLES} == {tuple(np.float32(LONG))}

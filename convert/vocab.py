@@ -21,6 +21,7 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf.header import pack_key
 from yarn_edge.llama_rules.ends import token_names
 from yarn_edge.llama_rules.template_tokens import UNNAMED, roles_read
+from yarn_edge.runtime.text_pieces import MAX_PIECE
 from yarn_edge.verify.tokenizer import reference_encoder
 
 from .pretokenizers import pretokenizer_candidates, signature
@@ -244,9 +245,14 @@ def _special_ids(checkpoint: Path, reference: Reference, n_tokens: int) -> dict[
 
 
 def _check(source: Path, tokens: list[str], model: str) -> None:
-    """Raise YarnEdgeError for a vocabulary on which llama.cpp would call abort()."""
+    """Raise YarnEdgeError for a vocabulary on which llama.cpp would call abort(), or whose tokens are too long to be proved."""
     seen: set[str] = set()
     for index, text in enumerate(tokens):
+        if len(text) > MAX_PIECE:
+            raise YarnEdgeError(
+                f"{source}: token {one_line(repr(text), 60)} (id {index}) has {len(text)} characters, more than {MAX_PIECE}: no text "
+                "could hold it"
+            )
         if text in seen or "\0" in text:
             what = "holds a NUL byte" if "\0" in text else "appears twice"
             raise YarnEdgeError(

@@ -206,6 +206,11 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], list[str]]] = {
         ["added_tokens", "'<new>'", "the id 9", "is", "too: each token needs its own id"],
     ),
     "NUL": ("tokenizer.json", grow("a\0"), ["NUL", "a\\x00"]),
+    "endless": (
+        "tokenizer.json",
+        grow("a" * 10**6),
+        ["tokenizer.json: token 'aaaa", "has 1000000 characters, more than 262144"],
+    ),
     "a list": ("tokenizer.json", lambda _: [1], ["tokenizer.json", "list"]),
     "no eos": ("tokenizer_config.json", lambda c: c.pop("eos_token") and None, ["eos_token", "add it"]),
     "bad decoder": (

@@ -58,10 +58,13 @@ OTHERS: dict[str, tuple[str, Config, str]] = {
     "window": ("mellum", {"sliding_window": 16}, "sliding_window is 16"),
     "epsilon": ("mellum", {"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001"),
     "growing queries": (
-        "ministral3", {"rope_parameters": {"llama_4_scaling_beta": 0.7}}, "rope_parameters.llama_4_scaling_beta is 0.7"),
+        "ministral3",
+        {"rope_parameters": {"llama_4_scaling_beta": 0.7}},
+        "rope_parameters.llama_4_scaling_beta is 0.7",
+    ),
     "layers without rope": ("smollm3", {"no_rope_layers": [0, 1, 1, 1]}, "no_rope_layers has 0 for layer 0"),
     "width": ("smollm3", {"hidden_size": 128}, "hidden_size is 128"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -121,14 +121,9 @@ def verify(
         checks.append(check)
         on_check(check)
 
+    source = CHECKPOINT if against else "the file's own description"
     for goal in goals:
-        add(
-            goal.told(
-                check_metadata(
-                    goal.positions, goal.full, CHECKPOINT if against else "the file's own description", others
-                )
-            )
-        )
+        add(goal.told(check_metadata(goal.positions, goal.full, source, others)))
     if against is not None and find_adapter(Path(against)) is None:
         check_reference(Path(against), replaced)
     for name in BACKENDS if backend == "all" else (backend,):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,13 @@ def test_layer_types_of_another_length(n_types: int, made: dict[str, tuple[Path,
             read_positions(read_config(folder))
         with pytest.raises(YarnEdgeError, match=message):
             patch(gguf, tmp_path / "out.gguf", checkpoint=folder)
+
+
+def test_latent_attention_has_one_head_of_keys(made: dict[str, tuple[Path, Path]]) -> None:
+    checkpoint, gguf = made["smollm3"]
+    file = read_gguf(gguf)
+    one = {**file.metadata, "smollm3.attention.head_count_kv": 1}
+    (told,) = other_structure(replace(file, metadata=one), read_config(checkpoint))
+    assert "num_key_value_heads is 2" in told
+    latent = replace(file, metadata={**one, "smollm3.attention.key_length_mla": 24})
+    assert list(other_structure(latent, read_config(checkpoint))) == []

@@ -44,6 +44,8 @@ _NUMBERS: tuple[tuple[str, str], ...] = (
     ("attn_logit_softcapping", "attn_logit_softcapping"),
     ("final_logit_softcapping", "final_logit_softcapping"),
 )
+# Latent attention is written as one head of keys, whatever the config says.
+_NOT_IN_LATENT = frozenset({"attention.head_count_kv"})
 
 
 def other_structure(file: GGUFFile, config: ConfigFile) -> Iterator[str]:
@@ -51,6 +53,7 @@ def other_structure(file: GGUFFile, config: ConfigFile) -> Iterator[str]:
 
     Raises YarnEdgeError for a value that no config may have.
     """
+    latent = _NOT_IN_LATENT if file.number("attention.key_length_mla") is not None else frozenset()
     for source, name in _SIZES + _NUMBERS:
         block, _, key = source.rpartition(".")
         section = config.section(block) if block else config
@@ -60,7 +63,7 @@ def other_structure(file: GGUFFile, config: ConfigFile) -> Iterator[str]:
         ours = file.metadata.get(f"{file.architecture}.{name}")
         if isinstance(theirs, bool) or not isinstance(theirs, (int, float)) or isinstance(ours, np.ndarray):
             continue  # absent, or one number per layer
-        ours = file.number(name)
+        ours = None if name in latent else file.number(name)
         if ours is None or any(abs(ours - n) <= SAME_RELATIVE * abs(n) for n in (theirs, theirs + _extra(file, name))):
             continue
         yield _other(section, key, f"is {shown(theirs)}, {file.architecture}.{name} of {file.path} is {ours:g}")

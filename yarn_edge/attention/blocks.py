@@ -49,7 +49,7 @@ class Blocks(NamedTuple):
 
 def blocks_for(k_type: CacheType, v_type: CacheType, d_k: int, d_v: int) -> Blocks:
     """The operations for heads of d_k and d_v floats, multiples of 16 and of the types' blocks."""
-    ahead = max(1, round(v_type.row_bytes(d_v) / LINE))
+    ahead = v_type.row_bytes(d_v) // LINE  # what is left over is fetched before the tile
     return Blocks(
         read_k=_reader(k_type, d_k),
         read_v=_reader(v_type, d_v),

@@ -133,6 +133,7 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         v = node.v + sequence * node.v3 + cell * node.v1
         ahead = v + TILE * node.v1 + head * (TILE * v_bytes)
         v += head * node.v2
+        fetch_lines(ahead + TILE * LINE * (v_bytes // LINE), -(-TILE * (v_bytes % LINE) // LINE))
         if rows <= straight_rows:
             straight(scores, v, node.v1, a, rows, ahead)
         else:

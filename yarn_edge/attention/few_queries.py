@@ -15,7 +15,7 @@ from yarn_edge.attention import spans
 from yarn_edge.attention.blocks import LINE, MOST_ROWS, Blocks
 from yarn_edge.attention.cache_rows import CACHE_TYPES
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.node_view import NodeView, part
+from yarn_edge.attention.node_view import NodeView, part, part_for
 from yarn_edge.attention.online_softmax import NOTHING
 from yarn_edge.attention.softmax import SOME_BIAS, SOME_SEEN, mask_of
 from yarn_edge.attention.vectors import WIDTH, exponential, read_f32, read_i64, take_next, write_f32, write_i64
@@ -34,7 +34,7 @@ def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
     d_k, d_v, copy_q, clear_a = shape.d_k, shape.d_v, blocks.copy_q, blocks.clear_a
     tile_of_few, combine = _tile_of_few(shape, blocks, weights_of), _combination(shape, blocks)
 
-    @part
+    @part_for(shape)
     def span_of_few(node: NodeView, sequence: int, span: int, a: int, tile: int, queries: int) -> None:
         rows, total = node.queries * (node.heads // node.kv_heads), node.queries * node.heads
         maxima, sums = a + 4 * d_v * total, a + 4 * (d_v + 1) * total
@@ -59,7 +59,7 @@ def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
                         mask if seen & SOME_BIAS else 0,
                     )
 
-    @part
+    @part_for(shape)
     def few(node: NodeView, nth: int, work: int, scratch: int) -> None:
         group, total, n_spans = node.heads // node.kv_heads, node.queries * node.heads, _span_count(node.cells)
         units, each = node.sequences * n_spans, 4 * total * (d_v + 2)
@@ -102,9 +102,12 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
     )
     k_bytes, v_bytes = CACHE_TYPES[shape.k_type].row_bytes(d_k), CACHE_TYPES[shape.v_type].row_bytes(d_v)
     straight_rows = 0 if CACHE_TYPES[shape.v_type].quantized else _STRAIGHT_ROWS
-    straight, buffered = _weighing(blocks.weigh_cells, d_v), _weighing(blocks.weigh_floats, d_v)
+    straight, buffered = (
+        _weighing(shape, "_cells", blocks.weigh_cells),
+        _weighing(shape, "_floats", blocks.weigh_floats),
+    )
 
-    @part
+    @part_for(shape)
     def tile_of_few(
         node: NodeView,
         sequence: int,
@@ -144,11 +147,11 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
     return tile_of_few
 
 
-def _weighing(weigh: tuple[Any, ...], d_v: int) -> Any:
+def _weighing(shape: KernelShape, name: str, weigh: tuple[Any, ...]) -> Any:
     """A += P V for any number of rows, MOST_ROWS at once."""
     weigh1, weigh2, weigh3, weigh4 = (weigh[min(n, MOST_ROWS) - 1] for n in (1, 2, 3, 4))
+    d_v = shape.d_v
 
-    @part
     def weigh_rows(scores: int, cells: int, stride: int, a: int, rows: int, ahead: int) -> None:
         r = 0
         while r < rows:
@@ -163,13 +166,14 @@ def _weighing(weigh: tuple[Any, ...], d_v: int) -> Any:
                 weigh4(p, cells, stride, to, ahead)
             r += left
 
-    return weigh_rows
+    weigh_rows.__qualname__ += name  # one of two
+    return part_for(shape)(weigh_rows)
 
 
 def _combination(shape: KernelShape, blocks: Blocks) -> Any:
     d_v, clear_a, add_a, copy_a = shape.d_v, blocks.clear_a, blocks.add_a, blocks.copy_a
 
-    @part
+    @part_for(shape)
     def combine(node: NodeView, sequence: int, n_spans: int, partials: int, room: int) -> None:
         total = node.queries * node.heads
         each, maxima, sums = 4 * total * (d_v + 2), partials + 4 * d_v * total, partials + 4 * (d_v + 1) * total

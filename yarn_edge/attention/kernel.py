@@ -16,7 +16,7 @@ from yarn_edge.attention.cache_rows import CACHE_TYPES
 from yarn_edge.attention.few_queries import few_queries
 from yarn_edge.attention.many_queries import many_queries
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.node_view import part, read_node
+from yarn_edge.attention.node_view import part_for, read_node
 from yarn_edge.attention.online_softmax import online_softmax
 from yarn_edge.attention.vectors import read_i64
 from yarn_edge.attention.work import FEW, SCRATCH, SCRATCH_BYTES
@@ -50,7 +50,7 @@ def _attention(shape: KernelShape) -> Any:
     weights_of = online_softmax(shape, blocks)
     few, many = few_queries(shape, blocks, weights_of), many_queries(shape, blocks, weights_of)
 
-    @part
+    @part_for(shape)
     def attend(dst: int, ith: int, nth: int, work: int, _version: int) -> None:
         node, scratch = read_node(dst), read_i64(work + SCRATCH) + ith * read_i64(work + SCRATCH_BYTES)
         if node.queries <= FEW:

@@ -8,7 +8,7 @@ import numpy as np
 
 from yarn_edge.attention.blocks import Blocks
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.node_view import NodeView, part
+from yarn_edge.attention.node_view import NodeView, part_for
 from yarn_edge.attention.online_softmax import NOTHING
 from yarn_edge.attention.softmax import SOME_BIAS, SOME_SEEN, mask_of
 from yarn_edge.attention.vectors import (
@@ -30,7 +30,7 @@ def many_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
     """The function (node, threads, work area, scratch) for many queries."""
     block_of_many = _block_of_many(shape, blocks, weights_of)
 
-    @part
+    @part_for(shape)
     def many(node: NodeView, nth: int, work: int, scratch: int) -> None:
         size = max(BLOCK_QUERIES, BLOCK_RESULTS // (node.heads // node.kv_heads))
         n_blocks = (node.queries + size - 1) // size
@@ -62,7 +62,7 @@ def _block_of_many(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
     )
     tile_of_many = _tile_of_many(shape, blocks, weights_of)
 
-    @part
+    @part_for(shape)
     def block_of_many(node: NodeView, sequence: int, first: int, count: int, head: int, scratch: int) -> None:
         group = node.heads // node.kv_heads
         rows = count * group
@@ -105,7 +105,7 @@ def _tile_of_many(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
     d_k, d_v, read_k_columns, read_v = shape.d_k, shape.d_v, blocks.read_k_columns, blocks.read_v
     score_block, weigh_block = blocks.score_block, blocks.weigh_block
 
-    @part
+    @part_for(shape)
     def tile_of_many(
         node: NodeView,
         sequence: int,

@@ -7,13 +7,27 @@ from typing import Any, NamedTuple
 
 import numba
 
-from yarn_edge.attention.node import DATA, NB, NE, SCALE_AT, SRC
+from yarn_edge.attention.node import DATA, NB, NE, SCALE_AT, SRC, KernelShape
 from yarn_edge.attention.vectors import read_f32, read_i64
 
 
 def part(function: Callable[..., Any]) -> Any:
     """Mark a part of a kernel, which is compiled with it; Python cannot call it."""
     return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)(function)
+
+
+def part_for(shape: KernelShape) -> Callable[[Callable[..., Any]], Any]:
+    """`part` for a function that differs by shape, under a name that says so.
+
+    Compiled code calls its parts by name. Kernels from the cache that two processes compiled could use the same names, and one
+    would call the other's parts.
+    """
+
+    def named(function: Callable[..., Any]) -> Any:
+        function.__qualname__ += "_" + "_".join(str(value) for value in shape)
+        return part(function)
+
+    return named
 
 
 class NodeView(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from yarn_edge.attention.blocks import Blocks
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.node_view import part
+from yarn_edge.attention.node_view import part_for
 from yarn_edge.attention.softmax import add_mask, exponentials, largest_of
 from yarn_edge.attention.vectors import exponential, read_f32, write_f32
 from yarn_edge.attention.work import TILE
@@ -20,7 +20,7 @@ def online_softmax(shape: KernelShape, blocks: Blocks) -> Any:
     """Turn the scores of a tile into weights; maxima, sums and results so far are adjusted (online softmax, arXiv:1805.02867)."""
     d_v, scale_a = shape.d_v, blocks.scale_a
 
-    @part
+    @part_for(shape)
     def weights_of(
         scores: int, a: int, maxima: int, sums: int, rows: int, queries: int, mask: int, stride: int
     ) -> None:

@@ -41,7 +41,8 @@ class _Errors(GraphTap):
     """Compares each node while `on`: errors[n] has (ggml's, ours) for n queries."""
 
     def __init__(self, model: Model, settings: ContextSettings) -> None:
-        self.on, self.errors = False, {n: [] for n in QUERIES}  # type: dict[int, list[tuple[float, float]]]
+        self.on = False
+        self.errors: dict[int, list[tuple[float, float]]] = {n: [] for n in QUERIES}
         self._op = op_number(b"FLASH_ATTN_EXT")
         shapes = {shape for _, shape in kernel_shapes(model.gguf, settings.kv_type)}
         if len(shapes) != 1:
@@ -67,8 +68,8 @@ class _Errors(GraphTap):
         scale = np.frombuffer(ctypes.string_at(address + PARAMS, 4), np.float32)[0]
         exact = _exact(q[0][:, rows], k[0], v[0], mask[0, 0][rows], float(scale))
         size = np.square(exact).sum()
-        found = (float(np.sqrt(np.square(one[rows] - exact).sum() / size)) for one in (theirs, ours))
-        self.errors[n].append(tuple(found))  # type: ignore[arg-type]
+        errors = [float(np.sqrt(np.square(one[rows] - exact).sum() / size)) for one in (theirs, ours)]
+        self.errors[n].append((errors[0], errors[1]))
 
     def _ours(self, address: int, like: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Our kernel's result for a copy of the node."""

@@ -94,7 +94,10 @@ def test_a_damaged_file_is_measured_again(file: GGUFFile, measured: list[str], t
     assert len(measured) == 2
 
 
-@pytest.mark.parametrize("kept", [5, [], {"few": {}}, {"few": {"fast": "x"}, "many": {}}, {"few": None, "many": None}])
+@pytest.mark.parametrize(
+    "kept",
+    [5, [], {"few": {}, "many": {}}, {"few": {}}, {"few": {"fast": "x"}, "many": {}}, {"few": None, "many": None}],
+)
 def test_a_damaged_entry_is_measured_again(file: GGUFFile, measured: list[str], tmp_path: Path, kept: Any) -> None:
     path = tmp_path / "cache" / "attention.json"
     assert choose.fastest_attention(LONG, file) == "fast"

@@ -153,3 +153,13 @@ def test_each_kernel_has_its_own_file_in_the_cache() -> None:
     """Of two kernels in one file of Numba's cache, compiled by two processes at once, one can end up under the other's name."""
     kernels = [kernel_of(random_node(kind, queries=1, cells=64).shape) for kind in ("f16", "q8_0")]
     assert len({kernel._cache._impl.filename_base for kernel in kernels}) == 2
+
+
+@pytest.mark.parametrize("queries", [1, 4, 20])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_a_number_stays_so(queries: int, bad: float) -> None:
+    """A cache that overflowed must not become a plausible answer."""
+    node = random_node(queries=queries, cells=128, seed=7)
+    node.k[:, 3] = bad
+    again = AttentionNode("f16", node.q, node.k, node.v, node.mask)
+    assert np.isnan(again.computed(kernel(node))).any(-1).all()

@@ -14,12 +14,13 @@ from yarn_edge.cache_folder import user_cache_folder
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.progress import note
+from yarn_edge.regular_file import read_regular
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.llama_api import llama
 from yarn_edge.writer import write_file
 
 LEAST_CONTEXT = 4096  # tokens: for shorter contexts our kernels gain less than it takes to load them
-_FORMAT = 1
+_FORMAT, _MOST_BYTES = 1, 1 << 20
 Times = dict[str, dict[str, float]]  # "few" and "many": seconds by "fast", "flash", "plain"
 
 
@@ -79,14 +80,15 @@ def _times(kind: str, heads: HeadShape) -> Times:
 def _kept(path: Path) -> dict[str, Times]:
     """What was measured here, by the same programs; nothing if the file is of others, or unreadable."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(read_regular(path, _MOST_BYTES))
         if read["of"] != _machine():
             return {}
         return {
             str(key): {phase: {way: float(s) for way, s in found[phase].items()} for phase in ("few", "many")}
             for key, found in read["times"].items()
+            if all({"fast", "flash"} <= set(found[phase]) for phase in ("few", "many"))
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, YarnEdgeError):
         return {}
 
 

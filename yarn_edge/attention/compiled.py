@@ -51,7 +51,9 @@ def kernel_of(shape: KernelShape) -> Any:
     def made(shape: KernelShape, _width: int, version: int, keep: bool) -> Any:
         return build_kernel(shape, version, keep)
 
-    return from_cache(made, shape, WIDTH, sources=_SOURCES, takes="8 s")
+    return from_cache(
+        made, shape, WIDTH, sources=_SOURCES, name=f"attention for {shape.k_type} and heads of {shape.d_k}", takes="8 s"
+    )
 
 
 @cache
@@ -59,4 +61,4 @@ def callback() -> Any:
     """The callback of `takeover`, as llama.cpp takes it. Raises whatever Numba raises."""
     from yarn_edge.attention.takeover import build_callback
 
-    return from_cache(build_callback, sources=_SOURCES, takes="3 s")
+    return from_cache(build_callback, sources=_SOURCES, name="the attention callback", takes="3 s")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -28,6 +29,9 @@ F32, F16, I8, I16, I32, I64 = (
 )
 
 
+_OLD = ("generic", "x86-64", "x86-64-v2", "nehalem", "westmere", "sandybridge", "ivybridge")  # without AVX2
+
+
 def vector_width() -> int:
     """Floats in one register of this processor; 0 if it cannot convert half precision or fuse a product and a sum.
 
@@ -38,6 +42,11 @@ def vector_width() -> int:
         return int(wanted)
     if platform.machine().lower() in ("aarch64", "arm64"):
         return 4
+    if numba.config.CPU_NAME:  # another processor than this one, as where a cache is shared
+        given = numba.config.CPU_FEATURES or ""
+        if numba.config.CPU_NAME in _OLD and not ("f16c" in given and "fma" in given):
+            return 0
+        return 16 if "avx512f" in given else 8
     features = llvmlite.binding.get_host_cpu_features()
     if not all(features.get(name, False) for name in ("avx2", "fma", "f16c")):
         return 0
@@ -116,7 +125,7 @@ class Emitter:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
     def larger(self, a: Any, b: Any) -> Any:
-        """The larger of two vectors, float by float; `b` where one is not a number."""
+        """The larger of two vectors, float by float; `b` where `a` is not a number."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
     def add(self, a: Any, b: Any) -> Any:
@@ -164,7 +173,7 @@ class Emitter:
         return vectors
 
     def exp(self, x: Any) -> Any:
-        """e to the power of each float: 0 below e^-87, where float32 would be subnormal. x must not be above 88."""
+        """e to the power of each float: 0 below e^-87, where float32 would be subnormal. x must not be above 88; NaN stays NaN."""
         b, least = self.builder, constant(_LEAST_EXPONENT)
         bounded = self.larger(x, least)
         power = self.call(f"llvm.nearbyint.v{WIDTH}f32", FLOATS, b.fmul(bounded, constant(_LOG2_E)))
@@ -176,7 +185,8 @@ class Emitter:
         value = self.fused(value, b.fmul(rest, rest), b.fadd(rest, constant(1.0)))
         exponent = b.shl(b.fptosi(power, INTS), ir.Constant(INTS, [23] * WIDTH))
         value = b.bitcast(b.add(b.bitcast(value, INTS), exponent), FLOATS)
-        return b.select(b.fcmp_ordered("<", x, least), constant(0.0), value)
+        value = b.select(b.fcmp_ordered("<", x, least), constant(0.0), value)
+        return b.select(b.fcmp_unordered("uno", x, x), x, value)
 
     def registers(self, count: int, kind: Any = FLOATS) -> list[Any]:
         """Variables for vectors, which LLVM keeps in registers."""

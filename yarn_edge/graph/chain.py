@@ -31,7 +31,7 @@ _call_at = operation(_call)
 @cache
 def chain_callback() -> Any:
     """The callback as llama.cpp takes it; its user data is the address of what `chain_state` made. Raises whatever Numba raises."""
-    return from_cache(_build, sources=[__file__], takes="1 s")
+    return from_cache(_build, sources=[__file__], name="the callbacks", takes="1 s")
 
 
 def chain_state(callbacks: Sequence[tuple[Any, int]]) -> npt.NDArray[np.int64]:

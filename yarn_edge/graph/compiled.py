@@ -27,7 +27,9 @@ _edit_node = numba.njit(FunctionType(rope_edit.edit_node.__code__, {**vars(rope_
 
 def compiled_callback() -> Any:
     """The callback as llama.cpp takes it; its user data is the address of the state of `rope_edit`."""
-    made = from_cache(_compiled, sources=(__file__, str(rope_edit.__file__)), takes="2 s")
+    made = from_cache(
+        _compiled, sources=(__file__, str(rope_edit.__file__)), name="the positions callback", takes="2 s"
+    )
     callback = ctypes.cast(made.address, llama().ggml_backend_sched_eval_callback)
     callback.compiled = made  # keeps its code
     return callback

@@ -10,25 +10,27 @@ from typing import Any
 
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml import TensorStruct
+from yarn_edge.signals import deferred_ctrl_c
 
 _NOTICE_S = 3.0
 
 
-def from_cache(build: Callable[..., Any], *what: Any, sources: Iterable[str], takes: str) -> Any:
+def from_cache(build: Callable[..., Any], *what: Any, sources: Iterable[str], name: str, takes: str) -> Any:
     """`build(*what, version, keep)`, with keep for Numba's cache; without it if the cache cannot be used (no folder, a full disk, …).
 
     version: changes with `what`, with the files `sources` and with the layout of a node; build must put it into the closure of
-    the outermost function, which is all that Numba looks at when it reads its cache. takes: such as "8 s", for a note.
+    the outermost function, which is all that Numba looks at when it reads its cache. name, takes: for a note, such as "8 s".
     """
     version = _version_of(what, sources)
-    notice = threading.Timer(_NOTICE_S, note, (f"compiling for this processor, which is needed once: about {takes}",))
+    notice = threading.Timer(_NOTICE_S, note, (f"compiling {name}, which is needed once: about {takes}",))
     notice.daemon = True
     notice.start()
     try:
-        try:
-            return build(*what, version, True)
-        except Exception:  # no writable folder, a full disk, a damaged file
-            return build(*what, version, False)
+        with deferred_ctrl_c():  # LLVM calls Python back, where an exception would be lost
+            try:
+                return build(*what, version, True)
+            except Exception:  # no writable folder, a full disk, a damaged file
+                return build(*what, version, False)
     finally:
         notice.cancel()
 

@@ -116,7 +116,8 @@ def what_runs(context: Context, goal: RopeScaling | None = None) -> str:
     trained = context.model.n_ctx_train
     size = f"context {context.n_ctx}" + ("" if context.n_ctx == trained else f" of {trained}")
     where = "" if context.model.device is None else f", on {context.model.device.name}"
-    return f"{gguf.path.name}: {gguf.architecture}, {summary}, {size}, {context.kv_type} cache{where}"
+    attention = ", fast attention" if context.settings.fast else ""
+    return f"{gguf.path.name}: {gguf.architecture}, {summary}, {size}, {context.kv_type} cache{attention}{where}"
 
 
 def _warn_of_other_positions(positions: FilePositions) -> None:

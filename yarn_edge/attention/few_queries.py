@@ -6,27 +6,23 @@ no other row, so an answer is the same alone and among neighbours, and with any 
 
 from __future__ import annotations
 
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 
-from yarn_edge.attention import spans
 from yarn_edge.attention.blocks import LINE, MOST_ROWS, Blocks
 from yarn_edge.attention.cache_rows import CACHE_TYPES
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.node_view import NodeView, part, part_for
+from yarn_edge.attention.node_view import NodeView, end_node, part_for, span_count, span_start
 from yarn_edge.attention.online_softmax import NOTHING
 from yarn_edge.attention.softmax import SOME_BIAS, SOME_SEEN, mask_of
-from yarn_edge.attention.vectors import WIDTH, exponential, read_f32, read_i64, take_next, write_f32, write_i64
-from yarn_edge.attention.work import CALLS, DONE, NEXT, PARTIALS, TILE
+from yarn_edge.attention.vectors import WIDTH, exponential, read_f32, read_i64, take_next, write_f32
+from yarn_edge.attention.work import DONE, NEXT, PARTIALS, TILE
 
 _RUNS = 4  # of neighbouring spans, for each thread
 # Rows that read values of 16 bits where they are; more, or a quantized cache, read them once into a buffer of floats.
 _STRAIGHT_ROWS = 8
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_span_start = part(spans.span_start)
-_span_count = part(FunctionType(spans.span_count.__code__, {"span_start": _span_start}))
 
 
 def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
@@ -42,7 +38,7 @@ def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
             clear_a(a + 4 * d_v * r)
             write_f32(maxima + 4 * r, NOTHING)
             write_f32(sums + 4 * r, _ZERO)
-        for cell in range(_span_start(span), min(_span_start(span + 1), node.cells), TILE):
+        for cell in range(span_start(span), min(span_start(span + 1), node.cells), TILE):
             mask = node.mask + sequence * node.mask3 + 2 * cell
             seen = mask_of(mask, node.queries, node.mask1)
             if seen & SOME_SEEN:
@@ -61,7 +57,7 @@ def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
 
     @part_for(shape)
     def few(node: NodeView, nth: int, work: int, scratch: int) -> None:
-        group, total, n_spans = node.heads // node.kv_heads, node.queries * node.heads, _span_count(node.cells)
+        total, n_spans = node.queries * node.heads, span_count(node.cells)
         units, each = node.sequences * n_spans, 4 * total * (d_v + 2)
         run, copied = max(1, units // (_RUNS * nth)), -1
         queries, partials = scratch, read_i64(work + PARTIALS)
@@ -75,7 +71,7 @@ def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
                 if sequence != copied:
                     for head in range(node.heads):
                         for i in range(node.queries):
-                            row = (head // group * group + head % group) * node.queries + i
+                            row = head * node.queries + i
                             source = node.q + i * node.q1 + head * node.q2 + sequence * node.q3
                             copy_q(source, queries + 4 * d_k * row, node.scale)
                     copied = sequence
@@ -83,9 +79,7 @@ def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         if take_next(work + DONE) == nth - 1:
             for sequence in range(node.sequences):
                 combine(node, sequence, n_spans, partials + sequence * n_spans * each, scratch)
-            write_i64(work + CALLS, read_i64(work + CALLS) + 1)
-            write_i64(work + NEXT, 0)
-            write_i64(work + DONE, 0)
+            end_node(work)
 
     return few
 

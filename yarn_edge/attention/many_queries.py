@@ -8,20 +8,11 @@ import numpy as np
 
 from yarn_edge.attention.blocks import Blocks
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.node_view import NodeView, part_for
+from yarn_edge.attention.node_view import NodeView, end_node, part_for
 from yarn_edge.attention.online_softmax import NOTHING
 from yarn_edge.attention.softmax import SOME_BIAS, SOME_SEEN, mask_of
-from yarn_edge.attention.vectors import (
-    BLOCK_ROWS,
-    WIDTH,
-    exponential,
-    read_f32,
-    read_i64,
-    take_next,
-    write_f32,
-    write_i64,
-)
-from yarn_edge.attention.work import BLOCK_QUERIES, BLOCK_RESULTS, CALLS, DONE, NEXT, TILE
+from yarn_edge.attention.vectors import BLOCK_ROWS, WIDTH, exponential, read_f32, take_next, write_f32
+from yarn_edge.attention.work import BLOCK_QUERIES, BLOCK_RESULTS, DONE, NEXT, TILE
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -43,9 +34,7 @@ def many_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
             first = (n_blocks - 1 - rest // node.kv_heads) * size  # the last queries see most: first
             block_of_many(node, sequence, first, min(size, node.queries - first), rest % node.kv_heads, scratch)
         if take_next(work + DONE) == nth - 1:
-            write_i64(work + CALLS, read_i64(work + CALLS) + 1)
-            write_i64(work + NEXT, 0)
-            write_i64(work + DONE, 0)
+            end_node(work)
 
     return many
 

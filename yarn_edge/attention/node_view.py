@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numba
 
+from yarn_edge.attention import spans
 from yarn_edge.attention.node import DATA, NB, NE, SCALE_AT, SRC, KernelShape
-from yarn_edge.attention.vectors import read_f32, read_i64
+from yarn_edge.attention.vectors import read_f32, read_i64, write_i64
+from yarn_edge.attention.work import CALLS, DONE, NEXT
 
 
 def part(function: Callable[..., Any]) -> Any:
@@ -59,6 +62,18 @@ class NodeView(NamedTuple):
     out2: int
     out3: int
     scale: float
+
+
+span_start = part(spans.span_start)
+span_count = part(FunctionType(spans.span_count.__code__, {"span_start": span_start}))
+
+
+@part
+def end_node(work: int) -> None:
+    """(work area): counts the node and resets the counters, in the last thread to finish."""
+    write_i64(work + CALLS, read_i64(work + CALLS) + 1)
+    write_i64(work + NEXT, 0)
+    write_i64(work + DONE, 0)
 
 
 @part

@@ -17,7 +17,8 @@ larger ones, so reading needs no larger minimum than generation; graphs of 16 an
 LEAST_TOKENS fixed, SCORE_BYTES decides how long a context with plain attention can be: 256 MiB reach 65,536 tokens with 32 heads,
 192 and 128 MiB would reach 49,152 and 32,768, and read no faster.
 
-Three commands leave the choice to llama.cpp. `bench` and `imatrix` are compared with llama-bench and llama-imatrix, which do so.
+Where our kernels do not run, three commands leave the choice to llama.cpp. `bench` and `imatrix` are compared with llama-bench and
+llama-imatrix, which do so.
 The adapter for lm-evaluation-harness reuses cached beginnings in batches of any size, which must not change a result: on quantized
 weights plain attention, whose rounding depends on the batch, did so by up to 0.3 nats, flash attention by less than 0.001.
 """

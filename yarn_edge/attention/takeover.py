@@ -6,7 +6,6 @@ Everything that a kernel assumes of a node is checked here, for every node of ev
 
 from __future__ import annotations
 
-import ctypes
 from types import FunctionType
 from typing import Any
 
@@ -15,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from yarn_edge.attention import spans, work
+from yarn_edge.attention import work
 from yarn_edge.attention.cache_rows import CACHE_TYPES
 from yarn_edge.attention.node import FUNCTION_AT, NB, NE, OP, PARAMS, SCALE_AT, SRC, TASKS_AT, WORK_AT
-from yarn_edge.attention.node_view import part
+from yarn_edge.attention.node_view import part, span_count
 from yarn_edge.attention.vectors import read_f32, read_i32, read_i64, write_f32, write_i32, write_i64
 from yarn_edge.attention.work import TILE
-from yarn_edge.runtime.compiled_code import named_by
-from yarn_edge.runtime.llama_api import llama
+from yarn_edge.runtime.compiled_code import as_callback, named_by
 
 # The state, int64: HEAD values, then a row of ROW_WIDTH for each kernel: types of K and V, bytes of a block of each, floats of a
 # head of each, the addresses for FEW queries and for more (0: ggml is faster).
@@ -45,10 +43,7 @@ def _with(function: Any, **names: Any) -> Any:
     return part(FunctionType(function.__code__, {**vars(work), **names}))
 
 
-_span_start = part(spans.span_start)
-_partials = _with(
-    work.partials_floats, span_count=part(FunctionType(spans.span_count.__code__, {"span_start": _span_start}))
-)
+_partials = _with(work.partials_floats, span_count=span_count)
 _scratch = _with(work.scratch_floats)
 
 
@@ -103,9 +98,9 @@ def _masked(dst: int, q: int, k: int) -> bool:
 
 
 @part
-def _reason_to_leave(dst: int, state: int) -> int:
+def _reason_to_leave(dst: int, state: int, row: int) -> int:
+    """A number of REASONS; row: of the kernel, 0 without one."""
     q, k, v = read_i64(dst + SRC), read_i64(dst + SRC + 8), read_i64(dst + SRC + 16)
-    row = _kernel_for(state, k, v)
     if row == 0:
         return _NO_KERNEL
     if not _shaped(dst, q, k, v):
@@ -129,12 +124,12 @@ def _reason_to_leave(dst: int, state: int) -> int:
 @part
 def _take_over(dst: int, state: int) -> None:
     """Give a node to its kernel, or note why not."""
-    reason = _reason_to_leave(dst, state)
+    row = _kernel_for(state, read_i64(dst + SRC + 8), read_i64(dst + SRC + 16))
+    reason = _reason_to_leave(dst, state, row)
     if reason != 0:
         write_i64(state + 8 * LEFT, read_i64(state + 8 * LEFT) + 1)
         write_i64(state + 8 * REASON, reason)
         return
-    row = _kernel_for(state, read_i64(dst + SRC + 8), read_i64(dst + SRC + 16))
     many = read_i64(read_i64(dst + SRC) + NE + 8) > work.FEW
     function = read_i64(row + (56 if many else 48))
     if function == 0:
@@ -156,12 +151,8 @@ def build_callback(version: int, keep: bool) -> Any:
             write_i64(state + 8 * VERSION, version)
         return 0
 
-    compiled = numba.cfunc(types.uint8(types.int64, types.uint8, types.int64), cache=keep)(
-        named_by(version, before_attention)
-    )
-    callback = ctypes.cast(compiled.address, llama().ggml_backend_sched_eval_callback)
-    callback.compiled = compiled  # keeps its code
-    return callback
+    signature = types.uint8(types.int64, types.uint8, types.int64)
+    return as_callback(numba.cfunc(signature, cache=keep)(named_by(version, before_attention)))
 
 
 def kernel_row(k_type: str, v_type: str, d_k: int, d_v: int, few: int, many: int) -> npt.NDArray[np.int64]:

@@ -14,8 +14,7 @@ from llvmlite import ir
 from numba import types
 
 from yarn_edge.attention.vectors import I8, I64, Emitter, operation, read_i64
-from yarn_edge.runtime.compiled_code import from_cache, named_by
-from yarn_edge.runtime.llama_api import llama
+from yarn_edge.runtime.compiled_code import as_callback, from_cache, named_by
 
 
 def _call(emit: Emitter, function: Any, address: Any, asking: Any, user_data: Any) -> Any:
@@ -50,9 +49,5 @@ def _build(version: int, keep: bool) -> Any:
                 return 1
         return 0
 
-    compiled = numba.cfunc(types.uint8(types.int64, types.uint8, types.int64), cache=keep)(
-        named_by(version, each_in_turn)
-    )
-    callback = ctypes.cast(compiled.address, llama().ggml_backend_sched_eval_callback)
-    callback.compiled = compiled  # keeps its code
-    return callback
+    signature = types.uint8(types.int64, types.uint8, types.int64)
+    return as_callback(numba.cfunc(signature, cache=keep)(named_by(version, each_in_turn)))

@@ -15,9 +15,8 @@ from numba import carray, types
 
 from yarn_edge.graph import rope_edit
 from yarn_edge.graph.rope_edit import HEAD, N_ROWS, OP, ROW_WIDTH, VERSION
-from yarn_edge.runtime.compiled_code import from_cache, named_by
+from yarn_edge.runtime.compiled_code import as_callback, from_cache, named_by
 from yarn_edge.runtime.ggml import TensorStruct
-from yarn_edge.runtime.llama_api import llama
 
 _BYTES = ctypes.sizeof(TensorStruct)
 _OP = TensorStruct.op.offset // 4
@@ -27,12 +26,8 @@ _edit_node = numba.njit(FunctionType(rope_edit.edit_node.__code__, {**vars(rope_
 
 def compiled_callback() -> Any:
     """The callback as llama.cpp takes it; its user data is the address of the state of `rope_edit`."""
-    made = from_cache(
-        _compiled, sources=(__file__, str(rope_edit.__file__)), name="the positions callback", takes="2 s"
-    )
-    callback = ctypes.cast(made.address, llama().ggml_backend_sched_eval_callback)
-    callback.compiled = made  # keeps its code
-    return callback
+    sources = __file__, str(rope_edit.__file__)
+    return as_callback(from_cache(_compiled, sources=sources, name="the positions callback", takes="2 s"))
 
 
 def _compiled(version: int, keep: bool) -> Any:

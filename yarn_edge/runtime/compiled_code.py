@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import threading
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any
 
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml import TensorStruct
+from yarn_edge.runtime.llama_api import llama
 from yarn_edge.signals import deferred_ctrl_c
 
 _NOTICE_S = 3.0
@@ -43,6 +45,13 @@ def named_by(version: int, function: Callable[..., Any]) -> Callable[..., Any]:
     """
     function.__qualname__ = f"{function.__name__}_{version:x}"
     return function
+
+
+def as_callback(compiled: Any) -> Any:
+    """A Numba cfunc as llama.cpp takes it for cb_eval, which keeps its code."""
+    callback = ctypes.cast(compiled.address, llama().ggml_backend_sched_eval_callback)
+    callback.compiled = compiled
+    return callback
 
 
 def _version_of(what: Any, sources: Iterable[str]) -> int:

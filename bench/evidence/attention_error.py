@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from yarn_edge.attention.compiled import kernel_of
 from yarn_edge.attention.kernel_shapes import kernel_shapes, work_floats
-from yarn_edge.attention.node import DATA, PARAMS, SCALE_AT
+from yarn_edge.attention.node import DATA, PARAMS, give_to_kernel
 from yarn_edge.attention.work import WorkArea
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import count
@@ -75,7 +75,7 @@ class _Errors(GraphTap):
         """Our kernel's result for a copy of the node."""
         copied = np.frombuffer(ctypes.string_at(address, _BYTES), np.uint8).copy()
         result = np.zeros_like(like)
-        copied[SCALE_AT : SCALE_AT + 4] = copied[PARAMS : PARAMS + 4]
+        give_to_kernel(copied.ctypes.data, self._kernel.address, self._area.address)
         copied[DATA : DATA + 8].view(np.int64)[0] = result.ctypes.data
         self._kernel.ctypes(copied.ctypes.data, 0, 1, self._area.address)
         return result

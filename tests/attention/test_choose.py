@@ -13,6 +13,7 @@ from yarn_edge.attention import choose
 from yarn_edge.attention.heads import HeadShape, head_shapes
 from yarn_edge.attention.kernel_shapes import KERNEL_TYPES, no_kernels
 from yarn_edge.attention.policy import choose_attention
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context_settings import ContextSettings
@@ -154,3 +155,16 @@ def test_every_type_with_a_kernel_can_be_read() -> None:
     from yarn_edge.attention.cache_rows import CACHE_TYPES
 
     assert {name: kind.floats for name, kind in CACHE_TYPES.items()} == KERNEL_TYPES
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_kernel_that_computes_wrongly_is_left_alone(
+    file: GGUFFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(_shape: object) -> None:
+        raise YarnEdgeError("the compiled attention kernel is wrong")
+
+    monkeypatch.setattr(choose, "kernel_of", wrong)
+    choose._say_missing.cache_clear()
+    assert choose.fastest_attention(LONG, file) == "ggml"
+    assert "the compiled attention kernel is wrong" in capsys.readouterr().err

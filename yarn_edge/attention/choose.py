@@ -7,9 +7,9 @@ import platform
 from functools import cache
 from pathlib import Path
 
-from yarn_edge.attention.compiled import why_not_compiled
+from yarn_edge.attention.compiled import kernel_of, why_not_compiled
 from yarn_edge.attention.heads import HeadShape, head_shapes
-from yarn_edge.attention.kernel_shapes import no_kernels
+from yarn_edge.attention.kernel_shapes import kernel_shapes, no_kernels
 from yarn_edge.cache_folder import user_cache_folder
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
@@ -35,10 +35,14 @@ def fastest_attention(settings: ContextSettings, file: GGUFFile) -> Attention:
         return "ggml"
     try:
         times = [_times(settings.kv_type, heads) for heads in head_shapes(file)]
-    except Exception as error:  # whatever Numba and LLVM raise
+        best = best_of(times)
+        if best != "ggml":
+            for _, shape in kernel_shapes(file, settings.kv_type):
+                kernel_of(shape)
+    except Exception as error:  # whatever Numba and LLVM raise; a kernel that computes wrongly
         _say_missing(f"{type(error).__name__}: {error}".splitlines()[0])
         return "ggml"
-    return best_of(times)
+    return best
 
 
 def best_of(times: list[Times]) -> Attention:

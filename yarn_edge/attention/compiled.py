@@ -44,16 +44,22 @@ def why_not_compiled() -> str | None:
 
 @cache
 def kernel_of(shape: KernelShape) -> Any:
-    """The kernel for a shape, a cfunc. Raises whatever Numba raises."""
+    """The kernel for a shape, a cfunc, once it has computed what NumPy does (`self_check`).
+
+    Raises whatever Numba raises, and YarnEdgeError if it computes something else.
+    """
     from yarn_edge.attention.kernel import build_kernel
+    from yarn_edge.attention.self_check import check_attention
     from yarn_edge.attention.vectors import WIDTH
 
     def made(shape: KernelShape, _width: int, version: int, keep: bool) -> Any:
         return build_kernel(shape, version, keep)
 
-    return from_cache(
+    kernel = from_cache(
         made, shape, WIDTH, sources=_SOURCES, name=f"attention for {shape.k_type} and heads of {shape.d_k}", takes="8 s"
     )
+    check_attention(kernel, shape)
+    return kernel
 
 
 @cache

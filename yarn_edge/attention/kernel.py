@@ -24,22 +24,18 @@ from yarn_edge.runtime.compiled_code import named_by
 
 
 def build_kernel(shape: KernelShape, version: int, keep: bool) -> Any:
-    """The kernel: a Numba cfunc (dst, ith, nth, work area). keep: use Numba's cache, with `version` as a part of the key.
+    """The kernel: a Numba cfunc (dst, ith, nth, work area). keep: use Numba's cache, under a name with `version` in it.
 
     It checks nothing: `yarn_edge.attention.node` says what may be given to it. Raises whatever Numba raises.
     """
-    made = _entry(version)
     named = {**globals(), "_attend": _attention(shape)}  # a global: Numba's cache looks at what a closure holds
-    kernel = FunctionType(made.__code__, named, made.__name__, None, made.__closure__)
+    kernel = FunctionType(_kernel.__code__, named, "kernel")
     signature = types.void(types.int64, types.int32, types.int32, types.int64)
     return numba.cfunc(signature, cache=keep, error_model="numpy")(named_by(version, kernel))
 
 
-def _entry(version: int) -> Any:
-    def kernel(dst: int, ith: int, nth: int, work: int) -> None:
-        _attend(dst, ith, nth, work, version)
-
-    return kernel
+def _kernel(dst: int, ith: int, nth: int, work: int) -> None:
+    _attend(dst, ith, nth, work)
 
 
 _attend: Any = None  # of the shape that is being compiled
@@ -51,7 +47,7 @@ def _attention(shape: KernelShape) -> Any:
     few, many = few_queries(shape, blocks, weights_of), many_queries(shape, blocks, weights_of)
 
     @part_for(shape)
-    def attend(dst: int, ith: int, nth: int, work: int, _version: int) -> None:
+    def attend(dst: int, ith: int, nth: int, work: int) -> None:
         node, scratch = read_node(dst), read_i64(work + SCRATCH) + ith * read_i64(work + SCRATCH_BYTES)
         if node.queries <= FEW:
             few(node, nth, work, scratch)

@@ -6,9 +6,12 @@ function. The scale moves to a place after them. Other nodes stay as they are, a
 
 from __future__ import annotations
 
+import ctypes
 from typing import NamedTuple
 
-from yarn_edge.runtime.ggml import TensorStruct
+import numpy as np
+
+from yarn_edge.runtime.ggml import TensorStruct, op_number
 
 NE, NB, SRC, DATA, OP = (getattr(TensorStruct, name).offset for name in ("ne", "nb", "src", "data", "op"))
 PARAMS = TensorStruct.op_params.offset
@@ -23,3 +26,13 @@ class KernelShape(NamedTuple):
     v_type: str
     d_k: int
     d_v: int
+
+
+def give_to_kernel(address: int, kernel: int, work: int) -> None:
+    """Make the node at `address` one that ggml's threads give to the kernel with this address (`takeover` does so in a graph)."""
+    node = np.ctypeslib.as_array((ctypes.c_uint8 * ctypes.sizeof(TensorStruct)).from_address(address))
+    node[SCALE_AT : SCALE_AT + 4] = node[PARAMS : PARAMS + 4]
+    node[FUNCTION_AT : FUNCTION_AT + 8].view(np.int64)[0] = kernel
+    node[TASKS_AT : TASKS_AT + 4].view(np.int32)[0] = -1
+    node[WORK_AT : WORK_AT + 8].view(np.int64)[0] = work
+    node[OP : OP + 4].view(np.int32)[0] = op_number(b"CUSTOM")

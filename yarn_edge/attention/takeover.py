@@ -24,8 +24,8 @@ from yarn_edge.runtime.compiled_code import as_callback, named_by
 
 # The state, int64: HEAD values, then a row of ROW_WIDTH for each kernel: types of K and V, bytes of a block of each, floats of a
 # head of each, the addresses for FEW queries and for more (0: ggml is faster).
-(VERSION, FLASH_OP, CUSTOM_OP, WORK, SCRATCH_ROOM, PARTIALS_ROOM, TAKEN, LEFT, REASON, N_KERNELS) = range(10)
-HEAD, ROW_WIDTH = 10, 8
+(FLASH_OP, CUSTOM_OP, WORK, SCRATCH_ROOM, PARTIALS_ROOM, TAKEN, LEFT, REASON, N_KERNELS) = range(9)
+HEAD, ROW_WIDTH = 9, 8
 REASONS = (
     "",
     "its cache types or head sizes have no kernel",
@@ -143,12 +143,11 @@ def _take_over(dst: int, state: int) -> None:
 
 
 def build_callback(version: int, keep: bool) -> Any:
-    """The callback as llama.cpp takes it; its user data is the address of the state. See `kernel.build` for the arguments."""
+    """The callback as llama.cpp takes it; its user data is the address of the state. See `build_kernel` for the arguments."""
 
     def before_attention(address: int, asking: int, state: int) -> int:
         if asking and read_i32(address + OP) == read_i64(state + 8 * FLASH_OP):
             _take_over(address, state)
-            write_i64(state + 8 * VERSION, version)
         return 0
 
     signature = types.uint8(types.int64, types.uint8, types.int64)

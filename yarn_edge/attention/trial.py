@@ -11,11 +11,11 @@ import numpy as np
 
 from yarn_edge.attention.compiled import kernel_of
 from yarn_edge.attention.heads import HeadShape
-from yarn_edge.attention.node import FUNCTION_AT, OP, PARAMS, SCALE_AT, TASKS_AT, WORK_AT, KernelShape
+from yarn_edge.attention.node import KernelShape, give_to_kernel
 from yarn_edge.attention.work import WorkArea, partials_floats, scratch_floats
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime import ggml
-from yarn_edge.runtime.ggml import TYPE_F32, TensorStruct, cpu_device, function, op_number, started, tensor_context
+from yarn_edge.runtime.ggml import TYPE_F32, cpu_device, function, started, tensor_context
 from yarn_edge.runtime.kv_cache import KV_TYPES, UNQUANTIZED, kv_types
 
 CELLS, FEW_QUERIES, MANY_QUERIES = 2048, 1, 64
@@ -41,7 +41,12 @@ def attention_times(kv_type: str, heads: HeadShape, queries: int) -> dict[str, f
             scratch_floats(heads.d_k, heads.d_v, heads.query, heads.kv),
             partials_floats(heads.d_v, heads.query, 1, CELLS),
         )
-        times["fast"] = _timed(backend, kinds, heads, queries, _flash, lambda node: _take(node, shape, area))
+        kernel = kernel_of(shape).address
+
+        def take(node: Any) -> None:
+            give_to_kernel(ctypes.addressof(node.contents), kernel, area.address)
+
+        times["fast"] = _timed(backend, kinds, heads, queries, _flash, take)
     return times
 
 
@@ -117,14 +122,3 @@ def _fill(tensor: Any) -> None:
     else:
         values = np.zeros(n_bytes, np.uint8)
     function("ggml_backend_tensor_set")(tensor, values.ctypes.data, 0, n_bytes)
-
-
-def _take(node: Any, shape: KernelShape, area: WorkArea) -> None:
-    """Give the node to our kernel (`takeover` does so in a graph of llama.cpp)."""
-    raw = (ctypes.c_uint8 * ctypes.sizeof(TensorStruct)).from_address(ctypes.addressof(node.contents))
-    words = np.ctypeslib.as_array(raw)
-    words[SCALE_AT : SCALE_AT + 4] = words[PARAMS : PARAMS + 4]
-    words[FUNCTION_AT : FUNCTION_AT + 8].view(np.int64)[0] = kernel_of(shape).address
-    words[TASKS_AT : TASKS_AT + 4].view(np.int32)[0] = -1
-    words[WORK_AT : WORK_AT + 8].view(np.int64)[0] = area.address
-    words[OP : OP + 4].view(np.int32)[0] = op_number(b"CUSTOM")

@@ -36,15 +36,13 @@ def chain_callback() -> Any:
 def chain_state(callbacks: Sequence[tuple[Any, int]]) -> npt.NDArray[np.int64]:
     """callbacks: each with its user data."""
     pairs = [(ctypes.cast(callback, ctypes.c_void_p).value or 0, data) for callback, data in callbacks]
-    return np.array([0, len(pairs), *(value for pair in pairs for value in pair)], np.int64)
+    return np.array([len(pairs), *(value for pair in pairs for value in pair)], np.int64)
 
 
 def _build(version: int, keep: bool) -> Any:
     def each_in_turn(address: int, asking: int, state: int) -> int:
-        if version == 0:
-            return 0
-        for i in range(read_i64(state + 8)):
-            pair = state + 16 * (i + 1)
+        for i in range(read_i64(state)):
+            pair = state + 8 + 16 * i
             if _call_at(read_i64(pair), address, asking, read_i64(pair + 8)):
                 return 1
         return 0

@@ -14,7 +14,7 @@ import numpy as np
 from numba import carray, types
 
 from yarn_edge.graph import rope_edit
-from yarn_edge.graph.rope_edit import HEAD, N_ROWS, OP, ROW_WIDTH, VERSION
+from yarn_edge.graph.rope_edit import HEAD, N_ROWS, OP, ROW_WIDTH
 from yarn_edge.runtime.compiled_code import as_callback, from_cache, named_by
 from yarn_edge.runtime.ggml import TensorStruct
 
@@ -31,15 +31,12 @@ def compiled_callback() -> Any:
 
 
 def _compiled(version: int, keep: bool) -> Any:
-    """version: changes with the code, for Numba looks at this file alone when it reads its cache."""
-
     def before_node(address: Any, asking: int, user_data: Any) -> int:
         if not asking:
             return 0
         words, head = carray(address, _BYTES // 4, np.int32), carray(user_data, HEAD, np.int64)
         if words[_OP] != head[OP]:
             return 0
-        head[VERSION] = version
         state = carray(user_data, HEAD + head[N_ROWS] * ROW_WIDTH, np.int64)
         longs, characters = carray(address, _BYTES // 8, np.int64), carray(address, _BYTES, np.int8)
         return 0 if _edit_node(words, longs, characters, state, False) else 1

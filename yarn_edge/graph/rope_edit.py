@@ -10,8 +10,8 @@ from typing import Any
 
 from yarn_edge.runtime.ggml import TensorStruct
 
-HEAD, ROW_WIDTH = 8, 7
-COUNT, ERROR, FOUND, EXPECTED, VERSION, OP, N_ROWS = 0, 1, 2, 3, 5, 6, 7  # of the head
+HEAD, ROW_WIDTH = 6, 7
+COUNT, ERROR, FOUND, EXPECTED, OP, N_ROWS = range(HEAD)
 _ONE = 0x3F800000  # the bits of 1.0
 # ggml.h: struct ggml_tensor, in units of the views; op_params as ggml_rope_impl fills them (ggml.c)
 _PARAMS, _TABLE, _NAME = TensorStruct.op_params.offset // 4, TensorStruct.src.offset // 8 + 2, TensorStruct.name.offset

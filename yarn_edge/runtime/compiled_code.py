@@ -20,8 +20,8 @@ _NOTICE_S = 3.0
 def from_cache(build: Callable[..., Any], *what: Any, sources: Iterable[str], name: str, takes: str) -> Any:
     """`build(*what, version, keep)`, with keep for Numba's cache; without it if the cache cannot be used (no folder, a full disk, …).
 
-    version: changes with `what`, with the files `sources` and with the layout of a node; build must put it into the closure of
-    the outermost function, which is all that Numba looks at when it reads its cache. name, takes: for a note, such as "8 s".
+    version: changes with `what`, with the files `sources` and with the layout of a node; build must put it into the name of the
+    outermost function (`named_by`), which is all that Numba looks at when it reads its cache. name, takes: for a note, such as "8 s".
     """
     version = _version_of(what, sources)
     notice = threading.Timer(_NOTICE_S, note, (f"compiling {name}, which is needed once: about {takes}",))

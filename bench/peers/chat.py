@@ -4,8 +4,8 @@
 
 The second question is asked in the same conversation. "Restarted" is a whole process of `yarn-edge chat --cache`, from its start to
 the first byte of its answer, with an empty folder and with the one that it left. Generation is compared with llama-bench (in --peer
-DIR) at the same depth: with its defaults, and without flash attention, as `chat` runs. Drafts: parts of the document are copied, with
-drafts and without, from a prompt that holds the part and a first copy of it.
+DIR) at the same depth: with its defaults, and without flash attention. Drafts: parts of the document are copied, with drafts and
+without, from a prompt that holds the part and a first copy of it, behind --copy-depth tokens of the document's beginning.
 """
 
 from __future__ import annotations
@@ -104,20 +104,22 @@ def restarted(args: argparse.Namespace, document: str, ctx: int) -> dict[str, An
 def copying(args: argparse.Namespace, document: str) -> dict[str, Any]:
     """A text and a copy of it are continued as a second copy, without drafts and with them; for several places of the document."""
     places = []
+    before = document_of(args.model, args.text, args.copy_depth) if args.copy_depth else ""
     for number in range(PLACES):
         start = number * (len(document) - args.copy_chars) // PLACES
         part = document[start : start + args.copy_chars]
-        prompt = "\n\nThe same text, word for word:\n\n".join((part, part, part[: len(part) // 8]))
-        copies: dict[str, dict[str, Any]] = {lookup: _copied(args, prompt, lookup) for lookup in LOOKUPS}
+        prompt = before + "\n\nThe same text, word for word:\n\n".join((part, part, part[: len(part) // 8]))
+        with tempfile.TemporaryDirectory(prefix="yarn-edge-") as cache:
+            copies: dict[str, dict[str, Any]] = {way: _copied(args, prompt, way, Path(cache)) for way in LOOKUPS}
         same = len({copy.pop("text") for copy in copies.values()}) == 1
         places.append({**copies, "same": same, "ratio": copies["on"]["tok_per_s"] / copies["off"]["tok_per_s"]})
     ratios = [place["ratio"] for place in places]
     return {"places": places, "same": all(place["same"] for place in places), "ratio": statistics.median(ratios)}
 
 
-def _copied(args: argparse.Namespace, prompt: str, lookup: Lookup) -> dict[str, Any]:
-    wanted = Wanted("cpu", args.copy_ctx, "f16", threads=args.threads)
-    with opened(args.model, wanted, EngineSettings(lookup=lookup)) as one:
+def _copied(args: argparse.Namespace, prompt: str, lookup: Lookup, cache: Path) -> dict[str, Any]:
+    wanted = Wanted("cpu", args.copy_ctx + args.copy_depth, "f16", threads=args.threads)
+    with opened(args.model, wanted, EngineSettings(cache, lookup=lookup)) as one:
         tokens = one.context.model.tokenize(prompt, add_special=False, parse_special=False)
         text = "".join(one.generate(tokens, GREEDY, args.copy_tokens))
         if one.stats is None or one.stats.tok_per_s is None:
@@ -142,6 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--copy-tokens", type=some, default=200, metavar="N", help="tokens of a copy (default: 200)")
     add("--copy-ctx", type=length, default=4096, metavar="N", help="context for copying, in tokens (default: 4096)")
+    add("--copy-depth", type=length, default=0, metavar="N", help="tokens before the text that is copied (default: 0)")
     add("--copy-only", action="store_true", help="measure only the copies")
     add("--peer", type=Path, metavar="DIR", help="folder with llama-bench")
 

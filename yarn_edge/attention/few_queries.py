@@ -20,8 +20,7 @@ from yarn_edge.attention.vectors import WIDTH, exponential, read_f32, read_i64, 
 from yarn_edge.attention.work import DONE, NEXT, PARTIALS, TILE
 
 _RUNS = 4  # of neighbouring spans, for each thread
-# Rows that read values of 16 bits where they are; more, or a quantized cache, read them once into a buffer of floats.
-_STRAIGHT_ROWS = 8
+_STRAIGHT_ROWS = 8  # rows that read values where they are; more read them once into a buffer of floats
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -95,7 +94,6 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         blocks.fetch_lines,
     )
     k_bytes, v_bytes = CACHE_TYPES[shape.k_type].row_bytes(d_k), CACHE_TYPES[shape.v_type].row_bytes(d_v)
-    straight_rows = 0 if CACHE_TYPES[shape.v_type].quantized else _STRAIGHT_ROWS
     straight, buffered = (
         _weighing(shape, "_cells", blocks.weigh_cells),
         _weighing(shape, "_floats", blocks.weigh_floats),
@@ -131,7 +129,7 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         ahead = v + TILE * node.v1 + head * (TILE * v_bytes)
         v += head * node.v2
         fetch_lines(ahead + TILE * LINE * (v_bytes // LINE), -(-TILE * (v_bytes % LINE) // LINE))
-        if rows <= straight_rows:
+        if rows <= _STRAIGHT_ROWS:
             straight(scores, v, node.v1, a, rows, ahead)
         else:
             for j in range(TILE):

@@ -140,6 +140,7 @@ class ComparisonOutcome:
     base_mean: Mean
     protocol: str
     ctx: int
+    attention: str
     models: list[CandidateFigures]
     seconds: float
     forward_s: float
@@ -161,6 +162,7 @@ class ComparisonOutcome:
             base_mean=mean_of(np.concatenate(measured[0].of_windows("base_nll"))),
             protocol=settings.protocol,
             ctx=ctx,
+            attention=comparison.attention,
             models=[figures_of(comparison, candidate, width) for candidate in measured],
             seconds=comparison.seconds,
             forward_s=comparison.base_forward_s + sum(o.forward_s for o in comparison.outcomes),
@@ -177,6 +179,7 @@ class ComparisonOutcome:
             "base_ppl_stderr": self.base_mean.perplexity_stderr,
             "protocol": self.protocol,
             "ctx": self.ctx,
+            "attention": self.attention,
             "models": [asdict(figures) for figures in self.models],
             "seconds": self.seconds,
             "forward_s": self.forward_s,
@@ -194,7 +197,8 @@ class ComparisonOutcome:
 
     def _summary(self) -> list[str]:
         sentences = [
-            f"{self.models[0].n_tokens} tokens, protocol {self.protocol}, context {self.ctx}; {self.seconds:.0f} s, "
+            f"{self.models[0].n_tokens} tokens, protocol {self.protocol}, context {self.ctx}, {self.attention} attention; "
+            f"{self.seconds:.0f} s, "
             f"{self.seconds / self.forward_s:.2f} times the forward passes"
         ]
         if self.base_on_disk is not None:

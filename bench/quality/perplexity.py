@@ -89,7 +89,7 @@ def score_text(
                 kept.finish(scores)
             except YarnEdgeError as error:
                 ended = error
-        return ScoredText(scores, ctx, model.n_ctx_train, ended)
+        return ScoredText(scores, ctx, model.n_ctx_train, batch.attention, ended)
 
 
 def _score_rest(

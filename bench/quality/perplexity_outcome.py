@@ -19,11 +19,13 @@ from .text_settings import TextSettings
 
 @dataclass(frozen=True)
 class ScoredText:
-    """What was scored. ctx: tokens per window; trained: context that the model declares; ended: what ended the run early."""
+    """What was scored. ctx: tokens per window; trained: context that the model declares; attention: which one computed it; ended: what
+    ended the run early."""
 
     scores: Scores
     ctx: int
     trained: int
+    attention: str
     ended: BaseException | None = None
 
 
@@ -118,6 +120,7 @@ class PerplexityOutcome:
             "kv_type": self.variant.kv_type,
             "protocol": protocol,
             "ctx": self.scored.ctx,
+            "attention": self.scored.attention,
             "stride": self.settings.stride if protocol == "sliding" else None,
             "n_tokens": figures.total.n,
             "n_windows": len(scores.windows),
@@ -150,7 +153,7 @@ class PerplexityOutcome:
         speed = "" if not self.tok_per_s else f", {self.tok_per_s:.0f} tok/s"
         said = [
             f"perplexity {total.perplexity:.4f} ± {total.perplexity_stderr:.4f} over {total.n} tokens "
-            f"(protocol {protocol}, context {self.scored.ctx}, {self.variant.kv_type} cache{speed})"
+            f"(protocol {protocol}, context {self.scored.ctx}, {self.variant.kv_type} cache, {self.scored.attention} attention{speed})"
         ]
         if protocol == "sliding":
             said.append(f"with each window counted equally, as in the paper's code: {self.figures.by_window:.4f}")

@@ -43,13 +43,15 @@ class CandidateOutcome:
 
 @dataclass
 class ModelComparison:
-    """Everything measured. base_forward_s: seconds of evaluating the base; seconds: of everything; kept_bytes, kept_rows: of the base
-    on disk; loss: for each candidate, (mean divergence from what was stored, from the whole distributions); ended: what stopped it.
+    """Everything measured. attention: of all runs. base_forward_s: seconds of evaluating the base; seconds: of everything. kept_bytes,
+    kept_rows: of the base on disk; loss: for each candidate, (mean divergence from what was stored, from the whole distributions).
+    ended: what stopped it.
     """
 
     windows: Sequence[Window]
     base: Variant
     outcomes: list[CandidateOutcome]
+    attention: str = ""
     base_forward_s: float = 0.0
     seconds: float = 0.0
     kept_bytes: int = 0
@@ -110,6 +112,7 @@ def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, a
         rows = stack.enter_context(Rows(threads or physical_threads()))
         models = stack.enter_context(models_of(variants))
         settings = shared_settings(models, variants, n_ctx, threads, attention)
+        comparison.attention = settings[0].attention
         contexts = [stack.enter_context(open_context(m, s)) for m, s in zip(models, settings, strict=True)]
         stack.enter_context(stoppable(*contexts))
         advance = stack.enter_context(bar(f"Comparing {len(contexts)} runs", total, "tokens"))
@@ -157,6 +160,7 @@ def one_after_the_other(
             check_finite(kept.add(batch, rows), window, batch.first, comparison.base.path)
 
         base, *others = _settings_alone(variants, n_ctx, threads, attention)
+        comparison.attention = base.attention
         comparison.base_forward_s = _alone(comparison.base, comparison, base, keep, lambda: None)
         comparison.kept_bytes, comparison.kept_rows = kept.n_bytes, kept.n_rows
         note(f"the base's distributions of {kept.n_rows} tokens take {kept.n_bytes / 1e6:.0f} MB on disk")

@@ -212,5 +212,6 @@ def run(args: argparse.Namespace) -> int:
         write_text("".join(f"{one_line(change, 2000)}\n" for change in changes or ["no key had to change"]))
     for path in outputs:
         note(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    note(f"to prove it: yarn-edge verify {outputs[0]}")
+    against = f" --against {args.checkpoint}" if args.checkpoint else ""
+    note(f"to prove it: yarn-edge verify {outputs[0]}{against}")
     return 0

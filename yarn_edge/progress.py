@@ -1,4 +1,4 @@
-"""Progress on stderr for everything a user waits for; none if stderr is not a terminal, or with --quiet.
+"""Progress on stderr for everything a user waits for: bars on a terminal, a line now and then in a log, nothing with --quiet.
 
 rich draws the bars. This module decides when, so that no caller has to.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
@@ -22,6 +23,7 @@ class Advance(Protocol):
     def __call__(self, amount: float, what: str = "") -> None: ...
 
 
+_LINE_S = 60.0  # seconds between lines where there is no terminal
 _quiet = False
 _showing = False
 
@@ -49,11 +51,18 @@ def show(text: str) -> None:
 def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
     """A progress bar with rate and time left. Yields `advance(amount)`; amounts are in `unit`.
 
-    Inside another bar nothing is drawn: the user waits for the outer one.
+    Inside another bar nothing is drawn: the user waits for the outer one. Without a terminal, a line a minute says how far it is.
     """
     global _showing
-    if _quiet or _showing or not sys.stderr.isatty():
+    if _quiet or _showing:
         yield lambda _amount, _what="": None
+        return
+    if not sys.stderr.isatty():
+        _showing = True
+        try:
+            yield _lines(one_line(label, 80), total)
+        finally:
+            _showing = False
         return
     from rich.console import Console
     from rich.progress import (
@@ -94,3 +103,21 @@ def bar(label: str, total: float, unit: Unit = "steps") -> Iterator[Advance]:
             yield advance
     finally:
         _showing = False
+
+
+def _lines(label: str, total: float) -> Advance:
+    """For a log: a line a minute."""
+    began = told = time.monotonic()
+    done = 0.0
+
+    def advance(amount: float, what: str = "") -> None:
+        nonlocal told, done
+        done += amount
+        now = time.monotonic()
+        if now - told >= _LINE_S and 0 < done < total:
+            told = now
+            left = (now - began) * (total / done - 1)
+            described = f"{label}: {one_line(what, 40)}" if what else label
+            note(f"{described}: {done / total:.0%} after {now - began:.0f} s, about {left:.0f} s left")
+
+    return advance

@@ -44,10 +44,12 @@ from .families.architectures import (
     language_config,
     model_sizes,
 )
-from .families.rows import Architecture, ModelSizes, TensorRow
+from .families.rows import Architecture, TensorRow
+from .families.sizes import ModelSizes
 from .file_plan import Source
-from .model_tensors import check_counts, language_model, match_tensors, source_tensor
+from .model_tensors import check_counts, language_model, match_tensors, without_prediction
 from .one_pass import SourceTensor
+from .row_reader import source_tensor
 from .vocab import Vocabulary, read_vocabulary
 from .vocab_proof import UnprovedTokenizer, prove, remembered
 
@@ -98,13 +100,13 @@ def plan_conversion(
     """
     checkpoint = open_checkpoint(folder)
     row, wrapper = architecture_of(checkpoint.config)
-    checkpoint = language_model(checkpoint, wrapper)
+    config = language_config(checkpoint.config, wrapper)
+    checkpoint = without_prediction(language_model(checkpoint, wrapper), row, config)
     for text in checkpoint.notes:
         note(text)
     positions = read_positions(checkpoint.config, overrides)
     for text in positions.assumptions:
         note(f"note: {text}")
-    config = language_config(checkpoint.config, wrapper)
     scaling, rope_plan = _planned(row, config, positions, planner)
     if rope_plan.message:
         note(rope_plan.message)

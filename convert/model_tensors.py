@@ -1,28 +1,24 @@
-"""A checkpoint's tensors as the rows of its family want them: every one is used, of the right shape, and read slice by slice."""
+"""A checkpoint's tensors as the rows of its family want them: every one is used, and of the right shape."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from yarn_edge.checkpoint.config_file import ConfigFile
+from yarn_edge.checkpoint.config_file import ConfigFile, is_whole, shown
+from yarn_edge.checkpoint.layers import MAX_LAYERS
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
-from yarn_edge.runtime.ggml_types import type_named
 
-from .checkpoint import DTYPES, Checkpoint, Tensor, same_values, to_float32
+from .checkpoint import Checkpoint, Tensor, same_values
 from .families.architectures import tensor_rows, unknown_tensor
-from .families.rows import Architecture, ModelSizes, TensorRow, Wrapper, interleave
-from .one_pass import SourceTensor
+from .families.rows import Architecture, TensorRow, Wrapper
+from .families.sizes import ModelSizes
 
-_BAND_BYTES = 1 << 16  # transposed from the cache: at 4.2 GB/s, with a whole expert at 1.2 (2048 x 1536 in BF16)
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -51,6 +47,22 @@ def language_model(checkpoint: Checkpoint, wrapper: Wrapper | None) -> Checkpoin
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
 
 
+def without_prediction(checkpoint: Checkpoint, row: Architecture, config: ConfigFile) -> Checkpoint:
+    """The checkpoint without tensors that predict further tokens, with a note about them."""
+    if not row.prediction and not row.prediction_layers:
+        return checkpoint
+    n_layer, key = config.required_integer("num_hidden_layers"), row.prediction_layers
+    n = config.values.get(key) or 0
+    if not is_whole(n) or not 0 <= n <= MAX_LAYERS:
+        raise config.error(key, f"is {shown(n)}, expected a whole number from 0 to {MAX_LAYERS}")
+    starts = (*row.prediction, *(f"model.layers.{n_layer + i}." for i in range(int(n))))
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(starts)}
+    if len(kept) == len(checkpoint.tensors):
+        return checkpoint
+    text = f"note: left out: {len(checkpoint.tensors) - len(kept)} tensors of layers that predict further tokens"
+    return replace(checkpoint, tensors=kept, notes=(*checkpoint.notes, text))
+
+
 def check_counts(checkpoint: Checkpoint, row: Architecture, config: ConfigFile) -> None:
     """Raise YarnEdgeError for more layers or experts than the tensors can be for, before a name is made for each.
 
@@ -59,7 +71,8 @@ def check_counts(checkpoint: Checkpoint, row: Architecture, config: ConfigFile) 
     tensors = checkpoint.tensors
     longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
     limits = {"num_hidden_layers": (len(tensors), f"it has {len(tensors)} tensors")}
-    limits |= dict.fromkeys(row.sizes.get("experts", ()), (longest, f"no dimension of a tensor is above {longest}"))
+    experts = row.sizes["experts"].keys if "experts" in row.sizes else ()
+    limits |= dict.fromkeys(experts, (longest, f"no dimension of a tensor is above {longest}"))
     for key, (limit, why) in limits.items():
         count = config.integer(key)
         if count is not None and count > limit:
@@ -157,59 +170,3 @@ def _check_inv_freq(checkpoint: Checkpoint, tensor: Tensor, scaling: RopeScaling
     raise YarnEdgeError(
         f"{checkpoint.path}: {tensor.name} holds other frequencies than config.json describes (rope_theta, RoPE scaling)"
     )
-
-
-def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> SourceTensor:
-    """The tensor of a row, as the pipeline reads it: its sources one after another, of each the row's part."""
-    sources = [checkpoint.tensors[name] for name in row.sources(sizes)]
-    on_disk = row.disk_shape(sizes)
-    index, parts = row.part
-    *stack, height, width = on_disk if len(on_disk) > 1 else [1, *on_disk]
-    if row.transposed:
-        height, width = width, height
-    rows, matrices = height // parts, math.prod(stack)
-    shape = [*([len(sources)] if "{e}" in row.source else []), *stack, rows, width]
-    while len(shape) > 1 and shape[0] == 1:  # llama.cpp's quantizer drops such dimensions too
-        del shape[0]
-    dtype = sources[0].dtype
-    kind, item = type_named(dtype), DTYPES[dtype][0]
-    row_bytes = kind.row_bytes(width)
-
-    def read(first_row: int, out: npt.NDArray[np.uint8]) -> None:
-        matrix, inside = divmod(first_row, rows)
-        source, matrix = divmod(matrix, matrices)
-        at = index * rows + inside
-        if row.transposed:
-            _read_columns(sources[source], matrix * width, at, height, out.view(item))
-        else:
-            sources[source].read((matrix * height + at) * row_bytes, out.reshape(-1))
-        if row.interleaved:
-            bits = out.view(item).reshape(-1) if len(shape) == 1 else out
-            bits[:] = interleave(sizes, bits)
-
-    def read_plus_one(first_row: int, out: npt.NDArray[np.uint8]) -> None:
-        saved = np.empty((len(out), row_bytes), np.uint8)
-        read(first_row, saved)
-        out.view(np.float32)[:] = to_float32(saved.view(item), dtype) + np.float32(1)
-
-    label = f"{checkpoint.path}: tensor {row.source.replace('{e}', '*')}"
-    grain = sizes.head_dim if row.interleaved and len(shape) > 1 else 1
-    grain = rows if row.transposed else grain  # a matrix is read once
-    reader = read_plus_one if row.plus_one else read
-    return SourceTensor(
-        row.target, tuple(reversed(shape)), type_named("F32") if row.plus_one else kind, reader, label, grain
-    )
-
-
-def _read_columns(tensor: Tensor, first_row: int, first_column: int, n_columns: int, out: npt.NDArray[Any]) -> None:
-    """Fill `out`, (n, rows of a matrix), with n columns of the matrix that begins at `first_row`; its rows have n_columns values.
-
-    A band of rows is in memory at a time.
-    """
-    n, n_rows = out.shape
-    row_bytes = n_columns * out.itemsize
-    step = max(1, _BAND_BYTES // row_bytes)
-    for row in range(0, n_rows, step):
-        band = np.empty((min(step, n_rows - row), n_columns), out.dtype)
-        tensor.read((first_row + row) * row_bytes, band.reshape(-1).view(np.uint8))
-        out[:, row : row + len(band)] = band[:, first_column : first_column + n].T

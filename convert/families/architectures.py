@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from yarn_edge.checkpoint.config_file import ConfigFile, is_whole, shown
+from yarn_edge.checkpoint.config_file import MAX_INTEGER, ConfigFile, is_whole, shown
 from yarn_edge.checkpoint.dialects import head_dim
-from yarn_edge.checkpoint.families import FULL
 from yarn_edge.checkpoint.layers import sliding_layers
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.llama_rules.honoured import honoured
@@ -18,17 +17,11 @@ from yarn_edge.positions.scaling import MAX_NUMBER, RopeScaling
 
 from .dense import DENSE
 from .experts import EXPERTS
-from .rows import Architecture, Constant, ModelSizes, NumberRow, TensorRow, Wrapper
+from .rows import Architecture, Constant, NumberRow, TensorRow, Wrapper
+from .sizes import ModelSizes, Size
 from .sliding import SLIDING_WINDOWS
 
 ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *EXPERTS, *SLIDING_WINDOWS)
-# The sizes that a GGUF states besides those of every model.
-_SIZE_KEYS = {
-    "experts": "expert_count",
-    "experts_used": "expert_used_count",
-    "expert_ffn": "expert_feed_forward_length",
-    "shared_ffn": "expert_shared_feed_forward_length",
-}
 
 
 def architecture_of(config: ConfigFile) -> tuple[Architecture, Wrapper | None]:
@@ -100,7 +93,7 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     for key, constant in fixed.items():
         _check_constant(row, config, key, constant.value, constant)
     if row.windows is None:
-        _refuse_windows(config)
+        _check_layer_types(row, config)
     n_head = config.required_integer("num_attention_heads")
     sizes = ModelSizes(
         config.required_integer("num_hidden_layers"),
@@ -110,12 +103,17 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
         config.integer("num_key_value_heads") or n_head,
         head_dim(config),
         config.required_integer("vocab_size"),
-        **{name: _stated(config, keys) for name, keys in row.sizes.items()},
+        {name: _stated(row, config, size) for name, size in row.sizes.items()},
     )
-    if sizes.n_head % sizes.n_kv_head:
-        raise config.error(
-            "num_key_value_heads", f"is {sizes.n_kv_head}, which does not divide num_attention_heads, {n_head}"
-        )
+    sizes = _with_layers(row, config, sizes)
+    n_head = sizes.n_head
+    for layer in range(sizes.n_layer) if sizes.by_layer else (None,):
+        heads = sizes.in_layer(layer)
+        if heads.n_head % heads.n_kv_head:
+            raise config.error(
+                "num_key_value_heads",
+                f"is {heads.n_kv_head}, which does not divide num_attention_heads, {heads.n_head}",
+            )
     if sizes.head_dim % 2:
         raise config.error("head_dim", f"is {sizes.head_dim}: RoPE needs an even number")
     if row.width_is_heads and sizes.head_dim * sizes.n_head != sizes.hidden:
@@ -124,10 +122,9 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
             f"is {sizes.head_dim} with {n_head} heads and hidden_size {sizes.hidden}: "
             f"llama.cpp runs {row.gguf} only if heads * head_dim is the hidden size",
         )
-    if sizes.experts_used > sizes.experts:
-        raise config.error(
-            row.sizes["experts_used"][0], f"is {sizes.experts_used}, more than the {sizes.experts} experts"
-        )
+    used, experts = sizes.others.get("experts_used", 0), sizes.others.get("experts", 0)
+    if used > experts:
+        raise config.error(row.sizes["experts_used"].keys[0], f"is {used}, more than the {experts} experts")
     for key in row.constants.keys() - fixed.keys():
         constant = row.constants[key]
         _check_constant(row, config, key, constant.expected(sizes), constant)
@@ -149,19 +146,44 @@ def _check_constant(row: Architecture, config: ConfigFile, key: str, expected: A
         raise config.error(key, f"{what}: {constant.why}" if constant.why else what)
 
 
-def _stated(config: ConfigFile, keys: tuple[str, ...]) -> int:
-    """A size under whichever of its keys the config has."""
+def _stated(row: Architecture, config: ConfigFile, size: Size) -> int:
+    """A size under whichever of its keys the config has; the family's default if it has none."""
+    keys = size.keys
     given = {key: value for key in keys if (value := config.integer(key)) is not None}
     if len(set(given.values())) > 1:
         first, *others = given
         raise config.error(first, f"is {given[first]}, but {others[0]} is {given[others[0]]}: correct one of them")
-    return next(iter(given.values())) if given else config.required_integer(keys[0])
+    if given:
+        return next(iter(given.values()))
+    default = None if any(key in config.values for key in keys) else row.defaults.get(keys[0])
+    if default is None and not size.optional:
+        return config.required_integer(keys[0])
+    return int(default or 0)
 
 
-def _refuse_windows(config: ConfigFile) -> None:
+def _with_layers(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> ModelSizes:
+    """The sizes with those that the config lists by layer."""
+    by_layer: dict[str, Any] = {}
+    for name, key in row.by_layer.items():
+        numbers = config.values.get(key)
+        if numbers is None:
+            continue
+        if not isinstance(numbers, list) or len(numbers) != sizes.n_layer or not all(map(_is_size, numbers)):
+            raise config.error(key, f"is {shown(numbers)}, expected {sizes.n_layer} whole numbers, one for each layer")
+        by_layer[name] = tuple(numbers)
+    largest = {name: max(numbers) for name, numbers in by_layer.items()}
+    return replace(sizes, **largest, by_layer=by_layer)
+
+
+def _is_size(value: Any) -> bool:
+    return is_whole(value) and 0 < value <= MAX_INTEGER
+
+
+def _check_layer_types(row: Architecture, config: ConfigFile) -> None:
     types = config.values.get("layer_types")
-    if types is not None and (not isinstance(types, list) or any(t != FULL for t in types)):
-        raise config.error("layer_types", f"is {one_line(repr(types), 80)}: only full_attention can be converted")
+    if types is not None and (not isinstance(types, list) or any(t not in row.layer_types for t in types)):
+        known = " or ".join(row.layer_types)
+        raise config.error("layer_types", f"is {one_line(repr(types), 80)}: only {known} can be converted")
 
 
 def windowed_layers(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> list[bool]:
@@ -203,14 +225,14 @@ def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, c
         "block_count": sizes.n_layer,
         "context_length": context_length,
         "embedding_length": sizes.hidden,
-        "feed_forward_length": sizes.ffn,
-        "attention.head_count": sizes.n_head,
-        "attention.head_count_kv": sizes.n_kv_head,
+        "feed_forward_length": sizes.by_layer.get("ffn", sizes.ffn),
+        "attention.head_count": sizes.by_layer.get("n_head", sizes.n_head),
+        "attention.head_count_kv": sizes.by_layer.get("n_kv_head", sizes.n_kv_head),
         "attention.key_length": sizes.head_dim,
         "attention.value_length": sizes.head_dim,
         row.epsilon[1]: float(value_of(row, config, row.epsilon[0])),
         "vocab_size": sizes.vocab,
-        **{_SIZE_KEYS[name]: getattr(sizes, name) for name in row.sizes},
+        **{size.gguf: sizes.others[name] for name, size in row.sizes.items() if size.gguf and sizes.others[name]},
     }
     for number in row.numbers:
         value = _number(row, config, number)
@@ -220,7 +242,8 @@ def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, c
     if sliding:
         keys["attention.sliding_window"] = _window(row, config)
         keys["attention.sliding_window_pattern"] = sliding
-    return {f"{row.gguf}.{name}": value for name, value in keys.items()}
+    keys |= {key: value(config, sizes) if callable(value) else value for key, value in row.keys.items()}
+    return {f"{row.gguf}.{name}": value for name, value in keys.items() if value is not None}
 
 
 def _window(row: Architecture, config: ConfigFile) -> int:
@@ -252,9 +275,14 @@ def tensor_rows(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> lis
         return not condition or flag_of(row, config, key) != condition.startswith("!")
 
     rows = [r for r in row.tensors if wanted(r.when)]
+    kinds = {name: of(config, sizes) for name, of in row.layers.items()}
+
+    def stands(r: TensorRow, layer: int) -> bool:
+        return not r.layers or kinds[r.layers.removeprefix("!")][layer] != r.layers.startswith("!")
+
     whole = [r for r in rows if "{i}" not in r.source]
     per_layer = [r for r in rows if "{i}" in r.source]
-    return whole + [r.in_layer(i) for i in range(sizes.n_layer) for r in per_layer]
+    return whole + [r.in_layer(i) for i in range(sizes.n_layer) for r in per_layer if stands(r, i)]
 
 
 def unknown_tensor(source: str, name: str) -> YarnEdgeError:

@@ -16,7 +16,6 @@ from .rows import (
     SILU,
     Architecture,
     Constant,
-    ModelSizes,
     NumberRow,
     Wrapper,
     attention,
@@ -24,6 +23,7 @@ from .rows import (
     matrix,
     norm,
 )
+from .sizes import ModelSizes
 
 _NO_O_BIAS = Constant(False, "llama.cpp has no place for the bias of o_proj")
 _NO_MLP_BIAS = Constant(False, "llama.cpp has no place for the biases of the MLP")
@@ -80,13 +80,13 @@ def _all_but_every_fourth(sizes: ModelSizes) -> list[int]:
 DENSE: tuple[Architecture, ...] = (
     Architecture(
         "LlamaForCausalLM", "llama",
-        (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True),
+        (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(halves=True),
          *attention_biases(True, "attention_bias", output=True), *MLP_BIASES),
         {**DEFAULTS, "attention_bias": False, "mlp_bias": False}, SILU,
         yarn="in the config (Nous), or by flags",
     ),
     Architecture(
-        "MistralForCausalLM", "mistral", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True)),
+        "MistralForCausalLM", "mistral", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(halves=True)),
         {**DEFAULTS, "sliding_window": 4096}, SILU, window_ignored=True, yarn="in the config (Nous), or by flags",
     ),
     Architecture(
@@ -105,13 +105,13 @@ DENSE: tuple[Architecture, ...] = (
         yarn="by flags: factor 3, original context 256000",
     ),
     Architecture(
-        "Ministral3ForCausalLM", "ministral3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True)),
+        "Ministral3ForCausalLM", "ministral3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(halves=True)),
         {**DEFAULTS, "rms_norm_eps": 1e-5}, SILU, window_ignored=True,
         numbers=(NumberRow("rope_parameters.llama_4_scaling_beta", "attention.temperature_scale", zero=True),),
         wrappers=(_MISTRAL3,), yarn="in the config: factor 16, original context 16384 (Devstral 2: 64, 4096)",
     ),
     Architecture(
-        "SmolLM3ForCausalLM", "smollm3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True)),
+        "SmolLM3ForCausalLM", "smollm3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(halves=True)),
         {**DEFAULTS, "tie_word_embeddings": True},
         {**SILU, **_NO_WINDOW, "attention_bias": _NO_O_BIAS, "mlp_bias": _NO_MLP_BIAS,
          "no_rope_layers": Constant(_all_but_every_fourth, "llama.cpp leaves out RoPE in every fourth layer", optional=True),
@@ -121,7 +121,7 @@ DENSE: tuple[Architecture, ...] = (
     Architecture(
         "ArceeForCausalLM", "arcee",
         (*EMBEDDINGS, *PRE_NORMS, matrix("mlp.up_proj", "ffn_up", "ffn", "hidden"),
-         matrix("mlp.down_proj", "ffn_down", "hidden", "ffn"), *attention(interleaved=True)),
+         matrix("mlp.down_proj", "ffn_down", "hidden", "ffn"), *attention(halves=True)),
         {**DEFAULTS, "rms_norm_eps": 1e-5, "hidden_act": "relu2"},
         {"hidden_act": Constant("relu2"), "attention_bias": _NO_O_BIAS, "mlp_bias": _NO_MLP_BIAS},
         yarn="in the config: factor 20, original context 4096",
@@ -137,7 +137,7 @@ DENSE: tuple[Architecture, ...] = (
     ),
     Architecture(
         "Phi3ForCausalLM", "phi3",
-        (*EMBEDDINGS, *PRE_NORMS, matrix("self_attn.qkv_proj", "attn_qkv", "qkv", "hidden"),
+        (*EMBEDDINGS, *PRE_NORMS, matrix("self_attn.qkv_proj", "attn_qkv", "q+2*kv", "hidden"),
          matrix("self_attn.o_proj", "attn_output", "hidden", "q"),
          matrix("mlp.gate_up_proj", "ffn_up", "2*ffn", "hidden"), matrix("mlp.down_proj", "ffn_down", "hidden", "ffn")),
         {**DEFAULTS, "rms_norm_eps": 1e-5}, SILU, width_is_heads=True, window_ignored=True,
@@ -145,7 +145,7 @@ DENSE: tuple[Architecture, ...] = (
     ),
     Architecture(
         "GraniteForCausalLM", "granite",
-        (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(interleaved=True),
+        (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(halves=True),
          *attention_biases(True, "attention_bias", output=True), *MLP_BIASES),
         {**DEFAULTS, **GRANITE_DEFAULTS}, SILU, numbers=GRANITE_NUMBERS,
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .dense import GRANITE_DEFAULTS, GRANITE_NUMBERS, QWEN3_VL
+from .orders import Order, part
 from .rows import (
     DEFAULTS,
     EMBEDDINGS,
@@ -19,36 +20,43 @@ from .rows import (
     attention_biases,
     matrix,
 )
+from .sizes import Size
 
 _LAYER = "model.layers.{i}."
 
 
-def _fused(hf: str, gguf: str, out: str, into: str, part: tuple[int, int] = (0, 1)) -> TensorRow:
-    """One kind of matrix of all experts in one tensor, shape (experts, n * out, into)."""
-    rows = out if part[1] == 1 else f"{part[1]}*{out}"
-    return TensorRow(_LAYER + hf, f"blk.{{i}}.{gguf}.weight", ("experts", rows, into), part=part)
+def _fused(hf: str, gguf: str, out: str, into: str, rows: Order | None = None) -> TensorRow:
+    """One kind of matrix of all experts in one tensor, shape (experts, out, into). rows: of these, the target's."""
+    return TensorRow(_LAYER + hf, f"blk.{{i}}.{gguf}.weight", ("experts", out, into), rows)
 
 
 def _transposed(row: TensorRow) -> TensorRow:
     """A row of `_fused` whose matrices the checkpoint has the other way round, or as they are."""
-    experts, rows, into = row.shape
-    return replace(row, shape=(experts, into, rows), transposed=True, other=row)
+    experts, out, into = row.shape
+    return replace(row, shape=(experts, into, out), rows=None, columns=row.rows, transposed=True, other=row)
 
 
-def _expert(hf: str, gguf: str, out: str, into: str, fused: str, part: tuple[int, int] = (0, 1)) -> TensorRow:
+def _gate_and_up(hf: str, size: str) -> tuple[TensorRow, TensorRow]:
+    """Two of `_fused` in one tensor."""
+    return (
+        _fused(hf, "ffn_gate_exps", f"2*{size}", "hidden", part(0, 2)),
+        _fused(hf, "ffn_up_exps", f"2*{size}", "hidden", part(1, 2)),
+    )
+
+
+def _expert(hf: str, out: str, into: str, fused: TensorRow) -> TensorRow:
     """One kind of matrix of all experts, each in a tensor of its own, or all of them in `fused`."""
-    other = _fused(fused, gguf, out, into, part)
-    return TensorRow(_LAYER + hf, other.target, (out, into), other=other)
+    return TensorRow(_LAYER + hf, fused.target, (out, into), other=fused)
 
 
 def stacked(base: str, names: tuple[str, str, str], size: str) -> tuple[TensorRow, ...]:
     """gate, up and down of all experts. size: the width of one expert."""
     gate, up, down = (f"{base}.experts.{{e}}.{name}.weight" for name in names)
-    both = "mlp.experts.gate_up_proj"
+    both = _gate_and_up("mlp.experts.gate_up_proj", size)
     return (
-        _expert(gate, "ffn_gate_exps", size, "hidden", both, (0, 2)),
-        _expert(up, "ffn_up_exps", size, "hidden", both, (1, 2)),
-        _expert(down, "ffn_down_exps", "hidden", size, "mlp.experts.down_proj"),
+        _expert(gate, size, "hidden", both[0]),
+        _expert(up, size, "hidden", both[1]),
+        _expert(down, "hidden", size, _fused("mlp.experts.down_proj", "ffn_down_exps", "hidden", size)),
     )
 
 
@@ -58,17 +66,18 @@ def router(hf: str) -> TensorRow:
 
 
 QWEN_EXPERTS = stacked("mlp", ("gate_proj", "up_proj", "down_proj"), "expert_ffn")
+_USED = Size(("num_experts_per_tok",), "expert_used_count")
 QWEN_SIZES = {
-    "experts": ("num_experts", "num_local_experts"),
-    "experts_used": ("num_experts_per_tok",),
-    "expert_ffn": ("moe_intermediate_size",),
+    "experts": Size(("num_experts", "num_local_experts"), "expert_count"),
+    "experts_used": _USED,
+    "expert_ffn": Size(("moe_intermediate_size",), "expert_feed_forward_length"),
 }
 NORMALIZED = {"norm_topk_prob": Constant(True, "llama.cpp lets the weights of a token's experts always add up to 1")}
 _EVERY_LAYER = {
     "decoder_sparse_step": Constant(1, "llama.cpp wants experts in every layer", optional=True),
     "mlp_only_layers": Constant([], "llama.cpp wants experts in every layer", optional=True),
 }
-_LOCAL_SIZES = {"experts": ("num_local_experts",), "experts_used": ("num_experts_per_tok",)}
+_LOCAL_SIZES = {"experts": Size(("num_local_experts",), "expert_count"), "experts_used": _USED}
 
 EXPERTS: tuple[Architecture, ...] = (
     Architecture(
@@ -94,8 +103,7 @@ EXPERTS: tuple[Architecture, ...] = (
             *EMBEDDINGS,
             *PRE_NORMS,
             router("mlp.gate"),
-            _transposed(_fused("mlp.experts.gate_up_proj", "ffn_gate_exps", "expert_ffn", "hidden", (0, 2))),
-            _transposed(_fused("mlp.experts.gate_up_proj", "ffn_up_exps", "expert_ffn", "hidden", (1, 2))),
+            *map(_transposed, _gate_and_up("mlp.experts.gate_up_proj", "expert_ffn")),
             _transposed(_fused("mlp.experts.down_proj", "ffn_down_exps", "hidden", "expert_ffn")),
             *attention(),
             *HEAD_NORMS,
@@ -129,7 +137,10 @@ EXPERTS: tuple[Architecture, ...] = (
             "use_sliding_window": Constant(False),
             "norm_topk_prob": Constant(False, "llama.cpp never lets the weights of a token's experts add up to 1"),
         },
-        sizes={**QWEN_SIZES, "shared_ffn": ("shared_expert_intermediate_size",)},
+        sizes={
+            **QWEN_SIZES,
+            "shared_ffn": Size(("shared_expert_intermediate_size",), "expert_shared_feed_forward_length"),
+        },
         width_is_heads=True,
         yarn="by flags: factor 4, original context 32768",
     ),
@@ -141,7 +152,7 @@ EXPERTS: tuple[Architecture, ...] = (
             *PRE_NORMS,
             router("block_sparse_moe.gate"),
             *stacked("block_sparse_moe", ("w1", "w3", "w2"), "ffn"),
-            *attention(interleaved=True),
+            *attention(halves=True),
         ),
         {**DEFAULTS, "rms_norm_eps": 1e-5},
         SILU,
@@ -155,24 +166,9 @@ EXPERTS: tuple[Architecture, ...] = (
             *EMBEDDINGS,
             *PRE_NORMS,
             router("block_sparse_moe.router.layer"),
-            TensorRow(
-                _LAYER + "block_sparse_moe.input_linear.weight",
-                "blk.{i}.ffn_gate_exps.weight",
-                ("experts", "2*ffn", "hidden"),
-                part=(0, 2),
-            ),
-            TensorRow(
-                _LAYER + "block_sparse_moe.input_linear.weight",
-                "blk.{i}.ffn_up_exps.weight",
-                ("experts", "2*ffn", "hidden"),
-                part=(1, 2),
-            ),
-            TensorRow(
-                _LAYER + "block_sparse_moe.output_linear.weight",
-                "blk.{i}.ffn_down_exps.weight",
-                ("experts", "hidden", "ffn"),
-            ),
-            *attention(interleaved=True),
+            *_gate_and_up("block_sparse_moe.input_linear.weight", "ffn"),
+            _fused("block_sparse_moe.output_linear.weight", "ffn_down_exps", "hidden", "ffn"),
+            *attention(halves=True),
             *attention_biases(True, "attention_bias", output=True),
         ),
         {**DEFAULTS, **GRANITE_DEFAULTS},

@@ -6,50 +6,21 @@ llama-model.cpp). docs/add-a-family.md walks through one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.checkpoint.families import WINDOWS, Windows
+from yarn_edge.checkpoint.families import FULL, WINDOWS, Windows
 from yarn_edge.llama_rules.honoured import GGUF_ARCHITECTURES
 
-Raw = npt.NDArray[Any]
+from .layers import LayersOf
+from .orders import Order, interleaved
+from .sizes import ModelSizes, Size
 
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """The hyper-parameters that determine the shapes of the tensors. Those of experts are 0 in a dense model."""
-
-    n_layer: int
-    hidden: int
-    ffn: int
-    n_head: int
-    n_kv_head: int
-    head_dim: int
-    vocab: int
-    experts: int = 0
-    experts_used: int = 0
-    expert_ffn: int = 0
-    shared_ffn: int = 0
-
-    def dimension(self, name: str) -> int:
-        """A dimension by its name in a `TensorRow`: a field, "q", "kv" (all heads of them), "qkv" (q, k and v together), "1", or a
-        multiple ("2*ffn")."""
-        times, _, base = name.rpartition("*")
-        q, kv = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
-        heads = {"q": q, "kv": kv, "qkv": q + 2 * kv, "1": 1}
-        return int(times or 1) * (heads.get(base) or int(getattr(self, base)))
-
-
-def interleave(sizes: ModelSizes, raw: Raw) -> Raw:
-    """Half-split pairs -> interleaved pairs: rows d and d + D/2 of each head become rows 2d and 2d + 1.
-
-    raw: rows of whole heads, of any dtype.
-    """
-    pairs = raw.reshape(-1, 2, sizes.head_dim // 2, *raw.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(raw.shape)
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -57,24 +28,26 @@ class TensorRow:
     """One tensor of the GGUF, or one per layer with {i} in its names.
 
     source: with {e} it is one tensor for each expert, and the target is all of them, stacked. shape: of one source, in names of
-    `ModelSizes.dimension`. interleaved: its rows go through `interleave`, head by head. when: a
-    config key that must be true for the tensor to exist, or false with "!" before it; "" means always. part: (k, n), the k-th
-    of n equal parts of the rows of each matrix goes to the target. transposed: each matrix is the other way round in the
-    checkpoint, so that its columns there are the rows. plus_one: 1 is added to the values, in float32. float32: llama.cpp's
+    `ModelSizes.dimension`; a dimension "1" is not in the target. rows, columns: those of each matrix on disk that the target has,
+    in its order, None for all as they are; a vector's values are its rows. transposed: rows on disk become columns. values: what
+    becomes of the values, in float32. when: a config key that must be true for the tensor to exist, or false with "!" before it;
+    layers: a name in `Architecture.layers`, of the layers that have it, or with "!" do not; "" means always. float32: llama.cpp's
     converter writes it in float32, whatever the type of the others. other: the same tensor in another layout, used if the
-    checkpoint has that one's source and not this one's, or, under the same name, that one's shape.
+    checkpoint has that one's source and not this one's, or, under the same name, that one's shape. layer: filled in.
     """
 
     source: str
     target: str
     shape: tuple[str, ...]
-    interleaved: bool = False
-    when: str = ""
-    part: tuple[int, int] = (0, 1)
+    rows: Order | None = None
+    columns: Order | None = None
     transposed: bool = False
-    plus_one: bool = False
+    values: Callable[[Floats], Floats] | None = None
+    when: str = ""
+    layers: str = ""
     float32: bool = False
     other: TensorRow | None = None
+    layer: int | None = None
 
     def in_layer(self, layer: int) -> TensorRow:
         """The row for one layer."""
@@ -83,15 +56,17 @@ class TensorRow:
             source=self.source.replace("{i}", str(layer)),
             target=self.target.replace("{i}", str(layer)),
             other=self.other and self.other.in_layer(layer),
+            layer=layer,
         )
 
     def sources(self, sizes: ModelSizes) -> Iterator[str]:
         """The names of the tensors that it is made of."""
-        n_sources = sizes.experts if "{e}" in self.source else 1
+        n_sources = sizes.others["experts"] if "{e}" in self.source else 1
         return (self.source.replace("{e}", str(expert)) for expert in range(n_sources))
 
     def disk_shape(self, sizes: ModelSizes) -> tuple[int, ...]:
         """The shape of one source in the checkpoint."""
+        sizes = sizes.in_layer(self.layer)
         return tuple(sizes.dimension(name) for name in self.shape)
 
 
@@ -145,10 +120,14 @@ class Wrapper:
 class Architecture:
     """One family. defaults: transformers' values for absent config keys. constants: the only values that can be converted.
 
-    sizes: fields of `ModelSizes` beyond a dense model's, with the config keys that may state them. numbers: further keys of the
-    GGUF. width_is_heads: llama.cpp requires head_dim * heads == hidden size. window_ignored: the class has a sliding window,
-    llama.cpp does not. wrappers: classes around it. epsilon: of the norms, its
-    key in the config and in the GGUF. yarn: where its scaling comes from, for the documentation.
+    sizes: those beyond a dense model's. by_layer: sizes for which the config may have a list with a number for each layer, and its
+    key. layers: which layers are of a kind, by its name. layer_types: what the config may call them, in a family without windows.
+    numbers: further keys of the GGUF that are numbers of the config. keys: further ones, or instead of a dense model's: a value,
+    or a function of config and sizes that returns it; None is no key. prediction: beginnings of the names of tensors that predict
+    further tokens, which are left out, with a note; prediction_layers: the config's key for how many such layers follow the last.
+    width_is_heads: llama.cpp requires head_dim * heads == hidden size. window_ignored: the class has a sliding window, llama.cpp
+    does not. wrappers: classes around it. epsilon: of the norms, its key in the config and in the GGUF. yarn: where its scaling
+    comes from, for the documentation.
     """
 
     hf_name: str
@@ -156,8 +135,14 @@ class Architecture:
     tensors: tuple[TensorRow, ...]
     defaults: Mapping[str, Any]
     constants: Mapping[str, Constant] = field(default_factory=dict)
-    sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    by_layer: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, LayersOf] = field(default_factory=dict)
+    layer_types: tuple[str, ...] = (FULL,)
     numbers: tuple[NumberRow, ...] = ()
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    prediction: tuple[str, ...] = ()
+    prediction_layers: str = ""
     width_is_heads: bool = False
     window_ignored: bool = False
     wrappers: tuple[Wrapper, ...] = ()
@@ -175,37 +160,50 @@ class Architecture:
         return WINDOWS.get(self.model_type)
 
 
+def plus_one(values: Floats) -> Floats:
+    """For norms that are saved as w - 1."""
+    return values + np.float32(1)
+
+
+def minus_exp(values: Floats) -> Floats:
+    """For decays that are saved as the logarithm of their negative."""
+    return -np.exp(values.astype(np.float64)).astype(np.float32)
+
+
 def matrix(hf: str, gguf: str, out: str, into: str, **how: Any) -> TensorRow:
     """A matrix of every layer, shape (out, into)."""
     return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", (out, into), **how)
 
 
-def bias(hf: str, gguf: str, size: str, interleaved: bool = False, when: str = "") -> TensorRow:
-    """A bias of every layer."""
-    return TensorRow(f"model.layers.{{i}}.{hf}.bias", f"blk.{{i}}.{gguf}.bias", (size,), interleaved, when)
+def bias(hf: str, gguf: str, size: str, halves: bool = False, when: str = "") -> TensorRow:
+    """A bias of every layer. halves: its pairs are to be interleaved."""
+    return TensorRow(
+        f"model.layers.{{i}}.{hf}.bias", f"blk.{{i}}.{gguf}.bias", (size,), interleaved if halves else None, when=when
+    )
 
 
-def norm(hf: str, gguf: str, *shape: str, plus_one: bool = False) -> TensorRow:
+def norm(hf: str, gguf: str, *shape: str, **how: Any) -> TensorRow:
     """A norm's weight of every layer, without a shape that of the hidden state."""
     names = shape or ("hidden",)
-    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", names, plus_one=plus_one)
+    return TensorRow(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", names, **how)
 
 
-def attention(interleaved: bool = False) -> tuple[TensorRow, ...]:
-    """The four projections of attention."""
+def attention(halves: bool = False) -> tuple[TensorRow, ...]:
+    """The four projections of attention. halves: their pairs are to be interleaved."""
+    rows = interleaved if halves else None
     return (
-        matrix("self_attn.q_proj", "attn_q", "q", "hidden", interleaved=interleaved),
-        matrix("self_attn.k_proj", "attn_k", "kv", "hidden", interleaved=interleaved),
+        matrix("self_attn.q_proj", "attn_q", "q", "hidden", rows=rows),
+        matrix("self_attn.k_proj", "attn_k", "kv", "hidden", rows=rows),
         matrix("self_attn.v_proj", "attn_v", "kv", "hidden"),
         matrix("self_attn.o_proj", "attn_output", "hidden", "q"),
     )
 
 
-def attention_biases(interleaved: bool = False, when: str = "", output: bool = False) -> tuple[TensorRow, ...]:
+def attention_biases(halves: bool = False, when: str = "", output: bool = False) -> tuple[TensorRow, ...]:
     """The biases of q, k and v. output: o's too."""
     rows = (
-        bias("self_attn.q_proj", "attn_q", "q", interleaved, when),
-        bias("self_attn.k_proj", "attn_k", "kv", interleaved, when),
+        bias("self_attn.q_proj", "attn_q", "q", halves, when),
+        bias("self_attn.k_proj", "attn_k", "kv", halves, when),
         bias("self_attn.v_proj", "attn_v", "kv", False, when),
         bias("self_attn.o_proj", "attn_output", "hidden", False, when),
     )

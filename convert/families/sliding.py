@@ -17,11 +17,12 @@ from .rows import (
     SILU,
     Architecture,
     Constant,
-    ModelSizes,
     NumberRow,
     attention,
     norm,
+    plus_one,
 )
+from .sizes import ModelSizes
 
 _OLMO2 = next(row for row in DENSE if row.model_type == "olmo2")
 _NO_BIAS = {"attention_bias": Constant(False, "llama.cpp has no place for the bias of o_proj")}
@@ -74,15 +75,15 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
         "gemma3_text",
         (
             EMBEDDINGS[0],
-            replace(EMBEDDINGS[1], plus_one=True),
+            replace(EMBEDDINGS[1], values=plus_one),
             EMBEDDINGS[2],
-            norm("input_layernorm", "attn_norm", plus_one=True),
-            norm("post_attention_layernorm", "post_attention_norm", plus_one=True),
-            norm("pre_feedforward_layernorm", "ffn_norm", plus_one=True),
-            norm("post_feedforward_layernorm", "post_ffw_norm", plus_one=True),
+            norm("input_layernorm", "attn_norm", values=plus_one),
+            norm("post_attention_layernorm", "post_attention_norm", values=plus_one),
+            norm("pre_feedforward_layernorm", "ffn_norm", values=plus_one),
+            norm("post_feedforward_layernorm", "post_ffw_norm", values=plus_one),
             *GATED,
             *attention(),
-            *(replace(row, plus_one=True) for row in HEAD_NORMS),
+            *(replace(row, values=plus_one) for row in HEAD_NORMS),
         ),
         {
             "rms_norm_eps": 1e-6,

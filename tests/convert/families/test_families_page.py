@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from yarn_edge.convert.families.architectures import ARCHITECTURES
+from yarn_edge.convert.families.orders import interleaved
 from yarn_edge.convert.families.rows import Architecture, Constant
 from yarn_edge.llama_rules.honoured import honoured
 
@@ -43,7 +44,7 @@ def layers(row: Architecture) -> str:
         "no RoPE in every fourth" if rules.unrotated == "every 4th" else "",
         "no RoPE in layers with full attention" if rules.unrotated == "full attention" else "",
         "a part of each head may be rotated" if rules.partial_rotation else "",
-        "interleaved pairs" if any(tensor.interleaved for tensor in row.tensors) else "",
+        "interleaved pairs" if any(tensor.rows is interleaved for tensor in row.tensors) else "",
         "heads * head_dim = hidden size" if row.width_is_heads else "",
     ]
     return ", ".join(word for word in words if word)

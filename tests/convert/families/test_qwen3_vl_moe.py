@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from yarn_edge.cli import main
-from yarn_edge.convert import model_tensors
+from yarn_edge.convert import row_reader
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.verify.command import verify
@@ -55,7 +55,7 @@ def test_the_logits_are_transformers(made: Path, tmp_path: Path) -> None:
 
 def test_both_layouts_are_one_model(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [convert(made / name, str(tmp_path / f"{name}.gguf"), "F32")[0] for name in ("saved", "published")]
-    monkeypatch.setattr(model_tensors, "_BAND_BYTES", 1000)  # 2 to 5 of its rows
+    monkeypatch.setattr(row_reader, "_BAND_BYTES", 1000)  # 2 to 5 of its rows
     paths.append(convert(made / "published", str(tmp_path / "bands.gguf"), "F32")[0])
     assert len({digest(path) for path in paths}) == 1
     assert read_gguf(paths[0]).tensors["blk.1.ffn_down_exps.weight"].shape == (48, 64, 4)

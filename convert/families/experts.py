@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .dense import GRANITE_DEFAULTS, GRANITE_NUMBERS, QWEN3_VL
-from .orders import Order, part
+from .orders import Order, equal_part
 from .rows import (
     DEFAULTS,
     EMBEDDINGS,
@@ -39,8 +39,8 @@ def _transposed(row: TensorRow) -> TensorRow:
 def _gate_and_up(hf: str, size: str) -> tuple[TensorRow, TensorRow]:
     """Two of `_fused` in one tensor."""
     return (
-        _fused(hf, "ffn_gate_exps", f"2*{size}", "hidden", part(0, 2)),
-        _fused(hf, "ffn_up_exps", f"2*{size}", "hidden", part(1, 2)),
+        _fused(hf, "ffn_gate_exps", f"2*{size}", "hidden", equal_part(0, 2)),
+        _fused(hf, "ffn_up_exps", f"2*{size}", "hidden", equal_part(1, 2)),
     )
 
 

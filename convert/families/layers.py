@@ -25,7 +25,7 @@ def leading(key: str) -> LayersOf:
     return layers
 
 
-def listed(key: str, name: str) -> LayersOf:
+def layers_called(key: str, name: str) -> LayersOf:
     """The layers that a list of the config, as layer_types, calls `name`."""
 
     def layers(config: ConfigFile, sizes: ModelSizes) -> list[bool]:

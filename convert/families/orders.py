@@ -22,7 +22,7 @@ def interleaved(sizes: ModelSizes, n: int) -> Indices:
     return np.arange(n).reshape(-1, 2, sizes.head_dim // 2).swapaxes(1, 2).reshape(-1)
 
 
-def part(k: int, of: int) -> Order:
+def equal_part(k: int, of: int) -> Order:
     """The k-th of equal parts, one after another: gate and up in one matrix."""
     return lambda _sizes, n: np.arange(n // of * k, n // of * (k + 1))
 

@@ -13,8 +13,8 @@ from yarn_edge.checkpoint.config_file import ConfigFile
 from yarn_edge.convert import one_pass, row_reader
 from yarn_edge.convert.checkpoint import Checkpoint, Tensor
 from yarn_edge.convert.families.architectures import hyper_parameters, model_sizes, tensor_rows
-from yarn_edge.convert.families.layers import leading, listed
-from yarn_edge.convert.families.orders import every, interleaved, joined, part, segment
+from yarn_edge.convert.families.layers import layers_called, leading
+from yarn_edge.convert.families.orders import equal_part, every, interleaved, joined, segment
 from yarn_edge.convert.families.rows import Architecture, TensorRow, attention, matrix, minus_exp, plus_one
 from yarn_edge.convert.families.sizes import ModelSizes, Size
 from yarn_edge.convert.model_tensors import without_prediction
@@ -42,8 +42,8 @@ def pairs(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 # name -> (a row's shape and how it is read, what the target has of an array of that shape)
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], Any]] = {
     "as it is": (("vocab", "hidden"), {}, lambda x: x),
-    "halves, first": (("2*ffn", "hidden"), {"rows": part(0, 2)}, lambda x: x[:10]),
-    "halves of experts, second": (("experts", "2*ffn", "hidden"), {"rows": part(1, 2)}, lambda x: x[:, 10:]),
+    "halves, first": (("2*ffn", "hidden"), {"rows": equal_part(0, 2)}, lambda x: x[:10]),
+    "halves of experts, second": (("experts", "2*ffn", "hidden"), {"rows": equal_part(1, 2)}, lambda x: x[:, 10:]),
     "even rows": (("2*ffn", "hidden"), {"rows": every(2, 0)}, lambda x: x[::2]),
     "odd columns of transposed experts": (
         ("experts", "hidden", "2*ffn"),
@@ -159,7 +159,7 @@ MIXED = Architecture(
     prediction_layers="n_next",
     layer_types=("full_attention", "linear_attention"),
     by_layer={"n_head": "heads_by_layer"},
-    layers={"dense": leading("first_k_dense"), "linear": listed("layer_types", "linear_attention")},
+    layers={"dense": leading("first_k_dense"), "linear": layers_called("layer_types", "linear_attention")},
     keys={
         "expert_weights_norm": True,
         "attention.head_count_kv": 1,

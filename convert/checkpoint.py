@@ -20,11 +20,12 @@ import numpy.typing as npt
 
 from yarn_edge.checkpoint.adapter import refuse_unmerged
 from yarn_edge.checkpoint.config_file import POINTER, ConfigFile, read_config, refuse_adapter, refuse_pointer
-from yarn_edge.checkpoint.quantized import left_over_note, refuse_quantized
+from yarn_edge.checkpoint.quantized import declared_method, left_over_note, refuse_quantized
 from yarn_edge.checkpoint.tensor_names import canonical_names, is_computed
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.source_file import SourceFile
 
+from .sources.mxfp4 import PACKED, packed_tensors
 from .weight_files import find_weights
 
 MAX_DIMS = 8
@@ -44,7 +45,7 @@ _OTHER_DTYPES = {name: size for size, names in _OTHERS.items() for name in names
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor. name: in the file. dtype: F32, F16 or BF16, of others the values are not read.
+    """One tensor. name: in the file. dtype: F32, F16, BF16 or MXFP4 (ggml's blocks), of others the values are not read.
 
     read(offset, buffer): fill a buffer from byte `offset` of the tensor.
     """
@@ -135,15 +136,21 @@ def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> tuple
     refuse_unmerged(source, saved)
     computed = [name for name, tensor in saved.items() if is_computed(name, tensor.shape)]
     weights = {name: tensor for name, tensor in saved.items() if name not in computed}
-    refuse_quantized(config, source, {name: t.dtype for name, t in weights.items()}, DTYPES)
-    for name, tensor in weights.items():
-        if tensor.dtype not in DTYPES:
+    method = declared_method(config)
+    packed = packed_tensors(source, weights) if method and method.read_as else {}
+    for name, pair in packed.items():
+        del weights[pair.exponents]
+        weights[name] = Tensor(name, PACKED, pair.shape, pair.read)
+    floats = {name: tensor.dtype for name, tensor in weights.items() if name not in packed}
+    refuse_quantized(config, source, floats, DTYPES)
+    for name, dtype in floats.items():
+        if dtype not in DTYPES:
             raise YarnEdgeError(
-                f"{source}: tensor {one_line(name, 100)} has dtype {one_line(tensor.dtype, 20)}; supported: {', '.join(DTYPES)}: "
+                f"{source}: tensor {one_line(name, 100)} has dtype {one_line(dtype, 20)}; supported: {', '.join(DTYPES)}: "
                 "save the model in one of them"
             )
     names, wrapper = canonical_names(source, weights)
-    notes = [left_over_note(config)]
+    notes = [] if packed else [left_over_note(config)]
     if wrapper:
         notes.append(f"note: the names of all tensors begin with {one_line(wrapper, 60)}: read without it")
     if computed:

@@ -166,6 +166,7 @@ def checkpoint_source(plan: ConversionPlan) -> Source:
     """The checkpoint as a source to quantize: its tensors under their GGUF names, its keys packed.
 
     llama.cpp's recipe starts from what its own converter would write: vectors and routers in float32, matrices in their own type.
+    What is quantized in the checkpoint has a type of ggml with the same bits, and keeps it.
     """
     tensors = [source_tensor(plan.checkpoint, row, plan.sizes) for row in plan.rows]
     plain = {row.target for row in plan.rows if row.float32}
@@ -176,7 +177,8 @@ def checkpoint_source(plan: ConversionPlan) -> Source:
     keys = {"general.architecture": plan.architecture.gguf, **plan.keys}
     entries = {key: pack_key(key, value) for key, value in keys.items()} | plan.vocabulary.entries()
     checkpoint = plan.checkpoint
-    return Source(checkpoint.path, entries, tensors, declared, DEFAULT_ALIGNMENT, checkpoint.check_unchanged)
+    kept = frozenset(t.name for t in tensors if not t.kind.is_float)
+    return Source(checkpoint.path, entries, tensors, declared, DEFAULT_ALIGNMENT, checkpoint.check_unchanged, kept)
 
 
 def _factors_tensor(name: str, factors: npt.NDArray[np.float32]) -> SourceTensor:

@@ -34,7 +34,7 @@ _STRING_BYTES = 127  # llama.h: llama_model_kv_override.val_str, with its NUL
 class Source:
     """Something to quantize. entries: packed keys by name. declared: the types that llama.cpp's recipe starts from.
 
-    check_unchanged: raises YarnEdgeError if the files have changed since they were opened.
+    kept: tensors that no recipe changes. check_unchanged: raises YarnEdgeError if the files have changed since they were opened.
     """
 
     path: Path
@@ -43,6 +43,7 @@ class Source:
     declared: Mapping[str, GGMLType]
     alignment: int
     check_unchanged: Callable[[], None]
+    kept: frozenset[str] = frozenset()
 
     @property
     def n_bytes(self) -> int:
@@ -91,10 +92,11 @@ def plan_files(
     if not source.tensors:
         raise YarnEdgeError(f"{source.path}: has no tensors to quantize")
     widths = {t.name: t.width for t in source.tensors}
+    kept = {t.name: t.kind for t in source.tensors if t.name in source.kept}
     recipes = []
     with header_file(*_for_recipe(source)) as header:
         for quant in paths.values():
-            recipe = read_recipe(header, widths, quant, options)
+            recipe = read_recipe(header, widths, quant, options, kept)
             check_importance(source.path, source.tensors, recipe, matrix)
             _check_requantized(source, recipe, allow_requantize)
             recipes.append(recipe)

@@ -102,13 +102,15 @@ def header_file(entries: Sequence[bytes], tensors: Sequence[TensorSpec]) -> Iter
         yield path
 
 
-def read_recipe(path: Path, widths: Mapping[str, int], quant: Quant, options: QuantOptions) -> Recipe:
-    """Ask llama.cpp which types the tensors of the GGUF `path` get. widths: row width by tensor name.
+def read_recipe(
+    path: Path, widths: Mapping[str, int], quant: Quant, options: QuantOptions, kept: Mapping[str, GGMLType] = {}
+) -> Recipe:
+    """Ask llama.cpp which types the tensors of the GGUF `path` get. widths: row width by tensor name. kept: types that stay.
 
     Raises YarnEdgeError with llama.cpp's reason if it refuses, or for a type that some rows cannot hold.
     """
     _check_widths(widths, options)
-    types, log = _ask(path, quant, options)
+    types, log = _ask(path, quant, options, kept)
     if types.keys() != widths.keys():
         raise YarnEdgeError(
             f"{path}: llama.cpp lists {len(types)} of {len(widths)} tensors: install the pinned version"
@@ -121,22 +123,24 @@ def read_recipe(path: Path, widths: Mapping[str, int], quant: Quant, options: Qu
     fallbacks = tuple(
         Fallback(m["name"], int(m["width"]), m["wanted"].upper(), types[m["name"]].name)
         for m in map(_FALLBACK.match, log)
-        if m and m["name"] in types
+        if m and m["name"] in types and m["name"] not in kept
     )
     requires = tuple(
         name
         for name, kind in types.items()
         if name not in _NEVER_REQUIRE and (kind.name in _REQUIRES or (kind.name, quant.name) in _REQUIRES_IN_FILE)
     )
-    return Recipe(quant, types, fallbacks, requires, _without_effect(path, quant, options, types))
+    return Recipe(quant, types, fallbacks, requires, _without_effect(path, quant, options, types, kept))
 
 
-def _without_effect(path: Path, quant: Quant, options: QuantOptions, types: Mapping[str, GGMLType]) -> tuple[str, ...]:
+def _without_effect(
+    path: Path, quant: Quant, options: QuantOptions, types: Mapping[str, GGMLType], kept: Mapping[str, GGMLType]
+) -> tuple[str, ...]:
     """The --tensor-type patterns without which the types would be the same: most likely a mistake."""
     idle = []
     for index, (pattern, _kind) in enumerate(options.tensor_types):
         others = options.tensor_types[:index] + options.tensor_types[index + 1 :]
-        if _ask(path, quant, replace(options, tensor_types=others))[0] == types:
+        if _ask(path, quant, replace(options, tensor_types=others), kept)[0] == types:
             idle.append(pattern)
     return tuple(idle)
 
@@ -152,7 +156,9 @@ def _check_widths(widths: Mapping[str, int], options: QuantOptions) -> None:
                 )
 
 
-def _ask(path: Path, quant: Quant, options: QuantOptions) -> tuple[dict[str, GGMLType], list[str]]:
+def _ask(
+    path: Path, quant: Quant, options: QuantOptions, kept: Mapping[str, GGMLType]
+) -> tuple[dict[str, GGMLType], list[str]]:
     """A dry run: (type of every tensor by name, the log)."""
     api = llama()
     params = api.llama_model_quantize_default_params()
@@ -180,7 +186,7 @@ def _ask(path: Path, quant: Quant, options: QuantOptions) -> tuple[dict[str, GGM
         tensor, new = _TENSOR.match(line), _SIZE.match(size)
         if tensor and new:
             types[tensor["name"]] = type_named(new["kind"] or tensor["kind"])
-    return types, log
+    return types | kept, log
 
 
 def _number(kind: GGMLType | None) -> int:

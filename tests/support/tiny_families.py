@@ -89,6 +89,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 32}),
     "cohere": ("cohere", COHERE),
     "cohere2": ("cohere2", {**COHERE, **WINDOWS, "rotary_pct": 1.0}),  # as published
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "head_dim": 32,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 24,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
     "gemma3": (
         "gemma3_text",
         {

@@ -116,6 +116,7 @@ WINDOWS: dict[str, Windows] = {
     "olmo3": Windows(period=4, default=4096),
     "mellum": Windows(period=0, default=1024),
     "cohere2": Windows(period=4, default=4096, period_keys=("sliding_window_pattern",)),
+    "gpt_oss": Windows(period=2, default=128),
     "gemma3_text": Windows(period=6, default=4096, period_keys=("sliding_window_pattern", "_sliding_window_pattern")),
 }
 # transformers' Phi3Config: `su` and `yarn` are old names for LongRoPE, and the original context is an attribute.

@@ -30,6 +30,7 @@ class QuantMethod:
     """One method. keys: values of quant_method. marks: a pattern of names that only its tensors have.
 
     runs_quantized: the model computes with quantized values even if its file holds floats, so these floats are not the model.
+    read_as: ggml's type that holds the same bits, in which its tensors are read; "" if they are refused.
     """
 
     title: str
@@ -37,6 +38,7 @@ class QuantMethod:
     marks: str = ""
     remedy: str = ORIGINAL
     runs_quantized: bool = False
+    read_as: str = ""
 
 
 # Sources: transformers/quantizers, and the files that each library writes. Of two rows whose marks fit, the first counts.
@@ -69,7 +71,7 @@ METHODS: tuple[QuantMethod, ...] = (
     QuantMethod("HIGGS", ("higgs",), "", _CALL),
     QuantMethod("Quanto", ("quanto",), r"\.weight\._(?:data|scale|shift)\w*$"),
     QuantMethod("torchao", ("torchao",), r"\.(?:_weight_qdata|_weight_scale|weight_qdata)$"),
-    QuantMethod("MXFP4", ("mxfp4",), r"_(?:blocks|scales)$", _with("Mxfp4Config")),
+    QuantMethod("MXFP4", ("mxfp4",), r"_(?:blocks|scales)$", _with("Mxfp4Config"), read_as="MXFP4"),
     QuantMethod("MXFP8", ("mxfp8",)),
     QuantMethod("EXL3", ("exl3",), r"\.(?:trellis|suh|svh)$"),
     QuantMethod("EXL2", ("exl2",), r"\.(?:q_weight|q_invperm|q_scale_max)$"),

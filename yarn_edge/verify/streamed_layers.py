@@ -17,6 +17,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.progress import Advance
+from yarn_edge.verify.dequantized import computes_in_floats
 from yarn_edge.verify.unloadable import refuse_unloadable
 
 _FLOAT32_BYTES = 4
@@ -254,7 +255,7 @@ def open_layers(kind: Any, folder: Path, **arguments: Any) -> tuple[StreamedLaye
     opened: list[LayerFiles] = []
 
     def declare(model: Any, _state: Any, files: Sequence[str], load_config: Any, *_others: Any) -> tuple[Any, None]:
-        if load_config.hf_quantizer is not None:
+        if not computes_in_floats(getattr(load_config.hf_quantizer, "quantization_config", None)):
             raise YarnEdgeError(f"{folder}: computes with quantized values, which cannot be run layer by layer")
         opened.append(LayerFiles(files, load_config))
         found = opened[0].declare(model)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from yarn_edge.checkpoint.adapter import refuse_unmerged
 from yarn_edge.checkpoint.config_file import ConfigFile, read_config
 from yarn_edge.checkpoint.dialects import text_section
-from yarn_edge.checkpoint.quantized import left_over, refuse_quantized
+from yarn_edge.checkpoint.quantized import refuse_quantized
 from yarn_edge.checkpoint.tensor_names import KEY_MAPPING
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.memory.choice import gib
@@ -25,6 +25,7 @@ from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import bar, note
 from yarn_edge.regular_file import refuse_special_files
 from yarn_edge.runtime.machine import spare_bytes
+from yarn_edge.verify.dequantized import computes_in_floats, dequantize_in
 from yarn_edge.verify.streamed_layers import StreamedLayers, float32_bytes, open_layers
 from yarn_edge.verify.unloadable import first_of
 
@@ -77,7 +78,7 @@ def check_reference(folder: Path, replaced: RopeScaling | None = None) -> None:
     refuse_special_files(folder)
     with _errors_naming(folder):
         empty, _wrapped, arguments = _prepare(folder, replaced)
-        if getattr(empty.config, "quantization_config", None) is None:
+        if computes_in_floats(getattr(empty.config, "quantization_config", None)):
             _layers, found = open_layers(type(empty), folder, config=empty.config, **arguments)
             _check_found(folder, found)
 
@@ -226,8 +227,7 @@ def _config(folder: Path, replaced: RopeScaling | None) -> Any:
         if "llama_4_scaling_beta" in kept:
             kept["original_max_position_embeddings"] = replaced.original_context
         language.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta, **kept}
-    if left_over(file) and hasattr(config, "quantization_config"):
-        del config.quantization_config
+    dequantize_in(config, file)
     return config
 
 

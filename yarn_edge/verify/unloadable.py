@@ -44,7 +44,12 @@ def refuse_unloadable(folder: Path, files: DeclaredTensors, model: Any, found: A
         remark = f", of shape {theirs} where the config implies {wanted},"
         raise YarnEdgeError(f"{folder}: transformers cannot load {first_of(names, remark)}: no reference")
     target, why = min(found.conversion_errors.items())
-    raise YarnEdgeError(f"{folder}: transformers cannot load {one_line(target, 100)}: {one_line(str(why), 200)}")
+    raise YarnEdgeError(f"{folder}: transformers cannot load {one_line(target, 100)}: {one_line(_last_line(why), 200)}")
+
+
+def _last_line(why: Any) -> str:
+    """transformers' own words, which follow a traceback."""
+    return (str(why).strip().splitlines() or [""])[-1]
 
 
 def _refuse_experts(folder: Path, parts: Mapping[str, Sequence[int]], n_experts: int) -> None:

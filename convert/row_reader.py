@@ -71,15 +71,17 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
     on_disk = [sizes.dimension(name) for name in row.shape if name != "1"]
     vector = len(on_disk) < 2
     *stack, height, width = [1] * (2 - len(on_disk)) + on_disk
+    dtype = sources[0].dtype
+    kind = type_named(dtype)
     rows = _Axis.of(height, None if vector else row.rows, sizes)
-    columns = _Axis.of(width, row.rows if vector else row.columns, sizes)
+    columns = _Axis.of(width // kind.block, row.rows if vector else row.columns, sizes)
     n_rows, n_columns = (columns.n, rows.n) if row.transposed else (rows.n, columns.n)
     several = [n for n in (rows.matrices,) if n > 1]
-    shape = [len(sources) if "{e}" in row.source else 1, *stack, *several, *([] if vector else [n_rows]), n_columns]
+    shape = [len(sources) if "{e}" in row.source else 1, *stack, *several, *([] if vector else [n_rows]), n_columns * kind.block]
     while len(shape) > 1 and shape[0] == 1:  # llama.cpp's quantizer drops such dimensions too
         del shape[0]
-    dtype, per_source = sources[0].dtype, math.prod(stack) * rows.matrices
-    item = np.dtype(DTYPES[dtype][0])
+    per_source = math.prod(stack) * rows.matrices
+    item = np.dtype(DTYPES[dtype][0] if kind.is_float else f"V{kind.block_bytes}")  # one column is a block
     fill = _fill_transposed if row.transposed else _fill
 
     def read(first_row: int, out: Bytes) -> None:
@@ -100,8 +102,8 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
 
     label = f"{checkpoint.path}: tensor {row.source.replace('{e}', '*')}"
     grain = n_rows if row.transposed else rows.grain  # a transposed matrix is read once
-    kind, reader = (type_named(dtype), read) if row.values is None else (type_named("F32"), read_values)
-    return SourceTensor(row.target, tuple(reversed(shape)), kind, reader, label, grain)
+    made, reader = (kind, read) if row.values is None else (type_named("F32"), read_values)
+    return SourceTensor(row.target, tuple(reversed(shape)), made, reader, label, grain)
 
 
 @dataclass(frozen=True)

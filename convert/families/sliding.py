@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from .dense import COHERE, COHERE_DEFAULTS, COHERE_NUMBERS, COHERE_ONLY, DENSE
 from .experts import NORMALIZED, QWEN_EXPERTS, QWEN_SIZES, router
+from .orders import Order, every
 from .rows import (
     DEFAULTS,
     EMBEDDINGS,
@@ -18,11 +19,14 @@ from .rows import (
     Architecture,
     Constant,
     NumberRow,
+    TensorRow,
     attention,
+    attention_biases,
+    bias,
     norm,
     plus_one,
 )
-from .sizes import ModelSizes
+from .sizes import ModelSizes, Size
 
 _OLMO2 = next(row for row in DENSE if row.model_type == "olmo2")
 _NO_BIAS = {"attention_bias": Constant(False, "llama.cpp has no place for the bias of o_proj")}
@@ -30,6 +34,16 @@ _NO_BIAS = {"attention_bias": Constant(False, "llama.cpp has no place for the bi
 
 def _sparse(sizes: ModelSizes) -> list[str]:
     return ["sparse"] * sizes.n_layer
+
+
+def _gpt_oss_experts(hf: str, gguf: str, out: str, into: str, order: Order | None = None) -> tuple[TensorRow, TensorRow]:
+    """One kind of matrix of all experts, [experts, in, out] or in MXFP4, and its bias. order: of `out` on disk, the target's."""
+    name, target = f"model.layers.{{i}}.mlp.experts.{hf}", f"blk.{{i}}.{gguf}"
+    packed = TensorRow(name + "_blocks", target + ".weight", ("experts", out, into), order)
+    return (
+        TensorRow(name, target + ".weight", ("experts", into, out), columns=order, transposed=True, other=packed),
+        TensorRow(name + "_bias", target + ".bias", ("experts", out), columns=order, float32=True),
+    )
 
 
 def _gemma3_scalar(sizes: ModelSizes) -> int:
@@ -100,5 +114,42 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
         },
         numbers=(NumberRow("final_logit_softcapping", "final_logit_softcapping", optional=True),),
         yarn="none is published; linear factor 8 for layers with full attention is in the config of 4B and larger",
+    ),
+    Architecture(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        (
+            *EMBEDDINGS,
+            OWN_HEAD,
+            norm("input_layernorm", "attn_norm"),
+            norm("post_attention_layernorm", "post_attention_norm"),
+            *attention(),
+            *attention_biases(output=True),
+            TensorRow("model.layers.{i}.self_attn.sinks", "blk.{i}.attn_sinks.weight", ("n_head",)),
+            router("mlp.router"),
+            bias("mlp.router", "ffn_gate_inp", "experts"),
+            *_gpt_oss_experts("gate_up_proj", "ffn_gate_exps", "2*ffn", "hidden", every(2, 0)),
+            *_gpt_oss_experts("gate_up_proj", "ffn_up_exps", "2*ffn", "hidden", every(2, 1)),
+            *_gpt_oss_experts("down_proj", "ffn_down_exps", "hidden", "ffn"),
+        ),
+        {
+            **DEFAULTS,
+            "rms_norm_eps": 1e-5,
+            "attention_bias": True,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+        },
+        {
+            **SILU,
+            "attention_bias": Constant(True, "llama.cpp wants the biases of all four projections"),
+            "swiglu_alpha": Constant(1.702),
+            "swiglu_limit": Constant(7.0),
+        },
+        sizes={
+            "experts": Size(("num_local_experts", "num_experts"), "expert_count"),
+            "experts_used": Size(("num_experts_per_tok",), "expert_used_count"),
+            "expert_ffn": Size(("intermediate_size",), "expert_feed_forward_length"),
+        },
+        yarn="in the config: factor 32, original context 4096, `truncate: false`",
     ),
 )

@@ -197,6 +197,7 @@ GGUF_ARCHITECTURES = {
     "glm4": "glm4",
     "cohere": "command-r",
     "cohere2": "cohere2",
+    "gpt_oss": "gpt-oss",
 }
 
 # The same with checkpoints that only llama.cpp's own converter reads (conversion/*.py).
@@ -210,7 +211,6 @@ CHECKPOINT_ARCHITECTURES = {
     "kimi_k2": "deepseek2",
     "glm4_moe_lite": "deepseek2",
     "youtu": "deepseek2",
-    "gpt_oss": "gpt-oss",
     "olmo": "olmo",
     "olmoe": "olmoe",
     "phimoe": "phimoe",

@@ -150,7 +150,11 @@ def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> tuple
                 "save the model in one of them"
             )
     names, wrapper = canonical_names(source, weights)
-    notes = [] if packed else [left_over_note(config)]
+    notes = (
+        [f"note: {len(packed)} tensors are {PACKED}: every file has them as they are"]
+        if packed
+        else [left_over_note(config)]
+    )
     if wrapper:
         notes.append(f"note: the names of all tensors begin with {one_line(wrapper, 60)}: read without it")
     if computed:

@@ -15,14 +15,14 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.header import HeaderLayout, TensorSpec, lay_out, pack_key
 from yarn_edge.progress import note
-from yarn_edge.runtime.ggml_types import GGMLType
+from yarn_edge.runtime.ggml_types import FLOATS, GGMLType
 
 from .imatrix.matrix import ImportanceMatrix
 from .importance import check_importance, name_list
 from .kernels.choose import Kernels, choose_kernels
 from .kernels.layout import LAYOUTS
 from .one_pass import Output, SourceTensor
-from .quant_types import Quant
+from .quant_types import Quant, known_quants
 from .recipe import QuantOptions, Recipe, header_file, read_recipe
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
@@ -110,7 +110,7 @@ def _plan(
     source: Source, file: tuple[Path, Quant], recipe: Recipe, matrix: ImportanceMatrix | None, kernels: Kernels
 ) -> FilePlan:
     path, quant = file
-    entries = dict(source.entries) | _added_keys(quant, matrix)
+    entries = dict(source.entries) | _added_keys(_file_type(source, quant), matrix)
     quantizer = _quantizer(source, recipe, kernels)
     if quantizer is not None:
         entries[QUANTIZER] = pack_key(QUANTIZER, quantizer)
@@ -153,9 +153,14 @@ def _spec(tensor: SourceTensor, kind: GGMLType) -> TensorSpec:
     return TensorSpec(tensor.name, tensor.ne, kind.number, tensor.n_rows * kind.row_bytes(tensor.width))
 
 
-def _added_keys(quant: Quant, matrix: ImportanceMatrix | None) -> dict[str, bytes]:
+def _file_type(source: Source, quant: Quant) -> int:
+    """What general.file_type says: as in llama.cpp's converter, that of the tensors that stay quantized among floats."""
+    return known_quants()["MXFP4_MOE"].ftype if source.kept and quant.name in FLOATS else quant.ftype
+
+
+def _added_keys(file_type: int, matrix: ImportanceMatrix | None) -> dict[str, bytes]:
     """The keys that llama.cpp's quantizer adds (llama-quant.cpp; tools/quantize/quantize.cpp for the importance matrix)."""
-    added: dict[str, Any] = {"general.quantization_version": QUANTIZATION_VERSION, "general.file_type": quant.ftype}
+    added: dict[str, Any] = {"general.quantization_version": QUANTIZATION_VERSION, "general.file_type": file_type}
     if matrix is not None:
         added["quantize.imatrix.file"] = _cut(str(matrix.path))
         if matrix.datasets:

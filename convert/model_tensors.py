@@ -10,11 +10,12 @@ import numpy as np
 
 from yarn_edge.checkpoint.config_file import ConfigFile, is_whole, shown
 from yarn_edge.checkpoint.layers import MAX_LAYERS
+from yarn_edge.checkpoint.quantized import refuse_quantized
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
 
-from .checkpoint import Checkpoint, Tensor, same_values
+from .checkpoint import DTYPES, Checkpoint, Tensor, same_values
 from .families.architectures import tensor_rows, unknown_tensor
 from .families.rows import Architecture, TensorRow, Wrapper
 from .families.sizes import ModelSizes
@@ -89,9 +90,11 @@ def match_tensors(
         # Of tied weights one name is saved, whichever; transformers takes it for both.
         rows = [replace(r, source=_HEAD) if r.source == _EMBEDDINGS else r for r in rows]
     rows = [_as_saved(r, sizes, checkpoint) for r in rows]
+    used = {source for r in rows for source in r.sources(sizes)}
+    without = {tensor.name: tensor.dtype for name, tensor in tensors.items() if name not in used}
+    refuse_quantized(checkpoint.config, str(checkpoint.path), without, DTYPES)
     for r in rows:
         _check_sources(checkpoint, r, sizes)
-    used = {source for r in rows for source in r.sources(sizes)}
     for name, tensor in tensors.items():
         if name in used:
             continue

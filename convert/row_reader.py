@@ -77,7 +77,13 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
     columns = _Axis.of(width // kind.block, row.rows if vector else row.columns, sizes)
     n_rows, n_columns = (columns.n, rows.n) if row.transposed else (rows.n, columns.n)
     several = [n for n in (rows.matrices,) if n > 1]
-    shape = [len(sources) if "{e}" in row.source else 1, *stack, *several, *([] if vector else [n_rows]), n_columns * kind.block]
+    shape = [
+        len(sources) if "{e}" in row.source else 1,
+        *stack,
+        *several,
+        *([] if vector else [n_rows]),
+        n_columns * kind.block,
+    ]
     while len(shape) > 1 and shape[0] == 1:  # llama.cpp's quantizer drops such dimensions too
         del shape[0]
     per_source = math.prod(stack) * rows.matrices

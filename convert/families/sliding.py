@@ -36,7 +36,9 @@ def _sparse(sizes: ModelSizes) -> list[str]:
     return ["sparse"] * sizes.n_layer
 
 
-def _gpt_oss_experts(hf: str, gguf: str, out: str, into: str, order: Order | None = None) -> tuple[TensorRow, TensorRow]:
+def _gpt_oss_experts(
+    hf: str, gguf: str, out: str, into: str, order: Order | None = None
+) -> tuple[TensorRow, TensorRow]:
     """One kind of matrix of all experts, [experts, in, out] or in MXFP4, and its bias. order: of `out` on disk, the target's."""
     name, target = f"model.layers.{{i}}.mlp.experts.{hf}", f"blk.{{i}}.{gguf}"
     packed = TensorRow(name + "_blocks", target + ".weight", ("experts", out, into), order)
@@ -132,13 +134,7 @@ SLIDING_WINDOWS: tuple[Architecture, ...] = (
             *_gpt_oss_experts("gate_up_proj", "ffn_up_exps", "2*ffn", "hidden", every(2, 1)),
             *_gpt_oss_experts("down_proj", "ffn_down_exps", "hidden", "ffn"),
         ),
-        {
-            **DEFAULTS,
-            "rms_norm_eps": 1e-5,
-            "attention_bias": True,
-            "swiglu_alpha": 1.702,
-            "swiglu_limit": 7.0,
-        },
+        {**DEFAULTS, "rms_norm_eps": 1e-5, "attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
         {
             **SILU,
             "attention_bias": Constant(True, "llama.cpp wants the biases of all four projections"),

@@ -57,6 +57,7 @@ UPSTREAM = {
     "devstral2": ("fbe66e728325cbd7", "7cfcd14ac63d4cb7"),
     "ministral3-baked": ("fbe66e728325cbd7", "7cfcd14ac63d4cb7"),
     "ministral3-mscale": ("fbe66e728325cbd7", "7cfcd14ac63d4cb7"),
+    "gpt_oss": ("10d4437782cb2029", "d77dbe5b4da94eaf"),
     "gemma3": ("4ba73bb6c2d00fa0", "d1d62e734bc23150"),
 }
 
@@ -99,6 +100,7 @@ LIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3, own base for windows": ("olmo3", {"rope_parameters": OWN_BASE}),
     "qwen3_moe, truncate false": ("qwen3_moe", {"rope_parameters": {**YARN, "truncate": False}}),
     "smollm3, truncate false": ("smollm3", {"rope_parameters": {**YARN, "truncate": False}}),
+    "gpt_oss, truncate false": ("gpt_oss", {}),
     "glm4, truncate false": ("glm4", {"rope_parameters": {**YARN, "truncate": False, "partial_rotary_factor": 0.5}}),
 }
 

@@ -218,6 +218,18 @@ WRONG: dict[str, tuple[str, Config, str]] = {
         {"rope_parameters": {**tiny_families.MINISTRAL}},
         "llama_4_scaling_beta is missing, expected a number from 0",
     ),
+    "gpt_oss, limit": ("gpt_oss", {"swiglu_limit": 10.0}, "swiglu_limit is 10.0: only 7.0 can be converted"),
+    "gpt_oss, no biases": (
+        "gpt_oss",
+        {"attention_bias": False},
+        "only True can be converted: llama.cpp wants the biases of all four projections",
+    ),
+    "gpt_oss, no windows": (
+        "gpt_oss",
+        {"layer_types": ["full_attention"] * 4},
+        "gives no layer a sliding window: llama.cpp runs gpt-oss only if some have one",
+    ),
+    "gpt_oss, window of null": ("gpt_oss", {"sliding_window": None}, "sliding_window is null"),
     "gemma3, capped": (
         "gemma3",
         {"attn_logit_softcapping": 50.0},

@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "eight experts": ("mixtral", {"num_local_experts": 8}),
     "granitemoe": ("granitemoe", {"num_local_experts": 3}),
     "mellum": ("mellum", {"moe_intermediate_size": 256, **TWO_WINDOWS}),
+    "gpt_oss": ("gpt_oss", {}),
     "gemma3": ("gemma3", {**TWO_WINDOWS, "query_pre_attn_scalar": 64}),
     "arcee": ("arcee", {}),
     "cohere": ("cohere", {}),

@@ -24,7 +24,7 @@ from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.transformers_reference import divergence, reference_logits
 
-from support import tiny_families
+from support import gpt_oss, tiny_families
 from support.tiny_families import FAMILIES, ORIGINAL, YARN
 from support.upstream_bytes import TYPES, digest
 
@@ -100,7 +100,10 @@ LIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3, own base for windows": ("olmo3", {"rope_parameters": OWN_BASE}),
     "qwen3_moe, truncate false": ("qwen3_moe", {"rope_parameters": {**YARN, "truncate": False}}),
     "smollm3, truncate false": ("smollm3", {"rope_parameters": {**YARN, "truncate": False}}),
-    "gpt_oss, truncate false": ("gpt_oss", {}),
+    "gpt_oss, as published": (
+        "gpt_oss",
+        {"rope_parameters": gpt_oss.PUBLISHED, "max_position_embeddings": 131072, "head_dim": 64},
+    ),
     "glm4, truncate false": ("glm4", {"rope_parameters": {**YARN, "truncate": False, "partial_rotary_factor": 0.5}}),
 }
 

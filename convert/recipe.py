@@ -186,7 +186,7 @@ def _ask(
         tensor, new = _TENSOR.match(line), _SIZE.match(size)
         if tensor and new:
             types[tensor["name"]] = type_named(new["kind"] or tensor["kind"])
-    return types | kept, log
+    return {**types, **kept}, log
 
 
 def _number(kind: GGMLType | None) -> int:

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("yarn_edge.inspect.command", "show what a GGUF or a checkpoint declares, and what the runtime will really apply"),
     "patch": ("yarn_edge.convert.patch", "repair or add scaling in a GGUF without touching its weights"),
     "verify": ("yarn_edge.verify.command", "prove that a GGUF runs the positions that were fine-tuned"),
+    "export": ("yarn_edge.export.command", "write what Ollama, LM Studio, llama-server or vLLM needs to run a GGUF at its own positions"),
     "passkey": ("yarn_edge.bench.quality.passkey", "measure passkey and needle retrieval by length and depth"),
     "perplexity": ("yarn_edge.bench.quality.perplexity", "measure how well a model predicts a text, by length and by position"),
     "compare": ("yarn_edge.bench.quality.compare", "measure how far quantizations, caches and scalings diverge from a base model"),

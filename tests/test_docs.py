@@ -28,6 +28,7 @@ OTHERS_FLAGS = {
     "--in-file": "llama-imatrix", "--kl-divergence": "llama-perplexity", "--truncate": "the authors' perplexity.py",
     "--no-cache-dir": "pip", "--model": "lm_eval", "--model_args": "lm_eval", "--apply_chat_template": "lm_eval",
     "--use_cache": "lm_eval", "--cache_requests": "lm_eval", "--batch_size": "lm_eval", "--device": "lm_eval",
+    "--hf-overrides": "vLLM", "--max-model-len": "vLLM", "--merge": "llama-gguf-split",
     "--samples": "what bench.peers.bench had once",
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from yarn_edge.inspect.findings import Finding, examine
 from yarn_edge.inspect.outcome import CarriedForm, CheckpointOutcome, GGUFOutcome
 from yarn_edge.inspect.patient import Patient
 from yarn_edge.inspect.plot import plot_scaling
+from yarn_edge.inspect.trained import base_findings, training_findings, with_base
 from yarn_edge.llama_rules.description import CANONICAL, is_described
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.frequency_tables import judged_contexts
@@ -68,15 +69,19 @@ def inspect_gguf(positions: FilePositions) -> GGUFOutcome:
     )
 
 
-def inspect_checkpoint(folder: Path, overrides: ScalingOverrides = NO_OVERRIDES) -> CheckpointOutcome:
+def inspect_checkpoint(
+    folder: Path, overrides: ScalingOverrides = NO_OVERRIDES, base: Path | None = None
+) -> CheckpointOutcome:
     """What a checkpoint's config says: its dialect, its scaling by part, and how a GGUF could carry it.
 
-    Raises YarnEdgeError if the config cannot be read at all.
+    base: the folder of the model that it was trained from. Raises YarnEdgeError if the config cannot be read at all.
     """
     config = read_config(folder)
-    positions = read_positions(config, overrides)
+    positions = read_positions(config, overrides) if base is None else with_base(folder, base, overrides)
     names, model_type = config.values.get("architectures"), str(config.values.get("model_type"))
-    findings: list[Finding] = []
+    findings = [*training_findings(folder, positions.parts)]
+    if base is not None:
+        findings += base_findings(folder, base, positions.parts)
     if model_type not in GGUF_ARCHITECTURES:
         findings.append(
             Finding(
@@ -189,6 +194,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw the wavelength of each pair before and after scaling, and the pairs that plain llama.cpp gets wrong",
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
+    parser.add_argument(
+        "--against-base",
+        type=Path,
+        metavar="BASE",
+        help="for a checkpoint: the folder of the model that it was trained from, to find a lost base of the rotation, and a scaling that "
+        "nothing was trained with",
+    )
     add_scaling_flags(parser, "for a checkpoint, as convert takes them")
 
 
@@ -197,7 +209,9 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.model)
     overrides = scaling_overrides(args)
     positions = _positions(path, overrides)
-    outcome = inspect_checkpoint(path, overrides) if positions is None else inspect_gguf(positions)
+    if positions is not None and args.against_base is not None:
+        raise YarnEdgeError("--against-base is for a checkpoint folder")
+    outcome = inspect_checkpoint(path, overrides, args.against_base) if positions is None else inspect_gguf(positions)
     if args.plot is not None:
         _check_picture(Path(args.plot), path, args.force)
         sides = (positions.wanted, positions.effective()) if positions else _checkpoint_sides(path, overrides)

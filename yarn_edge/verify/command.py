@@ -8,6 +8,7 @@ ends        where answers end, against the checkpoint's files
 bos         the token before texts, against the checkpoint's tokenizer
 template    the chat template, against the checkpoint's
 logits      next-token distributions against transformers in float32
+effect      perplexity of a text with the scaling against without it (--effect TEXT)
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from yarn_edge.verify.checks import (
     on_backend,
     skipped,
 )
+from yarn_edge.verify.effect import check_effect
 from yarn_edge.verify.logits import LOGIT_TOKENS, check_logits, checkpoint_scaling
 from yarn_edge.verify.transformers_reference import check_reference
 from yarn_edge.verify.vocabulary import VOCABULARY_CHECKS, vocabulary_checks
@@ -168,6 +170,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of tokens on which to compare logits (default: %(default)s)",
     )
     parser.add_argument(
+        "--effect",
+        type=Path,
+        metavar="TEXT",
+        help="also measure how well the model predicts a text with its scaling and without it",
+    )
+    parser.add_argument(
+        "--effect-ctx",
+        type=length_from(256),
+        metavar="N",
+        help="tokens of that text (default: twice the original context, at most the extended one)",
+    )
+    parser.add_argument(
         "--backend",
         choices=(*BACKENDS, "all"),
         default="cpu",
@@ -187,6 +201,9 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(
             f"the --yarn-… flags, --freeze-at and {READING_FLAG} describe how CHECKPOINT was converted: they need --against"
         )
+    if args.effect is None and args.effect_ctx is not None:
+        raise YarnEdgeError("--effect-ctx needs --effect TEXT")
+    on_check: Callable[[Check], None] = (lambda _check: None) if args.json else print_check
     with np.errstate(all="ignore"):  # with broken weights checks fail, and NumPy's warnings add nothing
         checks = verify(
             args.model,
@@ -196,8 +213,12 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             backend=args.backend,
             kv_type=with_kv_parts(args.kv_type, args.kv_k, args.kv_v),
-            on_check=(lambda _check: None) if args.json else print_check,
+            on_check=on_check,
         )
+        if args.effect is not None:
+            backend = "cpu" if args.backend == "all" else args.backend
+            checks.append(check_effect(args.model, args.effect, args.effect_ctx, args.threads, backend))
+            on_check(checks[-1])
     nothing_ran = all(c.status == "skip" for c in checks if c.name != "metadata")
     ok = not nothing_ran and all(check.status != "fail" for check in checks)
     if args.json:

@@ -57,44 +57,91 @@ def yarn(factor: float, original: int, theta: float, **more: Any) -> dict[str, A
 # trainer -> (its config.json, the same in transformers' plain form, the context that it reaches)
 READ: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "LLaMA-Factory, YaRN": (
-        QWEN2 | {"max_position_embeddings": 131072.0, "rope_theta": 1e6, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 32768}},
+        QWEN2
+        | {
+            "max_position_embeddings": 131072.0,
+            "rope_theta": 1e6,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 32768},
+        },
         yarn(4.0, 32768, 1e6),
         131072,
     ),
     "LLaMA-Factory, the factor rounded up": (
-        LLAMA | {"max_position_embeddings": 24576.0, "rope_theta": 5e5, "rope_scaling": {"rope_type": "yarn", "factor": 3.0, ORIGINAL: 8192}},
+        LLAMA
+        | {
+            "max_position_embeddings": 24576.0,
+            "rope_theta": 5e5,
+            "rope_scaling": {"rope_type": "yarn", "factor": 3.0, ORIGINAL: 8192},
+        },
         yarn(3.0, 8192, 5e5),
         24576,
     ),
     "LLaMA-Factory, Llama 3": (
-        LLAMA | {"max_position_embeddings": 65536.0, "rope_theta": 5e5, "rope_scaling": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 8192.0}},
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 8192, "rope_theta": 5e5},
+        LLAMA
+        | {
+            "max_position_embeddings": 65536.0,
+            "rope_theta": 5e5,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                ORIGINAL: 8192.0,
+            },
+        },
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            ORIGINAL: 8192,
+            "rope_theta": 5e5,
+        },
         65536,
     ),
     "axolotl, transformers 4": (
-        LLAMA | {"max_position_embeddings": 16384, "rope_theta": 5e5, "rope_scaling": {"type": "yarn", "factor": 2.0, ORIGINAL: 8192}},
+        LLAMA
+        | {
+            "max_position_embeddings": 16384,
+            "rope_theta": 5e5,
+            "rope_scaling": {"type": "yarn", "factor": 2.0, ORIGINAL: 8192},
+        },
         yarn(2.0, 8192, 5e5),
         16384,
     ),
     "axolotl, the context left as it was": (
-        LLAMA | {"max_position_embeddings": 8192, "rope_theta": 5e5, "rope_scaling": {"type": "yarn", "factor": 2.0, ORIGINAL: 8192}},
+        LLAMA
+        | {
+            "max_position_embeddings": 8192,
+            "rope_theta": 5e5,
+            "rope_scaling": {"type": "yarn", "factor": 2.0, ORIGINAL: 8192},
+        },
         yarn(2.0, 8192, 5e5),
         16384,
     ),
     "Unsloth, a longer max_seq_length": (
-        LLAMA | {"max_position_embeddings": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 1e4},
+        LLAMA
+        | {"max_position_embeddings": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 1e4},
         {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
         16384,
     ),
     "Unsloth, YaRN extended once more": (
-        QWEN3 | {"max_position_embeddings": 262144, "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}},
+        QWEN3
+        | {
+            "max_position_embeddings": 262144,
+            "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+        },
         {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
         262144,
     ),
     "NeMo RL": (
-        QWEN3 | {"max_position_embeddings": 65536, "rope_parameters": yarn(
-            1.6, 40960, 1e6, truncate=True, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=0.0)},
+        QWEN3
+        | {
+            "max_position_embeddings": 65536,
+            "rope_parameters": yarn(
+                1.6, 40960, 1e6, truncate=True, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=0.0
+            ),
+        },
         yarn(1.6, 40960, 1e6),
         65536,
     ),
@@ -104,18 +151,32 @@ READ: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         131072,
     ),
     "a config changed after the model was loaded": (
-        LLAMA | {"max_position_embeddings": 32768, "rope_theta": 5e5, "rope_scaling": {"type": "yarn", "factor": 4, ORIGINAL: 8192}},
+        LLAMA
+        | {
+            "max_position_embeddings": 32768,
+            "rope_theta": 5e5,
+            "rope_scaling": {"type": "yarn", "factor": 4, ORIGINAL: 8192},
+        },
         yarn(4.0, 8192, 5e5),
         32768,
     ),
     "Model-Optimizer, exported with factor 32": (
-        LLAMA | {"max_position_embeddings": 131072, "rope_parameters": yarn(32.0, 4096, 1.5e5, beta_fast=32.0, beta_slow=1.0)},
+        LLAMA
+        | {
+            "max_position_embeddings": 131072,
+            "rope_parameters": yarn(32.0, 4096, 1.5e5, beta_fast=32.0, beta_slow=1.0),
+        },
         yarn(32.0, 4096, 1.5e5),
         131072,
     ),
     "Yarn-Llama-2-7b-64k": (
-        LLAMA | NOUS | {"max_position_embeddings": 65536, "rope_theta": 1e4, "rope_scaling": {
-            "type": "yarn", "factor": 16.0, ORIGINAL: 4096, "finetuned": True}},
+        LLAMA
+        | NOUS
+        | {
+            "max_position_embeddings": 65536,
+            "rope_theta": 1e4,
+            "rope_scaling": {"type": "yarn", "factor": 16.0, ORIGINAL: 4096, "finetuned": True},
+        },
         yarn(16.0, 4096, 1e4),
         65536,
     ),
@@ -125,12 +186,16 @@ READ: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         32768,
     ),
     "DeepSeek-R1-0528-Qwen3-8B": (
-        QWEN3 | {"max_position_embeddings": 131072, "rope_theta": 1000000, "rope_scaling": {
-            "rope_type": "yarn", "factor": 4.0, ORIGINAL: 32768, "attn_factor": 0.8782488562869419}},
+        QWEN3
+        | {
+            "max_position_embeddings": 131072,
+            "rope_theta": 1000000,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 32768, "attn_factor": 0.8782488562869419},
+        },
         yarn(4.0, 32768, 1e6),
         131072,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", READ)
@@ -165,19 +230,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], float]] = {
         2.0,
     ),
     "a multiplier meant by its makers": (
-        QWEN3 | {"max_position_embeddings": 131072, "rope_theta": 1e6, "rope_scaling": {
-            "rope_type": "yarn", "factor": 4.0, ORIGINAL: 32768, "extrapolation_factor": 0.5}},
+        QWEN3
+        | {
+            "max_position_embeddings": 131072,
+            "rope_theta": 1e6,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 32768, "extrapolation_factor": 0.5},
+        },
         r"--yarn-ext-factor",
         {"ext_factor": 1.0},
         4.0,
     ),
     "LLaMA-Factory, the context beyond the factor": (
-        QWEN2 | {"max_position_embeddings": 65536.0, "rope_theta": 1e6, "rope_scaling": {"rope_type": "yarn", "factor": 1.5, ORIGINAL: 32768}},
+        QWEN2
+        | {
+            "max_position_embeddings": 65536.0,
+            "rope_theta": 1e6,
+            "rope_scaling": {"rope_type": "yarn", "factor": 1.5, ORIGINAL: 32768},
+        },
         r"max_position_embeddings is 65536, .* pass --yarn-factor and --yarn-orig-ctx",
         {"factor": 2.0, "original_context": 32768},
         2.0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -265,6 +339,19 @@ def test_yarn_that_nothing_was_trained_with(base: Path, tmp_path: Path) -> None:
     }
     assert found(trained_from(base, tmp_path / "trained", change=True), base) == {}
     assert found(base, base) == {}
+
+
+def test_weights_of_another_type_are_not_compared_and_that_is_told(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = trained_from(base, tmp_path / "half", change=False)
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(base / "model.safetensors").items()}
+    tiny.write_weights(folder, state)
+    assert found(folder, base) == {}
+    assert "whether training changed queries and keys is not known" in capsys.readouterr().err
 
 
 def test_sequences_that_never_reached_beyond_the_original_context(base: Path, tmp_path: Path) -> None:

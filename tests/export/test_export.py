@@ -32,8 +32,12 @@ from support import tiny
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
 OWN = YARN | {"attention_factor": 1.35, "beta_fast": 8.0, "beta_slow": 2.0}
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 256
-}  # fmt: skip
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
 # name -> (family, rope_scaling)
 FILES: dict[str, tuple[str, dict[str, Any] | None]] = {
     "plain": ("llama", None),
@@ -182,8 +186,13 @@ def test_the_architectures_that_transformers_reads_are_those_of_its_own_table() 
 
 
 SAMPLING = {
-    "temp": float32("0.7"), "top_k": 20, "top_p": float32("0.8"), "min_p": 0.0, "penalty_repeat": float32("1.05"), "mirostat": 2
-}  # fmt: skip
+    "temp": float32("0.7"),
+    "top_k": 20,
+    "top_p": float32("0.8"),
+    "min_p": 0.0,
+    "penalty_repeat": float32("1.05"),
+    "mirostat": 2,
+}
 
 
 def with_keys(path: Path, **keys: Any) -> ExportSubject:
@@ -202,8 +211,12 @@ def test_sampling_defaults_go_along_by_each_programs_names(files: dict[str, Path
     assert fields["llm.prediction.topPSampling"] == {"checked": True, "value": 0.8}
     words = shlex.split(given["vllm"])
     assert json.loads(words[-1]) == {
-        "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.0, "repetition_penalty": 1.05
-    }  # fmt: skip
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.8,
+        "min_p": 0.0,
+        "repetition_penalty": 1.05,
+    }
     assert "temp" not in given["llama-server"]  # it reads these keys by itself
 
 

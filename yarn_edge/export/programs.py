@@ -161,8 +161,12 @@ EXPORT_PROGRAMS: dict[str, ExportProgram] = {
         "Ollama",
         _ollama,
         {
-            "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
-            "penalty_repeat": "repeat_penalty", "penalty_last_n": "repeat_last_n",
+            "temp": "temperature",
+            "top_k": "top_k",
+            "top_p": "top_p",
+            "min_p": "min_p",
+            "penalty_repeat": "repeat_penalty",
+            "penalty_last_n": "repeat_last_n",
         },
         "Ollama sends the prompt as it is",
         notes=(f"Ollama before {OLLAMA_VERSION}, whose own engines ignore YaRN's keys, refuses this Modelfile",),
@@ -171,8 +175,13 @@ EXPORT_PROGRAMS: dict[str, ExportProgram] = {
         "LM Studio",
         _lm_studio,
         {
-            "temp": "temperature", "top_k": "topKSampling", "top_p": "topPSampling", "min_p": "minPSampling",
-            "penalty_repeat": "repeatPenalty", "xtc_probability": "llama.xtcProbability", "xtc_threshold": "llama.xtcThreshold",
+            "temp": "temperature",
+            "top_k": "topKSampling",
+            "top_p": "topPSampling",
+            "min_p": "minPSampling",
+            "penalty_repeat": "repeatPenalty",
+            "xtc_probability": "llama.xtcProbability",
+            "xtc_threshold": "llama.xtcThreshold",
         },
         "LM Studio guesses one",
         named=True,
@@ -181,8 +190,14 @@ EXPORT_PROGRAMS: dict[str, ExportProgram] = {
     "vllm": ExportProgram(
         "vLLM",
         _vllm,
-        {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"},
+        {
+            "temp": "temperature",
+            "top_k": "top_k",
+            "top_p": "top_p",
+            "min_p": "min_p",
+            "penalty_repeat": "repetition_penalty",
+        },
         "vLLM refuses chats",
         notes=("vLLM needs its GGUF plugin, and advises --tokenizer with the name of the base model",),
     ),
-}  # fmt: skip
+}

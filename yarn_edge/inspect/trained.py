@@ -13,6 +13,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS, NO_OVERRIDES, ScalingOverrides
 from yarn_edge.inspect.findings import Finding
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
+from yarn_edge.progress import note
 
 MEASURE = "measure what the scaling does: yarn-edge verify MODEL.gguf --effect TEXT"
 
@@ -59,7 +60,12 @@ def base_findings(folder: Path, base: Path, parts: Mapping[str, RopeScaling]) ->
     if scaled is None or not scaled.differences(theirs):
         return
     weights = compare_query_keys(folder, base)
-    if weights is not None and weights.changed is None:
+    if weights is None:
+        note(
+            f"note: whether training changed queries and keys is not known: {folder.name} and {base.name} do not both have them as "
+            "safetensors, by the same names, types and sizes"
+        )
+    elif weights.changed is None:
         yield Finding(
             "claimed, never trained",
             f"the config has {scaled.method} with factor {scaled.factor:g}, the base model has not, and no weight of queries or keys was "

@@ -11,7 +11,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,70 +25,33 @@ from yarn_edge.checkpoint.tensor_names import canonical_names, is_computed
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.source_file import SourceFile
 
+from .sources.methods import dequantized
 from .sources.mxfp4 import PACKED, packed_tensors
+from .stored import DTYPES, Tensor, item_bytes, to_float32
 from .weight_files import find_weights
 
 MAX_DIMS = 8
+# torch's name -> safetensors'. Of others nothing is read.
+_TORCH = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "int8": "I8",
+    "uint8": "U8",
+    "int32": "I32",
+    "int64": "I64",
+}
 _COMPARED_BYTES = 4 << 20
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-# safetensors dtype -> (NumPy dtype that holds its bits, is it bfloat16?)
-DTYPES: dict[str, tuple[str, bool]] = {"F32": ("<f4", False), "F16": ("<f2", False), "BF16": ("<u2", True)}
-# Bytes of the others, which only buffers and quantized weights have.
-_OTHERS = {
-    1: "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
-    2: "I16 U16",
-    4: "I32 U32",
-    8: "I64 U64 F64 C64",
-}
-_OTHER_DTYPES = {name: size for size, names in _OTHERS.items() for name in names.split()}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor. name: in the file. dtype: F32, F16, BF16 or MXFP4 (ggml's blocks), of others the values are not read.
-
-    read(offset, buffer): fill a buffer from byte `offset` of the tensor.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    read: Callable[[int, Any], None]
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one row of the first dimension."""
-        return math.prod(self.shape[1:]) * np.dtype(DTYPES[self.dtype][0]).itemsize
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of the tensor in the file."""
-        return self.shape[0] * self.row_bytes if self.shape else self.row_bytes
-
-    def bits(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
-        """Rows [start, stop) of the first dimension, unconverted; BF16 as uint16."""
-        n = len(range(*slice(start, stop).indices(self.shape[0])))
-        rows = np.empty((n, *self.shape[1:]), DTYPES[self.dtype][0])
-        self.read(start * self.row_bytes, rows.reshape(-1).view(np.uint8))
-        return rows
-
-    def float32(self) -> npt.NDArray[np.float32]:
-        """The whole tensor as float32 (exact for every dtype)."""
-        return to_float32(self.bits(), self.dtype)
-
-
-def to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
-    """Bits of dtype F32, F16 or BF16 as float32, exactly."""
-    if dtype == "BF16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder with config.json and weights. tensors: by their names in transformers, in the order of `files`, which stay open.
 
-    notes: decisions that users should know.
+    notes: decisions that users should know. quantization: how the files hold the weights, "" if as floats.
     """
 
     path: Path
@@ -96,6 +59,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     files: tuple[SourceFile, ...] = ()
     notes: tuple[str, ...] = ()
+    quantization: str = ""
 
     def check_unchanged(self) -> None:
         """Raise YarnEdgeError if a weight file has changed since it was opened."""
@@ -117,7 +81,8 @@ def same_values(a: Tensor, b: Tensor) -> bool:
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a checkpoint folder and check that all of its tensors are there. No weights are read.
 
-    Raises YarnEdgeError for what is not a model in floats: quantized weights, an adapter beside or inside them.
+    Quantized weights are dequantized when they are read. Raises YarnEdgeError for those that nobody here can read, and for an adapter
+    beside or inside the weights.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -125,17 +90,18 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     weights = find_weights(folder, config)
     sources = tuple(SourceFile(file) for file in weights.files)
     read = read_safetensors if weights.files[0].suffix == ".safetensors" else read_torch
-    tensors, notes = _usable(folder, config, _gather(sources, weights.index, read))
-    notes = tuple(text for text in (weights.note, *notes) if text)
-    return Checkpoint(folder, config, tensors, sources, notes)
+    checkpoint = _usable(folder, config, _gather(sources, weights.index, read))
+    notes = tuple(text for text in (weights.note, *checkpoint.notes) if text)
+    return replace(checkpoint, files=sources, notes=notes)
 
 
-def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """(the weights under their names in transformers, notes). Raises YarnEdgeError for what no model in floats has."""
+def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> Checkpoint:
+    """The weights under their names in transformers, with notes. Raises YarnEdgeError for what cannot be read as floats."""
     source = str(folder)
     refuse_unmerged(source, saved)
     computed = [name for name, tensor in saved.items() if is_computed(name, tensor.shape)]
-    weights = {name: tensor for name, tensor in saved.items() if name not in computed}
+    read = dequantized(config, source, {name: tensor for name, tensor in saved.items() if name not in computed})
+    weights = read.tensors
     method = declared_method(config)
     packed = packed_tensors(source, weights) if method and method.read_as else {}
     for name, pair in packed.items():
@@ -150,16 +116,14 @@ def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> tuple
                 "save the model in one of them"
             )
     names, wrapper = canonical_names(source, weights)
-    notes = (
-        [f"note: {len(packed)} tensors are {PACKED}: every file has them as they are"]
-        if packed
-        else [left_over_note(config)]
-    )
+    kept = [f"note: {len(packed)} tensors are {PACKED}: every file has them as they are"] if packed else []
+    notes = kept or list(read.notes) or [left_over_note(config)]
     if wrapper:
         notes.append(f"note: the names of all tensors begin with {one_line(wrapper, 60)}: read without it")
     if computed:
         notes.append(f"note: saved buffers that are not weights are left out: {one_line(', '.join(computed), 100)}")
-    return {known: weights[name] for known, name in names.items()}, tuple(notes)
+    tensors = {known: weights[name] for known, name in names.items()}
+    return Checkpoint(folder, config, tensors, notes=tuple(notes), quantization=read.what)
 
 
 def _gather(
@@ -216,7 +180,7 @@ def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
             raise bad(f"tensor {name} has no valid dtype, shape and data_offsets")
         if len(shape) > MAX_DIMS or any(n > size for n in shape):
             raise bad(f"tensor {name} has the shape {shape[:8]}")
-        item = _item_bytes(dtype) if isinstance(dtype, str) else None
+        item = item_bytes(dtype) if isinstance(dtype, str) else None
         if not isinstance(dtype, str) or item is None:
             raise YarnEdgeError(
                 f"{path}: tensor {one_line(name, 100)} has dtype {one_line(str(dtype), 20)}; supported: {', '.join(DTYPES)}"
@@ -233,11 +197,6 @@ def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
     if base + covered != size:
         raise bad(f"{size - base - covered} bytes after the last tensor")
     return tensors
-
-
-def _item_bytes(dtype: str) -> int | None:
-    """Bytes of one value; None for a dtype that is not known."""
-    return np.dtype(DTYPES[dtype][0]).itemsize if dtype in DTYPES else _OTHER_DTYPES.get(dtype)
 
 
 def _reader(source: SourceFile, start: int) -> Callable[[int, Any], None]:
@@ -269,7 +228,7 @@ def read_torch(source: SourceFile) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict):
         raise YarnEdgeError(f"{path}: holds a {type(state).__name__}, not a state dict")
-    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    names = {getattr(torch, theirs): ours for theirs, ours in _TORCH.items() if hasattr(torch, theirs)}
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         name = str(key)
@@ -278,15 +237,14 @@ def read_torch(source: SourceFile) -> dict[str, Tensor]:
                 f"{path}: {one_line(name, 100)} is a {type(value).__name__}, not a tensor; supported: {', '.join(DTYPES)}"
             )
         dtype = names.get(value.dtype, str(value.dtype).removeprefix("torch."))
-        bits = value.detach().contiguous() if dtype in DTYPES else torch.empty(0)
-        held = bits.view(torch.uint16).numpy() if dtype == "BF16" else bits.numpy()
+        bits = value.detach().contiguous() if value.dtype in names else torch.empty(0)
+        held = bits.reshape(-1).view(torch.uint8).numpy()
         tensors[name] = Tensor(name, dtype, tuple(value.shape), _copier(source, held))
     return tensors
 
 
-def _copier(source: SourceFile, held: npt.NDArray[Any]) -> Callable[[int, Any], None]:
+def _copier(source: SourceFile, data: npt.NDArray[np.uint8]) -> Callable[[int, Any], None]:
     """A reader of a mapped tensor. It checks the file first, so that a file shrinking is a danger only for a moment."""
-    data = held.reshape(-1).view(np.uint8)
 
     def read(offset: int, buffer: Any) -> None:
         source.check_unchanged()

@@ -121,6 +121,7 @@ def plan_conversion(
         "general.type": "model",
         "general.name": one_line(_model_name(folder), 200),
         "yarn_edge.version": __version__,
+        **({"yarn_edge.source_quantization": checkpoint.quantization} if checkpoint.quantization else {}),
         **hyper_parameters(row, config, sizes, scaling.extended_context),
         **rope_plan.keys,
         **({} if rope_plan.short else canonical_keys(scaling, rope_plan.form, rope_plan.sliding)),

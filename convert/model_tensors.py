@@ -15,10 +15,11 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
 
-from .checkpoint import DTYPES, Checkpoint, Tensor, same_values
+from .checkpoint import Checkpoint, same_values
 from .families.architectures import tensor_rows, unknown_tensor
 from .families.rows import Architecture, TensorRow, Wrapper
 from .families.sizes import ModelSizes
+from .stored import DTYPES, Tensor
 
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from yarn_edge.runtime.ggml_types import type_named
 
-from .checkpoint import DTYPES, Checkpoint, Tensor, to_float32
+from .checkpoint import Checkpoint
 from .families.orders import Indices, Order
 from .families.rows import TensorRow
 from .families.sizes import ModelSizes
 from .one_pass import SourceTensor
+from .stored import DTYPES, Tensor, to_float32
 
 _BAND_BYTES = 1 << 16  # transposed from the cache: at 4.2 GB/s, with a whole expert at 1.2 (2048 x 1536 in BF16)
 _SPAN = 2  # rows are read with those between them up to this many times as many, else run by run

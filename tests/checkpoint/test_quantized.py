@@ -28,11 +28,11 @@ BNB = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": T
 QUANTIZED: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]] = {
     "gptq": (
         GPTQ,
-        {"qweight": INTEGERS},
-        ["by GPTQ (", "quantization_config", "q_proj.qweight has dtype I32", "original checkpoint"],
+        {"weight": INTEGERS},
+        ["by GPTQ (", "quantization_config", "q_proj.weight has dtype I32", "original checkpoint"],
     ),
     "gptq without config": ({}, {"qweight": INTEGERS, "g_idx": INTEGERS[0]}, ["by GPTQ (", "q_proj.g_idx"]),
-    "awq": ({"quantization_config": {"quant_method": "awq"}}, {"qweight": INTEGERS}, ["by AWQ ("]),
+    "awq": ({"quantization_config": {"quant_method": "awq"}}, {"weight": INTEGERS}, ["by AWQ ("]),
     "awq without config": ({}, {"qweight": INTEGERS, "qzeros": INTEGERS}, ["by GPTQ or AWQ ("]),
     "bitsandbytes, 4 bits": (
         BNB,
@@ -47,18 +47,23 @@ QUANTIZED: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]] 
     ),
     "fp8": (
         {"quantization_config": {"quant_method": "fp8"}},
-        {"weight": EIGHT, "weight_scale_inv": FLOATS},
-        ["by FP8 in blocks (", "FineGrainedFP8Config(dequantize=True)"],
+        {"weight": FLOATS, "weight_scale_inv": FLOATS},
+        ["by FP8 (", "FineGrainedFP8Config(dequantize=True)"],
     ),
-    "compressed-tensors": (
-        {"quantization_config": {"quant_method": "compressed-tensors"}},
+    "compressed-tensors without config": (
+        {},
         {"weight": EIGHT, "weight_scale": FLOATS},
         ["by compressed-tensors (", "CompressedTensorsConfig(dequantize=True)"],
     ),
-    "compressed-tensors, floats with scales": (
-        {"quantization_config": {"quant_method": "compressed-tensors"}},
-        {"weight": FLOATS, "weight_scale": FLOATS},
-        ["by compressed-tensors ("],
+    "modelopt": (
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}},
+        {"weight": EIGHT, "weight_scale": FLOATS[0], "input_scale": FLOATS[1]},
+        ["by ModelOpt FP8 (", "original checkpoint"],
+    ),
+    "nvfp4 of modelopt": (
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
+        {"weight": BYTES, "weight_scale": EIGHT, "weight_scale_2": FLOATS[0]},
+        ["by ModelOpt NVFP4 ("],
     ),
     "hqq": ({}, {"W_q": BYTES}, ["by HQQ ("]),
     "mlx": (

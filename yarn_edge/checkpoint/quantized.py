@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from yarn_edge.checkpoint.config_file import ConfigFile, shown
@@ -31,6 +31,7 @@ class QuantMethod:
 
     runs_quantized: the model computes with quantized values even if its file holds floats, so these floats are not the model.
     read_as: ggml's type that holds the same bits, in which its tensors are read; "" if they are refused.
+    dequantized: convert reads the weights as floats (convert/sources).
     """
 
     title: str
@@ -39,6 +40,7 @@ class QuantMethod:
     remedy: str = ORIGINAL
     runs_quantized: bool = False
     read_as: str = ""
+    dequantized: bool = False
 
 
 # Sources: transformers/quantizers, and the files that each library writes. Of two rows whose marks fit, the first counts.
@@ -48,19 +50,23 @@ METHODS: tuple[QuantMethod, ...] = (
         ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"),
         r"\.(?:absmax|quant_map|nested_absmax|quant_state\.\w+|SCB|weight_format)$",
         _CALL,
+        dequantized=True,
     ),
-    QuantMethod("GPTQ", ("gptq", "marlin"), r"\.g_idx$"),
-    QuantMethod("AWQ", ("awq",)),
+    QuantMethod("GPTQ", ("gptq",), r"\.g_idx$", dequantized=True),
+    QuantMethod("Marlin", ("marlin",)),
+    QuantMethod("AWQ", ("awq",), dequantized=True),
     QuantMethod("AutoRound", ("auto-round", "intel/auto-round")),
     QuantMethod("GPTQ or AWQ", (), r"\.(?:qweight|qzeros)$"),
-    QuantMethod("FP8 in blocks", ("fp8",), r"\.weight_scale_inv$", _with("FineGrainedFP8Config")),
+    QuantMethod("FP8", ("fp8",), r"_scale_inv$", _with("FineGrainedFP8Config"), dequantized=True),
     QuantMethod("FBGEMM FP8", ("fbgemm_fp8",), r"\.input_scale_ub$"),
-    QuantMethod("NVFP4", ("nvfp4", "modelopt"), r"\.weight_scale_2$"),
+    QuantMethod("ModelOpt", ("modelopt",)),
+    QuantMethod("NVFP4", ("nvfp4",), r"\.weight_scale_2$"),
     QuantMethod(
         "compressed-tensors",
         ("compressed-tensors", "compressed_tensors"),
         r"\.(?:weight_packed|weight_scale|weight_zero_point|input_scale)$",
         _with("CompressedTensorsConfig"),
+        dequantized=True,
     ),
     QuantMethod("HQQ", ("hqq",), r"\.W_q(?:\.\w+)?$"),
     QuantMethod("AQLM", ("aqlm",), r"\.(?:codes|codebooks)$"),
@@ -91,8 +97,19 @@ def _declared(config: ConfigFile) -> tuple[str, Any] | None:
     return next(((key, config.values[key]) for key in _KEYS if config.values.get(key) is not None), None)
 
 
+def quantization_section(config: ConfigFile) -> ConfigFile | None:
+    """What config.json says about quantization; None if that is nothing, or no object."""
+    declared = _declared(config)
+    return config.section(declared[0]) if declared and isinstance(declared[1], dict) else None
+
+
+def is_marked(name: str) -> bool:
+    """Whether only quantized weights have tensors of such a name."""
+    return any(row.marks and re.search(row.marks, name) for row in METHODS)
+
+
 def declared_method(config: ConfigFile) -> QuantMethod | None:
-    """The method that config.json names; None if it names none, or one that is not in the table."""
+    """The method that config.json names, ModelOpt with its algorithm; None if it names none, or one that is not in the table."""
     declared = _declared(config)
     block = declared[1] if declared else None
     if not isinstance(block, dict):
@@ -102,7 +119,11 @@ def declared_method(config: ConfigFile) -> QuantMethod | None:
         name = "bitsandbytes"
     if name is None and "quantization" in config.values:  # mlx_lm writes it, and a copy as quantization_config
         name = "mlx"
-    return next((row for row in METHODS if isinstance(name, str) and name.lower() in row.keys), None)
+    row = next((row for row in METHODS if isinstance(name, str) and name.lower() in row.keys), None)
+    algorithm = block.get("quant_algo")
+    if row is not None and isinstance(algorithm, str):
+        return replace(row, title=f"{row.title} {one_line(algorithm, 20)}")
+    return row
 
 
 def left_over(config: ConfigFile) -> bool:
@@ -131,6 +152,34 @@ def refuse_quantized(config: ConfigFile, source: str, dtypes: Mapping[str, str],
         evidence = f"config.json: {declared[0]}; {evidence}"
     by, remedy = (f" by {row.title}", row.remedy) if row else ("", ORIGINAL)
     raise YarnEdgeError(f"{source}: is quantized{by} ({evidence}), and only floats can be read: {remedy}")
+
+
+_SETTINGS = (
+    "bits",
+    "group_size",
+    "checkpoint_format",
+    "version",
+    "format",
+    "weight_block_size",
+    "bnb_4bit_quant_type",
+    "quant_algo",
+)
+
+
+def quantization_notes(config: ConfigFile) -> tuple[str, ...]:
+    """What config.json says about quantized weights, and what convert does with them. The weights are not looked at."""
+    section, method = quantization_section(config), declared_method(config)
+    if section is None:
+        return ()
+    if method is None:
+        key = section.prefix[:-1]
+        return (f"{config.short}: {key} names no known method of quantization, so convert takes no weights by it",)
+    settings = ", ".join(f"{key} {shown(section.values[key])}" for key in _SETTINGS if key in section.values)
+    by = f"{config.short} says that weights are quantized by {method.title}{settings and f' ({settings})'}"
+    done = f"convert keeps them as {method.read_as}" if method.read_as else "convert dequantizes them"
+    return (
+        f"{by}: {done if method.dequantized or method.read_as else f'convert does not read them: {method.remedy}'}",
+    )
 
 
 def left_over_note(config: ConfigFile) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.quantized import quantization_notes
 from yarn_edge.checkpoint.read import read_positions, read_scaling, table_parts
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import FLAGS, NO_OVERRIDES, Reading, ScalingOverrides, add_scaling_flags, scaling_overrides
@@ -109,9 +110,8 @@ def inspect_checkpoint(
             part = "" if len(positions.parts) == 1 or plan.short else "full_attention"
             plans[part] = CarriedForm(architecture, plan.form, plan.keys, plan.message)
     shown = names[0] if isinstance(names, list) and names else model_type
-    return CheckpointOutcome(
-        folder, shown, positions.dialect, positions.parts, plans, (*positions.notes, *positions.assumptions), findings
-    )
+    notes = (*positions.notes, *positions.assumptions, *quantization_notes(config))
+    return CheckpointOutcome(folder, shown, positions.dialect, positions.parts, plans, notes, findings)
 
 
 def inspect_model(

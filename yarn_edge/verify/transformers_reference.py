@@ -27,7 +27,7 @@ from yarn_edge.regular_file import refuse_special_files
 from yarn_edge.runtime.machine import spare_bytes
 from yarn_edge.verify.dequantized import computes_in_floats, dequantize_in
 from yarn_edge.verify.streamed_layers import StreamedLayers, float32_bytes, open_layers
-from yarn_edge.verify.unloadable import first_of
+from yarn_edge.verify.unloadable import first_of, refuse_quantized_weights
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def _prepare(folder: Path, replaced: RopeScaling | None) -> tuple[Any, Any, dict
     import torch
     import transformers
 
+    refuse_quantized_weights(folder)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = _config(folder, replaced)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from yarn_edge.checkpoint.config_file import read_config
+from yarn_edge.checkpoint.quantized import declared_method, is_marked
 from yarn_edge.errors import YarnEdgeError, one_line
 
 
@@ -77,3 +79,18 @@ def _numbered(name: str) -> tuple[str, int, str]:
     if at is None:
         return name, -1, ""
     return ".".join(parts[:at]) + ".", int(parts[at]), "." + ".".join(parts[at + 1 :])
+
+
+def refuse_quantized_weights(folder: Path) -> None:
+    """Raise YarnEdgeError if the config names a method of quantization and weights are quantized: the reference takes floats alone."""
+    from safetensors import safe_open
+
+    method = declared_method(read_config(folder))
+    for path in sorted(folder.glob("*.safetensors")) if method and not method.read_as else ():
+        with safe_open(path, "numpy") as file:
+            name = next(filter(is_marked, file.keys()), None)
+        if method and name is not None:
+            raise YarnEdgeError(
+                f"{folder}: its weights are quantized by {method.title} (tensor {one_line(name, 100)}), and the reference takes floats: "
+                f"compare with a copy in floats ({method.remedy})"
+            )

@@ -15,13 +15,14 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.positions.scaling import MAX_NUMBER, RopeScaling
 
+from .deepseek import DEEPSEEK
 from .dense import DENSE
 from .experts import EXPERTS
 from .rows import Architecture, Constant, NumberRow, TensorRow, Wrapper
 from .sizes import ModelSizes, Size
 from .sliding import SLIDING_WINDOWS
 
-ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *EXPERTS, *SLIDING_WINDOWS)
+ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *EXPERTS, *SLIDING_WINDOWS, *DEEPSEEK)
 
 
 def architecture_of(config: ConfigFile) -> tuple[Architecture, Wrapper | None]:
@@ -33,13 +34,13 @@ def architecture_of(config: ConfigFile) -> tuple[Architecture, Wrapper | None]:
     name = names[0] if isinstance(names, list) and names else None
     model_type = config.values.get("model_type")
     for row in ARCHITECTURES:
-        if name == row.hf_name and model_type not in (None, row.model_type):
+        if name == row.hf_name and model_type not in (None, *row.model_types):
             raise config.error(
                 "model_type",
                 f"is {one_line(repr(model_type), 60)}, but architectures says {name}: transformers uses the "
                 "former; correct one of them",
             )
-        if name == row.hf_name or (name is None and model_type == row.model_type):
+        if name == row.hf_name or (name is None and model_type in row.model_types):
             return row, None
     given = name if name is not None else model_type
     known = ", ".join(row.hf_name for row in ARCHITECTURES)
@@ -59,7 +60,7 @@ def _inside(config: ConfigFile, around: list[tuple[Architecture, Wrapper]]) -> t
         raise config.error("text_config", "is missing: it describes the language model")
     model_type = text.values.get("model_type")
     for row, wrapper in around:
-        if model_type == row.model_type:
+        if model_type in row.model_types:
             return row, wrapper
     known = ", ".join(row.model_type for row, _wrapper in around)
     raise text.error(
@@ -128,6 +129,9 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     for key in row.constants.keys() - fixed.keys():
         constant = row.constants[key]
         _check_constant(row, config, key, constant.expected(sizes), constant)
+    for rule in row.impossible:
+        if rule.when(sizes):
+            raise config.error(rule.key, f"is {shown(config.values.get(rule.key))}: {rule.why}")
     key, _gguf = row.epsilon
     eps = value_of(row, config, key)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:

@@ -36,7 +36,7 @@ GRANITE_NUMBERS = (
 )
 GRANITE_DEFAULTS = {row.source: 1.0 for row in GRANITE_NUMBERS}
 # Repositories of transformers 4 have the first two beginnings, transformers 5 has the third inside its own class.
-_MISTRAL3 = Wrapper(
+MISTRAL3 = Wrapper(
     "Mistral3ForConditionalGeneration",
     "mistral3",
     (
@@ -108,7 +108,7 @@ DENSE: tuple[Architecture, ...] = (
         "Ministral3ForCausalLM", "ministral3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(halves=True)),
         {**DEFAULTS, "rms_norm_eps": 1e-5}, SILU, window_ignored=True,
         numbers=(NumberRow("rope_parameters.llama_4_scaling_beta", "attention.temperature_scale", zero=True),),
-        wrappers=(_MISTRAL3,), yarn="in the config: factor 16, original context 16384 (Devstral 2: 64, 4096)",
+        wrappers=(MISTRAL3,), yarn="in the config: factor 16, original context 16384 (Devstral 2: 64, 4096)",
     ),
     Architecture(
         "SmolLM3ForCausalLM", "smollm3", (*EMBEDDINGS, *PRE_NORMS, *GATED, *attention(halves=True)),

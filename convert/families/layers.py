@@ -11,11 +11,11 @@ from .sizes import ModelSizes
 LayersOf = Callable[[ConfigFile, ModelSizes], list[bool]]
 
 
-def leading(key: str) -> LayersOf:
-    """The first layers, as many as the config's `key` says; absent or null is 0."""
+def leading(key: str, default: int = 0) -> LayersOf:
+    """The first layers, as many as the config's `key` says, or `default` without it."""
 
     def layers(config: ConfigFile, sizes: ModelSizes) -> list[bool]:
-        n = config.values.get(key) or 0
+        n = config.values.get(key, default)
         if not is_whole(n) or not 0 <= n <= sizes.n_layer:
             raise config.error(
                 key, f"is {shown(n)}, expected a whole number from 0 to num_hidden_layers, {sizes.n_layer}"

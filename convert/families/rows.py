@@ -87,6 +87,15 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class Impossible:
+    """Sizes that llama.cpp does not run, or runs otherwise. key: of the config, which the message names. why: for the message."""
+
+    key: str
+    when: Callable[[ModelSizes], bool]
+    why: str
+
+
+@dataclass(frozen=True)
 class NumberRow:
     """A number of the config that becomes a key `{arch}.{key}`. source: its key, with the block before a dot if it is in one.
 
@@ -120,6 +129,7 @@ class Wrapper:
 class Architecture:
     """One family. defaults: transformers' values for absent config keys. constants: the only values that can be converted.
 
+    aliases: other names of its model_type, in checkpoints with code of their own. impossible: sizes that are refused.
     sizes: those beyond a dense model's. by_layer: sizes for which the config may have a list with a number for each layer, and its
     key. layers: which layers are of a kind, by its name. layer_types: what the config may call them, in a family without windows.
     numbers: further keys of the GGUF that are numbers of the config. keys: further ones, or instead of a dense model's: a value,
@@ -141,6 +151,8 @@ class Architecture:
     layer_types: tuple[str, ...] = (FULL,)
     numbers: tuple[NumberRow, ...] = ()
     keys: Mapping[str, Any] = field(default_factory=dict)
+    impossible: tuple[Impossible, ...] = ()
+    aliases: tuple[str, ...] = ()
     prediction: tuple[str, ...] = ()
     prediction_layers: str = ""
     width_is_heads: bool = False
@@ -148,6 +160,11 @@ class Architecture:
     wrappers: tuple[Wrapper, ...] = ()
     epsilon: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
     yarn: str = "by flags"
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The names of its model_type."""
+        return (self.model_type, *self.aliases)
 
     @property
     def gguf(self) -> str:

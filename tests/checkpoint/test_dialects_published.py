@@ -133,6 +133,36 @@ PUBLISHED = {
         "rope_scaling": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                          "original_max_position_embeddings": 8192, "rope_type": "llama3"},
     },
+    "Kimi-K2.5": {
+        "model_type": "kimi_k25", "architectures": ["KimiK25ForConditionalGeneration"], "text_config": {
+            "model_type": "kimi_k2", "hidden_size": 7168, "num_attention_heads": 64, "num_key_value_heads": 64,
+            "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "max_position_embeddings": 262144,
+            "rope_theta": 50000.0, "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 64.0, "mscale": 1.0,
+                "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"},
+        },
+    },
+    "GLM-4.7-Flash": {
+        "model_type": "glm4_moe_lite", "hidden_size": 2048, "num_attention_heads": 20, "num_key_value_heads": 20,
+        "qk_rope_head_dim": 64, "qk_nope_head_dim": 192, "v_head_dim": 256, "max_position_embeddings": 202752,
+        "first_k_dense_replace": 1, "num_nextn_predict_layers": 1, "partial_rotary_factor": 1.0, "rope_scaling": None,
+        "rope_theta": 1000000,
+    },
+    "Youtu-LLM-2B": {
+        "model_type": "youtu", "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "max_position_embeddings": 131072,
+        "rope_interleave": True, "rope_scaling": None, "rope_theta": 1600000,
+    },
+    "Mistral-Small-4": {
+        "model_type": "mistral3", "text_config": {
+            "model_type": "mistral4", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
+            "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "qk_head_dim": 128, "v_head_dim": 128,
+            "max_position_embeddings": 1048576,
+            "rope_parameters": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 128.0, "llama_4_scaling_beta": 0.1,
+                "max_position_embeddings": 1048576, "mscale": 1.0, "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 8192, "partial_rotary_factor": 0.5, "rope_theta": 10000.0,
+                "rope_type": "yarn", "type": "yarn"},
+        },
+    },
     "AFM-4.5B": {
         "model_type": "arcee", "hidden_size": 2560, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 128,
         "max_position_embeddings": 65536, "rope_theta": 10000.0,
@@ -166,6 +196,11 @@ WANT = {
     "Llama-3.1-8B": {"": {"method": "llama3", "extended_context": 131072}},
     "AFM-4.5B": {"": {"factor": 20.0, "original_context": 4096, "extended_context": 65536, "declared_context": 65536}},
     "GLM-4-9B": {"": {"dim": 64}},
+    "Kimi-K2.5": {"": {"dim": 64, "beta_fast": 32.0, "softmax_factor": (0.1 * math.log(64) + 1) ** 2}},
+    "GLM-4.7-Flash": {"": {"dim": 64, "method": "none", "rope_theta": 1e6}},
+    "Youtu-LLM-2B": {"": {"dim": 64, "method": "none", "rope_theta": 1.6e6}},
+    "Mistral-Small-4": {"": {"dim": 64, "attention_factor": 1.0, "softmax_factor": (0.1 * math.log(128) + 1) ** 2,
+                             "original_context": 8192}},
 }  # fmt: skip
 
 

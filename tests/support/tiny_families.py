@@ -27,7 +27,17 @@ GRANITE = {
     "attention_bias": True,
 }
 COHERE = {"logit_scale": 2.0, "tie_word_embeddings": True, "layer_norm_eps": 1e-5}
-_COMMON: dict[str, Any] = {
+MLA = {"kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 24, "num_key_value_heads": 4}
+DEEPSEEK_EXPERTS = {
+    **MLA,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+}
+DEEPSEEK = {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.707, "mscale_all_dim": 0.707}
+GROUPS = {"q_lora_rank": 40, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1}
+COMMON: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 4,
@@ -42,7 +52,7 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": None,
 }
-# name -> (model_type, what its config has beyond _COMMON). Where a model card has YaRN, its parameters with a shorter origin.
+# name -> (model_type, what its config has beyond COMMON). Where a model card has YaRN, its parameters with a shorter origin.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", {**EXPERTS, "head_dim": 32, "norm_topk_prob": True}),
     "qwen2_moe": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 80}),
@@ -99,6 +109,43 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "truncate": False},
         },
     ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {
+            **DEEPSEEK_EXPERTS,
+            "q_lora_rank": 40,
+            "first_k_dense_replace": 1,
+            "rope_parameters": DEEPSEEK,
+            "routed_scaling_factor": 16.0,
+        },
+    ),
+    "deepseek_v2-lite": (
+        "deepseek_v2",
+        {
+            **DEEPSEEK_EXPERTS,
+            "q_lora_rank": None,
+            "num_hidden_layers": 26,
+            "first_k_dense_replace": 25,
+            "rope_parameters": DEEPSEEK,
+        },
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {**DEEPSEEK_EXPERTS, **GROUPS, "rope_parameters": {**DEEPSEEK, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "deepseek_v3-kimi": (
+        "deepseek_v3",
+        {
+            **DEEPSEEK_EXPERTS,
+            **GROUPS,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "rope_parameters": {**DEEPSEEK, "beta_fast": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "glm4_moe_lite": ("glm4_moe_lite", {**DEEPSEEK_EXPERTS, "q_lora_rank": 40}),
+    "youtu": ("youtu", {**MLA, "q_lora_rank": 40}),
     "gemma3": (
         "gemma3_text",
         {
@@ -118,20 +165,25 @@ if depth.full:  # Command R+: 64 layers
     FAMILIES["cohere-plus"] = ("cohere", PLUS)
 
 
+STEEP = ("q_proj.weight", "k_proj.weight", "qkv_proj.weight", "q_b_proj.weight", "kv_a_proj", "kv_b_proj.weight")
+
+
 def model(name: str, **changes: Any) -> Any:
     """transformers' model with random weights: q and k of std 0.35, so that attention is not flat."""
     import transformers
 
     model_type, extra = FAMILIES[name]
     rng = np.random.default_rng(0)
-    config = transformers.AutoConfig.for_model(model_type, **{**_COMMON, **extra, **changes})
+    steepness = 0.25 if name.endswith("-lite") else 0.35  # in 26 layers, each of which enlarges what float32 rounds
+    config = transformers.AutoConfig.for_model(model_type, **{**COMMON, **extra, **changes})
     made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
-        for key, weight in made.named_parameters():
-            steep = any(part in key for part in ("q_proj.weight", "k_proj.weight", "qkv_proj.weight"))
+        biases = [(key, bias) for key, bias in made.named_buffers() if key.endswith("e_score_correction_bias")]
+        for key, weight in (*made.named_parameters(), *biases):
+            steep = any(part in key for part in STEEP)
             shift = 1.0 if "norm" in key and model_type != "gemma3_text" else 0.0
             noise = torch.from_numpy(rng.standard_normal(tuple(weight.shape), np.float32))
-            weight.copy_(noise * (0.35 if steep else 0.12) + shift)
+            weight.copy_(noise * (steepness if steep else 0.12) + shift)
     return made
 
 

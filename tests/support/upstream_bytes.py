@@ -18,7 +18,7 @@ from pathlib import Path
 import gguf
 import torch
 
-from support import tiny_families, tiny_mxfp4, tiny_qwen3_vl
+from support import tiny_families, tiny_mistral3, tiny_mxfp4, tiny_qwen3_vl
 
 _WITHOUT_VOCABULARY = """
 import runpy, sys
@@ -30,7 +30,9 @@ def every(kind):
     for below in kind.__subclasses__():
         every(below)
 
-for room in ("command_r", "gemma", "glm", "gpt_oss", "granite", "llama", "mellum", "mistral3", "olmo", "phi", "qwen", "qwen3vl"):
+for room in (
+    "command_r", "deepseek", "gemma", "glm", "gpt_oss", "granite", "llama", "mellum", "mistral3", "olmo", "phi", "qwen", "qwen3vl"
+):
     importlib.import_module("conversion." + room)
 every(conversion.base.TextModel)
 sys.argv = sys.argv[2:]
@@ -69,6 +71,7 @@ def main(source: str) -> None:
     makers["gpt_oss, MXFP4"] = tiny_mxfp4.write
     for experts in (False, True):
         makers["qwen3_vl_moe" if experts else "qwen3_vl"] = partial(tiny_qwen3_vl.write_bfloat16, experts=experts)
+    makers["mistral4"] = partial(tiny_mistral3.write_mistral4, dtype=torch.bfloat16)
     for name, make in makers.items():
         with tempfile.TemporaryDirectory() as place:
             bf16, q8_0 = upstream(source, make(Path(place) / "ck"))

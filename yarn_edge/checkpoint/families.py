@@ -46,7 +46,8 @@ class Windows:
 class Family:
     """One `model_type`.
 
-    partial: the share of a head's dimensions that is rotated. softmax: attention logits are multiplied by m(mscale_all_dim)
+    partial: the share of a head's dimensions that is rotated. rotated_key: the config's key for the rotated dimensions, if those of
+    `head_dim_key` are only the others. softmax: attention logits are multiplied by m(mscale_all_dim)
     squared (DeepSeek). original_context: the default if the top level of the config has no original_max_position_embeddings,
     whatever the block says. aliases: this family's names for rope types. theta_key: the config's key for the base outside a
     block. declares_context: a max_position_embeddings below original context times factor is the context that the makers state;
@@ -58,6 +59,7 @@ class Family:
     rope_theta: float = 10000.0
     head_dim: int | None = None
     head_dim_key: str = "head_dim"
+    rotated_key: str = ""
     partial: float = 1.0
     softmax: bool = False
     layers: Layers | None = None
@@ -91,7 +93,7 @@ PARTIAL: dict[str, float] = {
     "stablelm": 0.25,
 }  # fmt: skip
 # Latent attention: only qk_rope_head_dim dimensions of a head are rotated.
-LATENT: tuple[str, ...] = ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "youtu")
+LATENT: tuple[str, ...] = ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "kimi_k2", "youtu")
 LAYERS: dict[str, Layers] = {
     "gemma3_text": Layers(flat=True, local_theta_key="rope_local_base_freq"),
     "gemma3n_text": Layers(flat=True, local_theta_key="rope_local_base_freq"),
@@ -125,6 +127,12 @@ _PHI3: Mapping[str, object] = {"aliases": {"yarn": "longrope"}, "original_contex
 _LLAMA4_SCALING: Mapping[str, object] = {"extra_keys": frozenset({"llama_4_scaling_beta", "max_position_embeddings"})}
 _OTHERS: dict[str, Mapping[str, object]] = {"phi3": _PHI3, "phi4_multimodal": _PHI3, "ministral3": _LLAMA4_SCALING}
 _OTHERS |= {name: {"head_dim_key": "qk_rope_head_dim", "softmax": True} for name in LATENT}
+_OTHERS["mistral4"] = {
+    **_LLAMA4_SCALING,
+    "head_dim_key": "qk_nope_head_dim",
+    "rotated_key": "qk_rope_head_dim",
+    "softmax": True,
+}
 _OTHERS |= {name: {"theta_key": "rotary_emb_base"} for name in ("gpt_neox", "gpt_neox_japanese")}
 # In text all three axes of M-RoPE have one position, so that the sections change nothing.
 _AXES: Mapping[str, object] = {"extra_keys": frozenset({"mrope_section", "mrope_interleaved"})}
@@ -189,6 +197,9 @@ def head_dim_and_source(config: ConfigFile) -> tuple[int, str]:
     transformers, else hidden_size / num_attention_heads.
     """
     family = family_of(config)
+    if family.rotated_key:
+        keys = family.head_dim_key, family.rotated_key
+        return sum(map(config.required_integer, keys)), config.where(" + ".join(keys))
     if family.head_dim_key != "head_dim":
         return config.required_integer(family.head_dim_key), config.where(family.head_dim_key)
     if config.values.get("qk_rope_head_dim") is not None:
@@ -236,9 +247,10 @@ def rotated_dim(config: ConfigFile, in_block: tuple[str, object]) -> tuple[int, 
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise YarnEdgeError(f"{place} is {shown(value)}, expected a number above 0, up to 1")
         given.append((f"{source} * {place} {value:g}", int(head * value)))
-    rotary_dim = config.integer("rotary_dim")
-    if rotary_dim is not None:
-        given.append((config.where("rotary_dim"), rotary_dim))
+    for key in ("rotary_dim", family.rotated_key):
+        rotary_dim = config.integer(key)
+        if rotary_dim is not None:
+            given.append((config.where(key), rotary_dim))
     if len({dim for _place, dim in given}) > 1:
         sides = " and ".join(f"{place} makes it {shown(dim)}" for place, dim in given)
         raise YarnEdgeError(f"{config.name}: rotated dimensions: {sides}: which one is right?")

@@ -198,19 +198,19 @@ GGUF_ARCHITECTURES = {
     "cohere": "command-r",
     "cohere2": "cohere2",
     "gpt_oss": "gpt-oss",
+    "mistral4": "mistral4",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "kimi_k2": "deepseek2",
+    "glm4_moe_lite": "deepseek2",
+    "youtu": "deepseek2",
 }
 
 # The same with checkpoints that only llama.cpp's own converter reads (conversion/*.py).
 CHECKPOINT_ARCHITECTURES = {
     **GGUF_ARCHITECTURES,
     "internlm3": "llama",
-    "mistral4": "mistral4",
     "deepseek": "deepseek",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "kimi_k2": "deepseek2",
-    "glm4_moe_lite": "deepseek2",
-    "youtu": "deepseek2",
     "olmo": "olmo",
     "olmoe": "olmoe",
     "phimoe": "phimoe",

@@ -25,7 +25,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.verify.transformers_reference import divergence, reference_logits
 
 from support import gpt_oss, tiny_families
-from support.tiny_families import FAMILIES, ORIGINAL, YARN
+from support.tiny_families import DEEPSEEK, FAMILIES, ORIGINAL, YARN
 from support.upstream_bytes import TYPES, digest
 
 N_TOKENS = ORIGINAL + 160
@@ -58,12 +58,18 @@ UPSTREAM = {
     "ministral3-baked": ("fbe66e728325cbd7", "7cfcd14ac63d4cb7"),
     "ministral3-mscale": ("fbe66e728325cbd7", "7cfcd14ac63d4cb7"),
     "gpt_oss": ("10d4437782cb2029", "d77dbe5b4da94eaf"),
+    "deepseek_v2": ("ffb31d91c593e021", "4c6b3dc66fc53b66"),
+    "deepseek_v2-lite": ("8df22b1aa72e8df7", "e813f052a09581b3"),
+    "deepseek_v3": ("17551554c627df93", "300033ffa1e502fa"),
+    "deepseek_v3-kimi": ("df924a9a96006d80", "ab0a7536d9230ba2"),
+    "glm4_moe_lite": ("17551554c627df93", "300033ffa1e502fa"),
+    "youtu": ("82f50218535dca0f", "82d491f4442772dc"),
     "gemma3": ("4ba73bb6c2d00fa0", "d1d62e734bc23150"),
 }
 
 
 def test_every_row_has_a_tiny_checkpoint() -> None:
-    inside_others = {"qwen3_vl_text", "qwen3_vl_moe_text"}  # support.tiny_qwen3_vl
+    inside_others = {"qwen3_vl_text", "qwen3_vl_moe_text", "mistral4"}  # support.tiny_qwen3_vl, support.tiny_mistral3
     found = {model_type for model_type, _config in FAMILIES.values()} | inside_others
     assert found == {row.model_type for row in ARCHITECTURES}
 
@@ -104,6 +110,7 @@ LIVE: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_oss",
         {"rope_parameters": gpt_oss.PUBLISHED, "max_position_embeddings": 131072, "head_dim": 64},
     ),
+    "deepseek_v3, truncate false": ("deepseek_v3", {"rope_parameters": {**DEEPSEEK, "truncate": False}}),
     "glm4, truncate false": ("glm4", {"rope_parameters": {**YARN, "truncate": False, "partial_rotary_factor": 0.5}}),
 }
 
@@ -172,7 +179,7 @@ def test_flags_leave_the_rest_of_a_head_unrotated_in_the_reference(name: str, tm
     assert divergence(truth, logits_of(path)).kl_mean < 1e-7
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "mellum", "mixtral"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "mellum", "mixtral", "deepseek_v3"])
 def test_experts_in_one_tensor_are_the_same_file(name: str, tmp_path: Path) -> None:
     """The layout that transformers has in memory, and that some repositories have on disk."""
     folder = tiny_families.write(tmp_path / "each" / "ck", name)
@@ -180,7 +187,7 @@ def test_experts_in_one_tensor_are_the_same_file(name: str, tmp_path: Path) -> N
     values = json.loads((folder / "config.json").read_text())
     state = dict(model.state_dict())
     router = {k.replace("mlp.gate.", "block_sparse_moe.gate.") if name == "mixtral" else k: v for k, v in state.items()}
-    assert "model.layers.0.mlp.experts.gate_up_proj" in router
+    assert "model.layers.3.mlp.experts.gate_up_proj" in router
     tiny_families.rewrite(tmp_path / "fused" / "ck", router, values)
     one = convert(folder, str(tmp_path / "one.gguf"), "Q8_0")[0]
     other = convert(tmp_path / "fused" / "ck", str(tmp_path / "other.gguf"), "Q8_0")[0]

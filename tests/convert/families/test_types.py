@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mellum": ("mellum", {"moe_intermediate_size": 256, **TWO_WINDOWS}),
     "gpt_oss": ("gpt_oss", {}),
     "gemma3": ("gemma3", {**TWO_WINDOWS, "query_pre_attn_scalar": 64}),
+    "deepseek_v3": ("deepseek_v3", {"moe_intermediate_size": 256, "kv_lora_rank": 256, "v_head_dim": 64}),
     "arcee": ("arcee", {}),
     "cohere": ("cohere", {}),
     "cohere2": ("cohere2", TWO_WINDOWS),
@@ -42,7 +43,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_types_and_bytes_are_llama_cpps(case: str, tmp_path: Path) -> None:
     name, changes = CASES[case]
-    wide = {key: value for key, value in WIDE.items() if key != "head_dim" or name not in ("qwen2_moe", "phi3")}
+    wide = {
+        key: value
+        for key, value in WIDE.items()
+        if key != "head_dim" or name not in ("qwen2_moe", "phi3", "deepseek_v3")
+    }
     folder = tiny_families.write(tmp_path / "ck", name, torch.bfloat16, **{**wide, **changes})
     names = ("Q4_K_M", "Q2_K")
     base, *ours = convert(folder, str(tmp_path / "{quant}.gguf"), "BF16," + ",".join(names))

@@ -55,9 +55,9 @@ def test_another_language_model_is_refused(tmp_path: Path, capsys: pytest.Captur
     folder = wrapped(tmp_path / "ck")
     values: dict[str, Any] = json.loads((folder / "config.json").read_text())
     cases = {
-        "text_config.model_type is 'mistral4': inside Mistral3ForConditionalGeneration convert supports ministral3": {
+        "text_config.model_type is 'mistral': inside Mistral3ForConditionalGeneration convert supports ministral3, mistral4": {
             **values,
-            "text_config": {**values["text_config"], "model_type": "mistral4"},
+            "text_config": {**values["text_config"], "model_type": "mistral"},
         },
         "text_config is missing: it describes the language model": {
             k: v for k, v in values.items() if k != "text_config"

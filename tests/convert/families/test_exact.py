@@ -228,7 +228,10 @@ def test_a_model_whose_layers_all_have_full_attention_has_no_window(name: str, t
     assert divergence(reference_logits(folder, TOKENS), logits_of(path)).kl_mean < 1e-7
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if "-" not in name and name != "devstral2"])
+TWICE = ("devstral2", "deepseek_v2", "glm4_moe_lite")  # with the head of another row here
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "-" not in name and name not in TWICE])
 def test_tied_embeddings(name: str, tmp_path: Path) -> None:
     """Some architectures are not loaded without an output matrix."""
     folder = tiny_families.write(tmp_path / "ck", name, tie_word_embeddings=True)

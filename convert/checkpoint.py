@@ -23,7 +23,8 @@ from yarn_edge.checkpoint.config_file import POINTER, ConfigFile, read_config, r
 from yarn_edge.checkpoint.quantized import declared_method, left_over_note, refuse_quantized
 from yarn_edge.checkpoint.tensor_names import canonical_names, is_computed
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.source_file import SourceFile
+from yarn_edge.hub.weights import RemoteWeights
+from yarn_edge.source_file import ByteSource, SourceFile
 
 from .sources.methods import dequantized
 from .sources.mxfp4 import PACKED, packed_tensors
@@ -51,15 +52,16 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 class Checkpoint:
     """A folder with config.json and weights. tensors: by their names in transformers, in the order of `files`, which stay open.
 
-    notes: decisions that users should know. quantization: how the files hold the weights, "" if as floats.
+    notes: decisions that users should know. quantization: how the files hold the weights, "" if as floats. remote: what comes from the Hub.
     """
 
     path: Path
     config: ConfigFile
     tensors: Mapping[str, Tensor]
-    files: tuple[SourceFile, ...] = ()
+    files: tuple[ByteSource, ...] = ()
     notes: tuple[str, ...] = ()
     quantization: str = ""
+    remote: RemoteWeights | None = None
 
     def check_unchanged(self) -> None:
         """Raise YarnEdgeError if a weight file has changed since it was opened."""
@@ -78,8 +80,8 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return all(np.array_equal(to_float32(x, a.dtype), to_float32(y, b.dtype)) for x, y in parts)
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Open a checkpoint folder and check that all of its tensors are there. No weights are read.
+def open_checkpoint(folder: str | Path, remote: RemoteWeights | None = None) -> Checkpoint:
+    """Open a checkpoint folder and check that all of its tensors are there. No weights are read. remote: files of it on the Hub.
 
     Quantized weights are dequantized when they are read. Raises YarnEdgeError for those that nobody here can read, and for an adapter
     beside or inside the weights.
@@ -87,12 +89,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     config = read_config(folder)
     refuse_adapter(folder)
-    weights = find_weights(folder, config)
-    sources = tuple(SourceFile(file) for file in weights.files)
+    weights = find_weights(folder, config, remote.names if remote else ())
+    sources = tuple(
+        remote.open(file.name) if remote and file.name in remote.names else SourceFile(file) for file in weights.files
+    )
     read = read_safetensors if weights.files[0].suffix == ".safetensors" else read_torch
     checkpoint = _usable(folder, config, _gather(sources, weights.index, read))
     notes = tuple(text for text in (weights.note, *checkpoint.notes) if text)
-    return replace(checkpoint, files=sources, notes=notes)
+    return replace(checkpoint, files=sources, notes=notes, remote=remote)
 
 
 def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> Checkpoint:
@@ -127,7 +131,7 @@ def _usable(folder: Path, config: ConfigFile, saved: dict[str, Tensor]) -> Check
 
 
 def _gather(
-    sources: tuple[SourceFile, ...], weight_map: dict[str, str] | None, read: Callable[[SourceFile], dict[str, Tensor]]
+    sources: tuple[ByteSource, ...], weight_map: dict[str, str] | None, read: Callable[[ByteSource], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """The tensors of all files: none may appear twice, and if there is an index, each must be in the file that it names."""
     tensors: dict[str, Tensor] = {}
@@ -150,7 +154,7 @@ def _gather(
     return tensors
 
 
-def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
+def read_safetensors(source: ByteSource) -> dict[str, Tensor]:
     """The tensors of one safetensors file, from its header. Every offset is checked against the file's size."""
     path, size = source.path, source.size
 
@@ -193,13 +197,13 @@ def read_safetensors(source: SourceFile) -> dict[str, Tensor]:
         if begin != covered or end - begin != math.prod(shape) * item:
             raise bad(f"tensor {name} of shape {shape} and dtype {dtype} does not fill bytes {begin} to {end}")
         covered = end
-        tensors[name] = Tensor(name, dtype, tuple(shape), _reader(source, base + begin))
+        tensors[name] = Tensor(name, dtype, tuple(shape), _reader(source, base + begin), source.place(base + begin))
     if base + covered != size:
         raise bad(f"{size - base - covered} bytes after the last tensor")
     return tensors
 
 
-def _reader(source: SourceFile, start: int) -> Callable[[int, Any], None]:
+def _reader(source: ByteSource, start: int) -> Callable[[int, Any], None]:
     return lambda offset, buffer: source.read_into(buffer, start + offset)
 
 
@@ -210,7 +214,7 @@ def _offsets(entry: Any) -> tuple[int, int] | None:
     return None
 
 
-def read_torch(source: SourceFile) -> dict[str, Tensor]:
+def read_torch(source: ByteSource) -> dict[str, Tensor]:
     """The tensors of one pytorch_model*.bin, loaded by torch with weights_only and mapped if the format allows."""
     path = source.path
     try:
@@ -243,7 +247,7 @@ def read_torch(source: SourceFile) -> dict[str, Tensor]:
     return tensors
 
 
-def _copier(source: SourceFile, data: npt.NDArray[np.uint8]) -> Callable[[int, Any], None]:
+def _copier(source: ByteSource, data: npt.NDArray[np.uint8]) -> Callable[[int, Any], None]:
     """A reader of a mapped tensor. It checks the file first, so that a file shrinking is a danger only for a moment."""
 
     def read(offset: int, buffer: Any) -> None:

@@ -24,6 +24,7 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
 from yarn_edge.gguf.header import pack_key
 from yarn_edge.gguf.read import DEFAULT_ALIGNMENT, read_gguf
+from yarn_edge.hub.weights import RemoteWeights
 from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.description import canonical_keys
 from yarn_edge.llama_rules.ends import token_names
@@ -92,13 +93,18 @@ class ConversionPlan:
 
 
 def plan_conversion(
-    folder: Path, overrides: ScalingOverrides = NO_OVERRIDES, planner: PlannerOptions = EXACT, proved: bool = True
+    folder: Path,
+    overrides: ScalingOverrides = NO_OVERRIDES,
+    planner: PlannerOptions = EXACT,
+    proved: bool = True,
+    remote: RemoteWeights | None = None,
 ) -> ConversionPlan:
     """Read and check everything but the weights' values. Raises YarnEdgeError for anything that cannot be carried over.
 
-    proved: prove the tokenizer now; otherwise its name in llama.cpp is chosen by few texts, and `check_header` proves it.
+    remote: those of the folder's files that are on the Hub. proved: prove the tokenizer now; otherwise its name in llama.cpp is
+    chosen by few texts, and `check_header` proves it.
     """
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, remote)
     row, wrapper = architecture_of(checkpoint.config)
     config = language_config(checkpoint.config, wrapper)
     checkpoint = without_prediction(language_model(checkpoint, wrapper), row, config)
@@ -179,7 +185,10 @@ def checkpoint_source(plan: ConversionPlan) -> Source:
     entries = {key: pack_key(key, value) for key, value in keys.items()} | plan.vocabulary.entries()
     checkpoint = plan.checkpoint
     kept = frozenset(t.name for t in tensors if not t.kind.is_float)
-    return Source(checkpoint.path, entries, tensors, declared, DEFAULT_ALIGNMENT, checkpoint.check_unchanged, kept)
+    remote = checkpoint.remote if checkpoint.remote and checkpoint.remote.opened else None
+    return Source(
+        checkpoint.path, entries, tensors, declared, DEFAULT_ALIGNMENT, checkpoint.check_unchanged, kept, remote
+    )
 
 
 def _factors_tensor(name: str, factors: npt.NDArray[np.float32]) -> SourceTensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.header import HeaderLayout, TensorSpec, lay_out, pack_key
+from yarn_edge.hub.weights import RemoteWeights
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import FLOATS, GGMLType
 
@@ -21,7 +22,8 @@ from .imatrix.matrix import ImportanceMatrix
 from .importance import check_importance, name_list
 from .kernels.choose import Kernels, choose_kernels
 from .kernels.layout import LAYOUTS
-from .one_pass import Output, SourceTensor
+from .one_pass import SourceTensor
+from .output_file import Output
 from .quant_types import Quant, known_quants
 from .recipe import QuantOptions, Recipe, header_file, read_recipe
 
@@ -35,6 +37,7 @@ class Source:
     """Something to quantize. entries: packed keys by name. declared: the types that llama.cpp's recipe starts from.
 
     kept: tensors that no recipe changes. check_unchanged: raises YarnEdgeError if the files have changed since they were opened.
+    remote: the weights that are a stream.
     """
 
     path: Path
@@ -44,6 +47,7 @@ class Source:
     alignment: int
     check_unchanged: Callable[[], None]
     kept: frozenset[str] = frozenset()
+    remote: RemoteWeights | None = None
 
     @property
     def n_bytes(self) -> int:

@@ -28,6 +28,7 @@ from .outputs import OutputOptions
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, output_options, quant_options
 from .vocab_proof import UnprovedTokenizer
+from .weight_files import find_checkpoint
 
 _Result = TypeVar("_Result")
 
@@ -43,11 +44,11 @@ def convert(
     overrides: ScalingOverrides = NO_OVERRIDES,
     planner: PlannerOptions = EXACT,
 ) -> list[Path]:
-    """Convert a checkpoint folder. Returns the files written, one for each type in `quant` (comma-separated).
+    """Convert a checkpoint folder, or hf:ORG/NAME[@REVISION] on the Hub. Returns the files written, one for each type in `quant`.
 
-    output: a file name, in which {quant} becomes the type's name. force: overwrite existing files. threads: default all
-    physical cores. overrides: scaling values on top of config.json; planner: which forms of positions may be written. Raises
-    YarnEdgeError when anything cannot be carried over exactly; then no file is written.
+    quant: names, comma-separated. output: a file name, in which {quant} becomes the type's name. force: overwrite existing files.
+    threads: default all physical cores. overrides: scaling values on top of config.json; planner: which forms of positions may be
+    written. Raises YarnEdgeError when anything cannot be carried over exactly; then no file is written.
     """
     target = OutputOptions(output, quant, force)
     planned = partial(convert_job, checkpoint, target, options, overrides=overrides, planner=planner)
@@ -67,11 +68,12 @@ def convert_job(
 
     proved: prove the tokenizer now; otherwise the job's `write` proves it beside the tensors, and may raise UnprovedTokenizer.
     """
-    folder = Path(checkpoint)
+    output.checked(options.files)  # before anything is asked of the Hub
+    folder, remote = find_checkpoint(checkpoint)
     paths = output.checked([*(folder.iterdir() if folder.is_dir() else ()), *options.files])
     matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     with collector_paused():
-        plan = plan_conversion(folder, overrides, planner, proved)
+        plan = plan_conversion(folder, overrides, planner, proved, remote)
         if proved:
             tell(plan)
         source = checkpoint_source(plan)
@@ -103,7 +105,9 @@ def _proving_meanwhile(planned: Callable[..., QuantizationJob], write: Callable[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge convert`."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with config.json, weights and tokenizer")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder with config.json, weights and tokenizer, or hf:ORG/NAME"
+    )
     add_recipe_flags(parser)
     add_trust_flag(parser)
     add_planner_flags(parser)

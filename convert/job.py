@@ -11,7 +11,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from yarn_edge.progress import bar, note
 from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.stdout import write_json, write_text
-from yarn_edge.writer import partial_file
 
 from .file_plan import FilePlan, Source, work_by_type
 from .imatrix.matrix import ImportanceMatrix
 from .importance import importance_weights
 from .kernels.choose import Kernels
-from .one_pass import Output, fill
+from .one_pass import fill
+from .output_file import Output
 from .outputs import check_disk_room
+from .partials import writing
 
 _SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
 
@@ -71,11 +72,11 @@ class QuantizationJob:
         check_disk_room(self.files)
         paths = [plan.path for plan in self.files]
         weights = importance_weights(self.source.tensors, self.matrix)
-        with ExitStack() as stack:
-            partials = [stack.enter_context(partial_file(path)) for path in paths]
+        with writing(self.source, self.files, weights, self.kernels) as (partials, record):
             outputs = [plan.output(partial) for plan, partial in zip(self.files, partials, strict=True)]
             label = ", ".join(plan.quant.name for plan in self.files)
             with bar(label, self.source.n_bytes, "bytes") as advance:
+                advance(record.n_bytes)
                 fill(
                     self.source.tensors,
                     outputs,
@@ -84,8 +85,10 @@ class QuantizationJob:
                     advance,
                     self.kernels,
                     lambda: self._check_headers(partials),
+                    record,
                 )
             self.source.check_unchanged()
+            record.complete()
             for output in outputs:
                 _check_same_header(output)
             _each(self.check, partials)

@@ -7,28 +7,23 @@ overlap, and memory does not grow with the model. Outputs that want the same typ
 
 from __future__ import annotations
 
-import errno
+import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.gguf.fast_copy import disk_starter
 from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, is_valid, largest_magnitude, requires_weights
-from yarn_edge.writer import open_output
 
 from .kernels.choose import Kernels
+from .output_file import Output, OutputFile
 
 SLICE_WEIGHTS = 1 << 18
-_DISK_STEP = 32 << 20  # bytes; telling the disk to begin after each slice took 0.3 s of the processor for 717 MB
-_CANNOT_RESERVE = frozenset((errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS))
 _HALF_LARGEST = 65504.0  # above it, a scale or a weight in half precision may overflow
 _SAFE = {"NVFP4": 2000.0}  # its scales have a smaller range than half precision: 2688 is its largest value
 _SPREAD = {"NVFP4": 2.0}
@@ -41,7 +36,8 @@ class SourceTensor:
     """One tensor to read. ne: its shape in ggml's order, row width first. kind: its type in the source.
 
     read(first_row, out): fill `out`, (n_rows, bytes per row), with the rows from `first_row` on, counted over all matrices.
-    label: its name in messages. grain: how many rows must be read together (those of a head).
+    label: its name in messages. grain: how many rows must be read together (those of a head). place(first_row, n_rows): where in the
+    stream of the source what is read for these rows of a matrix begins, and ends; (0, 0) if any order is as good.
     """
 
     name: str
@@ -50,6 +46,7 @@ class SourceTensor:
     read: Callable[[int, Bytes], None]
     label: str
     grain: int = 1
+    place: Callable[[int, int], tuple[int, int]] = lambda _first_row, _n_rows: (0, 0)
 
     @property
     def width(self) -> int:
@@ -73,21 +70,38 @@ class SourceTensor:
 
 
 @dataclass(frozen=True)
-class Output:
-    """One file to fill: its types and absolute offsets by tensor name. header: its first bytes."""
-
-    path: Path
-    header: bytes
-    file_bytes: int
-    types: Mapping[str, GGMLType]
-    offsets: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class _Slice:
     tensor: SourceTensor
     first_row: int
     n_rows: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it begins and ends in the stream."""
+        return self.tensor.place(self.first_row, self.n_rows)
+
+
+class SliceRecord:
+    """How far a run is, for a source that is a stream; this one keeps nothing.
+
+    first: the first slice to make. n_bytes: the size in the source of those before it. Slices are numbered from 0, in
+    the order of their places. Any thread may call.
+    """
+
+    first = 0
+    n_bytes = 0
+
+    def took(self, number: int, place: tuple[int, int]) -> None:
+        """A thread begins with a slice."""
+
+    def finished(self, number: int, n_bytes: int) -> None:
+        """A slice is in every output. n_bytes: its size in the source."""
+
+    def stop(self) -> None:
+        """The run ends: nobody shall wait for bytes any more."""
+
+    def complete(self) -> None:
+        """The outputs are whole."""
 
 
 def fill(
@@ -98,39 +112,44 @@ def fill(
     advance: Callable[[float, str], None] = lambda _bytes, _name: None,
     kernels: Kernels = Kernels(),
     meanwhile: Callable[[], None] = lambda: None,
+    record: SliceRecord = SliceRecord(),
 ) -> None:
     """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,). kernels: ggml's by default.
 
     `advance` gets the bytes read and the name of the tensor. `meanwhile` runs in the caller's thread once all headers are written;
-    if it raises, the rest is not made. Raises YarnEdgeError for values that are not finite or that a type
-    cannot hold, and for a source that ends early; OSError for a full disk. The caller removes the outputs on errors.
+    if it raises, the rest is not made. record: the slices before its first are in the outputs already. Raises
+    YarnEdgeError for values that are not finite or that a type cannot hold, and for a source that ends early; OSError for a full
+    disk. The caller removes the outputs on errors.
     """
-    files = [_File(output) for output in outputs]
+    files = [OutputFile(output, keep=record.first > 0) for output in outputs]
     try:
         for file in files:
             file.begin()
-        _in_threads(_slices(tensors), lambda: _Worker(files, importance, kernels), threads, advance, meanwhile)
+        slices = itertools.islice(enumerate(_slices(tensors)), record.first, None)
+        _in_threads(slices, lambda: _Worker(files, importance, kernels), threads, advance, meanwhile, record)
     finally:
         for file in files:
             file.close()
 
 
 def _slices(tensors: Sequence[SourceTensor]) -> Iterator[_Slice]:
-    """Slices within one matrix that begin at multiples of the grain."""
-    for tensor in tensors:
+    """Slices within one matrix that begin at multiples of the grain; the matrices in the order of their places."""
+    matrices = [(t, first) for t in tensors for first in range(0, t.n_rows, t.rows_per_matrix)]
+    matrices.sort(key=lambda matrix: matrix[0].place(matrix[1], 1)[0])
+    for tensor, first in matrices:
         whole = tensor.rows_per_matrix
         step = max(tensor.grain, SLICE_WEIGHTS // max(1, tensor.width) // tensor.grain * tensor.grain)
-        for matrix in range(0, tensor.n_rows, whole):
-            for row in range(0, whole, step):
-                yield _Slice(tensor, matrix + row, min(step, whole - row))
+        for row in range(0, whole, step):
+            yield _Slice(tensor, first + row, min(step, whole - row))
 
 
 def _in_threads(
-    slices: Iterator[_Slice],
+    slices: Iterator[tuple[int, _Slice]],
     worker: Callable[[], _Worker],
     threads: int,
     advance: Callable[[float, str], None],
     meanwhile: Callable[[], None],
+    record: SliceRecord,
 ) -> None:
     """Let `threads` threads take slices until none is left or one fails. Ctrl-C stops after the running slices."""
     lock, stop, errors = threading.Lock(), threading.Event(), list[BaseException]()
@@ -140,15 +159,18 @@ def _in_threads(
             own = worker()
             while not stop.is_set():
                 with lock:
-                    slice_ = next(slices, None)
-                if slice_ is None:
-                    return
+                    number, slice_ = next(slices, (0, None))
+                    if slice_ is None:
+                        return
+                    record.took(number, slice_.place)
                 done = own.make(slice_)
+                record.finished(number, done)
                 with lock:
                     advance(done, slice_.tensor.name)
         except BaseException as error:
             errors.append(error)
             stop.set()
+            record.stop()
 
     crew = [threading.Thread(target=work, name=f"slices-{i}", daemon=True) for i in range(threads)]
     try:
@@ -163,6 +185,9 @@ def _in_threads(
         for thread in crew:
             if thread.ident is not None:
                 thread.join()
+    except BaseException:
+        record.stop()
+        raise
     finally:
         stop.set()
         for thread in crew:
@@ -172,53 +197,11 @@ def _in_threads(
         raise errors[0]
 
 
-class _File:
-    """An output that any thread writes to by position."""
-
-    def __init__(self, output: Output) -> None:
-        self.output = output
-        self._file = open_output(output.path)
-        self._lock = threading.Lock()
-        self._start_writing = disk_starter()
-        self._waiting = 0  # bytes since the disk was last told to begin
-
-    def begin(self) -> None:
-        """Reserve the space if the system can, so that a full disk is reported now, and write the header."""
-        size = self.output.file_bytes
-        try:
-            os.posix_fallocate(self._file.fileno(), 0, size)
-        except (AttributeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _CANNOT_RESERVE:
-                raise
-            self._file.truncate(size)
-        self.write(0, np.frombuffer(self.output.header, np.uint8))
-
-    def write(self, at: int, data: Bytes) -> None:
-        left = data.reshape(-1).data
-        self._waiting += len(left)  # of two threads one may be lost: it is only a hint
-        while left:
-            done = self._write(at, left)
-            left, at = left[done:], at + done
-        if self._waiting >= _DISK_STEP:
-            self._waiting = 0
-            self._start_writing(self._file, 0, 0)  # the whole file
-
-    def _write(self, at: int, data: memoryview) -> int:
-        if hasattr(os, "pwrite"):
-            return os.pwrite(self._file.fileno(), data, at)
-        with self._lock:
-            self._file.seek(at)
-            return self._file.write(data) or 0
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class _Worker:
     """One thread's buffers, and what it does with a slice."""
 
     def __init__(
-        self, files: Sequence[_File], importance: Mapping[str, npt.NDArray[np.float32]], kernels: Kernels
+        self, files: Sequence[OutputFile], importance: Mapping[str, npt.NDArray[np.float32]], kernels: Kernels
     ) -> None:
         self._files, self._importance, self._kernels = files, importance, kernels
         self._raw, self._floats, self._made = _Room(np.uint8), _Room(np.float32), _Room(np.uint8)
@@ -228,7 +211,7 @@ class _Worker:
         tensor, n_rows = slice_.tensor, slice_.n_rows
         raw = self._raw.take(n_rows, tensor.kind.row_bytes(tensor.width))
         tensor.read(slice_.first_row, raw)
-        wanted: dict[GGMLType, list[_File]] = {}
+        wanted: dict[GGMLType, list[OutputFile]] = {}
         for file in self._files:
             wanted.setdefault(file.output.types[tensor.name], []).append(file)
         values: npt.NDArray[np.float32] | None = None

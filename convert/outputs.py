@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.resumable import left_over_bytes
 from yarn_edge.writer import check_output, check_space
 
 from .file_plan import FilePlan
@@ -49,6 +50,8 @@ def check_disk_room(plans: Sequence[FilePlan]) -> None:
     """Raise YarnEdgeError, before any work, if the files would not fit on their disks."""
     by_folder: dict[Path, int] = {}
     for plan in plans:
-        by_folder[plan.path.parent] = by_folder.get(plan.path.parent, 0) + plan.layout.file_bytes
+        by_folder[plan.path.parent] = (
+            by_folder.get(plan.path.parent, 0) + plan.layout.file_bytes - left_over_bytes(plan.path)
+        )
     for folder, n_bytes in by_folder.items():
         check_space(folder, n_bytes, "the output")

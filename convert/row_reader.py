@@ -53,6 +53,12 @@ class _Axis:
         even = step > 0 and bool((np.diff(index) == step).all())
         return slice(int(index[0]), int(index[-1]) + 1, step) if even else index
 
+    def span(self, matrix: int, first: int, end: int) -> tuple[int, int]:
+        """Where on disk the target's rows from `first` on begin, and those before `end` end."""
+        if self.order is None:
+            return first, end
+        return int(self.order[matrix, first:].min()), int(self.order[matrix, :end].max()) + 1
+
     @property
     def grain(self) -> int:
         """The smallest number such that slices of its multiples are one range on disk too (a head); 1 if it is too large."""
@@ -101,6 +107,17 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
             fill(_Matrix(sources[source], stacked * height, matrix, rows, columns), at, out[done : done + n].view(item))
             done += n
 
+    def place(first_row: int, n: int) -> tuple[int, int]:
+        matrix, at = divmod(first_row, n_rows)
+        source, matrix = divmod(matrix, per_source)
+        stacked, matrix = divmod(matrix, rows.matrices)
+        if not sources[source].place:
+            return 0, 0
+        low, high = rows.span(matrix, 0, rows.n) if row.transposed else rows.span(matrix, at, at + n)
+        row_bytes = columns.n_disk * item.itemsize
+        first = sources[source].place + stacked * height * row_bytes
+        return first + low * row_bytes, first + high * row_bytes
+
     def read_values(first_row: int, out: Bytes) -> None:
         saved = np.empty((len(out), n_columns * item.itemsize), np.uint8)
         read(first_row, saved)
@@ -110,7 +127,7 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
     label = f"{checkpoint.path}: tensor {row.source.replace('{e}', '*')}"
     grain = n_rows if row.transposed else rows.grain  # a transposed matrix is read once
     made, reader = (kind, read) if row.values is None else (type_named("F32"), read_values)
-    return SourceTensor(row.target, tuple(reversed(shape)), made, reader, label, grain)
+    return SourceTensor(row.target, tuple(reversed(shape)), made, reader, label, grain, place)
 
 
 @dataclass(frozen=True)

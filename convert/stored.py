@@ -34,13 +34,14 @@ _BITS |= {name: kind for name, (kind, _bfloat16) in DTYPES.items()}
 class Tensor:
     """One tensor. name: in the file. dtype: F32, F16, BF16 or MXFP4 (ggml's blocks); others are what quantized weights are made of.
 
-    read(offset, buffer): fill a buffer from byte `offset` of the tensor.
+    read(offset, buffer): fill a buffer from byte `offset` of the tensor. place: where it begins in its stream; 0 without one.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[int, Any], None]
+    place: int = 0
 
     @property
     def kind(self) -> np.dtype[Any]:

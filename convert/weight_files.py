@@ -4,11 +4,18 @@ _get_resolved_checkpoint_files): model.safetensors, its index, pytorch_model.bin
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from yarn_edge.checkpoint.config_file import ConfigFile, read_json, shown
+from yarn_edge.checkpoint.config_file import ConfigFile, read_config, read_json, shown
+from yarn_edge.checkpoint.quantized import declared_method
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.hub.checkpoint import streamed_checkpoint, whole_checkpoint
+from yarn_edge.hub.reference import is_reference, parse_reference
+from yarn_edge.hub.weights import RemoteWeights
+from yarn_edge.progress import note
 from yarn_edge.regular_file import is_named
 
 INDEX = ".index.json"
@@ -38,8 +45,41 @@ class WeightFiles:
     note: str = ""
 
 
-def find_weights(folder: Path, config: ConfigFile) -> WeightFiles:
-    """The files that transformers would load. Raises YarnEdgeError if there are none, or two sets of them."""
+def find_checkpoint(checkpoint: str | Path) -> tuple[Path, RemoteWeights | None]:
+    """The folder of a checkpoint, and the weights that are not in it: those of hf:ORG/NAME, whose other files come to the cache."""
+    folder = Path(checkpoint)
+    if not is_reference(checkpoint) or folder.exists():
+        return folder, None
+    reference = parse_reference(checkpoint)
+    found = streamed_checkpoint(reference)
+    method = declared_method(read_config(found.folder))
+    if method and (method.read_as or method.dequantized):  # each of its slices is read in two places far apart
+        note(f"note: {reference}: {method.title} weights cannot be streamed: the checkpoint is downloaded to the cache")
+        return whole_checkpoint(reference), None
+    return found.folder, found.weights
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder, with the names of files that belong into it and lie elsewhere."""
+
+    path: Path
+    elsewhere: Collection[str]
+
+    def has(self, name: str) -> bool:
+        return name in self.elsewhere or is_named(self.path / name)
+
+    def matching(self, pattern: str) -> list[Path]:
+        here = {path for path in self.path.glob(pattern) if path.is_file()}
+        return sorted(here | {self.path / name for name in self.elsewhere if fnmatchcase(name, pattern)})
+
+
+def find_weights(path: Path, config: ConfigFile, elsewhere: Collection[str] = ()) -> WeightFiles:
+    """The files that transformers would load. elsewhere: names of files that belong into the folder, but are not in it.
+
+    Raises YarnEdgeError if there are none, or two sets of them.
+    """
+    folder = _Folder(path, elsewhere)
     named = config.values.get("transformers_weights")
     if named is not None:
         return _named(folder, config, named)
@@ -48,16 +88,16 @@ def find_weights(folder: Path, config: ConfigFile) -> WeightFiles:
         if found is not None:
             return found
     for whole, pattern in FORMATS:
-        files = sorted(path for path in folder.glob(pattern) if path.is_file())
+        files = folder.matching(pattern)
         if len(files) == 1:
             return WeightFiles((files[0],))
         if files:
-            names = one_line(", ".join(path.name for path in files), 100)
-            raise YarnEdgeError(f"{folder}: has {len(files)} files of weights ({names}), but {whole}{INDEX} is missing")
-    raise YarnEdgeError(f"{folder}: has no model*.safetensors and no pytorch_model*.bin{_instead(folder)}")
+            names = one_line(", ".join(file.name for file in files), 100)
+            raise YarnEdgeError(f"{path}: has {len(files)} files of weights ({names}), but {whole}{INDEX} is missing")
+    raise YarnEdgeError(f"{path}: has no model*.safetensors and no pytorch_model*.bin{_instead(folder)}")
 
 
-def _named(folder: Path, config: ConfigFile, name: object) -> WeightFiles:
+def _named(folder: _Folder, config: ConfigFile, name: object) -> WeightFiles:
     """The file or index that config.json names itself, as transformers reads it."""
     if (
         not isinstance(name, str)
@@ -67,25 +107,27 @@ def _named(folder: Path, config: ConfigFile, name: object) -> WeightFiles:
         raise config.error(
             "transformers_weights", f"is {shown(name)}, not a safetensors file of this folder or its index"
         )
-    if not is_named(folder / name):
+    if not folder.has(name):
         raise config.error("transformers_weights", f"is {shown(name)}, which is missing")
-    return _of_index(folder / name) if name.endswith(INDEX) else WeightFiles((folder / name,))
+    return _of_index(folder, name) if name.endswith(INDEX) else WeightFiles((folder.path / name,))
 
 
-def _of_format(folder: Path, whole: str) -> WeightFiles | None:
-    index, file = folder / (whole + INDEX), folder / whole
-    if not is_named(file):
-        return _of_index(index) if is_named(index) else None
-    others = [path for path in _of_index(index, must_exist=False).files if path != file] if is_named(index) else []
-    if any(map(is_named, others)):
-        raise YarnEdgeError(f"{folder}: has {whole} and other files named by {index.name}: remove one of the two sets")
+def _of_format(folder: _Folder, whole: str) -> WeightFiles | None:
+    index, file = whole + INDEX, folder.path / whole
+    if not folder.has(whole):
+        return _of_index(folder, index) if folder.has(index) else None
+    named = _of_index(folder, index, must_exist=False).files if folder.has(index) else ()
+    others = [path for path in named if path != file]
+    if any(folder.has(path.name) for path in others):
+        raise YarnEdgeError(f"{folder.path}: has {whole} and other files named by {index}: remove one of the two sets")
     return WeightFiles(
-        (file,), note=f"note: {index.name} names files that are missing: {whole} is read instead" if others else ""
+        (file,), note=f"note: {index} names files that are missing: {whole} is read instead" if others else ""
     )
 
 
-def _of_index(index: Path, must_exist: bool = True) -> WeightFiles:
+def _of_index(folder: _Folder, index_name: str, must_exist: bool = True) -> WeightFiles:
     """The shards that an index names."""
+    index = folder.path / index_name
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise YarnEdgeError(f"{index}: weight_map is missing or does not map names to files")
@@ -93,16 +135,16 @@ def _of_index(index: Path, must_exist: bool = True) -> WeightFiles:
     for name in names:
         if Path(name).name != name:
             raise YarnEdgeError(f"{index}: weight_map names {one_line(name, 100)}, outside the folder")
-        if must_exist and not is_named(index.parent / name):
+        if must_exist and not folder.has(name):
             raise YarnEdgeError(
                 f"{index.parent / one_line(name, 300)}: the shard is missing, but {index.name} names it"
             )
     return WeightFiles(tuple(index.parent / name for name in names), weight_map)
 
 
-def _instead(folder: Path) -> str:
+def _instead(folder: _Folder) -> str:
     """What the folder holds that could be meant, for the message that it has no weights."""
     for pattern, what in OTHERS:
-        for path in sorted(folder.glob(pattern)):
+        for path in sorted({*folder.path.glob(pattern), *folder.matching(pattern)}):
             return f"; {one_line(path.name, 60)} is {what}"
     return ""

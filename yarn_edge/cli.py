@@ -43,6 +43,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("yarn_edge.bench.fit.command", "find the quantization, context and cache type that fit this machine"),
     "chat": ("yarn_edge.chat.command", "talk to a model"),
     "serve": ("yarn_edge.serve.command", "serve one model with an OpenAI-compatible API and a page to chat in the browser"),
+    "get": ("yarn_edge.hub.get", "download a GGUF or a checkpoint from the Hub to the cache that all programs share"),
+    "publish": ("yarn_edge.bench.publish.command", "put GGUFs on the Hub, with a model card of what was measured"),
     "demo": ("yarn_edge.bench.demo", "run every step on a real small model"),
 }  # fmt: skip
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
@@ -93,6 +95,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv[1:])
     args.command_line = shlex.join(["yarn-edge", *argv])
     set_quiet(args.quiet)
+    if any(text.startswith("hf:") for text in argv):
+        importlib.import_module("yarn_edge.hub.arguments").bring(name, args)
     return int(module.run(args))
 
 

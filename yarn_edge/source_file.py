@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.regular_file import open_regular
@@ -19,6 +19,27 @@ from yarn_edge.regular_file import open_regular
 def changed(path: Path) -> YarnEdgeError:
     """The error for a source whose size or modification time has changed."""
     return YarnEdgeError(f"{path}: was changed while it was read; run this again when the file is complete")
+
+
+class ByteSource(Protocol):
+    """A file of weights, wherever it lies."""
+
+    path: Path
+    size: int
+
+    def place(self, offset: int) -> int:
+        """Where byte `offset` is in the stream that the file comes from; 0 if any order of reading is as good."""
+        ...
+
+    def read_into(self, buffer: Any, offset: int) -> None:
+        """Fill `buffer` from byte `offset` on. Raises YarnEdgeError."""
+
+    def read(self, n_bytes: int, offset: int = 0) -> bytes:
+        """`n_bytes` from byte `offset` on. Raises YarnEdgeError."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise YarnEdgeError unless all that was read is of the file as it was when it was opened."""
 
 
 class SourceFile:
@@ -39,6 +60,10 @@ class SourceFile:
         except BaseException:
             self.close()
             raise
+
+    def place(self, _offset: int) -> int:
+        """0: any order of reading is as good."""
+        return 0
 
     def check_unchanged(self) -> None:
         """Raise YarnEdgeError if the file has changed since it was opened."""

@@ -29,7 +29,8 @@ if sys.platform != "win32":
     import fcntl
 
 _PARTIAL = ".partial"
-_PARTIAL_NAME = re.compile(r"(?P<output>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+PARTIAL_NAME = re.compile(r"(?P<output>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+LeftOver = Callable[[Path], "tuple[Path, int | None] | None"]  # output -> (a partial file, its lock)
 _OTHERS_WAIT_S = 60.0  # for another run to rename its files
 
 
@@ -70,14 +71,32 @@ def check_space(folder: Path, n_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def partial_file(output: Path, mode: int = 0o666) -> Iterator[Path]:
-    """A new, empty file beside `output`, removed on leaving unless it was renamed. mode: its permissions, less the umask."""
+def partial_file(
+    output: Path,
+    mode: int = 0o666,
+    left_over: LeftOver = lambda _output: None,
+    keeps: Callable[[BaseException], bool] = lambda _error: False,
+) -> Iterator[Path]:
+    """A new, empty file beside `output`, removed on leaving unless it was renamed. mode: its permissions, less the umask.
+
+    left_over: finds the file of an earlier run to go on with, instead of a new one. keeps: the errors that leave it so.
+    """
 
     def make(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, mode))
 
-    with _claimed(output, make, lambda partial: partial.unlink(missing_ok=True)) as partial:
-        yield partial
+    kept = False
+
+    def remove(partial: Path) -> None:
+        if not kept:
+            partial.unlink(missing_ok=True)
+
+    with _claimed(output, make, remove, left_over) as partial:
+        try:
+            yield partial
+        except BaseException as error:
+            kept = keeps(error)
+            raise
 
 
 @contextmanager
@@ -102,14 +121,22 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _claimed(output: Path, make: Callable[[Path], None], remove: Callable[[Path], None]) -> Iterator[Path]:
-    """A name that nobody had, made by `make`, locked while open, removed at the end."""
+def _claimed(
+    output: Path,
+    make: Callable[[Path], None],
+    remove: Callable[[Path], None],
+    left_over: LeftOver = lambda _output: None,
+) -> Iterator[Path]:
+    """A name that nobody had, made by `make`, or what is left over; locked while open, removed at the end."""
     partial: Path | None = None
     lock: int | None = None
     try:
-        remove_stale(output.parent, output.name.__eq__)
         with deferred_ctrl_c():
-            partial, lock = _claim(output, make)
+            partial, lock = left_over(output) or (None, None)
+        remove_stale(output.parent, output.name.__eq__)
+        if partial is None:
+            with deferred_ctrl_c():
+                partial, lock = _claim(output, make)
         yield partial
     except OSError as error:
         raise os_error(error, output) from error
@@ -117,7 +144,7 @@ def _claimed(output: Path, make: Callable[[Path], None], remove: Callable[[Path]
         with deferred_ctrl_c():
             if partial is not None:
                 remove(partial)
-            _unlock(lock)
+            unlock(lock)
 
 
 def _claim(output: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
@@ -128,10 +155,10 @@ def _claim(output: Path, make: Callable[[Path], None]) -> tuple[Path, int | None
         except FileExistsError:
             continue
         with suppress(BlockingIOError, FileNotFoundError):  # before it was locked, another run took it for stale
-            lock = _locked(partial)
+            lock = lock_path(partial)
             if os.path.lexists(partial):
                 return partial, lock
-            _unlock(lock)
+            unlock(lock)
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -139,7 +166,7 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}{suffix}")
 
 
-def _locked(path: Path) -> int | None:
+def lock_path(path: Path) -> int | None:
     """Lock a file or a folder until the descriptor is closed; None where there are no locks. Raises BlockingIOError if it is
     locked already."""
     if sys.platform == "win32":
@@ -155,7 +182,7 @@ def _locked(path: Path) -> int | None:
     return descriptor
 
 
-def _unlock(lock: int | None) -> None:
+def unlock(lock: int | None) -> None:
     if lock is not None:
         os.close(lock)
 
@@ -164,7 +191,7 @@ def remove_stale(folder: Path, is_output: Callable[[str], bool]) -> None:
     """Remove the partial files and folders that killed runs left for these outputs: those that nobody locks."""
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            match = _PARTIAL_NAME.fullmatch(path.name)
+            match = PARTIAL_NAME.fullmatch(path.name)
             if match is not None and is_output(match["output"]):
                 with suppress(OSError):
                     _remove_unlocked(path, path.lstat())
@@ -174,12 +201,12 @@ def _remove_unlocked(path: Path, state: os.stat_result) -> None:
     is_folder = stat.S_ISDIR(state.st_mode)
     if not (is_folder or stat.S_ISREG(state.st_mode)) or (hasattr(os, "geteuid") and state.st_uid != os.geteuid()):
         return
-    lock = _locked(path)
+    lock = lock_path(path)
     if lock is not None:
         try:
             shutil.rmtree(path) if is_folder else path.unlink()
         finally:
-            _unlock(lock)
+            unlock(lock)
 
 
 @contextmanager
@@ -190,7 +217,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     deadline = time.monotonic() + _OTHERS_WAIT_S
     while True:
         try:
-            lock = _locked(folder)
+            lock = lock_path(folder)
             break
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -199,11 +226,11 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _unlock(lock)
+        unlock(lock)
 
 
 def open_output(path: Path, mode: str = "w") -> io.FileIO:
-    """A file to write, not buffered; a link that was put in its place is an error. mode: "w", or "a" to append."""
+    """A file to write, not buffered; a link that was put in its place is an error. mode: "w", "a" to append, "r+" to keep what is there."""
     return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | NO_FOLLOW, 0o666))
 
 

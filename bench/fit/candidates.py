@@ -18,6 +18,7 @@ from yarn_edge.convert.quant_types import known_quants
 from yarn_edge.errors import YarnEdgeError, os_error
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
+from yarn_edge.hub.reference import is_reference
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.progress import note
@@ -63,7 +64,7 @@ def fit_candidates(model: Path) -> Iterator[Candidates]:
     """
     with scratch_folder("yarn-edge-fit-") as folder:
         target = str(folder / "{quant}.gguf")
-        if model.is_dir():
+        if model.is_dir() or is_reference(model):
             yield Candidates(None, cache(lambda: _of_checkpoint(model, target)))
             return
         file = read_gguf(model, vocabulary=False)
@@ -77,8 +78,9 @@ def _of_checkpoint(model: Path, target: str) -> list[Candidate]:
     from yarn_edge.convert.checkpoint import open_checkpoint
     from yarn_edge.convert.hf_to_gguf import convert_job
     from yarn_edge.convert.outputs import OutputOptions
+    from yarn_edge.convert.weight_files import find_checkpoint
 
-    own = _own_type({tensor.dtype for tensor in open_checkpoint(model).tensors.values()})
+    own = _own_type({tensor.dtype for tensor in open_checkpoint(*find_checkpoint(model)).tensors.values()})
     plans = convert_job(model, OutputOptions(target, ",".join((own, *QUANTS)))).files
     return [_planned(plan, "convert", recommended=plan.quant.name in QUANTS) for plan in plans]
 

@@ -38,15 +38,10 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.verify.tokenizer import Encode, check_tokens, reference_encoder
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .families.architectures import (
-    architecture_of,
-    check_sliding_window,
-    hyper_parameters,
-    language_config,
-    model_sizes,
-)
+from .families.architectures import architecture_of, hyper_parameters, language_config, model_sizes
 from .families.rows import Architecture, TensorRow
 from .families.sizes import ModelSizes
+from .families.windows import check_sliding_window
 from .file_plan import Source
 from .model_tensors import check_counts, language_model, match_tensors, without_prediction
 from .one_pass import SourceTensor

@@ -21,7 +21,7 @@ from .families.rows import Architecture, TensorRow, Wrapper
 from .families.sizes import ModelSizes
 from .stored import DTYPES, Tensor
 
-_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_HEAD = "lm_head.weight"
 
 
 def language_model(checkpoint: Checkpoint, wrapper: Wrapper | None) -> Checkpoint:
@@ -87,9 +87,10 @@ def match_tensors(
     """The rows to write. Every tensor of the checkpoint must be used and have the shape that the config implies."""
     rows = tensor_rows(row, checkpoint.config, sizes)
     tensors = checkpoint.tensors
-    if _EMBEDDINGS not in tensors and _HEAD in tensors and _HEAD not in {r.source for r in rows}:
+    embeddings = next(r.source for r in rows if r.target == "token_embd.weight")
+    if embeddings not in tensors and _HEAD in tensors and _HEAD not in {r.source for r in rows}:
         # Of tied weights one name is saved, whichever; transformers takes it for both.
-        rows = [replace(r, source=_HEAD) if r.source == _EMBEDDINGS else r for r in rows]
+        rows = [replace(r, source=_HEAD) if r.source == embeddings else r for r in rows]
     rows = [_as_saved(r, sizes, checkpoint) for r in rows]
     used = {source for r in rows for source in r.sources(sizes)}
     without = {tensor.name: tensor.dtype for name, tensor in tensors.items() if name not in used}
@@ -102,7 +103,7 @@ def match_tensors(
         if name.endswith("rotary_emb.inv_freq"):
             _check_inv_freq(checkpoint, tensor, scaling)
         elif name == _HEAD:
-            if not same_values(tensor, tensors[_EMBEDDINGS]):
+            if not same_values(tensor, tensors[embeddings]):
                 raise YarnEdgeError(
                     f"{checkpoint.path}: lm_head.weight differs from the embeddings, but config.json ties them "
                     "(tie_word_embeddings): correct one of them"

@@ -37,7 +37,7 @@ from yarn_edge.llama_rules.contradictions import foreign_keys
 from yarn_edge.llama_rules.description import CANONICAL, canonical_keys
 from yarn_edge.llama_rules.effective import rotated_dims
 from yarn_edge.llama_rules.file_positions import FilePositions
-from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, honoured
+from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, honoured, table_name
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import RopePlan, plan_parts
 from yarn_edge.llama_rules.rescale import file_parts
@@ -59,7 +59,7 @@ def from_checkpoint(file: GGUFFile, folder: Path, overrides: ScalingOverrides) -
     Raises YarnEdgeError if the file was made from another checkpoint.
     """
     config = read_config(folder)
-    architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
+    architecture = CHECKPOINT_ARCHITECTURES.get(table_name(config.values))
     params_alone = config.values.get("model_type") is None and file.architecture in PARAMS_ARCHITECTURES
     if architecture != file.architecture and not (params_alone and is_mistral_params(config.values)):
         raise config.error(

@@ -10,19 +10,19 @@ from typing import Any
 
 from yarn_edge.checkpoint.config_file import MAX_INTEGER, ConfigFile, is_whole, shown
 from yarn_edge.checkpoint.dialects import head_dim
-from yarn_edge.checkpoint.layers import sliding_layers
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.llama_rules.honoured import honoured
-from yarn_edge.positions.scaling import MAX_NUMBER, RopeScaling
+from yarn_edge.positions.scaling import MAX_NUMBER
 
 from .deepseek import DEEPSEEK
 from .dense import DENSE
 from .experts import EXPERTS
-from .rows import Architecture, Constant, NumberRow, TensorRow, Wrapper
+from .rows import Architecture, Constant, NumberRow, TensorRow, Wrapper, flag_of, value_of
+from .sigmoid import SIGMOID_ROUTERS
 from .sizes import ModelSizes, Size
 from .sliding import SLIDING_WINDOWS
+from .windows import window_of, windowed_layers
 
-ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *EXPERTS, *SLIDING_WINDOWS, *DEEPSEEK)
+ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *EXPERTS, *SLIDING_WINDOWS, *DEEPSEEK, *SIGMOID_ROUTERS)
 
 
 def architecture_of(config: ConfigFile) -> tuple[Architecture, Wrapper | None]:
@@ -77,19 +77,13 @@ def language_config(config: ConfigFile, wrapper: Wrapper | None) -> ConfigFile:
     return replace(text, values={**text.values, **outer})
 
 
-def value_of(row: Architecture, config: ConfigFile, key: str) -> Any:
-    """A config value, or the family's default if the key is absent."""
-    return config.values[key] if key in config.values else row.defaults.get(key)
-
-
-def flag_of(row: Architecture, config: ConfigFile, key: str) -> bool:
-    """A boolean of the config; if it is absent or null, the family's default, which is false."""
-    given = config.boolean(key)
-    return bool(row.defaults.get(key)) if given is None else given
-
-
 def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     """The hyper-parameters. Raises YarnEdgeError if they contradict each other, or llama.cpp cannot run them."""
+    for key in row.stated:
+        if config.values.get(key) is None:
+            raise config.error(
+                key, "is missing, and transformers does not know this family: write what its own code uses"
+            )
     fixed = {key: constant for key, constant in row.constants.items() if not callable(constant.value)}
     for key, constant in fixed.items():
         _check_constant(row, config, key, constant.value, constant)
@@ -99,7 +93,7 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     sizes = ModelSizes(
         config.required_integer("num_hidden_layers"),
         config.required_integer("hidden_size"),
-        config.required_integer("intermediate_size"),
+        _stated(row, config, Size(("intermediate_size",))),
         n_head,
         config.integer("num_key_value_heads") or n_head,
         head_dim(config),
@@ -190,39 +184,6 @@ def _check_layer_types(row: Architecture, config: ConfigFile) -> None:
         raise config.error("layer_types", f"is {one_line(repr(types), 80)}: only {known} can be converted")
 
 
-def windowed_layers(row: Architecture, config: ConfigFile, sizes: ModelSizes) -> list[bool]:
-    """Which layers have a sliding window, in a family that has such layers; [] if none has. Raises YarnEdgeError if all have."""
-    windows = row.windows
-    if windows is None:
-        return []
-    sliding = sliding_layers(config, windows, sizes.n_layer)
-    rule = honoured(row.gguf).sliding
-    if rule is not None and rule.always and not any(sliding):
-        raise config.error(
-            "layer_types", f"gives no layer a sliding window: llama.cpp runs {row.gguf} only if some have one"
-        )
-    if all(sliding):
-        raise config.error("layer_types", "gives every layer a sliding window: their positions are then in no key")
-    return sliding if any(sliding) else []
-
-
-def check_sliding_window(row: Architecture, config: ConfigFile, scaling: RopeScaling) -> None:
-    """Refuse a sliding window that is shorter than the context: llama.cpp attends to the whole context in these families."""
-    window = value_of(row, config, "sliding_window") if row.window_ignored else None
-    if window is None:
-        return
-    context = scaling.extended_context
-    if not is_whole(window) or window < context:
-        value = (
-            "is absent, which transformers reads as 4096" if "sliding_window" not in config.values else f"is {window!r}"
-        )
-        raise config.error(
-            "sliding_window",
-            f"{value}, shorter than the context of {context}: llama.cpp would attend to all of it. "
-            "If the model was trained with full attention, set sliding_window to null",
-        )
-
-
 def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, context_length: int) -> dict[str, Any]:
     """The `{arch}.*` keys under llama.cpp's names, without those of RoPE."""
     keys: dict[str, Any] = {
@@ -244,15 +205,10 @@ def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, c
             keys[number.key] = value
     sliding = windowed_layers(row, config, sizes)
     if sliding:
-        keys["attention.sliding_window"] = _window(row, config)
+        keys["attention.sliding_window"] = window_of(row, config)
         keys["attention.sliding_window_pattern"] = sliding
     keys |= {key: value(config, sizes) if callable(value) else value for key, value in row.keys.items()}
     return {f"{row.gguf}.{name}": value for name, value in keys.items() if value is not None}
-
-
-def _window(row: Architecture, config: ConfigFile) -> int:
-    assert row.windows is not None
-    return config.required_integer("sliding_window") if "sliding_window" in config.values else row.windows.default
 
 
 def _number(row: Architecture, config: ConfigFile, number: NumberRow) -> float | None:

@@ -66,6 +66,11 @@ def router(hf: str) -> TensorRow:
 
 
 QWEN_EXPERTS = stacked("mlp", ("gate_proj", "up_proj", "down_proj"), "expert_ffn")
+SHARED_EXPERT = (
+    matrix("mlp.shared_expert.gate_proj", "ffn_gate_shexp", "shared_ffn", "hidden"),
+    matrix("mlp.shared_expert.up_proj", "ffn_up_shexp", "shared_ffn", "hidden"),
+    matrix("mlp.shared_expert.down_proj", "ffn_down_shexp", "hidden", "shared_ffn"),
+)
 _USED = Size(("num_experts_per_tok",), "expert_used_count")
 QWEN_SIZES = {
     "experts": Size(("num_experts", "num_local_experts"), "expert_count"),
@@ -124,9 +129,7 @@ EXPERTS: tuple[Architecture, ...] = (
             router("mlp.gate"),
             *QWEN_EXPERTS,
             matrix("mlp.shared_expert_gate", "ffn_gate_inp_shexp", "1", "hidden", float32=True),
-            matrix("mlp.shared_expert.gate_proj", "ffn_gate_shexp", "shared_ffn", "hidden"),
-            matrix("mlp.shared_expert.up_proj", "ffn_up_shexp", "shared_ffn", "hidden"),
-            matrix("mlp.shared_expert.down_proj", "ffn_down_shexp", "hidden", "shared_ffn"),
+            *SHARED_EXPERT,
             *attention(),
             *attention_biases(when="qkv_bias"),
         ),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.checkpoint.config_file import ConfigFile
 from yarn_edge.checkpoint.families import FULL, WINDOWS, Windows
 from yarn_edge.llama_rules.honoured import GGUF_ARCHITECTURES
 
@@ -130,6 +131,7 @@ class Architecture:
     """One family. defaults: transformers' values for absent config keys. constants: the only values that can be converted.
 
     aliases: other names of its model_type, in checkpoints with code of their own. impossible: sizes that are refused.
+    stated: keys that the config must have, in a family that transformers does not know.
     sizes: those beyond a dense model's. by_layer: sizes for which the config may have a list with a number for each layer, and its
     key. layers: which layers are of a kind, by its name. layer_types: what the config may call them, in a family without windows.
     numbers: further keys of the GGUF that are numbers of the config. keys: further ones, or instead of a dense model's: a value,
@@ -153,6 +155,7 @@ class Architecture:
     keys: Mapping[str, Any] = field(default_factory=dict)
     impossible: tuple[Impossible, ...] = ()
     aliases: tuple[str, ...] = ()
+    stated: tuple[str, ...] = ()
     prediction: tuple[str, ...] = ()
     prediction_layers: str = ""
     width_is_heads: bool = False
@@ -175,6 +178,17 @@ class Architecture:
     def windows(self) -> Windows | None:
         """The family's layers with a sliding window, which llama.cpp runs; None if it has none."""
         return WINDOWS.get(self.model_type)
+
+
+def value_of(row: Architecture, config: ConfigFile, key: str) -> Any:
+    """A config value, or the family's default if the key is absent."""
+    return config.values[key] if key in config.values else row.defaults.get(key)
+
+
+def flag_of(row: Architecture, config: ConfigFile, key: str) -> bool:
+    """A boolean of the config; if it is absent or null, the family's default, which is false."""
+    given = config.boolean(key)
+    return bool(row.defaults.get(key)) if given is None else given
 
 
 def plus_one(values: Floats) -> Floats:

@@ -111,6 +111,30 @@ PUBLISHED = {
         "rope_parameters": {"full_attention": YARN_FULL, "sliding_attention": {
             "partial_rotary_factor": 1.0, "rope_theta": 10000.0, "rope_type": "default"}},
     },
+    # XS.2: the original context is beside the layer types too, and the top level has the share that full attention rotates.
+    "Laguna-XS.2": {
+        "model_type": "laguna", "hidden_size": 2048, "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 262144, "num_hidden_layers": 4, "layer_types": LAYERS[::-1], "sliding_window": 512,
+        "partial_rotary_factor": 0.5, "num_attention_heads_per_layer": [48, 64, 64, 64], "gating": True,
+        "auto_map": {"AutoModelForCausalLM": "modeling_laguna.LagunaForCausalLM"},
+        "rope_parameters": {"full_attention": YARN_FULL | {"beta_fast": 64.0}, "original_max_position_embeddings": 4096,
+            "sliding_attention": {"partial_rotary_factor": 1.0, "rope_theta": 10000.0, "rope_type": "default"}},
+    },
+    "Laguna, full attention alone": {
+        "model_type": "laguna", "hidden_size": 4096, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 262144, "num_hidden_layers": 4, "sliding_window": 0, "gating": "per-element",
+        "rope_parameters": {"full_attention": YARN_FULL | {"beta_fast": 64.0, "partial_rotary_factor": 1.0}},
+    },
+    "GLM-4.5-Air": {
+        "model_type": "glm4_moe", "hidden_size": 4096, "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 131072, "partial_rotary_factor": 0.5, "rope_theta": 1000000, "rope_scaling": None,
+        "num_hidden_layers": 46, "num_nextn_predict_layers": 1,
+    },
+    "Solar-Open-100B": {
+        "model_type": "solar_open", "hidden_size": 4096, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 131072, "partial_rotary_factor": 1.0, "rope_theta": 1000000,
+        "rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 65536},
+    },
     "gemma-3-4b": {
         "model_type": "gemma3", "text_config": {
             "model_type": "gemma3_text", "hidden_size": 2560, "num_attention_heads": 8, "head_dim": 256, "num_hidden_layers": 6,
@@ -189,6 +213,11 @@ WANT = {
     "Ministral-3": {"": {"attention_factor": 1.0, "softmax_factor": 1.0, "original_context": 16384}},
     "Laguna": {"full_attention": {"method": "yarn", "dim": 64, "attention_factor": 1.0},
                "sliding_attention": {"method": "none", "dim": 128, "rope_theta": 10000.0}},
+    "Laguna-XS.2": {"full_attention": {"dim": 64, "attention_factor": 1.0, "beta_fast": 64.0, "original_context": 4096},
+                    "sliding_attention": {"method": "none", "dim": 128, "rope_theta": 10000.0}},
+    "Laguna, full attention alone": {"full_attention": {"dim": 128, "attention_factor": 1.0, "beta_fast": 64.0}},
+    "GLM-4.5-Air": {"": {"method": "none", "dim": 64, "rope_theta": 1000000.0}},
+    "Solar-Open-100B": {"": {"method": "yarn", "dim": 128, "factor": 2.0, "original_context": 65536}},
     "gemma-3-4b": {"full_attention": {"method": "linear"}, "sliding_attention": {"method": "none", "rope_theta": 20000.0}},
     "Phi-3-mini-128k": {"up to 4096 tokens": {"attention_factor": math.sqrt(1 + math.log(32) / math.log(4096))},
                         "beyond 4096 tokens": {"extended_context": 131072}},

@@ -239,7 +239,18 @@ def test_every_row_has_a_file_and_convert_stays_inside_the_table() -> None:
 
 
 # Checkpoints with code of their own, whose model_type transformers does not have.
-REMOTE_CODE = {"chatglm", "deepseek", "exaone", "internlm2", "internlm3", "kimi_k2", "minicpm", "nemotron-nas", "orion"}
+REMOTE_CODE = {
+    "bailing_moe_v2",
+    "chatglm",
+    "deepseek",
+    "exaone",
+    "internlm2",
+    "internlm3",
+    "kimi_k2",
+    "minicpm",
+    "nemotron-nas",
+    "orion",
+}
 
 
 def test_the_model_types_are_those_of_transformers() -> None:

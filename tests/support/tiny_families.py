@@ -37,6 +37,25 @@ DEEPSEEK_EXPERTS = {
 }
 DEEPSEEK = {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.707, "mscale_all_dim": 0.707}
 GROUPS = {"q_lora_rank": 40, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1}
+SIGMOIDS = {
+    "head_dim": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "routed_scaling_factor": 2.5,
+}
+LAGUNA = {
+    "head_dim": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 40,
+    "moe_routed_scaling_factor": 2.5,
+}
+# As in XS.2: an attention factor of its own, and betas other than llama.cpp's.
+LAGUNA_YARN = {**YARN, "rope_theta": 100.0, "partial_rotary_factor": 0.5, "beta_fast": 4.0, "attention_factor": 1.0}
+LAGUNA_PLAIN = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 COMMON: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -146,6 +165,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4_moe_lite": ("glm4_moe_lite", {**DEEPSEEK_EXPERTS, "q_lora_rank": 40}),
     "youtu": ("youtu", {**MLA, "q_lora_rank": 40}),
+    "laguna": (
+        "laguna",
+        {
+            **LAGUNA,
+            "num_attention_heads_per_layer": [4, 6, 6, 6],
+            "sliding_window": 24,
+            "layer_types": ["full_attention"] + ["sliding_attention"] * 3,
+            "rope_parameters": {"full_attention": LAGUNA_YARN, "sliding_attention": LAGUNA_PLAIN},
+        },
+    ),
+    "laguna-m1": (
+        "laguna",
+        {
+            **LAGUNA,
+            "gating": "per-element",
+            "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 2,
+            "rope_parameters": {"full_attention": {**YARN, "rope_theta": 500000.0, "partial_rotary_factor": 1.0}},
+        },
+    ),
+    "glm4_moe": (
+        "glm4_moe",
+        {**SIGMOIDS, "attention_bias": True, "rope_parameters": {**YARN, "partial_rotary_factor": 0.5}},
+    ),
+    "glm4_moe-groups": (
+        "glm4_moe",
+        {
+            **SIGMOIDS,
+            "n_group": 4,
+            "topk_group": 2,
+            "use_qk_norm": True,
+            "norm_topk_prob": False,
+            "first_k_dense_replace": 2,
+            "rope_parameters": {**YARN, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "solar_open": (
+        "solar_open",
+        {**SIGMOIDS, "rope_parameters": {**YARN, "factor": 2.0}, "max_position_embeddings": 128},
+    ),
     "gemma3": (
         "gemma3_text",
         {

@@ -18,7 +18,7 @@ from pathlib import Path
 import gguf
 import torch
 
-from support import tiny_families, tiny_mistral3, tiny_mxfp4, tiny_qwen3_vl
+from support import tiny_bailing, tiny_families, tiny_mistral3, tiny_mxfp4, tiny_qwen3_vl
 
 _WITHOUT_VOCABULARY = """
 import runpy, sys
@@ -31,7 +31,8 @@ def every(kind):
         every(below)
 
 for room in (
-    "command_r", "deepseek", "gemma", "glm", "gpt_oss", "granite", "llama", "mellum", "mistral3", "olmo", "phi", "qwen", "qwen3vl"
+    "bailingmoe", "command_r", "deepseek", "gemma", "glm", "gpt_oss", "granite", "laguna", "llama", "mellum", "mistral3", "olmo", "phi",
+    "qwen", "qwen3vl",
 ):
     importlib.import_module("conversion." + room)
 every(conversion.base.TextModel)
@@ -69,6 +70,7 @@ def main(source: str) -> None:
         name: partial(tiny_families.write, name=name, dtype=torch.bfloat16) for name in tiny_families.FAMILIES
     }
     makers["gpt_oss, MXFP4"] = tiny_mxfp4.write
+    makers["bailing_moe_v2"] = partial(tiny_bailing.write, dtype=torch.bfloat16)
     for experts in (False, True):
         makers["qwen3_vl_moe" if experts else "qwen3_vl"] = partial(tiny_qwen3_vl.write_bfloat16, experts=experts)
     makers["mistral4"] = partial(tiny_mistral3.write_mistral4, dtype=torch.bfloat16)

@@ -155,8 +155,9 @@ class Block:
         if key != "rope_theta" and "rope_theta" not in self.flags:
             # The code of such a family does not read it, but it must not disagree.
             the_one({where: theta, self.config.where("rope_theta"): self.config.values.get("rope_theta")})
+        own = self.values.get("partial_rotary_factor")
         dim, dim_source = rotated_dim(
-            self.config, (self.where("partial_rotary_factor"), self.values.get("partial_rotary_factor"))
+            self.config, (self.where("partial_rotary_factor"), own), alone=bool(self.label) and own is not None
         )
         kind = next((key for key in ("rope_type", "type") if self.values.get(key) is not None), None)
         return RopeScaling(

@@ -120,7 +120,14 @@ REMOTE_CODE: dict[str, Dialect] = {
 }
 # A checkpoint's own code whose positions equal those of transformers' class. Only auto_map counts, not a file's name.
 NATIVE_CODE = frozenset(
-    {"modeling_phi3", "modeling_flash_llama", "modeling_internlm2", "modeling_laguna", "modeling_telechat3"}
+    {
+        "modeling_bailing_moe_v2",  # calls transformers' functions
+        "modeling_phi3",
+        "modeling_flash_llama",
+        "modeling_internlm2",
+        "modeling_laguna",
+        "modeling_telechat3",
+    }
 )
 
 

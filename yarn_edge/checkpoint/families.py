@@ -119,6 +119,7 @@ WINDOWS: dict[str, Windows] = {
     "mellum": Windows(period=0, default=1024),
     "cohere2": Windows(period=4, default=4096, period_keys=("sliding_window_pattern",)),
     "gpt_oss": Windows(period=2, default=128),
+    "laguna": Windows(period=0, default=512),
     "gemma3_text": Windows(period=6, default=4096, period_keys=("sliding_window_pattern", "_sliding_window_pattern")),
 }
 # transformers' Phi3Config: `su` and `yarn` are old names for LongRoPE, and the original context is an attribute.
@@ -232,14 +233,16 @@ def _refuse_null_head_dim(config: ConfigFile, default: int) -> None:
         )
 
 
-def rotated_dim(config: ConfigFile, in_block: tuple[str, object]) -> tuple[int, str]:
+def rotated_dim(config: ConfigFile, in_block: tuple[str, object], alone: bool = False) -> tuple[int, str]:
     """(D, its source): the head dimension times the partial rotary factor, rounded down as transformers does.
 
-    in_block: (place, value) of the block's own partial_rotary_factor; the value is None if the block has none.
+    in_block: (place, value) of the block's own partial_rotary_factor; the value is None if the block has none. alone: the config's
+    own factor is the default of blocks by layer type, and this block has one.
     """
     head, source = head_dim_and_source(config)
     family = family_of(config)
     spots = [in_block] + [(config.where(k), config.values.get(k)) for k in ("partial_rotary_factor", "rotary_pct")]
+    spots = spots[:1] if alone else spots
     given: list[tuple[str, int]] = []
     for place, value in spots:
         if value is None:

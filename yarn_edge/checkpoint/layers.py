@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from yarn_edge.checkpoint.block import Block, the_one
+from yarn_edge.checkpoint.block import ORIGINAL, Block, the_one
 from yarn_edge.checkpoint.config_file import ConfigFile, shown
 from yarn_edge.checkpoint.dialects import KNOWN_KEYS, TRANSFORMERS_V5, Dialect
 from yarn_edge.checkpoint.families import FULL, SLIDING, Family, Windows
@@ -97,7 +97,7 @@ def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[s
     if len(labels) > MAX_LABELS:
         raise config.error(dialect.block, f"has {len(labels)} objects, more than {MAX_LABELS} layer types")
     for key, value in values.items():
-        if key not in labels:
+        if key not in labels and not _repeated(key, value, values):
             raise whole.error(key[:60], f"is unknown here (value {shown(value)}) beside layer types")
     if not known.issuperset(labels):
         raise config.error(
@@ -113,6 +113,12 @@ def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[s
     for label in sorted((used_layer_types(config) & _ROTATED) - blocks.keys()):
         raise config.error(dialect.block, f"has no block for {label}, which layer_types names: add it")
     return blocks
+
+
+def _repeated(key: str, value: object, values: Mapping[str, object]) -> bool:
+    """Whether the original context beside layer types is that of every block that states one: transformers does not read it."""
+    stated = [block[ORIGINAL] for block in values.values() if isinstance(block, dict) and ORIGINAL in block]
+    return key == ORIGINAL and bool(stated) and all(one == value for one in stated)
 
 
 def _local_theta(config: ConfigFile, dialect: Dialect, family: Family) -> tuple[str, float]:

@@ -27,7 +27,7 @@ from yarn_edge.inspect.trained import base_findings, training_findings, with_bas
 from yarn_edge.llama_rules.description import CANONICAL, is_described
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.frequency_tables import judged_contexts
-from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, GGUF_ARCHITECTURES, SHORT_FACTORS
+from yarn_edge.llama_rules.honoured import CHECKPOINT_ARCHITECTURES, GGUF_ARCHITECTURES, SHORT_FACTORS, table_name
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.planner import plain_llama_cpp, plan_parts, plan_tables
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
@@ -79,7 +79,7 @@ def inspect_checkpoint(
     """
     config = read_config(folder)
     positions = read_positions(config, overrides) if base is None else with_base(folder, base, overrides)
-    names, model_type = config.values.get("architectures"), str(config.values.get("model_type"))
+    names, model_type = config.values.get("architectures"), table_name(config.values)
     findings = [*training_findings(folder, positions.parts)]
     if base is not None:
         findings += base_findings(folder, base, positions.parts)
@@ -159,7 +159,7 @@ def _checkpoint_sides(folder: Path, overrides: ScalingOverrides) -> tuple[RopeSc
     wanted = read_scaling(config, overrides)
     if not wanted.is_static:
         raise YarnEdgeError(f"{folder}: {wanted.method} has no fixed frequencies to draw: pass --freeze-at N")
-    architecture = CHECKPOINT_ARCHITECTURES.get(str(config.values.get("model_type")))
+    architecture = CHECKPOINT_ARCHITECTURES.get(table_name(config.values))
     return wanted, plain_llama_cpp(wanted, architecture) if architecture else None
 
 

@@ -6,6 +6,7 @@ with the running library, and so notices a version that honors more or less. doc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -204,6 +205,10 @@ GGUF_ARCHITECTURES = {
     "kimi_k2": "deepseek2",
     "glm4_moe_lite": "deepseek2",
     "youtu": "deepseek2",
+    "laguna": "laguna",
+    "glm4_moe": "glm4moe",
+    "solar_open": "glm4moe",
+    "bailing_moe_v2": "bailingmoe2",
 }
 
 # The same with checkpoints that only llama.cpp's own converter reads (conversion/*.py).
@@ -222,11 +227,8 @@ CHECKPOINT_ARCHITECTURES = {
     "exaone_moe": "exaone-moe",
     "nemotron-nas": "deci",
     "seed_oss": "seed_oss",
-    "laguna": "laguna",
     "glm": "chatglm",
     "chatglm": "chatglm",
-    "glm4_moe": "glm4moe",
-    "solar_open": "glm4moe",
     "internlm2": "internlm2",
     "ernie4_5": "ernie4_5",
     "ernie4_5_moe": "ernie4_5-moe",
@@ -245,6 +247,17 @@ CHECKPOINT_ARCHITECTURES = {
     "orion": "orion",
     "jais2": "jais2",
 }
+
+
+# Classes of whose model_type there are others, and the name under which the tables have them.
+_BY_CLASS = {"BailingMoeV2ForCausalLM": "bailing_moe_v2"}
+
+
+def table_name(config: Mapping[str, object]) -> str:
+    """The model_type under which the tables above have a checkpoint with these values of config.json."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    return _BY_CLASS[name] if isinstance(name, str) and name in _BY_CLASS else str(config.get("model_type"))
 
 
 def honoured(architecture: str) -> Honoured:

@@ -104,11 +104,16 @@ class _Goal:
         return self.sliding is not None and self.sliding != self.full
 
     def keys(self, keys: dict[str, Any]) -> dict[str, Any]:
-        """The keys, with the base of layers with a sliding window where llama.cpp reads one."""
+        """The keys, with the base and the dimensions of layers with a sliding window where llama.cpp reads them."""
         rule = honoured(self.architecture).sliding
-        if self.sliding is not None and self.has_window_keys and rule is not None and rule.base != "model":
-            return {**keys, f"{self.architecture}.rope.freq_base_swa": float(self.sliding.rope_theta)}
-        return keys
+        if self.sliding is None or not self.has_window_keys or rule is None:
+            return keys
+        own: dict[str, Any] = {}
+        if rule.base != "model":
+            own[f"{self.architecture}.rope.freq_base_swa"] = float(self.sliding.rope_theta)
+        if rule.own_dims:
+            own[f"{self.architecture}.rope.dimension_count_swa"] = self.sliding.dim
+        return {**keys, **own}
 
     def file(self, keys: Mapping[str, Any]) -> GGUFFile:
         """A header with these keys, as it will be read."""

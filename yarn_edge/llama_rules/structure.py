@@ -31,6 +31,8 @@ _NUMBERS: tuple[tuple[str, str], ...] = (
     ("num_experts_per_tok", "expert_used_count"),
     ("moe_intermediate_size", "expert_feed_forward_length"),
     ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+    ("routed_scaling_factor", "expert_weights_scale"),
+    ("moe_routed_scaling_factor", "expert_weights_scale"),
     ("sliding_window", "attention.sliding_window"),
     ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     ("layer_norm_eps", "attention.layer_norm_epsilon"),

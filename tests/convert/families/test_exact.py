@@ -64,12 +64,17 @@ UPSTREAM = {
     "deepseek_v3-kimi": ("df924a9a96006d80", "ab0a7536d9230ba2"),
     "glm4_moe_lite": ("17551554c627df93", "300033ffa1e502fa"),
     "youtu": ("82f50218535dca0f", "82d491f4442772dc"),
+    "laguna": ("b980bdb6735924f4", "451acdcf5829207e"),
+    "laguna-m1": ("5a77191933602106", "a3247016c4dbe7f1"),
+    "glm4_moe": ("919e0569f5a3d677", "4a27082ead16e1ba"),
+    "glm4_moe-groups": ("f396982529563e0d", "ee7028db0b139ab6"),
+    "solar_open": ("5afb664e2b55922a", "9fc56de51132488c"),
     "gemma3": ("4ba73bb6c2d00fa0", "d1d62e734bc23150"),
 }
 
 
 def test_every_row_has_a_tiny_checkpoint() -> None:
-    inside_others = {"qwen3_vl_text", "qwen3_vl_moe_text", "mistral4"}  # support.tiny_qwen3_vl, support.tiny_mistral3
+    inside_others = {"qwen3_vl_text", "qwen3_vl_moe_text", "mistral4", "bailing_moe_v2"}  # support.tiny_*
     found = {model_type for model_type, _config in FAMILIES.values()} | inside_others
     assert found == {row.model_type for row in ARCHITECTURES}
 

@@ -268,6 +268,64 @@ WRONG: dict[str, tuple[str, Config, str]] = {
         "first_k_dense_replace is 2, but transformers has experts from the second layer on",
     ),
     "youtu, activation": ("youtu", {"hidden_act": "gelu"}, "only 'silu'"),
+    "laguna, capped router": (
+        "laguna",
+        {"moe_router_logit_softcapping": 5.0},
+        "moe_router_logit_softcapping is 5.0: only 0.0 can be converted: llama.cpp does not cap the router",
+    ),
+    "laguna, other layers": (
+        "laguna",
+        {"layer_types": ["chunked_attention"] + ["sliding_attention"] * 3},
+        "layer_types",
+    ),
+    "laguna, first layer": (
+        "laguna",
+        {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+        "gives the first layer a sliding window: llama.cpp would turn as much of a head in every layer of laguna as there",
+    ),
+    "laguna, dense in between": (
+        "laguna",
+        {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
+        "llama.cpp wants the dense layers first, and all others sparse",
+    ),
+    "laguna, dense twice": ("laguna", {"mlp_only_layers": [0, 1]}, "but the first 1 layers are dense: which is right?"),
+    "laguna, gate": ("laguna", {"gating": "none"}, "gating is 'none', expected true, per-head or per-element"),
+    "laguna, gates": (
+        "laguna",
+        {"gating_types": ["per_element"] * 4},
+        "but gating makes every layer per_head: which is right?",
+    ),
+    "laguna, heads": (
+        "laguna",
+        {"num_attention_heads_per_layer": [4, 6, 6]},
+        "num_attention_heads_per_layer is [4, 6, 6], expected 4 whole numbers, one for each layer",
+    ),
+    "laguna, weights": ("laguna", {"moe_apply_router_weight_on_input": True}, "only False can be converted"),
+    "laguna, bias": ("laguna", {"attention_bias": True}, NO_PLACE),
+    "laguna, bare origin": (
+        "laguna",
+        {
+            "rope_parameters": {
+                "full_attention": tiny_families.LAGUNA_YARN,
+                "sliding_attention": tiny_families.LAGUNA_PLAIN,
+                "original_max_position_embeddings": 32,
+            }
+        },
+        "original_max_position_embeddings is unknown here (value 32) beside layer types",
+    ),
+    "glm4_moe, groups": ("glm4_moe", {"n_group": 3}, "n_group is 3: the experts must be in groups of one size, of two"),
+    "glm4_moe, more groups": ("glm4_moe", {"topk_group": 2}, "topk_group is 2: there are only n_group groups"),
+    "glm4_moe, dense layers": (
+        "glm4_moe",
+        {"first_k_dense_replace": 9},
+        "first_k_dense_replace is 9, expected a whole number from 0 to num_hidden_layers, 4",
+    ),
+    "glm4_moe, router": ("glm4_moe", {"scoring_func": "softmax"}, "only 'sigmoid' can be converted"),
+    "solar_open, dense layers": (
+        "solar_open",
+        {"first_k_dense_replace": 1},
+        "first_k_dense_replace is 1: only 0 can be converted: transformers has experts in every layer",
+    ),
     "gemma3, capped": (
         "gemma3",
         {"attn_logit_softcapping": 50.0},

@@ -30,6 +30,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("granitemoe", {"num_local_experts": 3}),
     "mellum": ("mellum", {"moe_intermediate_size": 256, **TWO_WINDOWS}),
     "gpt_oss": ("gpt_oss", {}),
+    "laguna": (
+        "laguna",
+        {
+            "moe_intermediate_size": 256,
+            "shared_expert_intermediate_size": 256,
+            "num_attention_heads_per_layer": [4, 8],
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
+    "glm4_moe": ("glm4_moe", {"moe_intermediate_size": 256}),
     "gemma3": ("gemma3", {**TWO_WINDOWS, "query_pre_attn_scalar": 64}),
     "deepseek_v3": ("deepseek_v3", {"moe_intermediate_size": 256, "kv_lora_rank": 256, "v_head_dim": 64}),
     "arcee": ("arcee", {}),

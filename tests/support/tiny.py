@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def tensors(values: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[
     import transformers
 
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**values)).eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**copy.deepcopy(values))
+    ).eval()
     state = {
         n: (torch.randn_like(v) * 0.05 + (1 if "norm" in n else 0)).to(dtype) for n, v in model.state_dict().items()
     }

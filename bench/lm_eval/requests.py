@@ -57,6 +57,7 @@ class Requests:
         All but the last token must fit into the context. Raises YarnEdgeError if the logits are not numbers.
         """
         inputs, first = tokens[:-1], len(tokens) - 1 - n_scored
+        self._forget_if_recurrent()
         common = common_prefix(self._held, inputs)
         known = self._known(first, common)
         at = first + len(known) if known else min(first, common)
@@ -98,6 +99,7 @@ class Requests:
         space before every text, the one before the answer is removed, as in transformers' decode.
         """
         model = self.context.model
+        self._forget_if_recurrent()
         at = min(common_prefix(self._held, prompt), len(prompt) - 1)
         self.n_given += len(prompt)
         self._cut(at)
@@ -131,6 +133,11 @@ class Requests:
     def forget(self) -> None:
         """Empty the cache: the next request is evaluated whole."""
         self._cut(0)
+
+    def _forget_if_recurrent(self) -> None:
+        """The state of linear attention cannot be cut, so that such models read every request whole."""
+        if self.context.model.recurrent:
+            self.forget()
 
     def _evaluate(self, part: Tokens, start: int, n_rows: int) -> None:
         with self.context.interruptible() as interrupt, deferred_ctrl_c(interrupt):

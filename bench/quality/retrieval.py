@@ -12,6 +12,7 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import Advance, bar
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.recurrent import EarlierStates
 from yarn_edge.signals import deferred_ctrl_c
 
 from .retrieval_prompts import ANSWER_TOKENS, Prompt
@@ -56,6 +57,7 @@ class Reader:
         self.context = context
         self.n_evaluated, self.seconds = 0, 0.0  # tokens of prompts, and the time they took
         self._cached: Sequence[int] = ()
+        self._earlier = EarlierStates(context)
 
     def answer(self, tokens: Sequence[int], advance: Callable[[float], None] | None = None) -> str:
         """The model's greedy answer, at most ANSWER_TOKENS long. `advance` gets the number of prompt tokens evaluated.
@@ -66,9 +68,8 @@ class Reader:
             return self._answer(tokens, advance)
 
     def _answer(self, tokens: Sequence[int], advance: Callable[[float], None] | None) -> str:
-        same = shared(self._cached, tokens)
+        same = self._earlier.cut(shared(self._cached, tokens))
         self._cached = tokens[:same]  # what the cache holds if the evaluation is stopped
-        self.context.keep(same)
         began = time.perf_counter()
         self.context.evaluate(tokens[same:], same, "last", advance)
         self.seconds += time.perf_counter() - began

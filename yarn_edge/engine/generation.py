@@ -173,8 +173,11 @@ class Generation:
         """Save the evaluated prompt, if it is worth a file. Call this when nobody is waiting."""
         cached = self.cached
         if self.states is not None and cached.canonical >= KEEP_TOKENS:
-            self.context.keep(len(cached))  # drops what an interrupted evaluation left
-            self.states.keep(self.context, self._run_key, cached.tokens, cached.canonical)
+            cached.cut(len(cached))  # drops what an interrupted evaluation left
+            canonical = cached.reachable(cached.canonical)
+            if canonical >= KEEP_TOKENS:
+                with cached.earlier.at(canonical):
+                    self.states.keep(self.context, self._run_key, cached.tokens, canonical)
 
     def _read(self, tokens: Sequence[int], only_canonical: bool) -> tuple[int, int]:
         """Bring the cache to exactly `tokens`. Returns (tokens that were there, tokens restored from disk).
@@ -186,12 +189,13 @@ class Generation:
         if self.states is not None and len(tokens) - start >= KEEP_TOKENS:
             restored = self._restore(tokens, start)
             start = restored or cached.common(tokens)
-        canonical = min(cached.canonical, start) // self.context.n_batch * self.context.n_batch
+        canonical = cached.reachable(min(cached.canonical, start) // self.context.n_batch * self.context.n_batch)
         worth_a_file = self.states is not None and len(tokens) - start >= KEEP_TOKENS
         if only_canonical or (worth_a_file and start - canonical <= MOST_REREAD * (len(tokens) - start)):
             start = canonical
         cached.canonical = canonical
         cached.cut(start)
+        start = len(cached)
         n_new = len(tokens) - start
         began = time.perf_counter()
         with (
@@ -211,7 +215,8 @@ class Generation:
     def _restore(self, tokens: Sequence[int], have: int) -> int:
         """The number of tokens restored from disk; 0 if the disk has no more of them than the cache, which has `have`."""
         assert self.states is not None
-        entry = self.states.find(self._run_key, tokens[:-1], self.context.n_batch, self.context.n_ctx)
+        n_batch, n_ctx = self.context.n_batch, self.context.n_ctx
+        entry = self.states.find(self._run_key, tokens[:-1], n_batch, n_ctx, whole=self.context.model.recurrent)
         if entry is None or entry.usable <= have:
             return 0
         self.cached.forget()

@@ -54,10 +54,14 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
         Model(path, device=placed.device, overrides=overrides, gguf=file) as model,
         open_context(model, replace(placed.choice.settings, arguments=arguments)) as context,
     ):
+        if model.recurrent and settings.lookup == "on":
+            raise YarnEdgeError(
+                f"{path}: --lookup on: the state of linear attention cannot go back to before a draft: choose auto or off"
+            )
         _say(placed, wanted, context, goal)
         if settings.yarn_factor is None:
             _warn_of_other_positions(model.positions)
-        lookup = None if settings.lookup == "off" else PromptLookup(always=settings.lookup == "on")
+        lookup = None if settings.lookup == "off" or model.recurrent else PromptLookup(always=settings.lookup == "on")
         yield Generation(context, states, lookup)
 
 

@@ -16,14 +16,18 @@ from yarn_edge.runtime.ggml import Device
 from yarn_edge.runtime.load_log import MIB, buffers_in, bytes_of, flash_attention_in
 
 _SIZE = re.compile(r"(?:llama_kv_cache|llama_memory_recurrent|llama_dsv4_comp_state): (?:.*, )?size = +([\d.]+) MiB")
+_RECURRENT = re.compile(r"llama_memory_recurrent: (?:.*, )?size = +([\d.]+) MiB")
 _CELLS = re.compile(r"llama_kv_cache: size = .*\( *(\d+) cells")
 
 
 @dataclass(frozen=True)
 class ContextSizes:
-    """The sizes of one context in bytes. on_device: the part of `compute` there; work: ggml's scratch memory; cells: their number."""
+    """The sizes of one context in bytes. recurrent: the part of `kv` that holds states; on_device: that of `compute` there; work: ggml's
+    scratch memory; cells: their number.
+    """
 
     kv: int
+    recurrent: int
     compute: int
     on_device: int
     output: int
@@ -43,8 +47,9 @@ def context_sizes(log: str, file: GGUFFile, n_batch: int, threads: int, device: 
     if not flash_attention_in(log):  # the scores of the batch in half precision, to multiply the values with
         work += max(cells, default=0) * n_batch * _greatest(file, "attention.head_count") * 2
     kv = sum(map(bytes_of, _SIZE.findall(log)))
+    recurrent = sum(map(bytes_of, _RECURRENT.findall(log)))
     output = sum(size for _where, what, size in buffers if what == "output")
-    return ContextSizes(kv, sum(compute.values()), on_device, output, work, sum(cells))
+    return ContextSizes(kv, recurrent, sum(compute.values()), on_device, output, work, sum(cells))
 
 
 def allocated_bytes(log: str) -> int:

@@ -28,6 +28,7 @@ from yarn_edge.runtime.llama_api import captured_log, physical_threads
 from yarn_edge.runtime.load_log import MIB
 from yarn_edge.runtime.machine import resident_bytes
 from yarn_edge.runtime.model import Model
+from yarn_edge.runtime.recurrent import COPIES
 
 LEAST_CTX = 512  # less is not a conversation
 OUTPUTS = 1 + MAX_DRAFT  # tokens of a batch that can get logits in a conversation
@@ -144,6 +145,7 @@ class Simulation:
         rows = min(settings.n_outputs or settings.n_batch, settings.n_batch, n_ctx)
         output = sizes.output * rows  # llama.cpp logs one row; the buffer grows when more are asked for
         process = self.process_bytes + sizes.cells * _CELL_BYTES + sizes.work + _FIRST_RUN_BYTES
+        process += COPIES * sizes.recurrent
         if settings.fast:
             process += FAST_BYTES + work_bytes(self.file, settings)
         if self.device is not None:

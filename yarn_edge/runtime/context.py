@@ -255,7 +255,7 @@ class Context:
     def keep(self, n_tokens: int) -> None:
         """Drop everything from position `n_tokens` on. What remains is not moved: the cache is never shifted."""
         if not self.api.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
-            raise YarnEdgeError("this model's cache cannot be cut")
+            raise YarnEdgeError(f"{self.model.path}: the state of recurrent layers cannot go back to token {n_tokens}")
 
     def clear(self) -> None:
         """Empty the cache."""

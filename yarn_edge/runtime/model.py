@@ -81,6 +81,10 @@ class Model:
         self.n_vocab: int = self.api.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = self.api.llama_model_n_ctx_train(self._handle)
         self.n_layer: int = self.api.llama_model_n_layer(self._handle)
+        # Whether layers have a state that cannot be cut: linear attention and the like (yarn_edge.runtime.recurrent).
+        self.recurrent = any(
+            map(bool, (f(self._handle) for f in (self.api.llama_model_is_hybrid, self.api.llama_model_is_recurrent)))
+        )
         self.bos: int = self.api.llama_vocab_bos(self._vocab)
         self.eos: int = self.api.llama_vocab_eos(self._vocab)
         self.add_bos: bool = self.api.llama_vocab_get_add_bos(self._vocab)

@@ -16,13 +16,21 @@ from yarn_edge.positions.scaling import MAX_NUMBER
 from .deepseek import DEEPSEEK
 from .dense import DENSE
 from .experts import EXPERTS
+from .linear import LINEAR_ATTENTION
 from .rows import Architecture, Constant, NumberRow, TensorRow, Wrapper, flag_of, value_of
 from .sigmoid import SIGMOID_ROUTERS
 from .sizes import ModelSizes, Size
 from .sliding import SLIDING_WINDOWS
 from .windows import window_of, windowed_layers
 
-ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *EXPERTS, *SLIDING_WINDOWS, *DEEPSEEK, *SIGMOID_ROUTERS)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *DENSE,
+    *EXPERTS,
+    *SLIDING_WINDOWS,
+    *DEEPSEEK,
+    *SIGMOID_ROUTERS,
+    *LINEAR_ATTENTION,
+)
 
 
 def architecture_of(config: ConfigFile) -> tuple[Architecture, Wrapper | None]:
@@ -93,7 +101,7 @@ def model_sizes(row: Architecture, config: ConfigFile) -> ModelSizes:
     sizes = ModelSizes(
         config.required_integer("num_hidden_layers"),
         config.required_integer("hidden_size"),
-        _stated(row, config, Size(("intermediate_size",))),
+        _stated(row, config, Size(("intermediate_size",), optional=not row.has("ffn"))),
         n_head,
         config.integer("num_key_value_heads") or n_head,
         head_dim(config),
@@ -190,7 +198,7 @@ def hyper_parameters(row: Architecture, config: ConfigFile, sizes: ModelSizes, c
         "block_count": sizes.n_layer,
         "context_length": context_length,
         "embedding_length": sizes.hidden,
-        "feed_forward_length": sizes.by_layer.get("ffn", sizes.ffn),
+        "feed_forward_length": sizes.by_layer.get("ffn", sizes.ffn or None),
         "attention.head_count": sizes.by_layer.get("n_head", sizes.n_head),
         "attention.head_count_kv": sizes.by_layer.get("n_kv_head", sizes.n_kv_head),
         "attention.key_length": sizes.head_dim,

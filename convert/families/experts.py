@@ -71,6 +71,10 @@ SHARED_EXPERT = (
     matrix("mlp.shared_expert.up_proj", "ffn_up_shexp", "shared_ffn", "hidden"),
     matrix("mlp.shared_expert.down_proj", "ffn_down_shexp", "hidden", "shared_ffn"),
 )
+GATED_SHARED_EXPERT = (
+    matrix("mlp.shared_expert_gate", "ffn_gate_inp_shexp", "1", "hidden", float32=True),
+    *SHARED_EXPERT,
+)
 _USED = Size(("num_experts_per_tok",), "expert_used_count")
 QWEN_SIZES = {
     "experts": Size(("num_experts", "num_local_experts"), "expert_count"),
@@ -78,7 +82,7 @@ QWEN_SIZES = {
     "expert_ffn": Size(("moe_intermediate_size",), "expert_feed_forward_length"),
 }
 NORMALIZED = {"norm_topk_prob": Constant(True, "llama.cpp lets the weights of a token's experts always add up to 1")}
-_EVERY_LAYER = {
+EVERY_LAYER = {
     "decoder_sparse_step": Constant(1, "llama.cpp wants experts in every layer", optional=True),
     "mlp_only_layers": Constant([], "llama.cpp wants experts in every layer", optional=True),
 }
@@ -93,7 +97,7 @@ EXPERTS: tuple[Architecture, ...] = (
         {
             **SILU,
             **NORMALIZED,
-            **_EVERY_LAYER,
+            **EVERY_LAYER,
             "use_sliding_window": Constant(False),
             "attention_bias": Constant(False, "llama.cpp has no place for the bias of o_proj"),
         },
@@ -114,7 +118,7 @@ EXPERTS: tuple[Architecture, ...] = (
             *HEAD_NORMS,
         ),
         DEFAULTS,
-        {**SILU, **_EVERY_LAYER, "attention_bias": Constant(False, "llama.cpp has no place for the bias of o_proj")},
+        {**SILU, **EVERY_LAYER, "attention_bias": Constant(False, "llama.cpp has no place for the bias of o_proj")},
         sizes=QWEN_SIZES,
         wrappers=(replace(QWEN3_VL, hf_name="Qwen3VLMoeForConditionalGeneration", model_type="qwen3_vl_moe"),),
         yarn="by flags: factor 3, original context 256000",
@@ -128,15 +132,14 @@ EXPERTS: tuple[Architecture, ...] = (
             *PRE_NORMS,
             router("mlp.gate"),
             *QWEN_EXPERTS,
-            matrix("mlp.shared_expert_gate", "ffn_gate_inp_shexp", "1", "hidden", float32=True),
-            *SHARED_EXPERT,
+            *GATED_SHARED_EXPERT,
             *attention(),
             *attention_biases(when="qkv_bias"),
         ),
         {**DEFAULTS, "qkv_bias": True},
         {
             **SILU,
-            **_EVERY_LAYER,
+            **EVERY_LAYER,
             "use_sliding_window": Constant(False),
             "norm_topk_prob": Constant(False, "llama.cpp never lets the weights of a token's experts add up to 1"),
         },

@@ -46,3 +46,23 @@ def segment(groups: str, parts: tuple[str, ...], k: int, matrices: bool = False)
 def joined(*orders: Order) -> Order:
     """One order after another."""
     return lambda sizes, n: np.concatenate([order(sizes, n) for order in orders])
+
+
+def by_turns(groups: str, members: str) -> Order:
+    """Heads in groups -> the first of each group, then the second of each: sizes by name, how many groups of how many heads."""
+
+    def order(sizes: ModelSizes, n: int) -> Indices:
+        heads = np.arange(n).reshape(sizes.dimension(groups), sizes.dimension(members), -1)
+        return heads.swapaxes(0, 1).reshape(-1)
+
+    return order
+
+
+def after(size: str, order: Order) -> Order:
+    """As many as `size` says stay, and the others have an order."""
+
+    def whole(sizes: ModelSizes, n: int) -> Indices:
+        first = sizes.dimension(size)
+        return np.concatenate([np.arange(first), first + order(sizes, n - first)])
+
+    return whole

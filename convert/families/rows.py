@@ -6,6 +6,7 @@ llama-model.cpp). docs/add-a-family.md walks through one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -173,6 +174,10 @@ class Architecture:
     def gguf(self) -> str:
         """The family's architecture in a GGUF."""
         return GGUF_ARCHITECTURES[self.model_type]
+
+    def has(self, size: str) -> bool:
+        """Whether a tensor has a dimension with this size."""
+        return any(size in re.split(r"[*+/]", name) for row in self.tensors for name in row.shape)
 
     @property
     def windows(self) -> Windows | None:

@@ -45,13 +45,16 @@ class ModelSizes:
         return replace(self, **here, by_layer={})
 
     def dimension(self, expression: str) -> int:
-        """A dimension as rows write it: names and numbers with * and +, "q+2*kv". A name is a field, one of `others`, or q or kv:
-        the values of all heads."""
+        """A dimension as rows write it: names and numbers with * and +, "q+2*kv"; a quotient in one word, "a/b". A name is a field,
+        one of `others`, or q or kv: the values of all heads."""
         return sum(math.prod(map(self._factor, term.split("*"))) for term in expression.split("+"))
 
     def _factor(self, name: str) -> int:
         if name.isdecimal():
             return int(name)
+        if "/" in name:
+            whole, _, parts = name.partition("/")
+            return self._factor(whole) // self._factor(parts)
         if name in ("q", "kv"):
             return self.head_dim * (self.n_head if name == "q" else self.n_kv_head)
         return self.others[name] if name in self.others else int(getattr(self, name))

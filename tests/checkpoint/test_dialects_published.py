@@ -39,6 +39,28 @@ YARN_FULL = {
     "rope_theta": 500000.0,
     "rope_type": "yarn",
 }
+QWEN35 = {
+    "model_type": "qwen3_5_text",
+    "hidden_size": 5120,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "num_hidden_layers": 64,
+    "full_attention_interval": 4,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 16,
+    "linear_conv_kernel_dim": 4,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48,
+    "mtp_num_hidden_layers": 1,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {
+        "mrope_interleaved": True,
+        "mrope_section": [11, 11, 10],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+}
 
 PUBLISHED = {
     "Yarn-Llama-2-7b-64k": LLAMA_2 | {
@@ -176,6 +198,15 @@ PUBLISHED = {
         "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "max_position_embeddings": 131072,
         "rope_interleave": True, "rope_scaling": None, "rope_theta": 1600000,
     },
+    "Qwen3-Next-80B-A3B": {
+        "model_type": "qwen3_next", "hidden_size": 2048, "num_attention_heads": 16, "head_dim": 256, "full_attention_interval": 4,
+        "partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_scaling": None, "max_position_embeddings": 262144,
+    },
+    "Qwen3.5-27B": {"model_type": "qwen3_5", "text_config": QWEN35},
+    "Qwen3.5-27B, the card's YaRN": {
+        "model_type": "qwen3_5", "text_config": {**QWEN35, "rope_parameters": {
+            **QWEN35["rope_parameters"], "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144}},
+    },
     "Mistral-Small-4": {
         "model_type": "mistral3", "text_config": {
             "model_type": "mistral4", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
@@ -228,6 +259,10 @@ WANT = {
     "Kimi-K2.5": {"": {"dim": 64, "beta_fast": 32.0, "softmax_factor": (0.1 * math.log(64) + 1) ** 2}},
     "GLM-4.7-Flash": {"": {"dim": 64, "method": "none", "rope_theta": 1e6}},
     "Youtu-LLM-2B": {"": {"dim": 64, "method": "none", "rope_theta": 1.6e6}},
+    "Qwen3-Next-80B-A3B": {"": {"dim": 64, "method": "none", "rope_theta": 1e7}},
+    "Qwen3.5-27B": {"": {"dim": 64, "method": "none", "rope_theta": 1e7}},
+    "Qwen3.5-27B, the card's YaRN": {"": {"dim": 64, "factor": 4.0, "extended_context": 1048576,
+                                          "attention_factor": 0.1 * math.log(4) + 1}},
     "Mistral-Small-4": {"": {"dim": 64, "attention_factor": 1.0, "softmax_factor": (0.1 * math.log(128) + 1) ** 2,
                              "original_context": 8192}},
 }  # fmt: skip

@@ -53,6 +53,8 @@ def is_sliding(row: Honoured, layer: int, keys: dict[str, Any]) -> bool:
 def is_rotated(row: Honoured, layer: int, keys: dict[str, Any]) -> bool:
     if row.unrotated == "every 4th":
         return layer % 4 != 3
+    if row.unrotated == "linear attention":
+        return layer % 4 == 3
     return row.unrotated == "" or row.sliding is None or is_sliding(row, layer, keys)
 
 

@@ -123,6 +123,7 @@ def disagreements(file: GGUFFile, arguments: RuntimeArguments, seen: Seen) -> li
     kinds = layer_kinds(file, file.required_int("block_count"))
     said = {"full": full, "sliding": sliding_scaling(file, full)}
     told = []
+    sections = tuple(map(int, file.numbers("rope.dimension_sections", 4))) if row.by_axes else ()
     rotated = {layer for layer, kind in enumerate(kinds) if kind != "unrotated"}
     if {n.layer for n in seen.nodes} != rotated:
         told.append(f"rotated are {sorted({n.layer for n in seen.nodes})}, not {sorted(rotated)}")
@@ -131,7 +132,7 @@ def disagreements(file: GGUFFile, arguments: RuntimeArguments, seen: Seen) -> li
         if scaling is None:
             told.append(f"layer {node.layer} is rotated, but it is {kinds[node.layer]}")
             continue
-        want = rope_arguments(scaling, row.pairing, row.sections(scaling.dim))
+        want = rope_arguments(scaling, row.pairing, sections)
         if not same(node.arguments, want):
             told.append(f"layer {node.layer} ({kinds[node.layer]}) {node.arguments}, not {want}")
         first = None if scaling.frequency_factors is None else scaling.frequency_factors[0]

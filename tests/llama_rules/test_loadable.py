@@ -126,6 +126,8 @@ ENDS_THE_PROCESS: dict[str, Case] = {
     "sliding layers rotate half a pair": Case("dimension_count_swa is 7", "laguna", {"rope.dimension_count_swa": 7}),
     "sliding layers have other keys": Case("key_length, which is 16", "gpt-oss", {"attention.key_length_swa": 8}),
     "sliding layers have other values": Case("which is 16", "exaone-moe", {"attention.value_length_swa": 8}),
+    "every 0th layer has full attention": Case("llama.cpp divides by it", "qwen35", {"full_attention_interval": 0}),
+    "values of other heads": Case("state_size * ssm.time_step_rank is 32", "qwen35moe", {"ssm.inner_size": 48}),
     "no layer but extra ones": Case("nextn_predict_layers is 4", "glm4moe", {"nextn_predict_layers": 4}),
     # vocabularies
     "WordPiece": Case("is 'bert'; a WordPiece", full=SENTENCEPIECE | {T + "model": "bert"}),

@@ -22,7 +22,7 @@ from yarn_edge.verify.command import verify
 from support import tiny_families
 
 Config = dict[str, Any]
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
     """(checkpoint, its GGUF) by family."""
     folder = tmp_path_factory.mktemp("structure")
     found = {}
-    for name in ("mellum", "ministral3", "smollm3"):
+    for name in ("mellum", "ministral3", "qwen3_5", "smollm3"):
         checkpoint = tiny_families.write(folder / name, name)
         found[name] = checkpoint, convert(checkpoint, str(folder / f"{name}.gguf"), "F32")[0]
     return found
@@ -63,6 +63,13 @@ OTHERS: dict[str, tuple[str, Config, str]] = {
         {"rope_parameters": {"llama_4_scaling_beta": 0.7}},
         "rope_parameters.llama_4_scaling_beta is 0.7",
     ),
+    "linear layers": ("qwen3_5", {"layer_types": [LINEAR, LINEAR, FULL, FULL]}, "makes layer 2 full_attention"),
+    "the family's interval": (
+        "qwen3_5",
+        {"layer_types": ..., "full_attention_interval": 2},
+        "makes layer 1 full_attention, ",
+    ),
+    "heads of keys": ("qwen3_5", {"linear_num_key_heads": 3}, "qwen35.ssm.group_count"),
     "layers without rope": ("smollm3", {"no_rope_layers": [0, 1, 1, 1]}, "no_rope_layers has 0 for layer 0"),
     "width": ("smollm3", {"hidden_size": 128}, "hidden_size is 128"),
 }

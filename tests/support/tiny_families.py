@@ -26,6 +26,16 @@ GRANITE = {
     "logits_scaling": 2.0,
     "attention_bias": True,
 }
+DELTA = {
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {**YARN, "partial_rotary_factor": 0.25},
+}
+SHARED = {**EXPERTS, "shared_expert_intermediate_size": 80}
 COHERE = {"logit_scale": 2.0, "tie_word_embeddings": True, "layer_norm_eps": 1e-5}
 MLA = {"kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 24, "num_key_value_heads": 4}
 DEEPSEEK_EXPERTS = {
@@ -204,6 +214,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "solar_open",
         {**SIGMOIDS, "rope_parameters": {**YARN, "factor": 2.0}, "max_position_embeddings": 128},
     ),
+    "qwen3_next": ("qwen3_next", {**DELTA, **SHARED}),
+    "qwen3_5": ("qwen3_5_text", DELTA),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {**DELTA, **SHARED}),
     "gemma3": (
         "gemma3_text",
         {
@@ -224,6 +237,7 @@ if depth.full:  # Command R+: 64 layers
 
 
 STEEP = ("q_proj.weight", "k_proj.weight", "qkv_proj.weight", "q_b_proj.weight", "kv_a_proj", "kv_b_proj.weight")
+FROM_ONE = ("gemma3_text", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")  # their norms are saved as w - 1
 
 
 def model(name: str, **changes: Any) -> Any:
@@ -239,7 +253,7 @@ def model(name: str, **changes: Any) -> Any:
         biases = [(key, bias) for key, bias in made.named_buffers() if key.endswith("e_score_correction_bias")]
         for key, weight in (*made.named_parameters(), *biases):
             steep = any(part in key for part in STEEP)
-            shift = 1.0 if "norm" in key and model_type != "gemma3_text" else 0.0
+            shift = 1.0 if "norm" in key and model_type not in FROM_ONE else -2.0 if "A_log" in key else 0.0
             noise = torch.from_numpy(rng.standard_normal(tuple(weight.shape), np.float32))
             weight.copy_(noise * (steepness if steep else 0.12) + shift)
     return made

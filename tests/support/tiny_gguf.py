@@ -31,6 +31,8 @@ BIASES = "output_norm.bias=E attn_norm.bias=E "
 MLP_BIASES = "attn_output.bias=E ffn_norm.bias=E ffn_up.bias=F ffn_down.bias=E "
 MOE = "ffn_gate_inp=E.X ffn_gate_exps=E.F.X ffn_up_exps=E.F.X ffn_down_exps=F.E.X "
 SHARED = MOE + "ffn_gate_shexp=E.F ffn_up_shexp=E.F ffn_down_shexp=F.E "
+GATE = "ffn_gate_inp_shexp=E"
+SECTIONS = {"rope.dimension_sections": [3, 3, 2, 0]}
 MOE_BIASES = "ffn_gate_inp.bias=X ffn_gate_exps.bias=F.X ffn_up_exps.bias=F.X ffn_down_exps.bias=E.X "
 SEPARATE_QKV = "attn_q attn_k attn_v"
 MLA = "attn_q_a_norm=32 attn_kv_a_norm=24 attn_q_a=E.32 attn_q_b=32.64 attn_kv_a_mqa=E.32 attn_k_b=8.24.H attn_v_b=24.8.H "
@@ -44,6 +46,16 @@ MLA_KEYS = {
     "attention.key_length_mla": 16,
     "attention.value_length_mla": 8,
 }
+# d_state 8, 2 heads of keys and 4 of values, kernel 4
+DELTA = "attn_norm=E post_attention_norm=E attn_qkv=E.64 attn_gate=E.32 ssm_conv1d=4.64 ssm_a=4 ssm_dt.bias=4 ssm_norm=8 ssm_out=32.E "
+DELTA_KEYS = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 8,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 32,
+}
+GATED_Q = QK_NORM + "post_attention_norm=E attn_q=E.128"
 DENSE_FIRST = {"leading_dense_block_count": 1}
 
 
@@ -55,6 +67,7 @@ class Tiny:
     drop: str = ""
     experts: str = ""  # in place of ffn_gate, ffn_up, ffn_down from layer leading_dense_block_count on
     keys: dict[str, Any] = field(default_factory=dict)
+    linear: str = ""  # in place of attention in three of four layers
 
 
 ARCHITECTURES: dict[str, Tiny] = {
@@ -62,11 +75,16 @@ ARCHITECTURES: dict[str, Tiny] = {
     "mistral3": Tiny(),
     "mistral4": Tiny(MLA + "attn_output=32.E", SEPARATE_QKV, SHARED, {**MLA_KEYS, **DENSE_FIRST}),
     "qwen2": Tiny(),
-    "qwen2moe": Tiny(experts=SHARED + "ffn_gate_inp_shexp=E"),
+    "qwen2moe": Tiny(experts=SHARED + GATE),
     "qwen3": Tiny(QK_NORM),
     "qwen3moe": Tiny(QK_NORM, experts=MOE),
-    "qwen3vl": Tiny(QK_NORM, keys={"rope.dimension_sections": [3, 3, 2, 0]}),
-    "qwen3vlmoe": Tiny(QK_NORM, experts=MOE, keys={"rope.dimension_sections": [3, 3, 2, 0]}),
+    "qwen3vl": Tiny(QK_NORM, keys=SECTIONS),
+    "qwen3vlmoe": Tiny(QK_NORM, experts=MOE, keys=SECTIONS),
+    "qwen3next": Tiny(GATED_Q, "ffn_norm", SHARED + GATE, DELTA_KEYS, DELTA + "ssm_ba=E.8"),
+    "qwen35": Tiny(GATED_Q, "ffn_norm", "", {**DELTA_KEYS, **SECTIONS}, DELTA + "ssm_alpha=E.4 ssm_beta=E.4"),
+    "qwen35moe": Tiny(
+        GATED_Q, "ffn_norm", SHARED + GATE, {**DELTA_KEYS, **SECTIONS}, DELTA + "ssm_alpha=E.4 ssm_beta=E.4"
+    ),
     "deepseek": Tiny(experts=SHARED, keys=DENSE_FIRST),
     "deepseek2": Tiny(MLA + "attn_output=32.E", SEPARATE_QKV, SHARED, {**MLA_KEYS, **DENSE_FIRST}),
     "gpt-oss": Tiny("post_attention_norm=E attn_sinks=H attn_output.bias=E", "ffn_norm", MOE + MOE_BIASES),
@@ -166,12 +184,14 @@ def tensor_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
     shapes = {n: s for n, s in dense.items() if n in WHOLE_MODEL}
     for layer in range(keys["block_count"]):
         of_layer = {n: s for n, s in dense.items() if n not in WHOLE_MODEL}
+        if row.linear and layer % 4 != 3:
+            of_layer = {n: s for n, s in of_layer.items() if n.startswith("ffn_")} | parse(row.linear)
         if row.experts and layer >= keys.get("leading_dense_block_count", 0):
             for name in ("ffn_gate", "ffn_up", "ffn_down"):
                 of_layer.pop(name, None)
             of_layer |= parse(row.experts)
         shapes |= {f"blk.{layer}.{n}": s for n, s in of_layer.items()}
-    return {n if n.endswith(".bias") else f"{n}.weight": s for n, s in shapes.items()}
+    return {n if n.endswith((".bias", "ssm_a")) else f"{n}.weight": s for n, s in shapes.items()}
 
 
 def write(

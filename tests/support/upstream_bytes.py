@@ -40,6 +40,8 @@ sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 TYPES = ("BF16", "Q8_0")
+# Without layers that predict further tokens the converter stops, unless it is told.
+FLAGS = dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe"), ("--no-mtp",))
 
 
 def digest(path: Path) -> str:
@@ -53,13 +55,13 @@ def digest(path: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def upstream(source: str, folder: Path) -> tuple[str, ...]:
+def upstream(source: str, folder: Path, *flags: str) -> tuple[str, ...]:
     """The digests of what llama.cpp's converter makes of a checkpoint, one for each of TYPES."""
     found = []
     for kind in TYPES:
         output = folder.parent / "upstream.gguf"
         script = [source, f"{source}/convert_hf_to_gguf.py", str(folder), "--outtype", kind.lower()]
-        command = [sys.executable, "-c", _WITHOUT_VOCABULARY, *script, "--outfile", str(output)]
+        command = [sys.executable, "-c", _WITHOUT_VOCABULARY, *script, *flags, "--outfile", str(output)]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         found.append(digest(output))
     return tuple(found)
@@ -76,7 +78,7 @@ def main(source: str) -> None:
     makers["mistral4"] = partial(tiny_mistral3.write_mistral4, dtype=torch.bfloat16)
     for name, make in makers.items():
         with tempfile.TemporaryDirectory() as place:
-            bf16, q8_0 = upstream(source, make(Path(place) / "ck"))
+            bf16, q8_0 = upstream(source, make(Path(place) / "ck"), *FLAGS.get(name, ()))
             sys.stdout.write(f'    "{name}": ("{bf16}", "{q8_0}"),\n')
             sys.stdout.flush()
 

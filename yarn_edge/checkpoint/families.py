@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from yarn_edge.checkpoint.config_file import ConfigFile, shown
 from yarn_edge.errors import YarnEdgeError
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ _OTHERS["mistral4"] = {
 _OTHERS |= {name: {"theta_key": "rotary_emb_base"} for name in ("gpt_neox", "gpt_neox_japanese")}
 # In text all three axes of M-RoPE have one position, so that the sections change nothing.
 _AXES: Mapping[str, object] = {"extra_keys": frozenset({"mrope_section", "mrope_interleaved"})}
-_OTHERS |= {"qwen3_vl_text": _AXES, "qwen3_vl_moe_text": _AXES}
+_OTHERS |= dict.fromkeys(("qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text"), _AXES)
 _OTHERS["arcee"] = {"declares_context": True}  # AFM-4.5B: 65536, its factor 20 reaches 81920
 # Families whose configuration class scales even without a block in the config: transformers' block, as JSON.
 _OPENAI = (

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from yarn_edge.checkpoint.block import ORIGINAL, Block, the_one
 from yarn_edge.checkpoint.config_file import ConfigFile, shown
 from yarn_edge.checkpoint.dialects import KNOWN_KEYS, TRANSFORMERS_V5, Dialect
-from yarn_edge.checkpoint.families import FULL, SLIDING, Family, Windows
+from yarn_edge.checkpoint.families import FULL, LINEAR, SLIDING, Family, Windows
 from yarn_edge.errors import YarnEdgeError
 
 MAX_LAYERS = 10_000
@@ -65,6 +65,19 @@ def sliding_layers(config: ConfigFile, windows: Windows, n_layer: int) -> list[b
             "layer_types", f"is {shown(types)}, expected full_attention or sliding_attention for {n_layer} layers"
         )
     return [kind == SLIDING for kind in types]
+
+
+def linear_layers(config: ConfigFile, n_layer: int) -> list[bool]:
+    """Which of `n_layer` layers have linear attention, by layer_types, else all but every full_attention_interval-th one."""
+    types = config.values.get("layer_types")
+    if types is None:
+        period = config.integer("full_attention_interval") or 4
+        return [(layer + 1) % period != 0 for layer in range(n_layer)]
+    if not isinstance(types, list) or len(types) != n_layer or not {FULL, LINEAR}.issuperset(types):
+        raise config.error(
+            "layer_types", f"is {shown(types)}, expected full_attention or linear_attention for {n_layer} layers"
+        )
+    return [kind == LINEAR for kind in types]
 
 
 def layer_blocks(config: ConfigFile, dialect: Dialect, family: Family) -> dict[str, Block | None]:

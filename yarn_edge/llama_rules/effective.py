@@ -94,6 +94,19 @@ def slides(file: GGUFFile, layer: int) -> bool:
     return period == 0 or bool(layer % period != (0 if rule.dense_first else period - 1))
 
 
+def recurs(file: GGUFFile, layer: int) -> bool:
+    """Whether a layer has linear attention, in architectures that have such layers (models/qwen35.cpp, qwen3next.cpp)."""
+    listed = file.metadata.get(f"{file.architecture}.attention.recurrent_layers")
+    if isinstance(listed, np.ndarray):
+        if layer >= listed.size:
+            raise YarnEdgeError(f"{file.path}: attention.recurrent_layers has {listed.size} layers")
+        return bool(listed[layer])
+    if isinstance(listed, (bool, int)):
+        return bool(listed)
+    period = number_or(file.number("full_attention_interval"), 4)
+    return bool(period and (layer + 1) % period != 0)
+
+
 def flag(file: GGUFFile, name: str) -> bool | None:
     """A boolean key of the architecture, None if it is absent."""
     value = file.metadata.get(f"{file.architecture}.{name}")

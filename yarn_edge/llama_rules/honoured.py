@@ -47,8 +47,9 @@ class Sliding:
     always: bool = False  # these layers are treated differently even if attention.sliding_window is 0 or absent
 
 
-# Layers that are not rotated at all: none, every fourth, or those with full attention if others have a sliding window.
-Unrotated = Literal["", "every 4th", "full attention"]
+# Layers that are not rotated at all: none, every fourth, those with full attention if others have a sliding window, or those with
+# linear attention.
+Unrotated = Literal["", "every 4th", "full attention", "linear attention"]
 LongFactors = Literal["", "longrope", "always"]
 FREQUENCY_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -109,6 +110,9 @@ HONOURED: dict[str, Honoured] = {
     "qwen3moe": _PLAIN_NEOX,
     "qwen3vl": Honoured("half", by_axes=True),
     "qwen3vlmoe": Honoured("half", by_axes=True),
+    "qwen3next": Honoured("half", partial_rotation=True, unrotated="linear attention"),
+    "qwen35": Honoured("half", partial_rotation=True, unrotated="linear attention", by_axes=True),
+    "qwen35moe": Honoured("half", partial_rotation=True, unrotated="linear attention", by_axes=True),
     "deepseek": _PLAIN_NORM,
     "deepseek2": Honoured(
         "interleaved", partial_rotation=True, log_multiplier=LogMultiplier(0.1, same_mscale=True, in_softmax=True)
@@ -186,6 +190,11 @@ GGUF_ARCHITECTURES = {
     "qwen3_vl_text": "qwen3vl",
     "qwen3_vl_moe": "qwen3vlmoe",
     "qwen3_vl_moe_text": "qwen3vlmoe",
+    "qwen3_next": "qwen3next",
+    "qwen3_5": "qwen35",
+    "qwen3_5_text": "qwen35",
+    "qwen3_5_moe": "qwen35moe",
+    "qwen3_5_moe_text": "qwen35moe",
     "olmo2": "olmo2",
     "olmo3": "olmo2",
     "phi3": "phi3",

@@ -16,6 +16,7 @@ from yarn_edge.llama_rules.effective import (
     file_factor,
     has_sliding,
     number_or,
+    recurs,
     simulate,
     slides,
     unturned_pairs,
@@ -37,6 +38,8 @@ def _kind(row: Honoured, file: GGUFFile, layer: int) -> Kind:
     if row.unrotated == "every 4th" and layer % 4 == 3:
         return "unrotated"
     if row.unrotated == "full attention" and row.sliding is not None and not sliding:
+        return "unrotated"
+    if row.unrotated == "linear attention" and recurs(file, layer):
         return "unrotated"
     return "sliding" if sliding else "full"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.llama_rules.effective import has_sliding, slides
+from yarn_edge.llama_rules.effective import has_sliding, recurs, slides
 from yarn_edge.llama_rules.honoured import HONOURED
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # llama-hparams.h
@@ -49,8 +49,10 @@ RANGES: dict[str, tuple[Range, ...]] = {
     ),
     "experts_per_group": (Range(1, MAX_EXPERTS, "llama.cpp needs a number above 0", _of("grovemoe")),),
     "expert_gating_func": (Range(0, 4, "llama.cpp knows 1 (softmax), 2 (sigmoid), 3 and 4"),),
+    "full_attention_interval": (Range(1, MAX_LAYERS, "llama.cpp divides by it"),),
     "interleave_moe_layer_step": (Range(1, MAX_LAYERS, "llama.cpp divides by it", _of("ernie4_5-moe")),),
 }
+LINEAR = _of("qwen3next qwen35 qwen35moe")
 EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 # Their graphs take the gating function from the file, and have none for an absent one.
 NO_DEFAULT_GATING = _of(
@@ -79,6 +81,8 @@ def check_numbers(file: GGUFFile) -> None:
         raise file.wrong(key, f"not more than block_count ({file.required_int('block_count')}) less one are possible")
     _check_experts(file)
     _check_heads(file)
+    if file.architecture in LINEAR:
+        _check_linear(file)
 
 
 def _check_range(file: GGUFFile, name: str, ranges: tuple[Range, ...]) -> None:
@@ -178,6 +182,24 @@ def _check_sections(file: GGUFFile, key_width: float) -> None:
         raise file.wrong(key, f"heads have {key_width:g} dimensions")
     if arch in ROTATES_BY_SECTIONS and key in file.metadata and not any(sections[:3]):
         raise file.wrong(key, f"llama.cpp runs {arch} only with a section above 0")
+
+
+def _check_linear(file: GGUFFile) -> None:
+    """Layers with linear attention: llama.cpp asserts that there are such layers and others, and that their heads fit together."""
+    arch = file.architecture
+    size, heads, groups = (file.required_int(f"ssm.{n}") for n in ("state_size", "time_step_rank", "group_count"))
+    if heads % groups:
+        raise file.wrong(f"{arch}.ssm.time_step_rank", f"ssm.group_count is {groups}, which does not divide it")
+    if file.required_int("ssm.inner_size") != size * heads:
+        raise file.wrong(f"{arch}.ssm.inner_size", f"ssm.state_size * ssm.time_step_rank is {size * heads}")
+    n_layers = file.required_int("block_count") - int(file.number("nextn_predict_layers", 0) or 0)
+    found = {recurs(file, layer) for layer in range(n_layers)}
+    if len(found) < 2:
+        kind = "linear" if True in found else "full"
+        raise file.wrong(
+            f"{arch}.attention.recurrent_layers",
+            f"every layer has {kind} attention: llama.cpp runs {arch} only with both",
+        )
 
 
 def _check_windows(file: GGUFFile, rotated: float, key_width: float, value_width: float) -> None:

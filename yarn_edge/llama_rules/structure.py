@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from yarn_edge.checkpoint.config_file import ConfigFile, shown
-from yarn_edge.checkpoint.families import FULL, SLIDING, WINDOWS
-from yarn_edge.checkpoint.layers import sliding_layers, used_layer_types
+from yarn_edge.checkpoint.families import FULL, LINEAR, SLIDING, WINDOWS
+from yarn_edge.checkpoint.layers import linear_layers, sliding_layers, used_layer_types
 from yarn_edge.gguf.file import GGUFFile
-from yarn_edge.llama_rules.effective import slides
+from yarn_edge.llama_rules.effective import recurs, slides
+from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.layers import layer_kinds
 from yarn_edge.positions.scaling import SAME_RELATIVE
 
@@ -33,6 +34,10 @@ _NUMBERS: tuple[tuple[str, str], ...] = (
     ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
     ("routed_scaling_factor", "expert_weights_scale"),
     ("moe_routed_scaling_factor", "expert_weights_scale"),
+    ("linear_conv_kernel_dim", "ssm.conv_kernel"),
+    ("linear_key_head_dim", "ssm.state_size"),
+    ("linear_num_key_heads", "ssm.group_count"),
+    ("linear_num_value_heads", "ssm.time_step_rank"),
     ("sliding_window", "attention.sliding_window"),
     ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     ("layer_norm_eps", "attention.layer_norm_epsilon"),
@@ -84,11 +89,10 @@ def _other_layers(file: GGUFFile, config: ConfigFile) -> Iterator[str]:
         return
     used_layer_types(config)
     kinds = layer_kinds(file, n_layer)
-    wanted = _sliding(config, n_layer)
-    for layer, windowed in enumerate(wanted):
-        if windowed is not None and windowed != slides(file, layer):
-            has = SLIDING if windowed else FULL
-            runs = FULL if windowed else SLIDING
+    linear = honoured(file.architecture).unrotated == "linear attention"
+    for layer, has in enumerate(_attention(config, n_layer, linear)):
+        runs = LINEAR if linear and recurs(file, layer) else SLIDING if slides(file, layer) else FULL
+        if has not in (None, runs):
             yield _other(config, "layer_types", f"makes layer {layer} {has}, {file.path} runs it as {runs}")
             break
     rotated = config.values.get("no_rope_layers")  # 1 is a layer with RoPE
@@ -101,14 +105,16 @@ def _other_layers(file: GGUFFile, config: ConfigFile) -> Iterator[str]:
             break
 
 
-def _sliding(config: ConfigFile, n_layer: int) -> list[bool | None]:
-    """Whether each layer has a sliding window; None where the config does not say."""
+def _attention(config: ConfigFile, n_layer: int, linear: bool) -> list[str | None]:
+    """The kind of attention of each layer; None where the config does not say. linear: whether the family has linear attention."""
     windows = WINDOWS.get(str(config.values.get("model_type")))
     if windows is not None:
-        return [*sliding_layers(config, windows, n_layer)]
+        return [SLIDING if windowed else FULL for windowed in sliding_layers(config, windows, n_layer)]
+    if linear:
+        return [LINEAR if found else FULL for found in linear_layers(config, n_layer)]
     types = config.values.get("layer_types")
     named = types if isinstance(types, list) else []
-    return [{SLIDING: True, FULL: False}.get(str(name)) for name in named]
+    return [str(name) if name in (SLIDING, FULL) else None for name in named]
 
 
 def _other(config: ConfigFile, key: str, what: str) -> str:

@@ -69,6 +69,9 @@ UPSTREAM = {
     "glm4_moe": ("919e0569f5a3d677", "4a27082ead16e1ba"),
     "glm4_moe-groups": ("f396982529563e0d", "ee7028db0b139ab6"),
     "solar_open": ("5afb664e2b55922a", "9fc56de51132488c"),
+    "qwen3_next": ("2e45a920a03249c6", "167ceeb47e425f85"),
+    "qwen3_5": ("6cfc54b7b7bfe1a2", "2c24905e85e7d1f6"),
+    "qwen3_5_moe": ("609af50940be180f", "a14089ebbe8d8470"),
     "gemma3": ("4ba73bb6c2d00fa0", "d1d62e734bc23150"),
 }
 
@@ -106,6 +109,7 @@ OWN_BASE = {
     "full_attention": {**YARN, "rope_theta": 10000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
 }
+DELTA_YARN = {**YARN, "partial_rotary_factor": 0.25}
 LIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "mellum, own base for windows": ("mellum", {"rope_parameters": OWN_BASE}),
     "olmo3, own base for windows": ("olmo3", {"rope_parameters": OWN_BASE}),
@@ -116,6 +120,7 @@ LIVE: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": gpt_oss.PUBLISHED, "max_position_embeddings": 131072, "head_dim": 64},
     ),
     "deepseek_v3, truncate false": ("deepseek_v3", {"rope_parameters": {**DEEPSEEK, "truncate": False}}),
+    "qwen3_5, truncate false": ("qwen3_5", {"rope_parameters": {**DELTA_YARN, "truncate": False}}),
     "glm4, truncate false": ("glm4", {"rope_parameters": {**YARN, "truncate": False, "partial_rotary_factor": 0.5}}),
 }
 
@@ -145,6 +150,8 @@ BY_FLAGS = {
     "olmo2": 4.0,
     "cohere": 4.0,
     "cohere2": 4.0,
+    "qwen3_next": 4.0,
+    "qwen3_5": 4.0,
 }
 
 
@@ -159,7 +166,7 @@ def test_flags_do_what_the_block_does(name: str, tmp_path: Path) -> None:
     other = convert(bare, str(tmp_path / "other.gguf"), "F16", overrides=flags)[0]
     a, b = read_gguf(one).metadata, read_gguf(other).metadata
     rope = [key for key in a if ".rope." in key and "provenance" not in key]
-    assert {key: a[key] for key in rope} == {key: b[key] for key in rope}
+    assert {key: str(a[key]) for key in rope} == {key: str(b[key]) for key in rope}
     assert digest(one) == digest(other)
 
 
@@ -184,7 +191,7 @@ def test_flags_leave_the_rest_of_a_head_unrotated_in_the_reference(name: str, tm
     assert divergence(truth, logits_of(path)).kl_mean < 1e-7
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "mellum", "mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "mellum", "mixtral", "deepseek_v3", "qwen3_5_moe"])
 def test_experts_in_one_tensor_are_the_same_file(name: str, tmp_path: Path) -> None:
     """The layout that transformers has in memory, and that some repositories have on disk."""
     folder = tiny_families.write(tmp_path / "each" / "ck", name)
@@ -233,7 +240,7 @@ def test_a_model_whose_layers_all_have_full_attention_has_no_window(name: str, t
     assert divergence(reference_logits(folder, TOKENS), logits_of(path)).kl_mean < 1e-7
 
 
-TWICE = ("devstral2", "deepseek_v2", "glm4_moe_lite")  # with the head of another row here
+TWICE = ("devstral2", "deepseek_v2", "glm4_moe_lite", "qwen3_next", "qwen3_5_moe")  # with the head of another row here
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "-" not in name and name not in TWICE])

@@ -326,6 +326,35 @@ WRONG: dict[str, tuple[str, Config, str]] = {
         {"first_k_dense_replace": 1},
         "first_k_dense_replace is 1: only 0 can be converted: transformers has experts in every layer",
     ),
+    "qwen3_next, sums": ("qwen3_next", {"norm_topk_prob": False}, "always add up to 1"),
+    "qwen3_next, dense layers": ("qwen3_next", {"mlp_only_layers": [0]}, EVERY),
+    "qwen3_5, epsilon": (
+        "qwen3_5",
+        {"rms_norm_eps": 1e-5},
+        "rms_norm_eps is 1e-05: only 1e-06 can be converted: llama.cpp takes it for the lengths of",
+    ),
+    "qwen3_5, values": (
+        "qwen3_5",
+        {"linear_value_head_dim": 32},
+        "linear_value_head_dim is 32: only 16 can be converted: llama.cpp wants keys and values",
+    ),
+    "qwen3_5, heads": (
+        "qwen3_5",
+        {"linear_num_value_heads": 5},
+        "linear_num_value_heads is 5: linear_num_key_heads does not divide it",
+    ),
+    "qwen3_5, only linear": (
+        "qwen3_5",
+        {"layer_types": ["linear_attention"] * 4},
+        "makes every layer linear_attention: llama.cpp runs these models only with both kinds",
+    ),
+    "qwen3_5, only full": ("qwen3_5", {"layer_types": ["full_attention"] * 4}, "makes every layer full_attention"),
+    "qwen3_5, windows": (
+        "qwen3_5",
+        {"layer_types": ["sliding_attention"] * 4},
+        "only linear_attention or full_attention can be converted",
+    ),
+    "qwen3_5_moe, bias": ("qwen3_5_moe", {"attention_bias": True}, "no place for the biases of attention"),
     "gemma3, capped": (
         "gemma3",
         {"attn_logit_softcapping": 50.0},

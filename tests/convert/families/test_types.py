@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm4_moe": ("glm4_moe", {"moe_intermediate_size": 256}),
+    "qwen3_5": ("qwen3_5", {"num_hidden_layers": 4, "layer_types": None}),
     "gemma3": ("gemma3", {**TWO_WINDOWS, "query_pre_attn_scalar": 64}),
     "deepseek_v3": ("deepseek_v3", {"moe_intermediate_size": 256, "kv_lora_rank": 256, "v_head_dim": 64}),
     "arcee": ("arcee", {}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,18 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return all(np.array_equal(to_float32(x, a.dtype), to_float32(y, b.dtype)) for x, y in parts)
 
 
-def open_checkpoint(folder: str | Path, remote: RemoteWeights | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: str | Path, adapters: Collection[Path] = (), remote: RemoteWeights | None = None
+) -> Checkpoint:
     """Open a checkpoint folder and check that all of its tensors are there. No weights are read. remote: files of it on the Hub.
 
-    Quantized weights are dequantized when they are read. Raises YarnEdgeError for those that nobody here can read, and for an adapter
-    beside or inside the weights.
+    adapters: folders of adapters that will be merged; one of them may be this folder. Quantized weights are dequantized when they are
+    read. Raises YarnEdgeError for those that nobody here can read, and for another adapter beside or inside the weights.
     """
     folder = Path(folder)
     config = read_config(folder)
-    refuse_adapter(folder)
+    if folder.resolve() not in [adapter.resolve() for adapter in adapters]:
+        refuse_adapter(folder)
     weights = find_weights(folder, config, remote.names if remote else ())
     sources = tuple(
         remote.open(file.name) if remote and file.name in remote.names else SourceFile(file) for file in weights.files

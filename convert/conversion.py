@@ -1,13 +1,11 @@
-"""What becomes of a checkpoint, decided and checked before a weight is read.
-
-Order of work: read the config into a RopeScaling and ask the simulation of llama.cpp whether a GGUF can carry it; match
-every tensor of the checkpoint with a row of the family; prove the tokenizer.
+"""What becomes of a checkpoint, decided and checked before a weight is read: its positions and tensors (`source_model`), and its
+tokenizer, which is proved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge import __version__
-from yarn_edge.checkpoint.config_file import ConfigFile
-from yarn_edge.checkpoint.dialects import head_dim
-from yarn_edge.checkpoint.families import FULL
-from yarn_edge.checkpoint.read import Positions, only_scaling, read_positions, table_parts
 from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
@@ -29,23 +23,22 @@ from yarn_edge.llama_rules.angle_error import angle_error
 from yarn_edge.llama_rules.description import canonical_keys
 from yarn_edge.llama_rules.ends import token_names
 from yarn_edge.llama_rules.file_positions import FilePositions
-from yarn_edge.llama_rules.honoured import honoured
-from yarn_edge.llama_rules.planner import RopePlan, plan_parts, plan_rope, plan_tables
+from yarn_edge.llama_rules.planner import RopePlan
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import type_named
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.tokenizer import Encode, check_tokens, reference_encoder
 
-from .checkpoint import Checkpoint, open_checkpoint
-from .families.architectures import architecture_of, hyper_parameters, language_config, model_sizes
+from .adapters.requests import AdaptedCheckpoint
+from .checkpoint import Checkpoint
+from .families.architectures import hyper_parameters
 from .families.rows import Architecture, TensorRow
 from .families.sizes import ModelSizes
-from .families.windows import check_sliding_window
 from .file_plan import Source
-from .model_tensors import check_counts, language_model, match_tensors, without_prediction
 from .one_pass import SourceTensor
 from .row_reader import source_tensor
+from .source_model import open_source_model
 from .vocab import Vocabulary, read_vocabulary
 from .vocab_proof import UnprovedTokenizer, prove, remembered
 
@@ -88,7 +81,7 @@ class ConversionPlan:
 
 
 def plan_conversion(
-    folder: Path,
+    checkpoint: Path | AdaptedCheckpoint,
     overrides: ScalingOverrides = NO_OVERRIDES,
     planner: PlannerOptions = EXACT,
     proved: bool = True,
@@ -99,35 +92,24 @@ def plan_conversion(
     remote: those of the folder's files that are on the Hub. proved: prove the tokenizer now; otherwise its name in llama.cpp is
     chosen by few texts, and `check_header` proves it.
     """
-    checkpoint = open_checkpoint(folder, remote)
-    row, wrapper = architecture_of(checkpoint.config)
-    config = language_config(checkpoint.config, wrapper)
-    checkpoint = without_prediction(language_model(checkpoint, wrapper), row, config)
-    for text in checkpoint.notes:
-        note(text)
-    positions = read_positions(checkpoint.config, overrides)
-    for text in positions.assumptions:
-        note(f"note: {text}")
-    scaling, rope_plan = _planned(row, config, positions, planner)
-    if rope_plan.message:
-        note(rope_plan.message)
-    check_sliding_window(row, config, scaling)
-    check_counts(checkpoint, row, config)
-    sizes = model_sizes(row, config)
-    rows = match_tensors(replace(checkpoint, config=config), row, sizes, scaling)
-    reference = reference_encoder(folder)
+    model = open_source_model(checkpoint, overrides, planner, remote)
+    row, config, sizes, scaling, rope_plan = model.architecture, model.config, model.sizes, model.scaling, model.rope
+    folder, quantization = model.checkpoint.path, model.checkpoint.quantization
+    reference = reference_encoder(model.tokenizer)
     encode = remembered(reference)
     vocabulary = prove(read_vocabulary(folder, sizes.vocab, reference), folder, reference, encode, proved)
     keys: dict[str, Any] = {
         "general.type": "model",
-        "general.name": one_line(_model_name(folder), 200),
+        "general.name": one_line(model.name, 200),
         "yarn_edge.version": __version__,
-        **({"yarn_edge.source_quantization": checkpoint.quantization} if checkpoint.quantization else {}),
+        **({"yarn_edge.source_quantization": quantization} if quantization else {}),
         **hyper_parameters(row, config, sizes, scaling.extended_context),
         **rope_plan.keys,
         **({} if rope_plan.short else canonical_keys(scaling, rope_plan.form, rope_plan.sliding)),
     }
-    return ConversionPlan(checkpoint, row, sizes, scaling, rope_plan, reference, encode, vocabulary, rows, keys, proved)
+    return ConversionPlan(
+        model.checkpoint, row, sizes, scaling, rope_plan, reference, encode, vocabulary, model.rows, keys, proved
+    )
 
 
 def tell(plan: ConversionPlan, gaps: Iterable[str] = ()) -> None:
@@ -135,33 +117,6 @@ def tell(plan: ConversionPlan, gaps: Iterable[str] = ()) -> None:
     for text in (*plan.vocabulary.notes, *gaps):
         note(f"note: {text}")
     note(f"{plan.architecture.hf_name}: {plan.scaling_summary}; tokenizer {plan.vocabulary.pre}, proved")
-
-
-def _planned(
-    row: Architecture, config: ConfigFile, positions: Positions, planner: PlannerOptions
-) -> tuple[RopeScaling, RopePlan]:
-    """(the scaling, in layers with full attention if others have a sliding window; how the GGUF carries it)."""
-    parts, tables = positions.parts, table_parts(positions.parts)
-    as_it_is = plan_tables(*tables, row.gguf, planner) if tables else None
-    if tables and as_it_is is not None:
-        scaling = tables[1]
-    else:
-        scaling = parts[FULL] if row.windows and FULL in parts else only_scaling(config, positions)
-    if scaling.dim != head_dim(config) and not honoured(row.gguf).partial_rotation:
-        raise YarnEdgeError(
-            f"{scaling.source('dim')}: {scaling.dim} of {head_dim(config)} dimensions are rotated, but llama.cpp runs {row.gguf} "
-            "only if all are"
-        )
-    if as_it_is is not None:
-        return scaling, as_it_is
-    return scaling, plan_parts(parts, row.gguf, planner) if row.windows else plan_rope(scaling, row.gguf, planner)
-
-
-def _model_name(folder: Path) -> str:
-    """The folder's name, or the model's in the layout of the Hugging Face cache (models--ORG--NAME/snapshots/HASH)."""
-    folder = folder.absolute()
-    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-    return folder.parent.parent.name.split("--")[-1] if cached else folder.resolve().name
 
 
 def checkpoint_source(plan: ConversionPlan) -> Source:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import (
     EXACT,
     NO_OVERRIDES,
@@ -19,7 +21,11 @@ from yarn_edge.flags import (
     planner_options,
     scaling_overrides,
 )
+from yarn_edge.hub.weights import RemoteWeights
 
+from .adapter_file import adapter_job
+from .adapters.base import base_of
+from .adapters.requests import AdaptedCheckpoint, add_adapter_flags
 from .conversion import ConversionPlan, check_header, check_positions, checkpoint_source, plan_conversion, tell
 from .file_plan import plan_files
 from .imatrix.matrix import read_imatrix
@@ -28,13 +34,13 @@ from .outputs import OutputOptions
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, output_options, quant_options
 from .vocab_proof import UnprovedTokenizer
-from .weight_files import find_checkpoint
+from .weight_files import find_checkpoint, whole_folder
 
 _Result = TypeVar("_Result")
 
 
 def convert(
-    checkpoint: str | Path,
+    checkpoint: str | Path | AdaptedCheckpoint,
     output: str,
     quant: str = "Q4_K_M",
     *,
@@ -44,11 +50,12 @@ def convert(
     overrides: ScalingOverrides = NO_OVERRIDES,
     planner: PlannerOptions = EXACT,
 ) -> list[Path]:
-    """Convert a checkpoint folder, or hf:ORG/NAME[@REVISION] on the Hub. Returns the files written, one for each type in `quant`.
+    """Convert a checkpoint folder, hf:ORG/NAME[@REVISION] on the Hub, or one of them with adapters merged into it.
 
-    quant: names, comma-separated. output: a file name, in which {quant} becomes the type's name. force: overwrite existing files.
-    threads: default all physical cores. overrides: scaling values on top of config.json; planner: which forms of positions may be
-    written. Raises YarnEdgeError when anything cannot be carried over exactly; then no file is written.
+    Returns the files written, one for each type in `quant`: names, comma-separated. output: a file name, in which {quant} becomes the
+    type's name. force: overwrite existing files. threads: default all physical cores. overrides: scaling values on top of
+    config.json; planner: which forms of positions may be written. Raises YarnEdgeError when anything cannot be carried over exactly;
+    then no file is written.
     """
     target = OutputOptions(output, quant, force)
     planned = partial(convert_job, checkpoint, target, options, overrides=overrides, planner=planner)
@@ -56,7 +63,7 @@ def convert(
 
 
 def convert_job(
-    checkpoint: str | Path,
+    checkpoint: str | Path | AdaptedCheckpoint,
     output: OutputOptions,
     options: QuantOptions = QuantOptions(),
     *,
@@ -69,16 +76,28 @@ def convert_job(
     proved: prove the tokenizer now; otherwise the job's `write` proves it beside the tensors, and may raise UnprovedTokenizer.
     """
     output.checked(options.files)  # before anything is asked of the Hub
-    folder, remote = find_checkpoint(checkpoint)
-    paths = output.checked([*(folder.iterdir() if folder.is_dir() else ()), *options.files])
+    asked, remote = _in_folders(
+        checkpoint if isinstance(checkpoint, AdaptedCheckpoint) else AdaptedCheckpoint(checkpoint, ())
+    )
+    paths = output.checked([*asked.files, *options.files])
     matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     with collector_paused():
-        plan = plan_conversion(folder, overrides, planner, proved, remote)
+        plan = plan_conversion(asked, overrides, planner, proved, remote)
         if proved:
             tell(plan)
         source = checkpoint_source(plan)
         files = plan_files(source, paths, options, matrix)
     return QuantizationJob(source, files, matrix, partial(check_positions, plan), output.force, _header_check(plan))
+
+
+def _in_folders(asked: AdaptedCheckpoint) -> tuple[AdaptedCheckpoint, RemoteWeights | None]:
+    """(what is asked for, as folders; the weights that stay on the Hub). With adapters none do: they are not read in their order."""
+    if not asked.adapters:
+        folder, remote = find_checkpoint(base_of(asked))
+        return replace(asked, base=folder), remote
+    adapters = tuple(replace(request, folder=whole_folder(request.folder)) for request in asked.adapters)
+    asked = replace(asked, adapters=adapters)
+    return replace(asked, base=whole_folder(base_of(asked))), None
 
 
 def _header_check(plan: ConversionPlan) -> Callable[[Path], None]:
@@ -106,8 +125,12 @@ def _proving_meanwhile(planned: Callable[..., QuantizationJob], write: Callable[
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge convert`."""
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="folder with config.json, weights and tokenizer, or hf:ORG/NAME"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="folder with config.json, weights and tokenizer, or hf:ORG/NAME",
     )
+    add_adapter_flags(parser)
     add_recipe_flags(parser)
     add_trust_flag(parser)
     add_planner_flags(parser)
@@ -116,9 +139,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge convert`."""
+    checkpoint = AdaptedCheckpoint.of(args.checkpoint, *args.adapter)
+    if args.as_adapter:
+        return run_job(_adapter_job(checkpoint, args), args)
     planned = partial(
         convert_job,
-        args.checkpoint,
+        checkpoint,
         output_options(args),
         quant_options(args),
         overrides=scaling_overrides(args),
@@ -127,3 +153,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return run_job(planned(), args)
     return _proving_meanwhile(planned, lambda job: run_job(job, args))
+
+
+def _adapter_job(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> QuantizationJob:
+    """--as-adapter. Raises YarnEdgeError for flags that ask for another type."""
+    if args.quant not in (None, "F32") or quant_options(args) != QuantOptions():
+        raise YarnEdgeError("--as-adapter writes float32: leave out --quant, --imatrix and what else chooses types")
+    output = OutputOptions(args.output, "F32", args.force)
+    return adapter_job(checkpoint, output, scaling_overrides(args), planner_options(args))

@@ -31,12 +31,11 @@ def language_model(checkpoint: Checkpoint, wrapper: Wrapper | None) -> Checkpoin
     tensors: dict[str, Tensor] = {}
     left_out: Counter[str] = Counter()
     for name, tensor in checkpoint.tensors.items():
-        outside = next((start for start in wrapper.left_out if name.startswith(start)), None)
-        if outside is not None:
+        known = name_inside(wrapper, name)
+        if known is None:
+            outside = next(start for start in wrapper.left_out if name.startswith(start))
             left_out[outside.removeprefix("model.").removesuffix(".")] += 1
             continue
-        inside = next(((old, new) for old, new in wrapper.names if name.startswith(old)), ("", ""))
-        known = inside[1] + name.removeprefix(inside[0])
         if known in tensors:
             raise YarnEdgeError(
                 f"{checkpoint.path}: tensors {one_line(tensors[known].name, 100)} and {one_line(tensor.name, 100)} are both "
@@ -63,6 +62,16 @@ def without_prediction(checkpoint: Checkpoint, row: Architecture, config: Config
         return checkpoint
     text = f"note: left out: {len(checkpoint.tensors) - len(kept)} tensors of layers that predict further tokens"
     return replace(checkpoint, tensors=kept, notes=(*checkpoint.notes, text))
+
+
+def name_inside(wrapper: Wrapper | None, name: str) -> str | None:
+    """The name of a tensor without what is around the language model; None for one that is not in it."""
+    if wrapper is None:
+        return name
+    if name.startswith(wrapper.left_out):
+        return None
+    old, new = next((pair for pair in wrapper.names if name.startswith(pair[0])), ("", ""))
+    return new + name.removeprefix(old)
 
 
 def check_counts(checkpoint: Checkpoint, row: Architecture, config: ConfigFile) -> None:

@@ -13,6 +13,7 @@ from .kernels.choose import FAST, GGML
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 
+DEFAULT_QUANT = "Q4_K_M"
 _MAX_PATTERN = 200  # llama.cpp matches recursively: a long pattern overflows its stack and ends the process
 _MAX_REPEATS = 3  # it backtracks through every way to match: more repeats can take hours
 
@@ -22,7 +23,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     text = "output file; {quant} in the name becomes the type's name"
     parser.add_argument("-o", "--output", required=True, metavar="OUT.gguf", help=text)
     text = "file types by llama.cpp's names, separated by commas (default: Q4_K_M)"
-    parser.add_argument("--quant", default="Q4_K_M", metavar="TYPE[,TYPE…]", help=text)
+    parser.add_argument("--quant", metavar="TYPE[,TYPE…]", help=text)
     text = "importance matrix made by yarn-edge imatrix or llama-imatrix"
     parser.add_argument("--imatrix", metavar="FILE", help=text)
     parser.add_argument("--pure", action="store_true", help="use one type for all tensors instead of a mixture")
@@ -43,7 +44,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 def output_options(args: argparse.Namespace) -> OutputOptions:
     """-o, --quant and --force."""
-    return OutputOptions(args.output, args.quant, args.force)
+    return OutputOptions(args.output, args.quant or DEFAULT_QUANT, args.force)
 
 
 def quant_options(args: argparse.Namespace) -> QuantOptions:

@@ -129,11 +129,11 @@ def read_vocabulary(
             ids[name] = added[0]
     if "eos" not in ids:
         raise YarnEdgeError(
-            f"{checkpoint / 'tokenizer_config.json'}: eos_token is missing: add it, or llama.cpp ends answers at an "
+            f"{reference.source.parent / 'tokenizer_config.json'}: eos_token is missing: add it, or llama.cpp ends answers at an "
             "arbitrary token"
         )
     _check(reference.source, tokens, parts.model)
-    template = chat_template(checkpoint, reference.config)
+    template = chat_template(reference.source.parent, reference.config)
     if template is None and reference.source.name == TEKKEN:
         notes.append(NO_TEMPLATE)
     notes += [

@@ -59,6 +59,12 @@ def find_checkpoint(checkpoint: str | Path) -> tuple[Path, RemoteWeights | None]
     return found.folder, found.weights
 
 
+def whole_folder(checkpoint: str | Path) -> Path:
+    """The folder of a checkpoint or an adapter; hf:ORG/NAME is downloaded to the cache."""
+    folder = Path(checkpoint)
+    return folder if not is_reference(checkpoint) or folder.exists() else whole_checkpoint(parse_reference(checkpoint))
+
+
 @dataclass(frozen=True)
 class _Folder:
     """A folder, with the names of files that belong into it and lie elsewhere."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from yarn_edge.bench.quality.functions import compare_models, measure_perplexity
     from yarn_edge.chat.opening import open_chat
+    from yarn_edge.convert.adapters.requests import AdaptedCheckpoint
     from yarn_edge.convert.hf_to_gguf import convert as convert_checkpoint
     from yarn_edge.convert.patch import patch as patch_gguf
     from yarn_edge.convert.quantize import quantize as quantize_gguf
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 # public name -> (module, its name there). A public name must not be that of a subpackage (convert, inspect, verify, chat, …):
 # importing the subpackage would replace it.
 _PUBLIC: dict[str, tuple[str, str]] = {
+    "AdaptedCheckpoint": ("yarn_edge.convert.adapters.requests", "AdaptedCheckpoint"),
     "Context": ("yarn_edge.runtime.context", "Context"),
     "ContextSettings": ("yarn_edge.runtime.context_settings", "ContextSettings"),
     "Model": ("yarn_edge.runtime.model", "Model"),
@@ -59,6 +61,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
 }
 
 __all__ = [
+    "AdaptedCheckpoint",
     "Context",
     "ContextSettings",
     "Model",

@@ -200,6 +200,17 @@ def add_attention_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lora_flag(parser: argparse.ArgumentParser, what: str = "the model") -> None:
+    """--lora, a list of FILE or FILE=SCALE (`yarn_edge.runtime.lora`). what: the adapters are added to it."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[=SCALE]",
+        help=f"GGUF adapter to add to {what}, times SCALE (default: 1); may be repeated",
+    )
+
+
 def add_threads_flag(parser: argparse.ArgumentParser) -> None:
     """--threads, None if it is not given."""
     parser.add_argument(

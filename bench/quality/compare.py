@@ -100,11 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         nargs="+",
         help="a GGUF, or a GGUF with another cache, backend or scaling: MODEL.gguf@kv=q4_0, MODEL.gguf@backend=cuda, "
-        "MODEL.gguf@yarn-factor=2,yarn-attention-factor=1.2",
+        "MODEL.gguf@yarn-factor=2,yarn-attention-factor=1.2, MODEL.gguf@lora=FILE=SCALE",
     )
     add_text_flags(parser)
     add_bucket_flag(parser)
-    add_running_flags(parser)
+    add_running_flags(parser, "every MODEL")
     parser.add_argument(
         "--keep-base",
         choices=("auto", "memory", "disk"),
@@ -123,7 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge compare`."""
     check_outputs(args)
-    base, *others = (given_variant(args, model) for model in (args.base, *args.models))
+    base = given_variant(args, args.base, adapted=False)
+    others = [given_variant(args, model) for model in args.models]
     scratch = None if args.scratch is None else Path(args.scratch)
     if scratch is not None and not scratch.is_dir():
         raise YarnEdgeError(f"{scratch}: no such folder")

@@ -52,7 +52,7 @@ def identity(
     for window in windows:
         digest.update(np.asarray([window.document, window.first, *window.tokens], dtype=np.int64).tobytes())
     return RunIdentity(
-        model=model_identity(model.gguf),
+        model=" ".join([model_identity(model.gguf), *sorted(variant.adapters)]),
         scaling=json.dumps([asdict(arguments), dict(variant.overrides)]),
         kv_type=variant.kv_type,
         backend=variant.backend,

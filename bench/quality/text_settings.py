@@ -10,6 +10,7 @@ from yarn_edge.flags import (
     BACKENDS,
     add_attention_flag,
     add_kv_flags,
+    add_lora_flag,
     add_threads_flag,
     add_trust_flag,
     count,
@@ -18,6 +19,7 @@ from yarn_edge.flags import (
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import note
 from yarn_edge.runtime.kv_cache import with_kv_parts
+from yarn_edge.runtime.lora import LoraFile
 from yarn_edge.runtime.model import Model
 
 from ..scoring.documents import documents_of, tokenized
@@ -131,17 +133,25 @@ def text_settings(args: argparse.Namespace) -> TextSettings:
     )
 
 
-def given_variant(args: argparse.Namespace, model: str) -> Variant:
-    """The model, or the variant of one, run as the flags of `add_running_flags` say. Raises YarnEdgeError."""
+def given_variant(args: argparse.Namespace, model: str, adapted: bool = True) -> Variant:
+    """The model, or the variant of one, run as the flags of `add_running_flags` say. Raises YarnEdgeError.
+
+    adapted: whether --lora is for it.
+    """
+    loras = [LoraFile.parse(text) for text in args.lora] if adapted else []
     kv_type = with_kv_parts(args.kv_type, args.kv_k, args.kv_v)
-    return parse_variant(model, kv_type=kv_type, backend=args.backend)
+    return parse_variant(model, kv_type=kv_type, backend=args.backend, loras=loras)
 
 
-def add_running_flags(parser: argparse.ArgumentParser) -> None:
-    """--kv-type and its parts, --backend, --attention, --threads, --trust: the same for every measuring command."""
+def add_running_flags(parser: argparse.ArgumentParser, adapted: str = "the model") -> None:
+    """--kv-type and its parts, --backend, --attention, --lora, --threads, --trust: the same for every measuring command.
+
+    adapted: what --lora is for.
+    """
     add = parser.add_argument
     add_kv_flags(parser, "the KV cache", "f16")
     add("--backend", choices=tuple(BACKENDS), default="cpu", help="where to run the model (default: %(default)s)")
     add_attention_flag(parser)
+    add_lora_flag(parser, adapted)
     add_threads_flag(parser)
     add_trust_flag(parser)

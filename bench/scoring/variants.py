@@ -6,7 +6,7 @@ scaling, through runtime arguments and metadata overrides in memory. No file is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,21 @@ from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.ggml import Device
 from yarn_edge.runtime.kv_cache import KV_TYPES, kv_types, with_kv_parts
+from yarn_edge.runtime.lora import LoraFile
 from yarn_edge.runtime.model import Model
 
 # key of a variant -> RopeScaling field, with the flags' own names and types
 _SCALING: dict[str, str] = {flag.removeprefix("--"): name for name, flag in FLAGS.items()}
 KV_KEYS = ("kv", "kv-k", "kv-v")
-KEYS = (*KV_KEYS, "backend", *_SCALING)
+KEYS = (*KV_KEYS, "backend", "lora", *_SCALING)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata values for this load only."""
+    """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata values for this load only.
+
+    loras: adapters to add.
+    """
 
     label: str
     gguf: GGUFFile
@@ -41,6 +45,7 @@ class Variant:
     backend: str = "cpu"
     arguments: RuntimeArguments | None = None
     overrides: Mapping[str, float] = field(default_factory=dict)
+    loras: tuple[LoraFile, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -50,7 +55,12 @@ class Variant:
     @property
     def weights(self) -> tuple[Any, ...]:
         """A key that is equal for variants that can share a loaded model."""
-        return (self.path.resolve(), self.backend, tuple(sorted(self.overrides.items())))
+        return (self.path.resolve(), self.backend, tuple(sorted(self.overrides.items())), self.adapters)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The identities of its adapters."""
+        return tuple(lora.identity for lora in self.loras)
 
     def device(self) -> Device:
         """The device to run on. Raises YarnEdgeError if this machine has no such backend; it is never replaced by another."""
@@ -61,7 +71,13 @@ class Variant:
 
     def load(self) -> Model:
         """The loaded model, on its backend. Raises YarnEdgeError."""
-        return Model(self.path, device=self.device(), overrides=self.overrides, gguf=self.gguf)
+        model = Model(self.path, device=self.device(), overrides=self.overrides, gguf=self.gguf)
+        try:
+            model.add_loras(self.loras)
+        except BaseException:
+            model.close()
+            raise
+        return model
 
     def settings(
         self, *, n_ctx: int, n_batch: int, threads: int | None = None, attention: Attention = "auto"
@@ -77,8 +93,8 @@ class Variant:
         )
 
 
-def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> Variant:
-    """The variant written as `PATH` or `PATH@key=value,key=value`, with the keys KEYS. kv_type, backend: defaults. Raises YarnEdgeError."""
+def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu", loras: Sequence[LoraFile] = ()) -> Variant:
+    """The variant written as `PATH` or `PATH@key=value,key=value`, with the keys KEYS. The others are defaults. Raises YarnEdgeError."""
     path, wanted = split_variant(text)
     given: dict[str, Any] = {}
     for item in wanted:
@@ -90,7 +106,9 @@ def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu") -> V
         given[key] = _VALUES[key](text, value)
     scaling = ScalingOverrides(**{_SCALING[key]: value for key, value in given.items() if key in _SCALING})
     kv_type = with_kv_parts(given.get("kv", kv_type), given.get("kv-k"), given.get("kv-v"))
-    variant = Variant(text, read_gguf(path), kv_type, given.get("backend", backend))
+    added = given.get("lora", tuple(loras))
+    label = text if "lora" in given else "".join([text, *(f" + {lora.name}" for lora in added)])
+    variant = Variant(label, read_gguf(path), kv_type, given.get("backend", backend), loras=added)
     return scaled(variant, from_file(FilePositions(variant.gguf), scaling)) if scaling else variant
 
 
@@ -131,6 +149,7 @@ _VALUES: dict[str, Callable[[str, str], Any]] = {
     "kv-k": _one_of(KV_TYPES),
     "kv-v": _one_of(KV_TYPES),
     "backend": _one_of(BACKENDS),
+    "lora": lambda _text, value: (LoraFile.parse(value),),
     **{key: _number(parse_length if name == "original_context" else float) for key, name in _SCALING.items()},
 }
 

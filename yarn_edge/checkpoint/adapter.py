@@ -1,6 +1,6 @@
 """Adapters in a checkpoint folder: files of an adapter (PEFT, MLX), and adapters inside the weights that were never merged.
 
-Nothing here applies an adapter. Converting weights without the adapter that lies beside them would give another model.
+Converting weights without the adapter that lies beside them would give another model. `adapter_config` reads LoRA's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _PEFT = (
     "merge it first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload(), then save_pretrained) and convert the "
     "merged model"
 )
+_LORA = "merge it first (yarn-edge convert BASE --adapter DIR; or peft's merge_and_unload() and save_pretrained)"
 _MLX = "merge it first (mlx_lm.fuse) and convert the merged model"
 # What peft adds to the names of a model's tensors (peft/utils/constants.py, peft/tuners).
 _INSIDE = re.compile(
@@ -67,6 +68,8 @@ def adapter_files(folder: Path) -> tuple[str, ...]:
 def described(files: tuple[str, ...], config: Mapping[str, Any]) -> Adapter:
     """What kind of adapter these files are. config: the contents of adapter_config.json, {} without one."""
     kind, base, remedy = config.get("peft_type"), config.get("base_model_name_or_path"), _PEFT
+    if kind == "LORA":
+        remedy = _LORA
     if kind is None and "fine_tune_type" in config:
         kind, base, remedy = config["fine_tune_type"], config.get("model"), _MLX
     if isinstance(kind, str) and kind in UNMERGEABLE:

@@ -10,6 +10,7 @@ from yarn_edge.cache_folder import user_cache_folder
 from yarn_edge.flags import (
     add_attention_flag,
     add_backend_flag,
+    add_lora_flag,
     add_memory_flag,
     add_trust_flag,
     memory_size,
@@ -42,6 +43,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         "temperature 0, where batched evaluation could change the answer; on: always (default: auto)",
     )  # fmt: skip
     add_attention_flag(parser)
+    add_lora_flag(parser)
     parser.add_argument(
         "--yarn-factor", type=number_or_auto, metavar="N|auto",
         help="YaRN factor to use instead of the file's; auto: the smallest factor that holds the context",
@@ -51,6 +53,8 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 def engine_settings(args: argparse.Namespace) -> EngineSettings:
     """The settings from the flags of `add_engine_flags`."""
     from yarn_edge.engine.opened import EngineSettings
+    from yarn_edge.runtime.lora import LoraFile
 
+    loras = tuple(map(LoraFile.parse, args.lora))
     cache = args.cache if args.cache is None or args.cache.parts else user_cache_folder()
-    return EngineSettings(cache, args.cache_size, args.lookup, args.yarn_factor)
+    return EngineSettings(cache, args.cache_size, args.lookup, args.yarn_factor, loras)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from yarn_edge.memory.placement import Placement, Wanted, place
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import note
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.lora import LoraFile
 from yarn_edge.runtime.model import Model
 
 _SCALINGS = {"yarn": "YaRN", "linear": "linear scaling", "ntk": "NTK-aware scaling", "ntk-by-parts": "NTK-by-parts"}
@@ -31,12 +32,13 @@ _SCALINGS = {"yarn": "YaRN", "linear": "linear scaling", "ntk": "NTK-aware scali
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """cache: the folder of saved states, or None. yarn_factor: None for the file's own scaling."""
+    """cache: the folder of saved states, or None. yarn_factor: None for the file's own scaling. loras: adapters to add."""
 
     cache: Path | None = None
     cache_bytes: int = MAX_BYTES
     lookup: Lookup = "auto"
     yarn_factor: float | Literal["auto"] | None = None
+    loras: tuple[LoraFile, ...] = ()
 
 
 ANY_PLACE, DEFAULTS = Wanted(), EngineSettings()
@@ -48,12 +50,12 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
     path = Path(path)
     states = None if settings.cache is None else StateCache(settings.cache, settings.cache_bytes)
     file = read_gguf(path)
-    placed = place(path, wanted, file)
+    placed = place(path, replace(wanted, adapter_bytes=sum(lora.n_bytes for lora in settings.loras)), file)
     arguments, overrides, goal = _scaling(FilePositions(file), settings.yarn_factor, placed.choice.n_ctx)
-    with (
-        Model(path, device=placed.device, overrides=overrides, gguf=file) as model,
-        open_context(model, replace(placed.choice.settings, arguments=arguments)) as context,
-    ):
+    with ExitStack() as stack:
+        model = stack.enter_context(Model(path, device=placed.device, overrides=overrides, gguf=file))
+        model.add_loras(settings.loras)
+        context = stack.enter_context(open_context(model, replace(placed.choice.settings, arguments=arguments)))
         if model.recurrent and settings.lookup == "on":
             raise YarnEdgeError(
                 f"{path}: --lookup on: the state of linear attention cannot go back to before a draft: choose auto or off"
@@ -121,7 +123,8 @@ def what_runs(context: Context, goal: RopeScaling | None = None) -> str:
     size = f"context {context.n_ctx}" + ("" if context.n_ctx == trained else f" of {trained}")
     where = "" if context.model.device is None else f", on {context.model.device.name}"
     attention = ", fast attention" if context.settings.fast else ""
-    return f"{gguf.path.name}: {gguf.architecture}, {summary}, {size}, {context.kv_type} cache{attention}{where}"
+    loras = "".join(f" + {lora.name}" for lora in context.model.loras.files)
+    return f"{gguf.path.name}{loras}: {gguf.architecture}, {summary}, {size}, {context.kv_type} cache{attention}{where}"
 
 
 def _warn_of_other_positions(positions: FilePositions) -> None:

@@ -1,7 +1,7 @@
 """Evaluated prompts on disk: the keys and values of documents, so that they are not computed again next time.
 
 Each prompt is one file, NAME.state: llama.cpp's own state of the sequence, then the tokens, then a line of JSON, its length and a
-mark. It is used only for the same run (`run_key`: weights, scaling, cache type, kernels, version) and the same first tokens, and
+mark. It is used only for the same run (`run_key`: weights, adapters, scaling, cache type, kernels, version) and the same first tokens, and
 only if its checksum is right. If anything is wrong with it, there is a note, and the prompt is evaluated. Files are written under
 a temporary name and renamed; the least recently used ones are deleted when the folder exceeds its limit.
 
@@ -197,6 +197,8 @@ def run_key(context: Context) -> str:
         "values": "transposed" if context.settings.attention == "plain" else "in rows",
         "device": "CPU" if device is None else device.name,
     }
+    if loras := context.model.loras.files:
+        fields["loras"] = sorted(file.identity for file in loras)
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

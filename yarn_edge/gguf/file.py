@@ -86,6 +86,8 @@ class GGUFFile:
     def required_int(self, name: str) -> int:
         """`{architecture}.{name}`, a required integer above 0."""
         value = self.number(name)
+        if value is None and self.metadata.get("general.type") == "adapter":
+            raise YarnEdgeError(f"{self.path}: is an adapter, not a model: pass it with --lora to the GGUF of its base")
         if value is None or value != int(value) or value <= 0:
             raise YarnEdgeError(
                 f"{self.path}: {self.architecture}.{name} is "

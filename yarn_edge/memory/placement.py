@@ -31,6 +31,7 @@ class Wanted:
 
     needed_ctx: returns how many tokens a prompt and its answer take, given a model of which only the vocabulary is loaded.
     memory_bytes: the budget on the requested backend, or on the CPU. threads: how many will run.
+    adapter_bytes: memory of what is added to the weights.
     """
 
     backend: str | None = None
@@ -40,6 +41,7 @@ class Wanted:
     threads: int | None = None
     attention: Attention = "auto"
     needed_ctx: Callable[[Model], int] | None = None
+    adapter_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _on(path: Path, device: ggml.Device | None, wanted: Wanted, enough: int, ggu
         ctx = wanted.ctx
         if ctx is None and wanted.needed_ctx is not None:
             ctx = min(wanted.needed_ctx(simulation.model), simulation.n_ctx_train)
-        budget = budget_bytes(device, wanted.backend, wanted.memory_bytes)
+        budget = max(0, budget_bytes(device, wanted.backend, wanted.memory_bytes) - wanted.adapter_bytes)
         choice = choose_context(simulation, budget, ctx, wanted.kv_type)
         if choice.n_ctx < min(enough, ctx or simulation.n_ctx_train):
             raise DoesNotFitError(choice.reason)

@@ -87,6 +87,7 @@ class Context:
             raise YarnEdgeError(
                 f"{model.path}: no context of {n_ctx} tokens with a cache of type {self.kv_type}: {failure_reason()}"
             )
+        model.loras.add_to(self._handle)
         self.n_ctx: int = self.api.llama_n_ctx_seq(self._handle)
         self.n_batch: int = self.api.llama_n_batch(self._handle)
         self.n_ubatch: int = self.api.llama_n_ubatch(self._handle)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from yarn_edge.runtime import ggml
 from yarn_edge.runtime.first_load import check_first_load, trusted
 from yarn_edge.runtime.ggml import extra_buffers
 from yarn_edge.runtime.llama_api import clear_log, failure_reason, kv_overrides, llama
+from yarn_edge.runtime.lora import LoadedLoras, LoraFile
 from yarn_edge.runtime.tokenizing import Tokenizer
 from yarn_edge.signals import deferred_ctrl_c
 
@@ -77,6 +78,7 @@ class Model:
         if self.overrides:
             params.kv_overrides = self._overrides
         self._handle = self._load(params)
+        self.loras = LoadedLoras(self.api, self._handle, self.gguf, ())
         self._vocab = self.api.llama_model_get_vocab(self._handle)
         self.n_vocab: int = self.api.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = self.api.llama_model_n_ctx_train(self._handle)
@@ -109,6 +111,10 @@ class Model:
         if not handle:
             raise YarnEdgeError(f"{self.path}: llama.cpp cannot load it: {failure_reason()}")
         return handle
+
+    def add_loras(self, files: Sequence[LoraFile]) -> None:
+        """Let all contexts that are made from now on run with these adapters. Raises YarnEdgeError if one is of another model."""
+        self.loras = LoadedLoras(self.api, self.handle, self.gguf, files)
 
     @property
     def handle(self) -> Any:

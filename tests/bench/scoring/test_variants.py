@@ -97,7 +97,7 @@ def test_words(smol_f32: Path, tmp_path: Path) -> None:
 
 BAD = {
     "@kv=q9": "'q9' is unknown; known: f32",
-    "@cache=q8_0": "'cache' is unknown after @; known: kv, kv-k, kv-v, backend, yarn-factor",
+    "@cache=q8_0": "'cache' is unknown after @; known: kv, kv-k, kv-v, backend, lora, yarn-factor",
     "@kv=q8_0/q9": "'q8_0/q9' is unknown; known: f32",
     "@kv-k=q8_0/q4_0": "'q8_0/q4_0' is unknown; known: f32",
     "@kv-v=f16,kv-v=f32": "kv-v appears twice",

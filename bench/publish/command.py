@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import add_threads_flag, add_trust_flag, count, length_from
+from yarn_edge.flags import add_threads_flag, add_trust_flag, length_from
 from yarn_edge.hub.reference import HubReference, parse_reference
 from yarn_edge.hub.upload import existing_repository, readme_of, upload
 from yarn_edge.progress import note
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--text", metavar="PATH", help="measure on this text, as perplexity does (default: the bundled text)")
     add("--ctx", type=length_from(2), default=2048, metavar="N", help="tokens per window (default: %(default)s)")
-    add("--max-tokens", type=count(2, 2**31 - 1), metavar="N", help="measure on at most N tokens (default: all)")
+    add("--max-tokens", type=length_from(2), metavar="N", help="measure on at most N tokens (default: all)")
     add("--no-quality", action="store_true", help="measure neither perplexity nor KL divergence; the card states none")
     add("--base-model", default="", metavar="ORG/NAME", help="the model that these files were made from, for the Hub")
     add("--license", default="", metavar="ID", help="the license, as the Hub names it, such as apache-2.0")

@@ -80,7 +80,8 @@ def _of_checkpoint(model: Path, target: str) -> list[Candidate]:
     from yarn_edge.convert.outputs import OutputOptions
     from yarn_edge.convert.weight_files import find_checkpoint
 
-    own = _own_type({tensor.dtype for tensor in open_checkpoint(*find_checkpoint(model)).tensors.values()})
+    folder, remote = find_checkpoint(model)
+    own = _own_type({tensor.dtype for tensor in open_checkpoint(folder, remote=remote).tensors.values()})
     plans = convert_job(model, OutputOptions(target, ",".join((own, *QUANTS)))).files
     return [_planned(plan, "convert", recommended=plan.quant.name in QUANTS) for plan in plans]
 

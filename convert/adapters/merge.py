@@ -14,8 +14,7 @@ from yarn_edge.checkpoint.config_file import ConfigFile
 from yarn_edge.errors import YarnEdgeError
 
 from ..checkpoint import Checkpoint, same_values
-from ..families.architectures import flag_of
-from ..families.rows import Architecture
+from ..families.rows import Architecture, flag_of
 from ..stored import Tensor
 from .changes import VOCABULARY, Changes, WeightChange
 from .parts import AdapterParts, read_parts

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
@@ -88,8 +89,9 @@ def plan_files(
     options: QuantOptions,
     matrix: ImportanceMatrix | None,
     allow_requantize: bool = False,
+    calibration: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[FilePlan]:
-    """A plan for each path. matrix: the contents of `options.imatrix`.
+    """A plan for each path. matrix: the contents of `options.imatrix`, or what calibration gave. calibration: keys that say how.
 
     Raises YarnEdgeError for anything that llama.cpp refuses, or if importance weights or kernels are needed and missing.
     """
@@ -105,18 +107,29 @@ def plan_files(
             _check_requantized(source, recipe, allow_requantize)
             recipes.append(recipe)
     chosen = choose_kernels(options.kernels, work_by_type(source, recipes))
-    plans = [_plan(source, *row, matrix, chosen) for row in zip(paths.items(), recipes, strict=True)]
+    if calibration and chosen.fast is None:
+        raise YarnEdgeError(
+            "error feedback needs our own kernels and Numba: pip install 'yarn-edge[fast]', without --kernels ggml"
+        )
+    plans = [_plan(source, *row, matrix, chosen, calibration) for row in zip(paths.items(), recipes, strict=True)]
     _note_differences(plans)
     return plans
 
 
 def _plan(
-    source: Source, file: tuple[Path, Quant], recipe: Recipe, matrix: ImportanceMatrix | None, kernels: Kernels
+    source: Source,
+    file: tuple[Path, Quant],
+    recipe: Recipe,
+    matrix: ImportanceMatrix | None,
+    kernels: Kernels,
+    calibration: Mapping[str, Any],
 ) -> FilePlan:
     path, quant = file
     entries = dict(source.entries) | _added_keys(_file_type(source, quant), matrix)
+    entries |= {key: pack_key(key, value) for key, value in calibration.items()}
     quantizer = _quantizer(source, recipe, kernels)
     if quantizer is not None:
+        quantizer += ", error feedback" if calibration else ""
         entries[QUANTIZER] = pack_key(QUANTIZER, quantizer)
     elif not _copied(source, recipe):
         entries.pop(QUANTIZER, None)
@@ -165,7 +178,7 @@ def _file_type(source: Source, quant: Quant) -> int:
 def _added_keys(file_type: int, matrix: ImportanceMatrix | None) -> dict[str, bytes]:
     """The keys that llama.cpp's quantizer adds (llama-quant.cpp; tools/quantize/quantize.cpp for the importance matrix)."""
     added: dict[str, Any] = {"general.quantization_version": QUANTIZATION_VERSION, "general.file_type": file_type}
-    if matrix is not None:
+    if matrix is not None and matrix.path is not None:
         added["quantize.imatrix.file"] = _cut(str(matrix.path))
         if matrix.datasets:
             added["quantize.imatrix.dataset"] = _cut(matrix.datasets[0])

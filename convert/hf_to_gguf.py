@@ -22,6 +22,7 @@ from yarn_edge.flags import (
     scaling_overrides,
 )
 from yarn_edge.hub.weights import RemoteWeights
+from yarn_edge.writer import partial_folder
 
 from .adapter_file import adapter_job
 from .adapters.base import base_of
@@ -30,9 +31,11 @@ from .conversion import ConversionPlan, check_header, check_positions, checkpoin
 from .file_plan import plan_files
 from .imatrix.matrix import read_imatrix
 from .job import QuantizationJob, collector_paused, run_job
+from .moments.collect import CalibrationSettings, collect_moments
+from .moments.moments import Moments
 from .outputs import OutputOptions
 from .recipe import QuantOptions
-from .recipe_flags import add_recipe_flags, output_options, quant_options
+from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
 from .vocab_proof import UnprovedTokenizer
 from .weight_files import find_checkpoint, whole_folder
 
@@ -70,10 +73,12 @@ def convert_job(
     overrides: ScalingOverrides = NO_OVERRIDES,
     planner: PlannerOptions = EXACT,
     proved: bool = True,
+    moments: Moments | None = None,
 ) -> QuantizationJob:
     """`convert`, planned: everything is read and checked but the weights, and nothing is written.
 
     proved: prove the tokenizer now; otherwise the job's `write` proves it beside the tensors, and may raise UnprovedTokenizer.
+    moments: for error feedback.
     """
     output.checked(options.files)  # before anything is asked of the Hub
     asked, remote = _in_folders(
@@ -81,13 +86,16 @@ def convert_job(
     )
     paths = output.checked([*asked.files, *options.files])
     matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
+    if moments is not None:
+        matrix = moments.importance()
     with collector_paused():
         plan = plan_conversion(asked, overrides, planner, proved, remote)
         if proved:
             tell(plan)
         source = checkpoint_source(plan)
-        files = plan_files(source, paths, options, matrix)
-    return QuantizationJob(source, files, matrix, partial(check_positions, plan), output.force, _header_check(plan))
+        files = plan_files(source, paths, options, matrix, calibration=moments.keys() if moments else {})
+    checks = partial(check_positions, plan), output.force, _header_check(plan)
+    return QuantizationJob(source, files, matrix, *checks, moments)
 
 
 def _in_folders(asked: AdaptedCheckpoint) -> tuple[AdaptedCheckpoint, RemoteWeights | None]:
@@ -122,6 +130,21 @@ def _proving_meanwhile(planned: Callable[..., QuantizationJob], write: Callable[
         return write(planned(proved=True))
 
 
+def _calibrated(
+    checkpoint: AdaptedCheckpoint,
+    planned: Callable[..., QuantizationJob],
+    calibration: CalibrationSettings,
+    args: argparse.Namespace,
+) -> int:
+    """The model is written in BF16 beside the output, reads the texts, and is removed."""
+    planned()  # what is wrong is said before that
+    with partial_folder(Path(args.output)) as folder:
+        whole = folder / "whole.gguf"
+        how = {"overrides": scaling_overrides(args), "planner": planner_options(args), "threads": args.threads}
+        convert(checkpoint, str(whole), "BF16", **how)
+        return run_job(planned(moments=collect_moments(whole, calibration, folder)), args)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `yarn-edge convert`."""
     parser.add_argument(
@@ -152,6 +175,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.dry_run:
         return run_job(planned(), args)
+    calibration = calibration_settings(args)
+    if calibration is not None:
+        return _calibrated(checkpoint, planned, calibration, args)
     return _proving_meanwhile(planned, lambda job: run_job(job, args))
 
 

@@ -29,7 +29,8 @@ from .file_plan import FilePlan, Source, work_by_type
 from .imatrix.matrix import ImportanceMatrix
 from .importance import importance_weights
 from .kernels.choose import Kernels
-from .one_pass import fill
+from .moments.moments import FactorsOf, Moments
+from .one_pass import Rounding, fill
 from .output_file import Output
 from .outputs import check_disk_room
 from .partials import writing
@@ -42,7 +43,7 @@ class QuantizationJob:
     """Files that are planned to the last byte.
 
     check: reads a written file back, and raises YarnEdgeError if it is wrong. check_header: the same for what only needs the
-    file's header, which is written before its tensors: it runs while they are made.
+    file's header, which is written before its tensors: it runs while they are made. moments: of the inputs, for error feedback.
     """
 
     source: Source
@@ -51,6 +52,7 @@ class QuantizationJob:
     check: Callable[[Path], None]
     force: bool
     check_header: Callable[[Path], None] = lambda _path: None
+    moments: Moments | None = None
 
     @property
     def kernels(self) -> Kernels:
@@ -74,16 +76,16 @@ class QuantizationJob:
         weights = importance_weights(self.source.tensors, self.matrix)
         with writing(self.source, self.files, weights, self.kernels) as (partials, record):
             outputs = [plan.output(partial) for plan, partial in zip(self.files, partials, strict=True)]
+            factors = [] if self.moments is None else [FactorsOf(self.moments)]
             label = ", ".join(plan.quant.name for plan in self.files)
             with bar(label, self.source.n_bytes, "bytes") as advance:
                 advance(record.n_bytes)
                 fill(
                     self.source.tensors,
                     outputs,
-                    weights,
+                    Rounding(weights, self.kernels, *factors),
                     threads or physical_threads(),
                     advance,
-                    self.kernels,
                     lambda: self._check_headers(partials),
                     record,
                 )

@@ -21,6 +21,8 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, is_valid, largest_magnitude, requires_weights
 
 from .kernels.choose import Kernels
+from .kernels.feedback import Factors, quantize_with_feedback
+from .kernels.layout import LAYOUTS
 from .output_file import Output, OutputFile
 
 SLICE_WEIGHTS = 1 << 18
@@ -29,6 +31,17 @@ _SAFE = {"NVFP4": 2000.0}  # its scales have a smaller range than half precision
 _SPREAD = {"NVFP4": 2.0}
 _IQ_LARGEST = 1e9  # ggml's search sums squares in float32, and ends the process if they overflow
 Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How values become blocks. importance: by tensor name, (matrices * width,). kernels: ggml's by default. factors: of the inputs
+    of the weight with this name and width, for error feedback; None without.
+    """
+
+    importance: Mapping[str, npt.NDArray[np.float32]]
+    kernels: Kernels = Kernels()
+    factors: Callable[[str, int], Factors | None] = lambda _name, _width: None
 
 
 @dataclass(frozen=True)
@@ -107,14 +120,13 @@ class SliceRecord:
 def fill(
     tensors: Sequence[SourceTensor],
     outputs: Sequence[Output],
-    importance: Mapping[str, npt.NDArray[np.float32]],
+    rounding: Rounding,
     threads: int,
     advance: Callable[[float, str], None] = lambda _bytes, _name: None,
-    kernels: Kernels = Kernels(),
     meanwhile: Callable[[], None] = lambda: None,
     record: SliceRecord = SliceRecord(),
 ) -> None:
-    """Make all outputs from one reading. importance: weights by tensor name, (matrices * width,). kernels: ggml's by default.
+    """Make all outputs from one reading.
 
     `advance` gets the bytes read and the name of the tensor. `meanwhile` runs in the caller's thread once all headers are written;
     if it raises, the rest is not made. record: the slices before its first are in the outputs already. Raises
@@ -126,7 +138,7 @@ def fill(
         for file in files:
             file.begin()
         slices = itertools.islice(enumerate(_slices(tensors)), record.first, None)
-        _in_threads(slices, lambda: _Worker(files, importance, kernels), threads, advance, meanwhile, record)
+        _in_threads(slices, lambda: _Worker(files, rounding), threads, advance, meanwhile, record)
     finally:
         for file in files:
             file.close()
@@ -200,10 +212,8 @@ def _in_threads(
 class _Worker:
     """One thread's buffers, and what it does with a slice."""
 
-    def __init__(
-        self, files: Sequence[OutputFile], importance: Mapping[str, npt.NDArray[np.float32]], kernels: Kernels
-    ) -> None:
-        self._files, self._importance, self._kernels = files, importance, kernels
+    def __init__(self, files: Sequence[OutputFile], rounding: Rounding) -> None:
+        self._files, self._rounding = files, rounding
         self._raw, self._floats, self._made = _Room(np.uint8), _Room(np.float32), _Room(np.uint8)
 
     def make(self, slice_: _Slice) -> int:
@@ -234,7 +244,7 @@ class _Worker:
 
     def _quantized(self, slice_: _Slice, kind: GGMLType, values: npt.NDArray[np.float32], largest: float) -> Bytes:
         tensor = slice_.tensor
-        weights = self._importance.get(tensor.name)
+        weights = self._rounding.importance.get(tensor.name)
         if weights is not None:
             matrix = slice_.first_row // tensor.rows_per_matrix
             weights = weights[matrix * tensor.width : (matrix + 1) * tensor.width]
@@ -243,7 +253,12 @@ class _Worker:
         if kind.name.startswith("IQ") and largest > _IQ_LARGEST:
             raise _cannot_hold(tensor, kind, largest)
         out: Bytes = self._made.take(slice_.n_rows, kind.row_bytes(tensor.width))
-        self._kernels.quantize_into(kind, values, out, weights)
+        kernels = self._rounding.kernels
+        factors = self._rounding.factors(tensor.name, tensor.width) if kind.name in LAYOUTS else None
+        if factors is not None:
+            quantize_with_feedback(kernels, kind, values, factors, out)
+        else:
+            kernels.quantize_into(kind, values, out, weights)
         if (largest > _SAFE.get(kind.name, _HALF_LARGEST) and not _holds(kind, out, largest)) or not is_valid(
             kind, out
         ):

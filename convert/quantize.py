@@ -13,14 +13,17 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.runtime.ggml_types import GGMLType, types
 from yarn_edge.source_file import SourceFile
+from yarn_edge.writer import partial_folder
 
 from .file_plan import QUANTIZER, Source, plan_files
 from .imatrix.matrix import read_imatrix
 from .job import QuantizationJob, run_job
+from .moments.collect import collect_moments
+from .moments.moments import Moments
 from .one_pass import SourceTensor
 from .outputs import OutputOptions
 from .recipe import QuantOptions
-from .recipe_flags import add_recipe_flags, output_options, quant_options
+from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
@@ -81,14 +84,21 @@ def quantize(
 
 
 def quantize_job(
-    model: GGUFFile, output: OutputOptions, options: QuantOptions = QuantOptions(), *, allow_requantize: bool = False
+    model: GGUFFile,
+    output: OutputOptions,
+    options: QuantOptions = QuantOptions(),
+    *,
+    allow_requantize: bool = False,
+    moments: Moments | None = None,
 ) -> QuantizationJob:
-    """`quantize`, planned, for a model whose header was read and checked. Nothing is written."""
+    """`quantize`, planned, for a model whose header was read and checked. Nothing is written. moments: for error feedback."""
     paths = output.checked([*model.shards, *options.files])
     matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
+    if moments is not None:
+        matrix = moments.importance()
     source = gguf_source(model)
-    files = plan_files(source, paths, options, matrix, allow_requantize)
-    return QuantizationJob(source, files, matrix, partial(_check, source), output.force)
+    files = plan_files(source, paths, options, matrix, allow_requantize, moments.keys() if moments else {})
+    return QuantizationJob(source, files, matrix, partial(_check, source), output.force, moments=moments)
 
 
 def _loadable(model: str | Path) -> GGUFFile:
@@ -118,4 +128,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge quantize`."""
     model, output, options = _loadable(args.model), output_options(args), quant_options(args)
-    return run_job(quantize_job(model, output, options, allow_requantize=args.allow_requantize), args)
+    planned = partial(quantize_job, model, output, options, allow_requantize=args.allow_requantize)
+    calibration = calibration_settings(args)
+    if calibration is None or args.dry_run:
+        return run_job(planned(), args)
+    planned()  # what is wrong is said before the texts are read
+    with partial_folder(Path(args.output)) as folder:
+        return run_job(planned(moments=collect_moments(model.path, calibration, folder)), args)

@@ -6,10 +6,11 @@ import argparse
 import re
 
 from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.flags import add_threads_flag
+from yarn_edge.flags import add_threads_flag, length_from
 from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
 
 from .kernels.choose import FAST, GGML
+from .moments.collect import CalibrationSettings
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 
@@ -26,6 +27,13 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant", metavar="TYPE[,TYPE…]", help=text)
     text = "importance matrix made by yarn-edge imatrix or llama-imatrix"
     parser.add_argument("--imatrix", metavar="FILE", help=text)
+    text = (
+        "texts of several kinds, separated by commas: the model reads them, and K-quants are then rounded with error "
+        "feedback, which makes the same bytes better (needs yarn-edge[fast])"
+    )
+    parser.add_argument("--calibrate", metavar="TEXT[,TEXT…]", help=text)
+    text = f"tokens that --calibrate reads, the same number of each text (default: {CalibrationSettings.tokens})"
+    parser.add_argument("--calibrate-tokens", type=length_from(1024), metavar="N", help=text)
     parser.add_argument("--pure", action="store_true", help="use one type for all tensors instead of a mixture")
     text = "type of the tensors whose name matches, such as attn_v=q8_0; may be repeated"
     parser.add_argument(
@@ -51,6 +59,20 @@ def quant_options(args: argparse.Namespace) -> QuantOptions:
     """--imatrix, --kernels, and the flags that choose types."""
     tensor_types = tuple(args.tensor_type)
     return QuantOptions(args.imatrix, args.kernels, args.pure, tensor_types, args.output_type, args.embedding_type)
+
+
+def calibration_settings(args: argparse.Namespace) -> CalibrationSettings | None:
+    """--calibrate and --calibrate-tokens. Raises YarnEdgeError if they do not go with the other flags."""
+    if args.calibrate is None:
+        if args.calibrate_tokens is not None:
+            raise YarnEdgeError("--calibrate-tokens says how much --calibrate reads: pass --calibrate TEXT as well")
+        return None
+    if args.imatrix is not None:
+        raise YarnEdgeError("--calibrate measures an importance of its own: leave out --imatrix")
+    texts = tuple(dict.fromkeys(text for text in args.calibrate.split(",") if text))
+    if not texts:
+        raise YarnEdgeError("--calibrate is empty: name one or more texts")
+    return CalibrationSettings(texts, args.calibrate_tokens or CalibrationSettings.tokens, threads=args.threads)
 
 
 def _type(text: str) -> GGMLType:

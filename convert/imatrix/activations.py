@@ -86,14 +86,18 @@ class ActivationTap(GraphTap):
             if key != self._input:
                 return True
         else:
-            squares = _expert_squares(node) if node.op == self._mul_mat_id else _dense_squares(node)
+            squares = self.squares_of(node, name)
             if not np.isfinite(squares.sums).all():
                 raise YarnEdgeError(
-                    f"{_text(name)}: its input has values that are infinite, NaN, or too large to be squared"
+                    f"{weight_text(name)}: its input has values that are infinite, NaN, or too large to be squared"
                 )
             self._input, self._of_input = key, squares
-        self._add(name, self._of_input)
+        self.add(name, self._of_input)
         return not asking
+
+    def squares_of(self, node: Any, _name: bytes) -> Squares:
+        """Sum the input of a multiplication that was computed."""
+        return _expert_squares(node) if node.op == self._mul_mat_id else _dense_squares(node)
 
     def _counts(self, op: int, name: bytes, x: Any) -> bool:
         if op == self._mul_mat_id:
@@ -108,9 +112,10 @@ class ActivationTap(GraphTap):
         inputs = (ctypes.cast(source, ctypes.c_void_p).value or 0 for source in node.src[1:3])
         return (*inputs, weight.ne[2], weight.ne[3])
 
-    def _add(self, name: bytes, new: Squares) -> None:
+    def add(self, name: bytes, new: Squares) -> None:
+        """Add the sums of an input to those of one weight that is multiplied with it."""
         self._in_this_graph.add(name)
-        weight = _text(name)
+        weight = weight_text(name)
         held = self._squares.get(weight)
         if held is None:
             self._squares[weight] = new
@@ -136,16 +141,16 @@ def weight_name(name: bytes) -> bytes:
     return parts[1] if len(parts) > 1 else name
 
 
-def _text(name: bytes) -> str:
+def weight_text(name: bytes) -> str:
     return name.decode("utf-8", errors="surrogateescape")
 
 
-def _values(tensor: Any) -> npt.NDArray[Any]:
+def tensor_values(tensor: Any) -> npt.NDArray[Any]:
     """A tensor's values, shape (ne3, ne2, ne1, ne0): a view of main memory, or a copy from a device."""
     fields = tensor.contents
     dtype = _DTYPES.get(fields.type)
     if dtype is None or fields.nb[0] != np.dtype(dtype).itemsize:
-        raise YarnEdgeError(f"the graph multiplies with {_text(fields.name)} of type {fields.type}")
+        raise YarnEdgeError(f"the graph multiplies with {weight_text(fields.name)} of type {fields.type}")
     if not function("ggml_backend_buffer_name")(fields.buffer).startswith(b"CPU"):
         return read_tensor(tensor, dtype)
     ne, nb = list(fields.ne), list(fields.nb)
@@ -166,7 +171,7 @@ def _column_squares(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 def _dense_squares(node: Any) -> Squares:
     """The squares of a MUL_MAT: slice (i3, i2) of the input meets matrix (i3 % ne3, i2 % ne2) of the weight."""
-    weight, x = node.src[0].contents, _values(node.src[1])
+    weight, x = node.src[0].contents, tensor_values(node.src[1])
     n2, n3 = weight.ne[2], weight.ne[3]
     sums = np.zeros((n3 * n2, x.shape[3]))
     for i3, i2 in np.ndindex(x.shape[:2]):
@@ -177,10 +182,10 @@ def _dense_squares(node: Any) -> Squares:
 def _expert_squares(node: Any) -> Squares:
     """The squares of a MUL_MAT_ID: row (token, slot) of the input goes to expert ids[token, slot]. One row may serve all slots."""
     n_expert = node.src[0].contents.ne[2]
-    ids, x = _values(node.src[2])[0, 0], _values(node.src[1])
+    ids, x = tensor_values(node.src[2])[0, 0], tensor_values(node.src[1])
     if x.shape[0] != 1 or len(ids) != x.shape[1]:
         raise YarnEdgeError(
-            f"{_text(weight_name(node.src[0].contents.name))}: experts with an input of shape {x.shape}"
+            f"{weight_text(weight_name(node.src[0].contents.name))}: experts with an input of shape {x.shape}"
         )
     if ids.size and not 0 <= ids.min() <= ids.max() < n_expert:
         raise YarnEdgeError(f"there are {n_expert} experts, but the graph uses number {one_line(str(ids.max()))}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,12 @@ class StreamedLayers:
 
     def run(self, tokens: Any, advance: Advance) -> Any:
         """The model's logits of `tokens`, shape (batch, n_tokens, n_vocab). advance: told the bytes of each module that has run."""
+        with self.filled(advance):
+            return self.model(tokens, use_cache=False).logits
+
+    @contextmanager
+    def filled(self, advance: Advance = lambda _amount, _what="": None) -> Iterator[None]:
+        """In the block, every module has its weights while it runs."""
         self._fill("")
         with ExitStack() as stack:
             for prefix, module in self._modules.items():
@@ -169,7 +175,7 @@ class StreamedLayers:
                     after = module.register_forward_hook(self._after(prefix, advance))
                     stack.callback(before.remove)
                     stack.callback(after.remove)
-            return self.model(tokens, use_cache=False).logits
+            yield
 
     def _before(self, prefix: str) -> Callable[..., None]:
         return lambda _module, _arguments: self._fill(prefix)

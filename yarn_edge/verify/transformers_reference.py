@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,17 @@ def reference_logits(
             with bar("Running the checkpoint in transformers", layers.total_bytes, "bytes") as advance:
                 logits = layers.run(batch, advance)[0]
     return np.asarray(logits.numpy(), dtype=np.float32)
+
+
+@contextmanager
+def open_reference(folder: Path) -> Iterator[Any]:
+    """transformers' model of a checkpoint in float32, streamed if it does not fit into the free memory: its layers then have weights
+    only while they run. Raises YarnEdgeError as `reference_logits` does.
+    """
+    refuse_special_files(folder)
+    model, layers, _needed = _open(folder, None, None)
+    with _errors_naming(folder), layers.filled() if layers is not None else nullcontext():
+        yield model
 
 
 def check_reference(folder: Path, replaced: RopeScaling | None = None) -> None:

@@ -36,6 +36,7 @@ from .moments.moments import Moments
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
+from .sizing.sized import SizeWanted, size_wanted, types_for
 from .vocab_proof import UnprovedTokenizer
 from .weight_files import find_checkpoint, whole_folder
 
@@ -137,12 +138,36 @@ def _calibrated(
     args: argparse.Namespace,
 ) -> int:
     """The model is written in BF16 beside the output, reads the texts, and is removed."""
-    planned()  # what is wrong is said before that
-    with partial_folder(Path(args.output)) as folder:
+    options, wanted = quant_options(args), _size_of(checkpoint, args)
+    planned(options=options)  # what is wrong is said before that
+    with partial_folder(next(iter(output_options(args).named()))) as folder:
         whole = folder / "whole.gguf"
         how = {"overrides": scaling_overrides(args), "planner": planner_options(args), "threads": args.threads}
         convert(checkpoint, str(whole), "BF16", **how)
-        return run_job(planned(moments=collect_moments(whole, calibration, folder)), args)
+        moments = collect_moments(whole, calibration, folder)
+        job = planned(options=options, moments=moments)
+        if wanted is not None:
+            chosen = types_for(wanted, job.source.tensors, job.files[0], moments, Path(str(checkpoint.base)))
+            moments = replace(moments, method="error feedback, types by sensitivity")
+            job = planned(options=replace(options, **chosen), moments=moments)
+        return run_job(job, args)
+
+
+def _size_of(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> SizeWanted | None:
+    """--size. Raises YarnEdgeError if it does not go with the other flags."""
+    if args.size is None:
+        return None
+    if checkpoint.adapters:
+        raise YarnEdgeError(
+            "--size measures the checkpoint itself: merge the adapter first (transformers, merge_and_unload)"
+        )
+    if quant_options(args) != QuantOptions(kernels=args.kernels):
+        raise YarnEdgeError(
+            "--size chooses every type: leave out --tensor-type, --output-type, --embedding-type and --pure"
+        )
+    if len(output_options(args).named()) > 1:
+        raise YarnEdgeError("--size makes one file: give --quant one type, from which it starts")
+    return size_wanted(args.size)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +180,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_adapter_flags(parser)
     add_recipe_flags(parser)
+    text = (
+        "with --calibrate: choose each tensor's type so that the file has this size, in bytes (120MB, 2.5GiB) or bits per weight "
+        "(4.5bpw), and loses least"
+    )
+    parser.add_argument("--size", metavar="SIZE", help=text)
     add_trust_flag(parser)
     add_planner_flags(parser)
     add_scaling_flags(parser, "on top of config.json, or YaRN for a plain checkpoint")
@@ -166,18 +196,16 @@ def run(args: argparse.Namespace) -> int:
     if args.as_adapter:
         return run_job(_adapter_job(checkpoint, args), args)
     planned = partial(
-        convert_job,
-        checkpoint,
-        output_options(args),
-        quant_options(args),
-        overrides=scaling_overrides(args),
-        planner=planner_options(args),
+        convert_job, checkpoint, output_options(args), overrides=scaling_overrides(args), planner=planner_options(args)
     )
+    calibration = calibration_settings(args)
+    if args.size is not None and calibration is None:
+        raise YarnEdgeError("--size needs to know what matters: pass --calibrate TEXT,TEXT as well")
+    if calibration is not None and (args.size is not None or not args.dry_run):
+        return _calibrated(checkpoint, planned, calibration, args)
+    planned = partial(planned, options=quant_options(args))
     if args.dry_run:
         return run_job(planned(), args)
-    calibration = calibration_settings(args)
-    if calibration is not None:
-        return _calibrated(checkpoint, planned, calibration, args)
     return _proving_meanwhile(planned, lambda job: run_job(job, args))
 
 

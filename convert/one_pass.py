@@ -50,7 +50,8 @@ class SourceTensor:
 
     read(first_row, out): fill `out`, (n_rows, bytes per row), with the rows from `first_row` on, counted over all matrices.
     label: its name in messages. grain: how many rows must be read together (those of a head). place(first_row, n_rows): where in the
-    stream of the source what is read for these rows of a matrix begins, and ends; (0, 0) if any order is as good.
+    stream of the source what is read for these rows of a matrix begins, and ends; (0, 0) if any order is as good. source: the
+    checkpoint's tensor whose rows these are, "" if they are no rows of one; source_rows: which, in this order, None for all.
     """
 
     name: str
@@ -60,6 +61,8 @@ class SourceTensor:
     label: str
     grain: int = 1
     place: Callable[[int, int], tuple[int, int]] = lambda _first_row, _n_rows: (0, 0)
+    source: str = ""
+    source_rows: npt.NDArray[np.intp] | None = None
 
     @property
     def width(self) -> int:

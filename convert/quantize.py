@@ -133,5 +133,5 @@ def run(args: argparse.Namespace) -> int:
     if calibration is None or args.dry_run:
         return run_job(planned(), args)
     planned()  # what is wrong is said before the texts are read
-    with partial_folder(Path(args.output)) as folder:
+    with partial_folder(next(iter(output.named()))) as folder:
         return run_job(planned(moments=collect_moments(model.path, calibration, folder)), args)

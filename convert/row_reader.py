@@ -127,7 +127,9 @@ def source_tensor(checkpoint: Checkpoint, row: TensorRow, sizes: ModelSizes) -> 
     label = f"{checkpoint.path}: tensor {row.source.replace('{e}', '*')}"
     grain = n_rows if row.transposed else rows.grain  # a transposed matrix is read once
     made, reader = (kind, read) if row.values is None else (type_named("F32"), read_values)
-    return SourceTensor(row.target, tuple(reversed(shape)), made, reader, label, grain, place)
+    of_one = len(sources) == 1 and len(shape) == 2 and not row.transposed
+    origin = (row.source, None if rows.order is None else rows.order.reshape(-1)) if of_one else ()
+    return SourceTensor(row.target, tuple(reversed(shape)), made, reader, label, grain, place, *origin)
 
 
 @dataclass(frozen=True)

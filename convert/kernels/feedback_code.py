@@ -45,8 +45,7 @@ def _feedback(places: Any, numbers: Any) -> None:
                 target[k] -= error * factors[k]
 
 
-@numba.njit(error_model="numpy")
-def _aim(weights: Any, errors: Any, carried: Any, targets: Any, first: int) -> None:
+def _aimed(weights: Any, errors: Any, carried: Any, targets: Any, first: int) -> None:
     """The weights less what the errors of the columns before them carry here, some columns at a time."""
     for row in range(len(targets)):
         for k in range(WEIGHTS):
@@ -58,6 +57,9 @@ def _aim(weights: Any, errors: Any, carried: Any, targets: Any, first: int) -> N
                 error, factors = errors[row, i], carried[i, first : first + WEIGHTS]
                 for k in range(WEIGHTS):
                     target[k] -= error * factors[k]
+
+
+_aim = numba.njit(error_model="numpy")(_aimed)
 
 
 def compile_feedback() -> bytes:

@@ -139,4 +139,4 @@ def _read(model: Model, windows: list[list[int]], settings: CalibrationSettings,
             for name, new in found.items():
                 importance = Importance(new.sums.reshape(len(new.counts), -1), new.counts)
                 squares[name] = squares[name] + importance if name in squares else importance
-    return Moments(tap.sums, tap.rows, tap.input_of, squares, settings.texts, n_tokens)
+    return Moments(tap.sums, tap.rows, tap.input_of, squares, settings.texts, n_tokens, windows)

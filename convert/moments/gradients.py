@@ -114,7 +114,7 @@ def output_gradients(folder: Path, windows: Sequence[Sequence[int]]) -> Gradient
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         sums = _Sums(model)

@@ -27,7 +27,7 @@ _KEPT = 2  # factors in memory: q, k and v come one after another, and so do gat
 class Moments:
     """sums: (width, width) sums of x xᵀ by input, which bears the name of the first weight that it is multiplied with. rows: tokens
     in each. input_of: that name for every weight. squares: sums of squares for every weight, experts too. texts: their names;
-    tokens: of all texts.
+    tokens: of all texts; windows: those tokens. method: what is made with them, for the file.
     """
 
     sums: Mapping[str, Floats]
@@ -36,13 +36,15 @@ class Moments:
     squares: Mapping[str, Importance]
     texts: tuple[str, ...]
     tokens: int
+    windows: Sequence[Sequence[int]] = ()
+    method: str = "error feedback"
 
     def keys(self) -> dict[str, Any]:
         """What a file made with them says of them."""
         return {
             "yarn_edge.calibration.texts": ", ".join(Path(text).name for text in self.texts),
             "yarn_edge.calibration.tokens": self.tokens,
-            "yarn_edge.calibration.method": "error feedback",
+            "yarn_edge.calibration.method": self.method,
         }
 
     def importance(self) -> ImportanceMatrix:

@@ -19,9 +19,9 @@ from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, type_named
 from ..kernels.choose import Kernels
 from ..kernels.feedback import quantize_with_feedback
 from ..kernels.layout import LAYOUTS
+from ..moments.gradients import Gradients
+from ..moments.moments import FactorsOf, Moments
 from ..one_pass import SourceTensor
-from .gradients import Gradients
-from .moments import FactorsOf, Moments
 
 CANDIDATES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 TRIED = 128  # rows of a tensor: evenly over those in the order of how much they matter
@@ -106,9 +106,7 @@ def costs_of(
     return costs
 
 
-def _matters(
-    tensor: SourceTensor, moments: Moments, gradients: Gradients, rows_of: Mapping[str, Doubles]
-) -> Mattering:
+def _matters(tensor: SourceTensor, moments: Moments, gradients: Gradients, rows_of: Mapping[str, Doubles]) -> Mattering:
     if tensor.name == "output.weight" or (tensor.name == "token_embd.weight" and "output.weight" not in rows_of):
         return Mattering(gradients.head, gradients.head_moments)
     if tensor.name == "token_embd.weight":

@@ -26,11 +26,13 @@ def choose_types(costs: Sequence[TensorCost], budget: int) -> dict[str, GGMLType
     at = [0] * len(costs)
     spent = sum(tensor_bytes(cost, hull[0]) for cost, hull in zip(costs, hulls, strict=True))
     if spent > budget:
-        raise YarnEdgeError(f"the smallest types need {spent / 1e6:.1f} MB, but {budget / 1e6:.1f} MB are left for them")
+        raise YarnEdgeError(
+            f"the smallest types need {spent / 1e6:.1f} MB, but {budget / 1e6:.1f} MB are left for them"
+        )
     steps = sorted(
         (-_gain(costs[i], hull[k], hull[k + 1]), i, k) for i, hull in enumerate(hulls) for k in range(len(hull) - 1)
     )
-    for _gain_, i, k in steps:
+    for _, i, k in steps:
         more = tensor_bytes(costs[i], hulls[i][k + 1]) - tensor_bytes(costs[i], hulls[i][k])
         if at[i] == k and spent + more <= budget:
             at[i], spent = k + 1, spent + more

@@ -97,7 +97,9 @@ def test_q2_0_too(both_ways: dict[str, tuple[Path, Path]], wide_bf16: Path, tmp_
             assert data[0] == data[1]
 
 
-@pytest.mark.parametrize("quant", ["Q4_K_M", "Q5_K_M", "IQ4_XS", "Q4_0", *NEEDS_IMPORTANCE])
+@pytest.mark.parametrize(
+    "quant", ["Q4_K_M", "Q5_K_M", "IQ4_XS", "Q4_0", *(NEEDS_IMPORTANCE if depth.full else ("IQ3_XS", "Q2_K_S"))]
+)
 def test_the_bytes_are_those_of_llama_cpp_with_an_importance_matrix(
     quant: str, wide: Path, wide_bf16: Path, importance: Path, tmp_path: Path
 ) -> None:

@@ -148,16 +148,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "routed_scaling_factor": 16.0,
         },
     ),
-    "deepseek_v2-lite": (
-        "deepseek_v2",
-        {
-            **DEEPSEEK_EXPERTS,
-            "q_lora_rank": None,
-            "num_hidden_layers": 26,
-            "first_k_dense_replace": 25,
-            "rope_parameters": DEEPSEEK,
-        },
-    ),
     "deepseek_v3": (
         "deepseek_v3",
         {**DEEPSEEK_EXPERTS, **GROUPS, "rope_parameters": {**DEEPSEEK, "mscale": 1.0, "mscale_all_dim": 1.0}},
@@ -231,9 +221,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-if depth.full:  # Command R+: 64 layers
+if depth.full:  # Command R+ has 64 layers, DeepSeek V2 Lite 26
     PLUS = {**COHERE, "use_qk_norm": True, "num_hidden_layers": 64, "hidden_size": 32, "logit_scale": 16.0}
     FAMILIES["cohere-plus"] = ("cohere", PLUS)
+    LITE = {**DEEPSEEK_EXPERTS, "q_lora_rank": None, "num_hidden_layers": 26, "first_k_dense_replace": 25}
+    FAMILIES["deepseek_v2-lite"] = ("deepseek_v2", {**LITE, "rope_parameters": DEEPSEEK})
 
 
 STEEP = ("q_proj.weight", "k_proj.weight", "qkv_proj.weight", "q_b_proj.weight", "kv_a_proj", "kv_b_proj.weight")

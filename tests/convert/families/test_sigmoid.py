@@ -20,7 +20,7 @@ from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.verify.transformers_reference import divergence, reference_logits
 
-from support import tiny_bailing, tiny_families
+from support import depth, tiny_bailing, tiny_families
 from support.llama_quantize import assert_same_file, upstream
 from support.upstream_bytes import TYPES, digest
 
@@ -103,6 +103,7 @@ def test_ling_is_what_its_makers_formulas_give(case: str, tmp_path: Path) -> Non
     assert found.top1 == 1
 
 
+@pytest.mark.skipif(not depth.full, reason="needs --full")
 def test_the_formulas_see_what_they_are_to_see(tmp_path: Path) -> None:
     """Each of these changes the logits by much more than llama.cpp is off."""
     folder = tiny_bailing.write(tmp_path / "ck")

@@ -107,10 +107,6 @@ def plan_files(
             _check_requantized(source, recipe, allow_requantize)
             recipes.append(recipe)
     chosen = choose_kernels(options.kernels, work_by_type(source, recipes))
-    if calibration and chosen.fast is None:
-        raise YarnEdgeError(
-            "error feedback needs our own kernels and Numba: pip install 'yarn-edge[fast]', without --kernels ggml"
-        )
     plans = [_plan(source, *row, matrix, chosen, calibration) for row in zip(paths.items(), recipes, strict=True)]
     _note_differences(plans)
     return plans

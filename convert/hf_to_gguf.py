@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import (
@@ -22,6 +22,7 @@ from yarn_edge.flags import (
     scaling_overrides,
 )
 from yarn_edge.hub.weights import RemoteWeights
+from yarn_edge.progress import note, without_notes
 from yarn_edge.writer import partial_folder
 
 from .adapter_file import adapter_job
@@ -31,12 +32,13 @@ from .conversion import ConversionPlan, check_header, check_positions, checkpoin
 from .file_plan import plan_files
 from .imatrix.matrix import read_imatrix
 from .job import QuantizationJob, collector_paused, run_job
+from .kernels.choose import FAST
 from .moments.collect import CalibrationSettings, collect_moments
 from .moments.moments import Moments
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
-from .sizing.sized import SizeWanted, size_wanted, types_for
+from .sizing.sized import SizeWanted, check_size, check_types, size_wanted, types_for
 from .vocab_proof import UnprovedTokenizer
 from .weight_files import find_checkpoint, whole_folder
 
@@ -138,18 +140,26 @@ def _calibrated(
     args: argparse.Namespace,
 ) -> int:
     """The model is written in BF16 beside the output, reads the texts, and is removed."""
-    options, wanted = quant_options(args), _size_of(checkpoint, args)
-    planned(options=options)  # what is wrong is said before that
+    options, wanted, chosen = quant_options(args), _size_of(checkpoint, args), dict[str, Any]()
+    job = planned(options=options)  # what is wrong is said before that
+    job.check_feedback()
+    if wanted is not None:
+        check_size(wanted, job.source.tensors, job.files[0])
+    note("the model is written in 16 bits beside the output, reads the texts, and is removed")
     with partial_folder(next(iter(output_options(args).named()))) as folder:
         whole = folder / "whole.gguf"
         how = {"overrides": scaling_overrides(args), "planner": planner_options(args), "threads": args.threads}
-        convert(checkpoint, str(whole), "BF16", **how)
+        with without_notes():
+            convert(checkpoint, str(whole), "BF16", **how)
         moments = collect_moments(whole, calibration, folder)
-        job = planned(options=options, moments=moments)
         if wanted is not None:
             chosen = types_for(wanted, job.source.tensors, job.files[0], moments, Path(str(checkpoint.base)))
+            options = replace(options, **chosen)
             moments = replace(moments, method="error feedback, types by sensitivity")
-            job = planned(options=replace(options, **chosen), moments=moments)
+        with without_notes():
+            job = planned(options=options, moments=moments)
+        if wanted is not None:
+            check_types(chosen, job.files[0].recipe.types)
         return run_job(job, args)
 
 
@@ -158,10 +168,10 @@ def _size_of(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> SizeWan
     if args.size is None:
         return None
     if checkpoint.adapters:
-        raise YarnEdgeError(
-            "--size measures the checkpoint itself: merge the adapter first (transformers, merge_and_unload)"
-        )
-    if quant_options(args) != QuantOptions(kernels=args.kernels):
+        raise YarnEdgeError("--size measures the checkpoint itself, without --adapter: choose a --quant instead")
+    if args.dry_run:
+        raise YarnEdgeError("--size has to measure before it can plan: leave out --dry-run")
+    if quant_options(args) != QuantOptions(kernels=FAST):
         raise YarnEdgeError(
             "--size chooses every type: leave out --tensor-type, --output-type, --embedding-type and --pure"
         )
@@ -211,6 +221,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _adapter_job(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> QuantizationJob:
     """--as-adapter. Raises YarnEdgeError for flags that ask for another type."""
+    if args.calibrate is not None or args.size is not None:
+        raise YarnEdgeError("--as-adapter writes float32: leave out --calibrate and --size")
     if args.quant not in (None, "F32") or quant_options(args) != QuantOptions():
         raise YarnEdgeError("--as-adapter writes float32: leave out --quant, --imatrix and what else chooses types")
     output = OutputOptions(args.output, "F32", args.force)

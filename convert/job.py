@@ -29,6 +29,7 @@ from .file_plan import FilePlan, Source, work_by_type
 from .imatrix.matrix import ImportanceMatrix
 from .importance import importance_weights
 from .kernels.choose import Kernels
+from .kernels.layout import LAYOUTS
 from .moments.moments import FactorsOf, Moments
 from .one_pass import Rounding, fill
 from .output_file import Output
@@ -58,6 +59,14 @@ class QuantizationJob:
     def kernels(self) -> Kernels:
         """The kernels that quantize; the same for all files."""
         return self.files[0].kernels
+
+    def check_feedback(self) -> None:
+        """Raise YarnEdgeError if error feedback would change nothing: no tensor becomes a K-quant."""
+        if self.kernels.fast is None:
+            names = ", ".join(plan.quant.name for plan in self.files)
+            raise YarnEdgeError(
+                f"--calibrate changes K-quants, and {names} has none here (their rows must be multiples of 256 weights): leave it out"
+            )
 
     def estimate(self, threads: int) -> float:
         """Seconds of computing, measured on a sample of each type; reading and writing overlap it. Writes nothing.
@@ -97,6 +106,10 @@ class QuantizationJob:
             publish_files(partials, paths, self.force)
         for plan in self.files:
             note(_summary(plan))
+            if self.moments is not None:
+                names = [name for name, kind in plan.recipe.types.items() if kind.name in LAYOUTS]
+                n = sum(name in self.moments.input_of for name in names)
+                note(f"error feedback in {n} of {len(names)} tensors with K-quants, from {self.moments.tokens} tokens")
         return paths
 
     def _check_headers(self, partials: Iterable[Path]) -> None:

@@ -11,6 +11,7 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf.file import GGUFFile, TensorInfo
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.loadable import check_loadable
+from yarn_edge.progress import without_notes
 from yarn_edge.runtime.ggml_types import GGMLType, types
 from yarn_edge.source_file import SourceFile
 from yarn_edge.writer import partial_folder
@@ -132,6 +133,9 @@ def run(args: argparse.Namespace) -> int:
     calibration = calibration_settings(args)
     if calibration is None or args.dry_run:
         return run_job(planned(), args)
-    planned()  # what is wrong is said before the texts are read
+    planned().check_feedback()  # what is wrong is said before the model reads
     with partial_folder(next(iter(output.named()))) as folder:
-        return run_job(planned(moments=collect_moments(model.path, calibration, folder)), args)
+        moments = collect_moments(model.path, calibration, folder)
+        with without_notes():
+            job = planned(moments=moments)
+        return run_job(job, args)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_threads_flag, length_from
 from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
+from yarn_edge.text_file import read_text
 
 from .kernels.choose import FAST, GGML
-from .moments.collect import CalibrationSettings
+from .moments.collect import LEAST_WINDOW, CalibrationSettings
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 
@@ -56,9 +58,9 @@ def output_options(args: argparse.Namespace) -> OutputOptions:
 
 
 def quant_options(args: argparse.Namespace) -> QuantOptions:
-    """--imatrix, --kernels, and the flags that choose types."""
-    tensor_types = tuple(args.tensor_type)
-    return QuantOptions(args.imatrix, args.kernels, args.pure, tensor_types, args.output_type, args.embedding_type)
+    """--imatrix, --kernels, and the flags that choose types. --calibrate needs our own kernels."""
+    tensor_types, kernels = tuple(args.tensor_type), args.kernels or (FAST if args.calibrate else None)
+    return QuantOptions(args.imatrix, kernels, args.pure, tensor_types, args.output_type, args.embedding_type)
 
 
 def calibration_settings(args: argparse.Namespace) -> CalibrationSettings | None:
@@ -69,9 +71,16 @@ def calibration_settings(args: argparse.Namespace) -> CalibrationSettings | None
         return None
     if args.imatrix is not None:
         raise YarnEdgeError("--calibrate measures an importance of its own: leave out --imatrix")
-    texts = tuple(dict.fromkeys(text for text in args.calibrate.split(",") if text))
+    if args.kernels == GGML:
+        raise YarnEdgeError("--calibrate rounds with our own kernels: leave out --kernels ggml")
+    texts = {name: read_text(Path(name)) for name in args.calibrate.split(",") if name}
     if not texts:
         raise YarnEdgeError("--calibrate is empty: name one or more texts")
+    for name, text in texts.items():
+        if len(text) < LEAST_WINDOW:  # a token has a character at least
+            raise YarnEdgeError(
+                f"{name}: has {len(text)} characters: calibration needs at least {LEAST_WINDOW} tokens of each text"
+            )
     return CalibrationSettings(texts, args.calibrate_tokens or CalibrationSettings.tokens, threads=args.threads)
 
 

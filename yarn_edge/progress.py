@@ -25,6 +25,7 @@ class Advance(Protocol):
 
 _LINE_S = 60.0  # seconds between lines where there is no terminal
 _quiet = False
+_noting = True
 _showing = False
 
 
@@ -36,7 +37,19 @@ def set_quiet(quiet: bool) -> None:
 
 def note(message: str) -> None:
     """One line on stderr for a person, harmless whatever names are in it; nothing with --quiet."""
-    show(one_line(message, 2000))
+    if _noting:
+        show(one_line(message, 2000))
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """In the block, for work that repeats what was told already, notes are left out; bars are drawn."""
+    global _noting
+    before, _noting = _noting, False
+    try:
+        yield
+    finally:
+        _noting = before
 
 
 def show(text: str) -> None:

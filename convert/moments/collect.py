@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from yarn_edge.graph.opening import open_context
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.model import Model
-from yarn_edge.text_file import read_text
 from yarn_edge.writer import check_space
 
 from ..imatrix.activations import ActivationTap, Squares, tensor_values, weight_text
@@ -33,9 +32,11 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """texts: files, of different kinds. tokens: in all, the same number from each text. window: tokens of one reading, at most."""
+    """texts: names and contents, of different kinds. tokens: in all, the same number from each text. window: tokens of one reading, at
+    most.
+    """
 
-    texts: tuple[str, ...]
+    texts: Mapping[str, str]
     tokens: int = 16384
     window: int = 4096
     threads: int | None = None
@@ -101,15 +102,16 @@ def _windows(model: Model, settings: CalibrationSettings) -> list[list[int]]:
             "warning: one text calibrates for texts of its kind, and can make others worse than an importance matrix does: "
             "give several kinds, --calibrate A.txt,B.txt"
         )
-    tokens = [model.tokenize(read_text(Path(text)), add_special=False, parse_special=False) for text in settings.texts]
+    names = list(settings.texts)
+    tokens = [model.tokenize(text, add_special=False, parse_special=False) for text in settings.texts.values()]
     each = settings.tokens // len(tokens)
     shortest = min(map(len, tokens))
     window = min(settings.window, model.n_ctx_train, each, shortest)
     if window < LEAST_WINDOW:
-        short = settings.texts[tokens.index(min(tokens, key=len))]
+        short = names[tokens.index(min(tokens, key=len))]
         raise YarnEdgeError(f"{short}: has {shortest} tokens: calibration needs at least {LEAST_WINDOW} of each text")
     cut = [_cut(text, window, each // window, model) for text in tokens]
-    few = [name for name, windows in zip(settings.texts, cut, strict=True) if len(windows) < each // window]
+    few = [name for name, windows in zip(names, cut, strict=True) if len(windows) < each // window]
     if few:
         note(f"note: {', '.join(few)}: shorter than its share of {each} tokens")
     most = max(map(len, cut))
@@ -139,4 +141,4 @@ def _read(model: Model, windows: list[list[int]], settings: CalibrationSettings,
             for name, new in found.items():
                 importance = Importance(new.sums.reshape(len(new.counts), -1), new.counts)
                 squares[name] = squares[name] + importance if name in squares else importance
-    return Moments(tap.sums, tap.rows, tap.input_of, squares, settings.texts, n_tokens, windows)
+    return Moments(tap.sums, tap.rows, tap.input_of, squares, tuple(settings.texts), n_tokens, windows)

@@ -24,6 +24,7 @@ from ..moments.moments import FactorsOf, Moments
 from ..one_pass import SourceTensor
 
 CANDIDATES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+NARROW = ("Q4_0", "Q5_0", "Q8_0")  # for rows that hold no K-quants
 TRIED = 128  # rows of a tensor: evenly over those in the order of how much they matter
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -36,6 +37,11 @@ class TensorCost:
     name: str
     n_weights: int
     nats: Mapping[GGMLType, float]
+
+
+def kinds_for(width: int) -> list[GGMLType]:
+    """The types that rows of this width may become."""
+    return [type_named(name) for name in (CANDIDATES if type_named("Q2_K").holds(width) else NARROW)]
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,8 @@ def costs_of(
     factors, costs = FactorsOf(moments), []
     with bar("Types", len(tensors)) as advance:
         for tensor in tensors:
-            kinds = [kind for kind in map(type_named, CANDIDATES) if kind.holds(tensor.width)]
-            costs.append(tensor_cost(tensor, _matters(tensor, moments, gradients, rows_of), kernels, factors, kinds))
+            matters = _matters(tensor, moments, gradients, rows_of)
+            costs.append(tensor_cost(tensor, matters, kernels, factors, kinds_for(tensor.width)))
             advance(1)
     return costs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import memory_size
 from yarn_edge.progress import note
+from yarn_edge.runtime.ggml_types import GGMLType
 
 from ..file_plan import FilePlan
 from ..moments.gradients import Doubles, Gradients, output_gradients
 from ..moments.moments import Moments
 from ..one_pass import SourceTensor
 from ..recipe import EMBEDDINGS, OUTPUT
-from .allocate import choose_types, tensor_bytes
-from .sensitivity import costs_of
+from .allocate import choose_types
+from .sensitivity import costs_of, kinds_for
 
 _PADDING = 32  # bytes after a tensor, at most
 
@@ -44,6 +45,8 @@ def size_wanted(text: str) -> SizeWanted:
     if bits is not None and 1 <= float(bits[1]) <= 32:
         return SizeWanted(bits_per_weight=float(bits[1]))
     try:
+        if not text.strip()[-1:].isalpha():  # 4.5 is no size
+            raise argparse.ArgumentTypeError("no unit")
         return SizeWanted(memory_size(text))
     except argparse.ArgumentTypeError:
         raise YarnEdgeError(
@@ -58,23 +61,63 @@ def types_for(
 
     Raises YarnEdgeError if no types fit into the size, and for a model of which some tensors' costs are not known.
     """
-    own = plan.recipe.types
-    free = [t for t in tensors if len(t.ne) == 2 and not own[t.name].is_float]
-    unknown = [t.name for t in tensors if len(t.ne) > 2 and not own[t.name].is_float]
-    if unknown:
-        raise YarnEdgeError(f"--size: {unknown[0]}: how much experts matter is not measured: choose a --quant instead")
+    own, free = plan.recipe.types, _free(tensors, plan)
     gradients = output_gradients(checkpoint, moments.windows)
     costs = costs_of(free, moments, gradients, _rows_of(free, gradients), plan.kernels)
-    fixed = plan.layout.file_bytes - sum(tensor_bytes(cost, own[cost.name]) for cost in costs)
-    chosen = choose_types(costs, wanted.file_bytes(plan) - fixed - _PADDING * len(costs))
+    chosen = choose_types(costs, wanted.file_bytes(plan) - _fixed_bytes(free, plan))
     before, after = (sum(cost.nats.get(t[cost.name], np.nan) for cost in costs) for t in (own, chosen))
     note(
         f"types by sensitivity: {after:.3f} nats for each token are expected ({plan.quant.name}'s own types: {before:.3f})"
     )
-    patterns = [(f"^{re.escape(name)}$", kind) for name, kind in chosen.items() if kind != own[name]]
     apart = {OUTPUT: "output_type", EMBEDDINGS[0]: "embedding_type"}
     others = {field: chosen[name] for name, field in apart.items() if name in chosen}
-    return {"tensor_types": tuple((p, k) for p, k in patterns if not any(re.search(p, n) for n in apart)), **others}
+    # Every tensor: where one is left to the recipe, llama.cpp counts the others otherwise than without these.
+    patterns = tuple((f"^{re.escape(name)}$", kind) for name, kind in chosen.items() if name not in apart)
+    return {"tensor_types": patterns, **others}
+
+
+def check_types(chosen: Mapping[str, Any], types: Mapping[str, GGMLType]) -> None:
+    """Raise YarnEdgeError unless llama.cpp's recipe gave every tensor the type that `types_for` chose."""
+    wanted = {re.sub(r"\\(.)", r"\1", pattern[1:-1]): kind for pattern, kind in chosen["tensor_types"]}
+    for name, kind in wanted.items():
+        if types[name] != kind:
+            raise YarnEdgeError(
+                f"--size: {name} was to be {kind.name}, but llama.cpp's recipe makes it {types[name].name}"
+            )
+
+
+def check_size(wanted: SizeWanted, tensors: Sequence[SourceTensor], plan: FilePlan) -> None:
+    """Raise YarnEdgeError, before anything is measured, if no types can make this size."""
+    free, size = _free(tensors, plan), wanted.file_bytes(plan)
+    least, most = (
+        _fixed_bytes(free, plan)
+        + sum(pick(t.n_rows * kind.row_bytes(t.width) for kind in kinds_for(t.width)) for t in free)
+        for pick in (min, max)
+    )
+    if size < least:
+        raise YarnEdgeError(
+            f"--size: {size / 1e6:.1f} MB are wanted, but the file has {least / 1e6:.1f} MB with the smallest types (Q2_K, or Q4_0 where "
+            "rows are no multiples of 256): choose a larger size"
+        )
+    if size > most:
+        note(f"note: the largest type, Q8_0, makes {most / 1e6:.1f} MB: the file will be smaller than --size")
+
+
+def _free(tensors: Sequence[SourceTensor], plan: FilePlan) -> list[SourceTensor]:
+    """The tensors whose types are chosen."""
+    quantized = [t for t in tensors if not plan.recipe.types[t.name].is_float]
+    experts = [t.name for t in quantized if len(t.ne) > 2]
+    if experts:
+        raise YarnEdgeError(f"--size: {experts[0]}: how much experts matter is not measured: choose a --quant instead")
+    if not quantized:
+        raise YarnEdgeError(f"--size: {plan.quant.name} quantizes nothing: leave out --quant")
+    return quantized
+
+
+def _fixed_bytes(free: Sequence[SourceTensor], plan: FilePlan) -> int:
+    """Bytes of the file that do not depend on the choice, and room for padding."""
+    own = sum(t.n_rows * plan.recipe.types[t.name].row_bytes(t.width) for t in free)
+    return plan.layout.file_bytes - own + _PADDING * len(free)
 
 
 def _rows_of(tensors: Sequence[SourceTensor], gradients: Gradients) -> dict[str, Doubles]:

@@ -147,7 +147,7 @@ def test_groups_of_experts_are_written_unless_all_are_used(tmp_path: Path) -> No
 
 
 def test_queries_of_low_rank_are_not_for_the_small_shape(tmp_path: Path) -> None:
-    folder = tiny_families.write(tmp_path / "ck", "deepseek_v2-lite", q_lora_rank=40)
+    folder = tiny_families.write(tmp_path / "ck", "deepseek_v2", q_lora_rank=40, num_hidden_layers=26)
     with pytest.raises(YarnEdgeError, match=r"q_lora_rank is 40: llama\.cpp takes a model with 26 or 27 layers"):
         convert(folder, str(tmp_path / "x.gguf"), "F32")
 

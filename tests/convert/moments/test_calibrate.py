@@ -34,7 +34,8 @@ def test_moments_are_those_of_transformers_layers(folder: Path, tmp_path: Path) 
     import torch
     import transformers
 
-    settings = CalibrationSettings((str(folder / "a.txt"), str(folder / "b.txt")), tokens=1024, window=256)
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in ("a.txt", "b.txt")}
+    settings = CalibrationSettings(texts, tokens=1024, window=256)
     moments = collect_moments(folder / "f32.gguf", settings, tmp_path)
     assert moments.tokens == 1024
     assert moments.input_of["blk.1.attn_v.weight"] == moments.input_of["blk.1.attn_q.weight"]
@@ -44,8 +45,8 @@ def test_moments_are_those_of_transformers_layers(folder: Path, tmp_path: Path) 
     found: list[np.ndarray] = []
     layer = model.model.layers[1].mlp.down_proj
     layer.register_forward_pre_hook(lambda _m, x: found.append(x[0].double().flatten(0, -2).numpy()))
-    for text in settings.texts:
-        ids = tokenizer(Path(text).read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+    for text in settings.texts.values():
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         for i in range(2):
             start = i * (len(ids) // 256) // 2 * 256
             with torch.inference_mode():
@@ -58,7 +59,7 @@ def test_moments_are_those_of_transformers_layers(folder: Path, tmp_path: Path) 
 
 
 def test_large_moments_lie_in_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = CalibrationSettings((str(folder / "a.txt"),), tokens=1024, window=256)
+    settings = CalibrationSettings({"a": (folder / "a.txt").read_text(encoding="utf-8")}, tokens=1024, window=256)
     held = collect_moments(folder / "f32.gguf", settings, tmp_path)
     monkeypatch.setattr(collect, "IN_MEMORY", 0)
     filed = collect_moments(folder / "f32.gguf", settings, tmp_path)
@@ -72,9 +73,13 @@ def test_both_commands(folder: Path, tmp_path: Path, command: str, capsys: pytes
     source = {"quantize": folder / "f32.gguf", "convert": folder / "ck"}[command]
     out, plain = tmp_path / "out.gguf", tmp_path / "plain.gguf"
     texts = f"{folder / 'a.txt'},{folder / 'b.txt'}"
-    words = [command, str(source), "--kernels", "fast", "-o"]
+    words = [command, str(source), "-o"]
     assert main([*words, str(out), "--calibrate", texts, "--calibrate-tokens", "1024"]) == 0
-    assert main([*words, str(plain)]) == 0
+    told = capsys.readouterr().err
+    assert "error feedback in 14 of 16 tensors with K-quants, from 1024 tokens" in told
+    assert "warning: one text" not in told
+    assert "whole.gguf:" not in told
+    assert main([*words, str(plain), "--kernels", "fast"]) == 0
     made, usual = read_gguf(out), read_gguf(plain)
     assert made.metadata["yarn_edge.quantizer"].endswith(", error feedback")
     assert made.metadata["yarn_edge.calibration.texts"] == "a.txt, b.txt"
@@ -82,7 +87,6 @@ def test_both_commands(folder: Path, tmp_path: Path, command: str, capsys: pytes
     assert "quantize.imatrix.file" not in made.metadata
     assert not any("calibration" in key for key in usual.metadata)
     assert {n: t.type_name for n, t in made.tensors.items()} == {n: t.type_name for n, t in usual.tensors.items()}
-    assert "warning: one text" not in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.gguf", "plain.gguf"]
 
 
@@ -92,18 +96,21 @@ def test_both_commands(folder: Path, tmp_path: Path, command: str, capsys: pytes
         (["--calibrate-tokens", "2048"], "pass --calibrate TEXT as well"),
         (["--calibrate", ","], "--calibrate is empty"),
         (["--calibrate", "{a}", "--imatrix", "{a}"], "leave out --imatrix"),
-        (["--calibrate", "{a}", "--kernels", "ggml"], "error feedback needs our own kernels"),
+        (["--calibrate", "{a}", "--kernels", "ggml"], "leave out --kernels ggml"),
         (["--calibrate", "{missing}"], "No such file"),
-        (["--calibrate", "{short}"], "calibration needs at least 256 of each text"),
+        (["--calibrate", "{short}"], "has 9 characters: calibration needs at least 256 tokens of each text"),
+        (["--calibrate", "{words}"], "calibration needs at least 256 of each text"),
+        (["--calibrate", "{a}", "--quant", "Q8_0"], "--calibrate changes K-quants, and Q8_0 has none here"),
     ],
-    ids=["tokens", "empty", "imatrix", "kernels", "missing", "short"],
+    ids=["tokens", "empty", "imatrix", "kernels", "missing", "short", "words", "no K-quants"],
 )
 def test_what_cannot_be_done(
     folder: Path, tmp_path: Path, flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "short.txt").write_text("too short")
-    names = {"a": folder / "a.txt", "missing": tmp_path / "none.txt", "short": tmp_path / "short.txt"}
+    (tmp_path / "words.txt").write_text("the quick brown fox " * 20)
+    names = {name: tmp_path / f"{name}.txt" for name in ("missing", "short", "words")} | {"a": folder / "a.txt"}
     words = [flag.format(**names) for flag in flags]
     assert main(["quantize", str(folder / "f32.gguf"), "-o", str(tmp_path / "o.gguf"), *words]) == 2
     assert reason in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["short.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["short.txt", "words.txt"]

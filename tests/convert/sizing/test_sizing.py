@@ -71,7 +71,7 @@ def test_sizes(text: str, wanted: SizeWanted) -> None:
     assert size_wanted(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "bpw", "0.1bpw", "99bpw", "-3MB", "many"])
+@pytest.mark.parametrize("text", ["", "bpw", "0.1bpw", "99bpw", "-3MB", "many", "4.5", "1000000"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(YarnEdgeError, match="expected bytes"):
         size_wanted(text)
@@ -114,7 +114,7 @@ def test_gradients_predict_the_divergence(folder: Path) -> None:
 def test_the_file_has_the_size(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.gguf"
     texts = f"{folder / 'a.txt'},{folder / 'b.txt'}"
-    words = ["convert", str(folder / "ck"), "-o", str(out), "--kernels", "fast", "--calibrate", texts]
+    words = ["convert", str(folder / "ck"), "-o", str(out), "--calibrate", texts]
     words += ["--calibrate-tokens", "1024", "--size", "1000KB"]
     assert main(words) == 0
     made = read_gguf(out)
@@ -130,14 +130,16 @@ def test_the_file_has_the_size(folder: Path, tmp_path: Path, capsys: pytest.Capt
         (["--size", "2MB"], "pass --calibrate TEXT,TEXT as well"),
         (["--size", "2MB", "--calibrate", "{a}", "--pure"], "leave out --tensor-type"),
         (["--size", "2MB", "--calibrate", "{a}", "--quant", "Q4_K_M,Q5_K_M"], "makes one file"),
-        (["--size", "9KB", "--calibrate", "{a}", "--calibrate-tokens", "1024"], "the smallest types need"),
+        (["--size", "9KB", "--calibrate", "{a}"], "with the smallest types (Q2_K, or Q4_0 where rows are"),
+        (["--size", "2MB", "--calibrate", "{a}", "--quant", "F16"], "--calibrate changes K-quants, and F16 has none"),
+        (["--size", "2MB", "--calibrate", "{a}", "--dry-run"], "leave out --dry-run"),
     ],
-    ids=["alone", "pure", "several", "small"],
+    ids=["alone", "pure", "several", "small", "float", "dry run"],
 )
 def test_what_cannot_be_done(
     folder: Path, tmp_path: Path, flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [flag.format(a=folder / "a.txt") for flag in flags]
-    assert main(["convert", str(folder / "ck"), "-o", str(tmp_path / "{quant}.gguf"), "--kernels", "fast", *words]) == 2
+    assert main(["convert", str(folder / "ck"), "-o", str(tmp_path / "{quant}.gguf"), *words]) == 2
     assert reason in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

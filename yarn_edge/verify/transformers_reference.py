@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.checkpoint.adapter import refuse_unmerged
-from yarn_edge.checkpoint.config_file import ConfigFile, read_config
-from yarn_edge.checkpoint.dialects import text_section
+from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.quantized import refuse_quantized
 from yarn_edge.checkpoint.tensor_names import KEY_MAPPING
 from yarn_edge.errors import YarnEdgeError, one_line
@@ -25,7 +24,8 @@ from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import bar, note
 from yarn_edge.regular_file import refuse_special_files
 from yarn_edge.runtime.machine import spare_bytes
-from yarn_edge.verify.dequantized import computes_in_floats, dequantize_in
+from yarn_edge.verify.dequantized import computes_in_floats
+from yarn_edge.verify.reference_config import transformers_config
 from yarn_edge.verify.streamed_layers import StreamedLayers, float32_bytes, open_layers
 from yarn_edge.verify.unloadable import first_of, refuse_quantized_weights
 
@@ -113,7 +113,7 @@ def _prepare(folder: Path, replaced: RopeScaling | None) -> tuple[Any, Any, dict
     refuse_quantized_weights(folder)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    config = _config(folder, replaced)
+    config = transformers_config(folder, replaced)
     wrapped = _inside_wrapper(config)
     with torch.device("meta"):
         if wrapped is None:
@@ -143,7 +143,7 @@ def _open(folder: Path, replaced: RopeScaling | None, streamed: bool | None) -> 
             model = layers.model
         else:
             kind = wrapped or transformers.AutoModelForCausalLM
-            arguments |= {"config": _config(folder, replaced), "output_loading_info": True}
+            arguments |= {"config": transformers_config(folder, replaced), "output_loading_info": True}
             try:
                 model, found = kind.from_pretrained(folder, **arguments)
             except RuntimeError:  # it names tensors in a log alone
@@ -193,67 +193,6 @@ def _check_found(folder: Path, found: Mapping[str, Any]) -> None:
     refuse_quantized(read_config(folder), str(folder), dict.fromkeys(others, ""), {""})
     there = f" (it has {one_line(others[0], 100)})" if others else ""
     raise YarnEdgeError(f"{folder}: transformers does not find {first_of(missing, there)}: no reference")
-
-
-# Values that yarn-edge takes however they are written, and transformers 5 only as whole numbers and booleans.
-_WHOLE = (
-    "max_position_embeddings",
-    "original_max_position_embeddings",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "sliding_window",
-)
-_NULLS = ("rope_theta", "original_max_position_embeddings")
-_BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
-# What a replaced block keeps: how much of a head is rotated, by which axes (the same in text), and how queries grow with positions.
-_KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
-
-
-def _config(folder: Path, replaced: RopeScaling | None) -> Any:
-    """The checkpoint's config as transformers has it; 32768.0 becomes 32768 first, and 1 true, which it would refuse.
-
-    With `replaced` its block goes, because transformers fails on some nulls that a flag settles.
-    """
-    import transformers
-
-    file = read_config(folder)
-    text = text_section(file)
-    plain = _plain(text, replaced is not None)
-    outer = {} if text is file else _plain(file, replaced is not None)
-    if plain or outer:
-        values = {k: v for k, v in {**text.values, **plain}.items() if v is not None or k not in plain}
-        if text is not file:
-            values = {**file.values, **outer, "text_config": values}
-        config = transformers.AutoConfig.for_model(**values)
-    else:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if replaced is not None:
-        language = config.get_text_config()
-        own = getattr(language, "rope_parameters", None) or {}
-        kept = {key: own[key] for key in _KEPT if key in own}
-        if "llama_4_scaling_beta" in kept:
-            kept["original_max_position_embeddings"] = replaced.original_context
-        language.rope_parameters = {"rope_type": "default", "rope_theta": replaced.rope_theta, **kept}
-    dequantize_in(config, file)
-    return config
-
-
-def _plain(section: ConfigFile, nulls: bool) -> dict[str, Any]:
-    """The values of a part of the config that transformers would refuse, as it takes them. nulls: those that it fails on too."""
-    plain: dict[str, Any] = {k: section.integer(k) for k in _WHOLE if isinstance(section.values.get(k), float)}
-    plain |= {k: section.boolean(k) for k in _BOOLEANS if not isinstance(section.values.get(k, True), bool)}
-    blocks = [
-        section.values,
-        *(b for key in ("rope_parameters", "rope_scaling") if isinstance(b := section.values.get(key), dict)),
-    ]
-    if nulls and any(key in b and b[key] is None for b in blocks for key in _NULLS):
-        plain |= dict.fromkeys((*_NULLS, "rope_scaling", "rope_parameters"))
-    return plain
 
 
 def _replace_rotary(model: Any, scaling: RopeScaling) -> None:

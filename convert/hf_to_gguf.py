@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import (
@@ -23,6 +23,7 @@ from yarn_edge.flags import (
 )
 from yarn_edge.hub.weights import RemoteWeights
 from yarn_edge.progress import note, without_notes
+from yarn_edge.runtime.ggml_types import GGMLType
 from yarn_edge.writer import partial_folder
 
 from .adapter_file import adapter_job
@@ -38,7 +39,7 @@ from .moments.moments import Moments
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
-from .sizing.sized import SizeWanted, check_size, check_types, size_wanted, types_for
+from .sizing.sized import SizeWanted, check_size, check_types, size_wanted, types_for, with_types
 from .vocab_proof import UnprovedTokenizer
 from .weight_files import find_checkpoint, whole_folder
 
@@ -140,7 +141,7 @@ def _calibrated(
     args: argparse.Namespace,
 ) -> int:
     """The model is written in BF16 beside the output, reads the texts, and is removed."""
-    options, wanted, chosen = quant_options(args), _size_of(checkpoint, args), dict[str, Any]()
+    options, wanted, chosen = quant_options(args), _size_of(checkpoint, args), dict[str, GGMLType]()
     job = planned(options=options)  # what is wrong is said before that
     job.check_feedback()
     if wanted is not None:
@@ -154,7 +155,7 @@ def _calibrated(
         moments = collect_moments(whole, calibration, folder)
         if wanted is not None:
             chosen = types_for(wanted, job.source.tensors, job.files[0], moments, Path(str(checkpoint.base)))
-            options = replace(options, **chosen)
+            options = with_types(options, chosen)
             moments = replace(moments, method="error feedback, types by sensitivity")
         with without_notes():
             job = planned(options=options, moments=moments)

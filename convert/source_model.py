@@ -68,7 +68,7 @@ def open_source_model(
     for text in checkpoint.notes:
         note(text)
     positions = read_positions(checkpoint.config, overrides)
-    for text in positions.assumptions:
+    for text in (*positions.assumptions, *_replaced(checkpoint.config, positions, overrides)):
         note(f"note: {text}")
     scaling, rope_plan = _planned(row, config, positions, planner)
     if rope_plan.message:
@@ -87,6 +87,21 @@ def open_source_model(
     sizes = model_sizes(row, config)
     rows = match_tensors(replace(checkpoint, config=config), row, sizes, scaling)
     return SourceModel(name, checkpoint, row, config, sizes, scaling, rope_plan, rows, tokenizer, adapted)
+
+
+def _replaced(config: ConfigFile, positions: Positions, overrides: ScalingOverrides) -> list[str]:
+    """That flags take the place of a scaling that the config states, which is the one that the model was trained with."""
+    if not overrides.fields:
+        return []
+    try:
+        stated = read_positions(config).parts
+    except YarnEdgeError:  # the flags supply what the config lacks
+        return []
+    scaled = [part for part in stated.values() if part.method != "none"]
+    if not scaled or all(not part.differences(positions.parts.get(label, part)) for label, part in stated.items()):
+        return []
+    was = f"{scaled[0].method} factor {scaled[0].factor:g}"
+    return [f"{config.name} states {was}, which the flags replace: the model was trained with what it states"]
 
 
 def _planned(

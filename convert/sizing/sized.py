@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..file_plan import FilePlan
 from ..moments.gradients import Doubles, Gradients, output_gradients
 from ..moments.moments import Moments
 from ..one_pass import SourceTensor
-from ..recipe import EMBEDDINGS, OUTPUT
+from ..recipe import EMBEDDINGS, OUTPUT, QuantOptions
 from .allocate import choose_types
 from .sensitivity import costs_of, kinds_for
 
@@ -56,8 +56,8 @@ def size_wanted(text: str) -> SizeWanted:
 
 def types_for(
     wanted: SizeWanted, tensors: Sequence[SourceTensor], plan: FilePlan, moments: Moments, checkpoint: Path
-) -> dict[str, Any]:
-    """Fields of `QuantOptions` with the chosen types. plan: of the file with the recipe's own types.
+) -> dict[str, GGMLType]:
+    """The chosen types, by tensor. plan: of the file with the recipe's own types.
 
     Raises YarnEdgeError if no types fit into the size, and for a model of which some tensors' costs are not known.
     """
@@ -69,17 +69,20 @@ def types_for(
     note(
         f"types by sensitivity: {after:.3f} nats for each token are expected ({plan.quant.name}'s own types: {before:.3f})"
     )
+    return chosen
+
+
+def with_types(options: QuantOptions, chosen: Mapping[str, GGMLType]) -> QuantOptions:
+    """The options that give each tensor its type: all of them, since where one is left to llama.cpp's recipe, it counts otherwise."""
     apart = {OUTPUT: "output_type", EMBEDDINGS[0]: "embedding_type"}
-    others = {field: chosen[name] for name, field in apart.items() if name in chosen}
-    # Every tensor: where one is left to the recipe, llama.cpp counts the others otherwise than without these.
+    others: dict[str, Any] = {field: chosen[name] for name, field in apart.items() if name in chosen}
     patterns = tuple((f"^{re.escape(name)}$", kind) for name, kind in chosen.items() if name not in apart)
-    return {"tensor_types": patterns, **others}
+    return replace(options, tensor_types=patterns, **others)
 
 
-def check_types(chosen: Mapping[str, Any], types: Mapping[str, GGMLType]) -> None:
-    """Raise YarnEdgeError unless llama.cpp's recipe gave every tensor the type that `types_for` chose."""
-    wanted = {re.sub(r"\\(.)", r"\1", pattern[1:-1]): kind for pattern, kind in chosen["tensor_types"]}
-    for name, kind in wanted.items():
+def check_types(chosen: Mapping[str, GGMLType], types: Mapping[str, GGMLType]) -> None:
+    """Raise YarnEdgeError unless llama.cpp's recipe gave every tensor its chosen type."""
+    for name, kind in chosen.items():
         if types[name] != kind:
             raise YarnEdgeError(
                 f"--size: {name} was to be {kind.name}, but llama.cpp's recipe makes it {types[name].name}"

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge import __version__
+from yarn_edge.checkpoint.adapter import MERGED
 from yarn_edge.checkpoint.tokenizer import Reference
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import EXACT, NO_OVERRIDES, PlannerOptions, ScalingOverrides
@@ -31,6 +32,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.verify.tokenizer import Encode, check_tokens, reference_encoder
 
 from .adapters.requests import AdaptedCheckpoint
+from .adapters.told import merged_lines
 from .checkpoint import Checkpoint
 from .families.architectures import hyper_parameters
 from .families.rows import Architecture, TensorRow
@@ -95,6 +97,8 @@ def plan_conversion(
     model = open_source_model(checkpoint, overrides, planner, remote)
     row, config, sizes, scaling, rope_plan = model.architecture, model.config, model.sizes, model.scaling, model.rope
     folder, quantization = model.checkpoint.path, model.checkpoint.quantization
+    for text in merged_lines(model.adapted.adapters) if model.adapted else ():
+        note(text)
     reference = reference_encoder(model.tokenizer)
     encode = remembered(reference)
     vocabulary = prove(read_vocabulary(folder, sizes.vocab, reference), folder, reference, encode, proved)
@@ -103,6 +107,7 @@ def plan_conversion(
         "general.name": one_line(model.name, 200),
         "yarn_edge.version": __version__,
         **({"yarn_edge.source_quantization": quantization} if quantization else {}),
+        **({MERGED: model.adapted.names} if model.adapted else {}),
         **hyper_parameters(row, config, sizes, scaling.extended_context),
         **rope_plan.keys,
         **({} if rope_plan.short else canonical_keys(scaling, rope_plan.form, rope_plan.sliding)),

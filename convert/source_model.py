@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from yarn_edge.checkpoint.adapter import model_name
 from yarn_edge.checkpoint.config_file import ConfigFile
 from yarn_edge.checkpoint.dialects import head_dim
 from yarn_edge.checkpoint.families import FULL
@@ -73,15 +74,15 @@ def open_source_model(
     scaling, rope_plan = _planned(row, config, positions, planner)
     if rope_plan.message:
         note(rope_plan.message)
-    adapted, tokenizer, name = None, folder, _model_name(folder)
+    adapted, tokenizer, name = None, folder, model_name(folder)
     if asked.adapters:
         adapted = with_adapters(checkpoint, config, row, asked.adapters, partial(name_inside, wrapper))
         checkpoint, config = adapted.checkpoint, adapted.config
-        told = notes_about(adapted.adapters, adapted.changes, folder)
+        told = notes_about(adapted.adapters, adapted.changes, folder, checkpoint.tensors)
         for text in (*adapted.notes, *told, *scaling_notes(folders, positions, bool(overrides))):
             note(text)
         tokenizer = tokenizer_folder(folder, folders)
-        name = " + ".join([name, *(_model_name(path) for path in folders)])
+        name = " + ".join([name, *(model_name(path) for path in folders)])
     check_sliding_window(row, config, scaling)
     check_counts(checkpoint, row, config)
     sizes = model_sizes(row, config)
@@ -122,10 +123,3 @@ def _planned(
     if as_it_is is not None:
         return scaling, as_it_is
     return scaling, plan_parts(parts, row.gguf, planner) if row.windows else plan_rope(scaling, row.gguf, planner)
-
-
-def _model_name(folder: Path) -> str:
-    """The folder's name, or the model's in the layout of the Hugging Face cache (models--ORG--NAME/snapshots/HASH)."""
-    folder = folder.absolute()
-    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-    return folder.parent.parent.name.split("--")[-1] if cached else folder.resolve().name

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from yarn_edge.checkpoint.adapter_config import FLOAT32_MAX
 from yarn_edge.errors import YarnEdgeError, one_line
 
 from ..checkpoint import same_values
@@ -17,6 +18,7 @@ from .parts import BIAS, MAGNITUDE, TOKENS, A, AdapterParts, B, ModuleParts
 from .rows import (
     Factors,
     Floats,
+    finite,
     plus_product,
     plus_vector,
     stored_rows,
@@ -78,7 +80,8 @@ class WeightChange:
             rows = with_row_norms(rows, stored_rows(self.magnitude))
         if self.tokens is not None:
             rows = with_rows(rows, self.tokens[0], stored_rows(self.tokens[1]))
-        return view_of(base.name, start.shape, rows)
+        what = f"{self.labels[0]}: merged with it, {one_line(base.name, 120)}"
+        return view_of(base.name, start.shape, finite(rows, what))
 
 
 class Changes(dict[str, WeightChange]):
@@ -141,6 +144,11 @@ class Changes(dict[str, WeightChange]):
         change = self._of(parts, name, some)
         if change.whole is not None and change.whole_from != parts.request.folder:
             raise parts.error(some.name, f"changes what {change.labels[0]} replaces: merge these adapters one by one")
+        if change.whole is not None and name not in parts.shared:
+            raise parts.error(
+                some.name,
+                f"adds to a weight that {one_line(change.whole.name, 120)} of the same adapter replaces: keep one of them",
+            )
         if TOKENS in found.tensors:
             change.tokens = self._tokens(parts, module, found, change)
             return
@@ -150,6 +158,11 @@ class Changes(dict[str, WeightChange]):
             )
         rank, scale = parts.config.scale_of(found.name)
         scale *= parts.request.weight
+        if not abs(scale) <= FLOAT32_MAX:
+            raise parts.config.file.error(
+                "lora_alpha",
+                f"and the weight {parts.request.weight:g} make a scale of {scale:g}, more than float32 holds",
+            )
         product, embedding = self._product(parts, found, change.whole or original, rank, scale)
         magnitude = found.tensors.get(MAGNITUDE)
         if change.magnitude is not None or (magnitude is not None and change.products):

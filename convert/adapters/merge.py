@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from yarn_edge.checkpoint.config_file import ConfigFile
-from yarn_edge.errors import YarnEdgeError
+from yarn_edge.errors import YarnEdgeError, one_line
 
 from ..checkpoint import Checkpoint, same_values
 from ..families.rows import Architecture, flag_of
 from ..stored import Tensor
 from .changes import VOCABULARY, Changes, WeightChange
+from .declared import check_declared
 from .parts import AdapterParts, read_parts
 from .requests import AdapterRequest
 from .rows import stored_rows, view_of
@@ -39,6 +40,11 @@ class AdaptedModel:
     tied: bool
     notes: tuple[str, ...]
 
+    @property
+    def names(self) -> str:
+        """The adapters' names, with their weights."""
+        return one_line(", ".join(parts.request.name for parts in self.adapters), 400)
+
 
 def with_adapters(
     checkpoint: Checkpoint,
@@ -58,6 +64,8 @@ def with_adapters(
     base: dict[str, Tensor] = {**tensors, **both}
     adapters = tuple(read_parts(request, known, base) for request in requests)
     changes = Changes(base, adapters)
+    for parts in adapters:
+        check_declared(parts, base, tied)
     notes: list[str] = []
     if tied and not changes.keys().isdisjoint(VOCABULARY):
         tensors, config = _with_vocabulary(tensors, base, changes, config, row, notes)

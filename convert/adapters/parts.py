@@ -15,6 +15,7 @@ from yarn_edge.checkpoint.adapter import adapter_files
 from yarn_edge.checkpoint.adapter_config import LoraConfig, read_lora_config
 from yarn_edge.checkpoint.tensor_names import canonical_names
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.progress import note
 from yarn_edge.regular_file import is_named
 from yarn_edge.source_file import SourceFile
 
@@ -103,6 +104,15 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         raise YarnEdgeError(
             f"{folder}: has no {' and no '.join(_FILES)}, only {there}: save the adapter with save_pretrained"
         )
+    for name in adapter_files(folder):
+        if not name.startswith("adapter_model") or name == main.name:
+            continue
+        if name not in _FILES:
+            raise YarnEdgeError(
+                f"{folder}: has {one_line(name, 100)} beside {main.name}, which alone would be read: save the adapter in one file, or "
+                "remove what does not belong to it"
+            )
+        note(f"note: {folder}: {name} is left out, as peft does: {main.name} is beside it")
     yield main
     yield from (folder / name for name in _BESIDE if is_named(folder / name))
 

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from yarn_edge.checkpoint.adapter import model_name
+from yarn_edge.checkpoint.adapter_config import FLOAT32_MAX
 from yarn_edge.errors import YarnEdgeError, one_line
 
 
@@ -29,7 +31,16 @@ class AdapterRequest:
             value = math.nan
         if not math.isfinite(value):
             raise YarnEdgeError(f"--adapter {one_line(text, 200)}: {one_line(repr(weight), 40)} is not a number")
+        if abs(value) > FLOAT32_MAX:
+            raise YarnEdgeError(
+                f"--adapter {one_line(text, 200)}: {one_line(repr(weight), 40)} is more than float32 holds"
+            )
         return cls(Path(folder), value)
+
+    @property
+    def name(self) -> str:
+        """The model's name, with the weight unless that is 1."""
+        return model_name(self.folder) + ("" if self.weight == 1 else f"={self.weight:g}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.errors import YarnEdgeError
+
 from ..stored import Tensor, to_float32
 
 Floats = npt.NDArray[np.float32]
@@ -40,9 +42,10 @@ def plus_product(rows: RowsOf, factors: Factors, scale: float) -> RowsOf:
 
     def changed(start: int, stop: int) -> Floats:
         left, right = factors()
-        added = _multiplied(left[start:stop], right)
-        added *= np.float32(scale)
-        added += rows(start, stop)
+        with np.errstate(over="ignore", invalid="ignore"):  # `finite` refuses the result
+            added = _multiplied(left[start:stop], right)
+            added *= np.float32(scale)
+            added += rows(start, stop)
         return added
 
     return changed
@@ -63,7 +66,13 @@ def _multiplied(left: Floats, right: Floats) -> Floats:
 
 def plus_vector(rows: RowsOf, added: RowsOf, scale: float) -> RowsOf:
     """rows + scale * added, of vectors."""
-    return lambda start, stop: rows(start, stop) + np.float32(scale) * added(start, stop)
+
+    def changed(start: int, stop: int) -> Floats:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out: Floats = rows(start, stop) + np.float32(scale) * added(start, stop)
+        return out
+
+    return changed
 
 
 def with_row_norms(rows: RowsOf, magnitude: RowsOf) -> RowsOf:
@@ -72,7 +81,7 @@ def with_row_norms(rows: RowsOf, magnitude: RowsOf) -> RowsOf:
     def changed(start: int, stop: int) -> Floats:
         merged = rows(start, stop)
         lengths: Floats = np.sqrt(np.einsum("rc,rc->r", merged, merged, dtype=np.float64)).astype(np.float32)
-        with np.errstate(divide="ignore", invalid="ignore"):  # whoever writes the values refuses what is not finite
+        with np.errstate(all="ignore"):  # `finite` refuses the result
             merged *= magnitude(start, stop) / lengths[:, None]
         return merged
 
@@ -93,7 +102,7 @@ def with_column_norms(rows: RowsOf, magnitude: RowsOf, n_rows: int, width: int) 
                     part = rows(start, min(start + step, n_rows))
                     squares += np.einsum("rc,rc->c", part, part, dtype=np.float64)
                 lengths: Floats = np.sqrt(squares).astype(np.float32)
-                with np.errstate(divide="ignore", invalid="ignore"):
+                with np.errstate(all="ignore"):
                     known.append(magnitude(0, width)[:, 0] / lengths)
             return known[0]
 
@@ -111,6 +120,18 @@ def with_rows(rows: RowsOf, ids: tuple[int, ...], values: RowsOf) -> RowsOf:
         return merged
 
     return changed
+
+
+def finite(rows: RowsOf, what: str) -> RowsOf:
+    """The rows, or YarnEdgeError with `what` they are if one of them has a value that is not finite."""
+
+    def checked(start: int, stop: int) -> Floats:
+        values = rows(start, stop)
+        if not np.isfinite(values).all():
+            raise YarnEdgeError(f"{what} has values that are not finite numbers")
+        return values
+
+    return checked
 
 
 def view_of(name: str, shape: tuple[int, ...], rows: RowsOf) -> Tensor:

@@ -5,9 +5,10 @@ that rope scaling is in none of its files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from yarn_edge.checkpoint.adapter import model_name
 from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.read import Positions, read_positions
 from yarn_edge.errors import YarnEdgeError, one_line
@@ -16,7 +17,8 @@ from yarn_edge.regular_file import is_named, read_regular
 
 from .base import same_model
 from .changes import Changes
-from .parts import TOKENS, AdapterParts
+from .declared import all_linear_notes
+from .parts import MAGNITUDE, TOKENS, AdapterParts, B
 
 _MAX_TEXT = 4 << 20
 # Where trainers leave their arguments beside an adapter: LLaMA-Factory, axolotl (its YAML is in the model card), others.
@@ -27,10 +29,16 @@ _SCALED = re.compile(
 _NOTHING = ("", "null", "none", "default", "~")
 
 
-def notes_about(adapters: Sequence[AdapterParts], changes: Changes, base: Path) -> Iterator[str]:
+def notes_about(
+    adapters: Sequence[AdapterParts], changes: Changes, base: Path, base_names: Iterable[str]
+) -> Iterator[str]:
     """Notes on what the adapters change, and on which base."""
+    folders = [parts.request.folder.resolve() for parts in adapters]
+    for folder in dict.fromkeys(folder for folder in folders if folders.count(folder) > 1):
+        yield f"note: {folder} is given {folders.count(folder)} times, and is added as often"
     for parts in adapters:
         config, folder = parts.config, parts.request.folder
+        yield from all_linear_notes(parts, base_names)
         if config.base and not same_model(base, config):
             yield (
                 f"note: {folder} was trained on {one_line(config.base, 100)}, and is put on {base}: if that is another model, the "
@@ -38,19 +46,36 @@ def notes_about(adapters: Sequence[AdapterParts], changes: Changes, base: Path) 
             )
         if config.fan_in_fan_out:
             yield f"note: {config.file.name}: fan_in_fan_out is left aside, as peft does for these layers"
-        if _changes_nothing(parts):
-            yield f"warning: {folder} changes nothing: {'its weight is 0' if not parts.request.weight else 'its products are 0'}"
+        why = _why_nothing(parts)
+        if why:
+            yield f"warning: {folder} changes nothing: its {why} 0"
     if not changes:
         yield "warning: all that the adapters bring is what the base already has"
 
 
-def _changes_nothing(parts: AdapterParts) -> bool:
-    """Whether all products are zero (as LoRA starts) and nothing else is changed."""
-    if parts.whole or any(TOKENS in module.tensors for module in parts.modules.values()):
-        return False
-    return not parts.request.weight or all(
-        any(not tensor.float32().any() for tensor in module.tensors.values()) for module in parts.modules.values()
-    )
+def _why_nothing(parts: AdapterParts) -> str:
+    """What is 0, if nothing is changed: the weight, alpha, or all products (as LoRA starts); else ""."""
+    modules = parts.modules.values()
+    if parts.whole or any(TOKENS in module.tensors for module in modules):
+        return ""
+    if not parts.request.weight:
+        return "weight is"
+    if not any(MAGNITUDE in module.tensors or parts.config.scale_of(module.name)[1] for module in modules):
+        return "alpha is"
+    zero = all(any(not tensor.float32().any() for tensor in module.tensors.values()) for module in modules)
+    return "products are" if zero else ""
+
+
+def merged_lines(adapters: Sequence[AdapterParts]) -> Iterator[str]:
+    """What was merged, a line for each adapter."""
+    for parts in adapters:
+        config = parts.config
+        pairs = [found for found in parts.modules.values() if found.one_of(B) is not None]
+        words = [f"{len(pairs)} modules", f"r {config.rank}", f"alpha {config.alpha:g}"]
+        words += ["rsLoRA"] if config.rslora else []
+        words += ["DoRA"] if config.dora else []
+        words += [f"{len(parts.whole)} whole tensors"] if parts.whole else []
+        yield f"merged {model_name(parts.request.folder)}: {', '.join(words)}, weight {parts.request.weight:g}"
 
 
 def scaling_notes(folders: Sequence[Path], positions: Positions, given: bool) -> Iterator[str]:

@@ -83,7 +83,8 @@ def with_peft(base: Path, folder: Path, name: str) -> None:
 def write(folder: Path, tensors: Mapping[str, torch.Tensor], **config: Any) -> Path:
     """An adapter written by hand."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **config}
+    targets = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors if ".lora_" in name})
+    values = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": targets, **config}
     (folder / "adapter_config.json").write_text(json.dumps(values))
     save_file(
         {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"

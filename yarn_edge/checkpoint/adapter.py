@@ -14,6 +14,7 @@ from typing import Any
 from yarn_edge.errors import YarnEdgeError, one_line
 
 CONFIG = "adapter_config.json"
+MERGED = "yarn_edge.adapters"  # in a GGUF: what was merged into its weights, by name, with weights other than 1
 _FILES = (
     CONFIG,
     "adapter_model*.safetensors",
@@ -94,3 +95,10 @@ def refuse_unmerged(source: str, names: Iterable[str]) -> None:
                 f"{source}: tensor {one_line(name, 100)} belongs to an adapter that was not merged into the weights: load the model "
                 "with peft, call merge_and_unload() and save_pretrained"
             )
+
+
+def model_name(folder: Path) -> str:
+    """The folder's name, or the model's in the layout of the Hugging Face cache (models--ORG--NAME/snapshots/HASH)."""
+    folder = folder.absolute()
+    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.parent.parent.name.split("--")[-1] if cached else folder.resolve().name

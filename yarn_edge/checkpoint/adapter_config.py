@@ -19,6 +19,7 @@ from yarn_edge.regular_file import is_named
 
 MAX_RANK = 1 << 16
 _MAX_PATTERN, _MAX_PATTERNS = 200, 10_000
+FLOAT32_MAX = 3.4028234663852886e38
 # Repeated groups, and many repeats, take a regular expression hours to match.
 _SLOW = re.compile(r"\)[*+{]|(?:[*+{].*){4}")
 _PEFT = "merge it with peft (merge_and_unload, then save_pretrained) and convert the merged model"
@@ -56,6 +57,7 @@ class LoraConfig:
     base: str
     revision: str
     fan_in_fan_out: bool
+    dora: bool
 
     def scale_of(self, module: str) -> tuple[int, float]:
         """(rank, scale) of a module by its name in the model. The scale is alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
@@ -106,6 +108,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
         _text(file, "base_model_name_or_path"),
         _text(file, "revision"),
         bool(file.boolean("fan_in_fan_out")),
+        bool(file.boolean("use_dora")),
     )
 
 
@@ -127,8 +130,10 @@ def _text(file: ConfigFile, key: str) -> str:
 
 
 def _number(file: ConfigFile, key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise file.error(key, f"is {shown(value)}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise file.error(key, f"is {'null' if value is None else shown(value)}, expected a number")
+    if not abs(value) <= FLOAT32_MAX:
+        raise file.error(key, f"is {shown(value)}, which is not a finite number in float32: correct it")
     return float(value)
 
 

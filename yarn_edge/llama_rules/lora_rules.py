@@ -6,6 +6,8 @@ llama-cpp-python 0.3.36.
 
 from __future__ import annotations
 
+import math
+
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf.file import GGUFFile, TensorInfo
 
@@ -36,6 +38,8 @@ def check_adapter(adapter: GGUFFile, base: GGUFFile) -> None:
     alpha = adapter.entries.get(ALPHA)
     if alpha is not None and alpha.kind != _F32_KEY:
         raise adapter.wrong(ALPHA, "llama.cpp reads a float32 there, and ends the process for anything else")
+    if alpha is not None and not math.isfinite(adapter.metadata[ALPHA]):
+        raise adapter.wrong(ALPHA, "must be a finite number: make the adapter again with convert --as-adapter")
     if _ALORA in adapter.metadata:
         raise YarnEdgeError(f"{path}: {_ALORA}: acts only after certain tokens (aLoRA), which yarn-edge does not do")
     if len(adapter.shards) > 1:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.checkpoint.adapter import MERGED
 from yarn_edge.checkpoint.config_file import find_adapter, read_config
 from yarn_edge.checkpoint.dialects import recognise, text_section
 from yarn_edge.checkpoint.read import read_positions, read_scaling
+from yarn_edge.errors import one_line
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
 from yarn_edge.graph.opening import open_context
 from yarn_edge.positions.scaling import RopeScaling
@@ -91,6 +93,9 @@ def check_logits(
         detail += f"; {gelu:g} of the limit are for ggml's GELU, which is in half precision on the CPU"
     if replaced is not None:
         detail += "; transformers used the scaling as yarn-edge reads it"
+    merged = model.gguf.metadata.get(MERGED)
+    if isinstance(merged, str):
+        detail += f"; the file has adapters merged in ({one_line(merged, 200)}), which the checkpoint must have, too"
     return judge(name, whole.kl_mean, limit, detail, _data(whole, parts, kv_type))
 
 

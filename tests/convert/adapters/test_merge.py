@@ -226,7 +226,7 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], str]] = {
     "a pattern that never ends": (GOOD, {"rank_pattern": {"(a+)+b": 4}}, "too long to match"),
     "a pattern that is none": (GOOD, {"alpha_pattern": {"q_proj(": 4}}, "not a regular expression"),
     "a rank of another kind": (GOOD, {"r": "8"}, "r is '8'"),
-    "an alpha that is no number": (GOOD, {"lora_alpha": None}, "lora_alpha is None"),
+    "an alpha that is no number": (GOOD, {"lora_alpha": None}, "lora_alpha is null"),
     "a token beyond": (
         {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1, 64)},
         {"trainable_token_indices": [999]},

@@ -56,7 +56,7 @@ def all_linear_notes(parts: AdapterParts, base: Iterable[str]) -> Iterator[str]:
     if absent:
         yield (
             f"note: {parts.config.file.name}: target_modules is {_ALL_LINEAR}, and the file has nothing for "
-            f"{one_line(', '.join(absent), 100)}"
+            f"{one_line(', '.join(sorted(absent)), 100)}"
         )
 
 

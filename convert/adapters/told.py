@@ -1,5 +1,5 @@
-"""What users should know about an adapter before it is merged: that it changes nothing, that it was trained on another base, and
-that rope scaling is in none of its files.
+"""What users should know about an adapter: that it changes nothing, that it was trained on another base, that rope scaling is in
+none of its files, and what of it was merged.
 """
 
 from __future__ import annotations
@@ -71,11 +71,15 @@ def merged_lines(adapters: Sequence[AdapterParts]) -> Iterator[str]:
     for parts in adapters:
         config = parts.config
         pairs = [found for found in parts.modules.values() if found.one_of(B) is not None]
-        words = [f"{len(pairs)} modules", f"r {config.rank}", f"alpha {config.alpha:g}"]
+        words = [_counted(len(pairs), "module"), f"r {config.rank}", f"alpha {config.alpha:g}"]
         words += ["rsLoRA"] if config.rslora else []
         words += ["DoRA"] if config.dora else []
-        words += [f"{len(parts.whole)} whole tensors"] if parts.whole else []
+        words += [_counted(len(parts.whole), "whole tensor")] if parts.whole else []
         yield f"merged {model_name(parts.request.folder)}: {', '.join(words)}, weight {parts.request.weight:g}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def scaling_notes(folders: Sequence[Path], positions: Positions, given: bool) -> Iterator[str]:

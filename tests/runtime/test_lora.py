@@ -55,6 +55,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a control vector": ({}, {"adapter__type": "cvec"}, "is not a LoRA adapter as GGUF"),
     "another architecture": ({}, {"general__architecture": "qwen2"}, "is an adapter of qwen2, but m.gguf is llama"),
     "an alpha that is no float": ({}, {"adapter__lora__alpha": 8}, "reads a float32 there"),
+    "an alpha that is not finite": ({}, {"adapter__lora__alpha": float("inf")}, "alpha.*must be a finite number"),
     "aLoRA": ({}, {"adapter__alora__invocation_tokens": [1, 2]}, "acts only after certain tokens"),
     "half a pair": ({f"{WEIGHT}.lora_b": None}, {}, "attn_q.weight.lora_b is missing"),
     "another size": ({f"{WEIGHT}.lora_a": ONES}, {}, "has other sizes than in m.gguf"),

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from yarn_edge.checkpoint.adapter import MERGED, model_name
 from yarn_edge.checkpoint.config_file import find_adapter, read_config
 from yarn_edge.checkpoint.dialects import text_section
 from yarn_edge.checkpoint.read import read_positions, table_parts
@@ -96,14 +95,6 @@ def _goals(
     return [_Goal(side, goal, sliding) for side in sides], replaced
 
 
-def _merged_into(file: GGUFFile, against: Path) -> str:
-    """The adapters in a file's weights, if the checkpoint has the name of the base that they were merged into; else ""."""
-    names, name = (file.metadata.get(key) for key in (MERGED, "general.name"))
-    if not isinstance(names, str) or not isinstance(name, str):
-        return ""
-    return one_line(names, 200) if name.startswith(f"{model_name(against)} + ") else ""
-
-
 def verify(
     path: str | Path,
     against: str | Path | None = None,
@@ -159,11 +150,6 @@ def verify(
                 continue
             for check in vocabulary_checks(model, Path(against)):
                 add(check)
-            merged = _merged_into(file, Path(against))
-            if merged:
-                why = f"the file has adapters merged in ({merged}): {against} is without them"
-                add(skipped(on_backend("logits", name), why))
-                continue
             add(check_logits(model, Path(against), replaced, n_tokens, threads, kv_type=kv_type, backend=name))
     return checks
 

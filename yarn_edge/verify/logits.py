@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.checkpoint.adapter import MERGED
+from yarn_edge.checkpoint.adapter import MERGED, model_name
 from yarn_edge.checkpoint.config_file import find_adapter, read_config
 from yarn_edge.checkpoint.dialects import recognise, text_section
 from yarn_edge.checkpoint.read import read_positions, read_scaling
 from yarn_edge.errors import one_line
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides
+from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.graph.opening import open_context
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import bar, note
@@ -19,7 +20,7 @@ from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import UNQUANTIZED, kv_types
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
-from yarn_edge.verify.checks import Check, judge, on_backend
+from yarn_edge.verify.checks import Check, judge, on_backend, skipped
 from yarn_edge.verify.transformers_reference import Divergence, divergence, merge, reference_logits
 
 LOGIT_TOKENS = 768
@@ -55,6 +56,9 @@ def check_logits(
     replaced: a scaling for transformers to use instead of the checkpoint's own (see `checkpoint_scaling`).
     """
     name = on_backend("logits", backend)
+    merged, same_base = _merged(model.gguf, checkpoint)
+    if same_base:
+        return skipped(name, f"the file has adapters merged in ({merged}): {checkpoint} is without them")
     tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[:n_tokens]
     n_embeddings = text_section(read_config(checkpoint)).required_integer("vocab_size")
     if n_embeddings != model.n_vocab:
@@ -93,10 +97,17 @@ def check_logits(
         detail += f"; {gelu:g} of the limit are for ggml's GELU, which is in half precision on the CPU"
     if replaced is not None:
         detail += "; transformers used the scaling as yarn-edge reads it"
-    merged = model.gguf.metadata.get(MERGED)
-    if isinstance(merged, str):
-        detail += f"; the file has adapters merged in ({one_line(merged, 200)}), which the checkpoint must have, too"
+    if merged:
+        detail += f"; the file has adapters merged in ({merged}), which the checkpoint must have, too"
     return judge(name, whole.kl_mean, limit, detail, _data(whole, parts, kv_type))
+
+
+def _merged(file: GGUFFile, checkpoint: Path) -> tuple[str, bool]:
+    """(the adapters in a file's weights, "" without any; whether the checkpoint has the name of the base that they were put on)."""
+    names, name = (file.metadata.get(key) for key in (MERGED, "general.name"))
+    if not isinstance(names, str) or not isinstance(name, str):
+        return "", False
+    return one_line(names, 200), name.startswith(f"{model_name(checkpoint)} + ")
 
 
 def _data(whole: Divergence, parts: list[Divergence], kv_type: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from yarn_edge.runtime.ggml_types import type_named
 from .adapters.base import base_of
 from .adapters.changes import VOCABULARY, Product, WeightChange
 from .adapters.requests import AdaptedCheckpoint
-from .adapters.rows import Floats, RowsOf, view_of
+from .adapters.rows import Floats, RowsOf, finite, view_of
 from .checkpoint import Checkpoint
 from .families.rows import TensorRow
 from .families.sizes import ModelSizes
@@ -128,6 +128,7 @@ def _pair(model: SourceModel, row: TensorRow, products: Mapping[str, Sequence[Pr
         raise YarnEdgeError(
             f"{model.checkpoint.path}: tensor {row.source} is stored in a way that a GGUF adapter has not; {_MERGE}"
         )
+    assert model.adapted is not None
     rank = max(sum(product.rank for product in some) for some in products.values())
     alpha = _alpha(model)
     unit = alpha / rank if alpha else 1.0  # what llama.cpp multiplies with
@@ -135,7 +136,7 @@ def _pair(model: SourceModel, row: TensorRow, products: Mapping[str, Sequence[Pr
     lefts, rights = {}, {}
     for name in row.sources(model.sizes):
         left, right = _stacked(products.get(name, ()), rank, unit, width)
-        lefts[name] = view_of(name, (height, rank), left)
+        lefts[name] = view_of(name, (height, rank), finite(left, f"{model.adapted.names}: {name}"))
         rights[name] = view_of(name, (rank, width), right)
     columns = f"{rank}*1"
     b_row = replace(row, shape=(row.shape[0], columns), columns=None)
@@ -168,8 +169,8 @@ def _stacked(products: Sequence[Product], rank: int, unit: float, width: int) ->
         out = np.zeros((stop - start, rank), np.float32)
         at = 0
         for product in products:
-            part = product.factors()[0][start:stop]
-            out[:, at : at + product.rank] = part * np.float32(product.scale / unit)
+            with np.errstate(over="ignore"):  # `finite` refuses the result
+                out[:, at : at + product.rank] = product.factors()[0][start:stop] * np.float32(product.scale / unit)
             at += product.rank
         return out
 

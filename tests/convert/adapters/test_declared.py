@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from yarn_edge.cli import main
+from yarn_edge.convert.adapter_file import adapter_job
 from yarn_edge.convert.adapters.requests import AdaptedCheckpoint
 from yarn_edge.convert.hf_to_gguf import convert
+from yarn_edge.convert.outputs import OutputOptions
 from yarn_edge.convert.source_model import open_source_model
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
@@ -75,14 +77,19 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], str]] = {
 }
 
 
+def read_merged(base: Path, adapter: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy's would reach the user
+        model = open_source_model(AdaptedCheckpoint.of(base, adapter))
+        model.checkpoint.tensors[f"{Q}.weight"].float32()
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_contradictions_are_refused(case: str, base: Path, tmp_path: Path) -> None:
     found, config, message = REFUSED[case]
     folder = adapters.write(tmp_path / "a", found, **config)
-    with warnings.catch_warnings(), pytest.raises(YarnEdgeError, match=message):
-        warnings.simplefilter("error")
-        model = open_source_model(AdaptedCheckpoint.of(base, f"{folder}={8 if case == 'a huge scale' else 1}"))
-        model.checkpoint.tensors[f"{Q}.weight"].float32()
+    with pytest.raises(YarnEdgeError, match=message):
+        read_merged(base, f"{folder}={8 if case == 'a huge scale' else 1}")
 
 
 # What the base does not have, or PEFT leaves out, need not be in the file.
@@ -108,8 +115,17 @@ def test_no_biases_are_missed_where_the_base_has_none(tmp_path: Path) -> None:
 
 
 def test_a_weight_beyond_float32_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(YarnEdgeError, match="1e40.* is more than float32 holds"):
+    with pytest.raises(YarnEdgeError, match=r"1e40.* is more than float32 holds"):
         AdaptedCheckpoint.of(None, f"{tmp_path / 'a'}=1e40")
+
+
+def test_numbers_of_a_gguf_adapter_that_overflow(base: Path, tmp_path: Path) -> None:
+    folder = adapters.write(tmp_path / "a", HUGE)
+    out = tmp_path / "lora.gguf"
+    job = adapter_job(AdaptedCheckpoint.of(base, f"{folder}=1e10"), OutputOptions(str(out), "F32"))
+    with pytest.raises(YarnEdgeError, match=rf"a=1e\+10: {Q}.weight has values that are not finite"):
+        job.write()
+    assert not out.exists()
 
 
 def test_further_files_of_weights(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from .rows import (
     Factors,
     Floats,
     finite,
+    finite_tensor,
     plus_product,
     plus_vector,
     stored_rows,
@@ -67,8 +68,9 @@ class WeightChange:
     def applied(self, base: Tensor) -> Tensor:
         """The base's tensor after the change. Shapes are checked before."""
         start = base if self.whole is None else replace(self.whole, name=base.name)
+        what = f"{self.labels[0]}: merged with it, {one_line(base.name, 120)}" if self.labels else base.name
         if not (self.products or self.vectors or self.tokens):
-            return start
+            return start if self.whole is None else finite_tensor(start, what)
         rows = stored_rows(start)
         for product in self.products:
             rows = plus_product(rows, product.factors, product.scale)
@@ -80,7 +82,6 @@ class WeightChange:
             rows = with_row_norms(rows, stored_rows(self.magnitude))
         if self.tokens is not None:
             rows = with_rows(rows, self.tokens[0], stored_rows(self.tokens[1]))
-        what = f"{self.labels[0]}: merged with it, {one_line(base.name, 120)}"
         return view_of(base.name, start.shape, finite(rows, what))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,17 @@ def finite(rows: RowsOf, what: str) -> RowsOf:
         return values
 
     return checked
+
+
+def finite_tensor(tensor: Tensor, what: str) -> Tensor:
+    """The tensor in its own type; reading raises YarnEdgeError as `finite` does."""
+
+    def read(offset: int, buffer: Any) -> None:
+        tensor.read(offset, buffer)
+        if not np.isfinite(to_float32(np.frombuffer(buffer, tensor.kind), tensor.dtype)).all():
+            raise YarnEdgeError(f"{what} has values that are not finite numbers")
+
+    return replace(tensor, read=read)
 
 
 def view_of(name: str, shape: tuple[int, ...], rows: RowsOf) -> Tensor:

@@ -69,6 +69,11 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], str]] = {
     "a huge alpha": (GOOD, {"lora_alpha": 1e39}, r"adapter_config.json: lora_alpha is 1e\+39, .* finite"),
     "an integer beyond doubles": (GOOD, {"lora_alpha": 10**400}, "lora_alpha is .* not a finite number"),
     "a huge scale": (GOOD, {"lora_alpha": 3e38, "r": 4, "rank_pattern": {"x": 1}}, "lora_alpha and the weight 8"),
+    "a whole tensor": (
+        {name: tensor * torch.inf for name, tensor in WHOLE.items()},
+        {},
+        f"a: tensor .*{Q}.weight: merged with it, {Q}.weight has values that are not finite",
+    ),
     "a huge product": (
         HUGE,
         {},

@@ -9,7 +9,6 @@ Sources: Frantar et al. 2022 (arXiv 2210.17323); Chee et al. 2023 (arXiv 2307.13
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from dataclasses import dataclass
 from functools import cache
@@ -93,14 +92,12 @@ class Step(Protocol):
 
 @cache
 def _step() -> Step:
-    name = machine_code.key(Path(__file__).with_name(source) for source in _SOURCES)
-    code = machine_code.kept(name)
-    if code is None:
+    def compile_it() -> bytes:
         from .feedback_code import compile_feedback
 
-        code = compile_feedback()
-        with contextlib.suppress(OSError, YarnEdgeError):  # no writable folder, a full disk: it is compiled again
-            machine_code.keep(name, code)
+        return compile_feedback()
+
+    code, _ = machine_code.kept_or_compiled((Path(__file__).with_name(name) for name in _SOURCES), compile_it)
     function = machine_code.loaded(code, _ARGUMENTS)
 
     def step(arrays: tuple[npt.NDArray[Any], ...], numbers: tuple[int, ...]) -> None:

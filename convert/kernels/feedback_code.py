@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from .layout import WEIGHTS
-from .machine_code import object_code
+from .machine_code import compiled_object
 
 _SIGNATURE = numba.types.void(numba.types.CPointer(numba.types.voidptr), numba.types.CPointer(numba.int64))
 _ZERO = np.float32(0)
@@ -64,8 +64,4 @@ _aim = numba.njit(error_model="numpy")(_aimed)
 
 def compile_feedback() -> bytes:
     """The object code for this processor (`machine_code`). Raises whatever Numba raises if it cannot compile."""
-    made = numba.njit(_SIGNATURE, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(_feedback)
-    (result,) = made.overloads.values()
-    return object_code(
-        result.library.get_llvm_str(), result.fndesc.llvm_func_name, result.library.codegen.magic_tuple()
-    )
+    return compiled_object(_feedback, _SIGNATURE)

@@ -28,16 +28,13 @@ _ARGUMENTS = (ctypes.c_void_p,) * 5
 
 def load_kernel() -> tuple[Kernel, Exception | None]:
     """(the kernel, why it could not be kept). Raises whatever Numba raises if it cannot compile it."""
-    name = machine_code.key(Path(__file__).with_name(source) for source in SOURCES)
-    code, failure = machine_code.kept(name), None
-    if code is None:
+
+    def compile_it() -> bytes:
         from .kquant import compile_kernel
 
-        code = compile_kernel()
-        try:
-            machine_code.keep(name, code)
-        except Exception as error:  # no writable folder, a full disk
-            failure = error
+        return compile_kernel()
+
+    code, failure = machine_code.kept_or_compiled((Path(__file__).with_name(name) for name in SOURCES), compile_it)
     return callable_kernel(machine_code.loaded(code, _ARGUMENTS)), failure
 
 

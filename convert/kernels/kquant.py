@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .lanes import absolute, any_lane, bits, compiled, floats, ints, load, pick, store, turn
 from .layout import GROUP, WEIGHTS
-from .machine_code import object_code
+from .machine_code import compiled_object
 from .plan import LANES, ROOM, KernelPlan
 from .search import (
     between,
@@ -272,8 +272,4 @@ def _quantize_blocks(places: Any, numbers: Any, factors: Any) -> None:
 
 def compile_kernel() -> bytes:
     """The object code of the kernel for this processor (`machine_code`). Raises whatever Numba raises if it cannot compile."""
-    made = numba.njit(_SIGNATURE, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(_quantize_blocks)
-    (result,) = made.overloads.values()
-    return object_code(
-        result.library.get_llvm_str(), result.fndesc.llvm_func_name, result.library.codegen.magic_tuple()
-    )
+    return compiled_object(_quantize_blocks, _SIGNATURE)

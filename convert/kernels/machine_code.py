@@ -106,6 +106,32 @@ def loaded(code: bytes, arguments: Sequence[Any]) -> Callable[..., int]:
     return function
 
 
+def compiled_object(function: Callable[..., Any], signature: Any) -> bytes:
+    """The object code of a Python function for this processor. signature: Numba's, with nothing of Python in it.
+
+    Raises whatever Numba raises if it cannot compile it.
+    """
+    import numba
+
+    made = numba.njit(signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    (result,) = made.overloads.values()
+    library = result.library
+    return object_code(library.get_llvm_str(), result.fndesc.llvm_func_name, library.codegen.magic_tuple())
+
+
+def kept_or_compiled(sources: Iterable[Path], compile_it: Callable[[], bytes]) -> tuple[bytes, Exception | None]:
+    """(the object code that was kept for these sources, or is compiled and kept now; why it could not be kept)."""
+    name = key(sources)
+    code, failure = kept(name), None
+    if code is None:
+        code = compile_it()
+        try:
+            keep(name, code)
+        except Exception as error:  # no writable folder, a full disk
+            failure = error
+    return code, failure
+
+
 def _initialize() -> None:
     import llvmlite.binding as llvm
 

@@ -26,7 +26,7 @@ from yarn_edge.runtime.ggml_types import type_named
 from .adapters.base import base_of
 from .adapters.changes import VOCABULARY, Product, WeightChange
 from .adapters.requests import AdaptedCheckpoint
-from .adapters.rows import Floats, RowsOf, finite, view_of
+from .adapters.rows import Floats, finite, view_of
 from .checkpoint import Checkpoint
 from .families.rows import TensorRow
 from .families.sizes import ModelSizes
@@ -39,7 +39,7 @@ from .quant_types import parse_quants
 from .recipe import Recipe
 from .row_reader import source_tensor
 from .source_model import SourceModel, open_source_model
-from .stored import Tensor
+from .stored import RowsOf, Tensor
 
 EMBEDDINGS = VOCABULARY[0]
 _MERGE = "leave out --as-adapter to merge it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ _OTHERS = {
 }
 _BITS = {name: kind for kind, names in _OTHERS.items() for name in names.split()}
 _BITS |= {name: kind for name, (kind, _bfloat16) in DTYPES.items()}
+
+
+RowsOf = Callable[[int, int], npt.NDArray[np.float32]]  # rows [start, stop), as new memory
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,15 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 def item_bytes(dtype: str) -> int | None:
     """Bytes of one value; None for a dtype that is not known."""
     return np.dtype(_BITS[dtype]).itemsize if dtype in _BITS else None
+
+
+def made_tensor(name: str, shape: Sequence[int], width: int, rows: RowsOf) -> Tensor:
+    """A tensor of float32 whose rows of `width` values are made by rows(start, stop) when they are read."""
+    row_bytes = 4 * width
+
+    def read(offset: int, buffer: npt.NDArray[np.uint8]) -> None:
+        first, inside = divmod(offset, row_bytes)
+        made = rows(first, -(-(offset + len(buffer)) // row_bytes))
+        buffer[:] = made.reshape(-1).view(np.uint8)[inside : inside + len(buffer)]
+
+    return Tensor(name, "F32", tuple(shape), read)

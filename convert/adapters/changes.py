@@ -60,11 +60,6 @@ class WeightChange:
     tokens: tuple[tuple[int, ...], Tensor] | None = None
     labels: list[str] = field(default_factory=list)
 
-    @property
-    def only_products(self) -> bool:
-        """Whether a GGUF adapter can hold it."""
-        return bool(self.products) and not (self.vectors or self.whole or self.magnitude or self.tokens)
-
     def applied(self, base: Tensor) -> Tensor:
         """The base's tensor after the change. Shapes are checked before."""
         start = base if self.whole is None else replace(self.whole, name=base.name)

@@ -18,10 +18,9 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
 
-from ..stored import Tensor, to_float32
+from ..stored import RowsOf, Tensor, made_tensor, to_float32
 
 Floats = npt.NDArray[np.float32]
-RowsOf = Callable[[int, int], Floats]
 Factors = Callable[[], tuple[Floats, Floats]]
 _STEP_VALUES = 1 << 20  # of a pass over all rows
 # Multiplications of one call. For more, OpenBLAS starts threads of its own, which wait for those of the pipeline: 3.5 times the work.
@@ -147,15 +146,5 @@ def finite_tensor(tensor: Tensor, what: str) -> Tensor:
 
 
 def view_of(name: str, shape: tuple[int, ...], rows: RowsOf) -> Tensor:
-    """A tensor of float32 whose rows are made when they are read."""
-    row_bytes = 4 * math.prod(shape[1:])
-
-    def read(offset: int, buffer: Any) -> None:
-        start, rest = divmod(offset, row_bytes)
-        out = np.frombuffer(buffer, np.float32)
-        n_rows, part = divmod(out.nbytes, row_bytes)
-        if rest or part:
-            raise ValueError(f"{name}: bytes {offset} to {offset + out.nbytes} are not whole rows")
-        out.reshape(n_rows, -1)[:] = rows(start, start + n_rows)
-
-    return Tensor(name, "F32", shape, read)
+    """A tensor of float32 whose rows, those of its first dimension, are made when they are read."""
+    return made_tensor(name, shape, math.prod(shape[1:]), rows)

@@ -7,17 +7,16 @@ one rounding of a float32 product is what a library gets that multiplies in half
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..stored import Tensor, to_float32
+from ..stored import RowsOf, Tensor, made_tensor, to_float32
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-RowsOf = Callable[[int, int], Floats]
 _PAIRS = 1 << 16
 _SUBNORMAL = np.float32(2.0**-14)  # below it, the steps of half precision are 2^-24
 _STEPS = np.float32(0.75)  # numbers near it have steps of 2^-24 in float32
@@ -134,12 +133,4 @@ def as_float32(raw: npt.NDArray[Any], dtype: str) -> Floats:
 
 def dequantized_tensor(name: str, shape: Sequence[int], rows: RowsOf) -> Tensor:
     """A tensor of float32 whose rows, counted over all matrices, are made by rows(start, stop) when they are read."""
-    width = int(shape[-1])
-    row_bytes = 4 * width
-
-    def read(offset: int, buffer: Bytes) -> None:
-        first, inside = divmod(offset, row_bytes)
-        made = rows(first, -(-(offset + len(buffer)) // row_bytes))
-        buffer[:] = made.reshape(-1).view(np.uint8)[inside : inside + len(buffer)]
-
-    return Tensor(name, "F32", tuple(shape), read)
+    return made_tensor(name, shape, int(shape[-1]), rows)

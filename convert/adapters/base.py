@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from yarn_edge.checkpoint.adapter_config import LoraConfig, read_lora_config
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.hub.reference import HubReference
+from yarn_edge.hub.repository import cached_snapshot, hub_cache
 from yarn_edge.progress import note
-from yarn_edge.regular_file import read_regular
 
 from .requests import AdaptedCheckpoint
 
@@ -39,25 +39,12 @@ def named_base(config: LoraConfig) -> Path:
     return found
 
 
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it has downloaded (its constants.py)."""
-    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    if given:
-        return Path(given).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser() / "hub"
-
-
 def _snapshot(name: str, revision: str) -> Path | None:
-    """The folder of a model's revision (a branch, a tag or a commit) in the cache; None if it is not there."""
-    model = hub_cache() / f"models--{name.replace('/', '--')}"
+    """The folder of a model's revision in the Hub's cache; None if it is not there."""
     if not _REVISION.fullmatch(revision) or ".." in revision:
         return None
-    ref = model / "refs" / revision
-    commit = read_regular(ref, 1000).decode("ascii", "replace").strip() if ref.is_file() else revision
-    folder = model / "snapshots" / commit
-    inside = folder.resolve().is_relative_to(model.resolve())
-    return folder if inside and (folder / "config.json").is_file() else None
+    folder = cached_snapshot(HubReference(name, revision))
+    return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def same_model(base: Path, config: LoraConfig) -> bool:

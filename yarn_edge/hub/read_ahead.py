@@ -72,10 +72,6 @@ class ReadAhead:
         self._error: Exception | None = None
         self._stopped = False
 
-    def begin_of(self, index: int) -> int:
-        """Where a file begins."""
-        return self._begins[index]
-
     def start(self, state: StreamState | None = None) -> None:
         """Begin to fetch, from the first block or from where an earlier run's `state` was taken."""
         if state is not None:

@@ -10,10 +10,12 @@ from typing import Any
 from yarn_edge import __version__
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.progress import note
+from yarn_edge.regular_file import read_regular
 
 from .failures import HubError, HubUnreachableError, retried
 from .reference import HubReference
 
+_MAX_REF = 1000  # bytes of a file that names a commit
 _FIRST_TRIES = 4  # whoever is not connected at all shall not wait for long
 
 
@@ -92,19 +94,32 @@ def list_repository(reference: HubReference) -> Repository:
     return Repository(reference, found.sha, entries)
 
 
-def _repo_folder(reference: HubReference) -> Path:
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it has downloaded."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE) / f"models--{reference.repo.replace('/', '--')}"
+    return Path(HF_HUB_CACHE)
+
+
+def _repo_folder(reference: HubReference) -> Path:
+    return hub_cache() / f"models--{reference.repo.replace('/', '--')}"
+
+
+def cached_snapshot(reference: HubReference) -> Path | None:
+    """The folder of a revision (a branch, a tag or a commit) in the cache; None if it is not there, or leads out of the cache."""
+    folder = _repo_folder(reference)
+    ref = folder / "refs" / reference.revision
+    commit = read_regular(ref, _MAX_REF).decode("ascii", "replace").strip() if ref.is_file() else reference.revision
+    snapshot = folder / "snapshots" / commit
+    inside = snapshot.resolve().is_relative_to(folder.resolve())
+    return snapshot if inside and snapshot.is_dir() else None
 
 
 def _from_cache(reference: HubReference, why: str) -> Repository:
-    folder = _repo_folder(reference)
-    ref = folder / "refs" / reference.revision
-    commit = ref.read_text().strip() if ref.is_file() else reference.revision
-    snapshot = folder / "snapshots" / commit
-    if not snapshot.is_dir():
-        raise YarnEdgeError(f"{reference}: {why}, and the cache ({folder.parent}) does not have it")
+    snapshot = cached_snapshot(reference)
+    if snapshot is None:
+        raise YarnEdgeError(f"{reference}: {why}, and the cache ({hub_cache()}) does not have it")
+    commit = snapshot.name
     note(f"note: {reference}: {why}: commit {commit[:12]} is taken from the cache")
     files = (path for path in snapshot.rglob("*") if path.is_file())
     entries = {

@@ -178,7 +178,7 @@ def test_the_base_by_its_name(base: Path, tmp_path: Path, monkeypatch: pytest.Mo
     refs = tmp_path / "hub" / "models--org--base" / "refs"
     refs.mkdir()
     (refs / "main").write_text("0123abc")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     found = pair(Q, 64, 64)
     for name, path in (("org/base", snapshot), (str(base), base)):
         folder = adapters.write(tmp_path / "a", found, base_model_name_or_path=name)

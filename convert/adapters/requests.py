@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from yarn_edge.checkpoint.adapter import model_name
+from yarn_edge.checkpoint.adapter import model_name, path_and_number
 from yarn_edge.checkpoint.adapter_config import FLOAT32_MAX
 from yarn_edge.errors import YarnEdgeError, one_line
 
@@ -22,20 +22,12 @@ class AdapterRequest:
     @classmethod
     def parse(cls, text: str) -> AdapterRequest:
         """From DIR or DIR=WEIGHT. Raises YarnEdgeError."""
-        folder, equals, weight = text.rpartition("=")
-        if not equals or Path(text).is_dir():
-            return cls(Path(text))
-        try:
-            value = float(weight)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise YarnEdgeError(f"--adapter {one_line(text, 200)}: {one_line(repr(weight), 40)} is not a number")
-        if abs(value) > FLOAT32_MAX:
-            raise YarnEdgeError(
-                f"--adapter {one_line(text, 200)}: {one_line(repr(weight), 40)} is more than float32 holds"
-            )
-        return cls(Path(folder), value)
+        folder, weight = path_and_number(text, Path.is_dir)
+        if not abs(weight) <= FLOAT32_MAX:
+            why = "more than float32 holds" if math.isfinite(weight) else "not a number"
+            given = one_line(repr(text.rpartition("=")[2]), 40)
+            raise YarnEdgeError(f"--adapter {one_line(text, 200)}: {given} is {why}")
+        return cls(Path(folder), weight)
 
     @property
     def name(self) -> str:

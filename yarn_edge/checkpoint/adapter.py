@@ -5,8 +5,9 @@ Converting weights without the adapter that lies beside them would give another 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,17 @@ def model_name(folder: Path) -> str:
     folder = folder.absolute()
     cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
     return folder.parent.parent.name.split("--")[-1] if cached else folder.resolve().name
+
+
+def path_and_number(text: str, is_there: Callable[[Path], bool] = Path.exists) -> tuple[str, float]:
+    """PATH or PATH=NUMBER, as --adapter and --lora take them. The number is 1 without one, and NaN if it is none.
+
+    A path with "=" in its name that `is_there` is taken whole.
+    """
+    path, equals, number = text.rpartition("=")
+    if not equals or is_there(Path(text)):
+        return text, 1.0
+    try:
+        return path, float(number)
+    except ValueError:
+        return path, math.nan

@@ -6,14 +6,13 @@ llama.cpp computes them beside the weights, which stay as they are. Every contex
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+from yarn_edge.checkpoint.adapter import path_and_number
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
@@ -24,6 +23,7 @@ from yarn_edge.runtime.llama_api import clear_log, failure_reason
 from yarn_edge.signals import deferred_ctrl_c
 
 _STEP_BYTES = 1 << 20
+_MOST_SCALE = 1e6
 _GRAPH_TOKENS, _GRAPH_COPIES = 512, 3  # of a product: as it is made, scaled, added
 
 
@@ -37,16 +37,11 @@ class LoraFile:
     @classmethod
     def parse(cls, text: str) -> LoraFile:
         """From FILE or FILE=SCALE. Raises YarnEdgeError."""
-        file, equals, scale = text.rpartition("=")
-        if not equals or Path(text).exists():
-            return cls(read_gguf(text))
-        try:
-            value = float(scale)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or abs(value) > 1e6:
-            raise YarnEdgeError(f"--lora {one_line(text, 200)}: {one_line(repr(scale), 40)} is not a scale")
-        return cls(read_gguf(file), value)
+        file, scale = path_and_number(text)
+        if not abs(scale) <= _MOST_SCALE:
+            given = one_line(repr(text.rpartition("=")[2]), 40)
+            raise YarnEdgeError(f"--lora {one_line(text, 200)}: {given} is not a scale")
+        return cls(read_gguf(file), scale)
 
     @property
     def name(self) -> str:

@@ -31,11 +31,10 @@ from .adapters.base import base_of
 from .adapters.requests import AdaptedCheckpoint, add_adapter_flags
 from .conversion import ConversionPlan, check_header, check_positions, checkpoint_source, plan_conversion, tell
 from .file_plan import plan_files
-from .imatrix.matrix import read_imatrix
 from .job import QuantizationJob, collector_paused, run_job
 from .kernels.choose import FAST
 from .moments.collect import CalibrationSettings, collect_moments
-from .moments.moments import Moments
+from .moments.moments import Moments, importance_for
 from .outputs import OutputOptions
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
@@ -89,9 +88,7 @@ def convert_job(
         checkpoint if isinstance(checkpoint, AdaptedCheckpoint) else AdaptedCheckpoint(checkpoint, ())
     )
     paths = output.checked([*asked.files, *options.files])
-    matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
-    if moments is not None:
-        matrix = moments.importance()
+    matrix = importance_for(options.imatrix, moments)
     with collector_paused():
         plan = plan_conversion(asked, overrides, planner, proved, remote)
         if proved:

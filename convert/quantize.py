@@ -17,10 +17,9 @@ from yarn_edge.source_file import SourceFile
 from yarn_edge.writer import partial_folder
 
 from .file_plan import QUANTIZER, Source, plan_files
-from .imatrix.matrix import read_imatrix
 from .job import QuantizationJob, run_job
 from .moments.collect import collect_moments
-from .moments.moments import Moments
+from .moments.moments import Moments, importance_for
 from .one_pass import SourceTensor
 from .outputs import OutputOptions
 from .recipe import QuantOptions
@@ -94,9 +93,7 @@ def quantize_job(
 ) -> QuantizationJob:
     """`quantize`, planned, for a model whose header was read and checked. Nothing is written. moments: for error feedback."""
     paths = output.checked([*model.shards, *options.files])
-    matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
-    if moments is not None:
-        matrix = moments.importance()
+    matrix = importance_for(options.imatrix, moments)
     source = gguf_source(model)
     files = plan_files(source, paths, options, matrix, allow_requantize, moments.keys() if moments else {})
     return QuantizationJob(source, files, matrix, partial(_check, source), output.force, moments=moments)

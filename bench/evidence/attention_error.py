@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from yarn_edge.attention.compiled import kernel_of
 from yarn_edge.attention.kernel_shapes import kernel_shapes, work_floats
 from yarn_edge.attention.node import DATA, PARAMS, give_to_kernel
+from yarn_edge.attention.self_check import exact_attention
 from yarn_edge.attention.work import WorkArea
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import count
@@ -66,7 +66,8 @@ class _Errors(GraphTap):
         n = theirs.shape[0]
         rows = np.unique(np.linspace(0, n - 1, _EXACT_ROWS).astype(int))
         scale = np.frombuffer(ctypes.string_at(address + PARAMS, 4), np.float32)[0]
-        exact = _exact(q[0][:, rows], k[0], v[0], mask[0, 0][rows], float(scale))
+        q, k, v = (x[0].swapaxes(0, 1) for x in (q[:, :, rows], k, v))
+        exact = exact_attention(q, k, v, mask[0, 0][rows], float(scale))
         size = np.square(exact).sum()
         errors = [float(np.sqrt(np.square(one[rows] - exact).sum() / size)) for one in (theirs, ours)]
         self.errors[n].append((errors[0], errors[1]))
@@ -79,18 +80,6 @@ class _Errors(GraphTap):
         copied[DATA : DATA + 8].view(np.int64)[0] = result.ctypes.data
         self._kernel.ctypes(copied.ctypes.data, 0, 1, self._area.address)
         return result
-
-
-def _exact(q: Any, k: Any, v: Any, mask: Any, scale: float) -> npt.NDArray[np.float64]:
-    """(rows, heads, d) in float64. q (heads, rows, d), k and v (kv heads, cells, d), mask (rows, cells)."""
-    q, k, v, mask = (a.astype(np.float64) for a in (q, k, v, mask))
-    group = len(q) // len(k)
-    out = np.empty((q.shape[1], len(q), v.shape[-1]))
-    for head in range(len(q)):
-        scores = q[head] @ k[head // group].T * scale + mask
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        out[:, head] = weights / weights.sum(-1, keepdims=True) @ v[head // group]
-    return out
 
 
 def errors_of(path: str, depth: int, threads: int | None = None) -> dict[int, list[tuple[float, float]]]:

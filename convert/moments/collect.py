@@ -14,7 +14,7 @@ from yarn_edge.attention.choose import fastest_attention
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.graph.opening import open_context
 from yarn_edge.progress import bar, note
-from yarn_edge.runtime.context_settings import Attention, ContextSettings
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 from yarn_edge.writer import check_space
 
@@ -40,7 +40,6 @@ class CalibrationSettings:
     tokens: int = 16384
     window: int = 4096
     threads: int | None = None
-    attention: Attention = "auto"
 
 
 class MomentsTap(ActivationTap):
@@ -129,7 +128,7 @@ def _cut(tokens: Sequence[int], window: int, wanted: int, model: Model) -> list[
 def _read(model: Model, windows: list[list[int]], settings: CalibrationSettings, tap: MomentsTap) -> Moments:
     n_ctx = len(windows[0])
     wanted = ContextSettings(n_ctx=n_ctx, n_batch=BATCH, n_ubatch=BATCH, threads=settings.threads)
-    attention = fastest_attention(wanted, model.gguf) if settings.attention == "auto" else settings.attention
+    attention = fastest_attention(wanted, model.gguf)
     squares: dict[str, Importance] = {}
     n_tokens = sum(map(len, windows))
     with (

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..imatrix.matrix import Importance, ImportanceMatrix
+from ..imatrix.matrix import Importance, ImportanceMatrix, read_imatrix
 from ..kernels.feedback import Factors
 
 Floats = npt.NDArray[np.float32]
@@ -52,6 +52,13 @@ class Moments:
         return ImportanceMatrix(None, dict(self.squares), self.texts, 1, self.tokens)
 
 
+def importance_for(imatrix: str | Path | None, moments: Moments | None) -> ImportanceMatrix | None:
+    """What a job's tensors are weighted with: the moments' own importance, else that in a file. Raises YarnEdgeError."""
+    if moments is not None:
+        return moments.importance()
+    return None if imatrix is None else read_imatrix(imatrix)
+
+
 class FactorsOf:
     """The factors of each weight's input, computed when they are first wanted. Any thread may ask."""
 
@@ -73,8 +80,3 @@ class FactorsOf:
                 while len(self._kept) > _KEPT:
                     self._kept.popitem(last=False)
             return found
-
-
-def without_moments(moments: Moments, weights: Sequence[str]) -> list[str]:
-    """Those of `weights` that have importance alone."""
-    return [name for name in weights if name not in moments.input_of]

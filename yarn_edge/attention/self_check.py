@@ -52,7 +52,7 @@ def check_attention(kernel: Any, shape: KernelShape) -> None:
         scale = np.float32(shape.d_k**-0.5)
         ctypes.c_float.from_address(ctypes.addressof(node) + SCALE_AT).value = float(scale)
         kernel.ctypes(ctypes.addressof(node), 0, 1, area.address)
-        expected = _exact(q, k, v, mask, sinks, float(scale))
+        expected = exact_attention(q, k, v, mask, float(scale), sinks)
         error = float(np.sqrt(np.square(out - expected).sum() / np.square(expected).sum()))
         if not error < _MOST_ERROR:
             raise YarnEdgeError(
@@ -61,12 +61,21 @@ def check_attention(kernel: Any, shape: KernelShape) -> None:
             )
 
 
-def _exact(q: Floats, k: Floats, v: Floats, mask: Any, sinks: Floats, scale: float) -> npt.NDArray[np.float64]:
-    """(queries, heads, d_v)."""
-    group = HEADS // KV_HEADS
-    keys, values = (np.repeat(x.astype(np.float64), group, 1) for x in (k, v))
+def exact_attention(
+    q: npt.NDArray[Any],
+    k: npt.NDArray[Any],
+    v: npt.NDArray[Any],
+    mask: npt.NDArray[Any],
+    scale: float,
+    sinks: Floats | None = None,
+) -> npt.NDArray[np.float64]:
+    """Attention in float64, (queries, heads, d_v). q (queries, heads, d_k), k and v (cells, kv heads, d), mask (queries, cells), sinks
+    (heads,)."""
+    n_heads = q.shape[1]
+    keys, values = (np.repeat(x.astype(np.float64), n_heads // x.shape[1], 1) for x in (k, v))
     scores = np.einsum("qhd,chd->qhc", q.astype(np.float64), keys) * scale + mask[:, None].astype(np.float64)
-    sink = np.broadcast_to(sinks.astype(np.float64)[None, :, None], (len(q), HEADS, 1))
+    none = np.full(n_heads, -np.inf) if sinks is None else sinks.astype(np.float64)
+    sink = np.broadcast_to(none[None, :, None], (len(q), n_heads, 1))
     most = np.maximum(scores.max(-1, keepdims=True), sink)
     weights = np.exp(scores - most)
     weights /= weights.sum(-1, keepdims=True) + np.exp(sink - most)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.averages import Bucket, perplexity_by_position
 from yarn_edge.cli import main
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_threads_flag, add_trust_flag, length
@@ -30,7 +31,6 @@ from yarn_edge.stdout import json_text, write_text
 from yarn_edge.writer import partial_folder, publish_folder, write_file
 
 from .evidence.smollm2 import CONTEXT, write_checkpoint
-from .scoring.averages import Bucket, perplexity_by_position
 from .scoring.evaluate import token_nll
 
 FACTOR = 4

@@ -36,6 +36,7 @@ from .kernels.choose import FAST
 from .moments.collect import CalibrationSettings, collect_moments
 from .moments.moments import Moments, importance_for
 from .outputs import OutputOptions
+from .proving import CalibrationProof, calibration_keys
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
 from .sizing.sized import SizeWanted, check_size, check_types, size_wanted, types_for, with_types
@@ -77,11 +78,12 @@ def convert_job(
     planner: PlannerOptions = EXACT,
     proved: bool = True,
     moments: Moments | None = None,
+    proof: CalibrationProof | None = None,
 ) -> QuantizationJob:
     """`convert`, planned: everything is read and checked but the weights, and nothing is written.
 
     proved: prove the tokenizer now; otherwise the job's `write` proves it beside the tensors, and may raise UnprovedTokenizer.
-    moments: for error feedback.
+    moments: for error feedback; proof: of what they are worth.
     """
     output.checked(options.files)  # before anything is asked of the Hub
     asked, remote = _in_folders(
@@ -94,9 +96,9 @@ def convert_job(
         if proved:
             tell(plan)
         source = checkpoint_source(plan)
-        files = plan_files(source, paths, options, matrix, calibration=moments.keys() if moments else {})
+        files = plan_files(source, paths, options, matrix, calibration=calibration_keys(moments, proof))
     checks = partial(check_positions, plan), output.force, _header_check(plan)
-    return QuantizationJob(source, files, matrix, *checks, moments)
+    return QuantizationJob(source, files, matrix, *checks, moments, proof)
 
 
 def _in_folders(asked: AdaptedCheckpoint) -> tuple[AdaptedCheckpoint, RemoteWeights | None]:
@@ -150,12 +152,13 @@ def _calibrated(
         with without_notes():
             convert(checkpoint, str(whole), "BF16", **how)
         moments = collect_moments(whole, calibration, folder)
+        proof = CalibrationProof.of(whole, calibration.texts, folder, args.threads)
         if wanted is not None:
             chosen = types_for(wanted, job.source.tensors, job.files[0], moments, Path(str(checkpoint.base)))
             options = with_types(options, chosen)
             moments = replace(moments, method="error feedback, types by sensitivity")
         with without_notes():
-            job = planned(options=options, moments=moments)
+            job = planned(options=options, moments=moments, proof=proof)
         if wanted is not None:
             check_types(chosen, job.files[0].recipe.types)
         return run_job(job, args)

@@ -35,6 +35,7 @@ from .one_pass import Rounding, fill
 from .output_file import Output
 from .outputs import check_disk_room
 from .partials import writing
+from .proving import CalibrationProof
 
 _SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
 
@@ -44,7 +45,8 @@ class QuantizationJob:
     """Files that are planned to the last byte.
 
     check: reads a written file back, and raises YarnEdgeError if it is wrong. check_header: the same for what only needs the
-    file's header, which is written before its tensors: it runs while they are made. moments: of the inputs, for error feedback.
+    file's header, which is written before its tensors: it runs while they are made. moments: of the inputs, for error feedback. proof:
+    measures the files before they get their names.
     """
 
     source: Source
@@ -54,6 +56,7 @@ class QuantizationJob:
     force: bool
     check_header: Callable[[Path], None] = lambda _path: None
     moments: Moments | None = None
+    proof: CalibrationProof | None = None
 
     @property
     def kernels(self) -> Kernels:
@@ -81,6 +84,8 @@ class QuantizationJob:
     def write(self, threads: int | None = None) -> list[Path]:
         """Write every file, check it, and give all of them their names, or none. Returns their paths."""
         check_disk_room(self.files)
+        if self.proof is not None:
+            self.proof.check_room(self.files)
         paths = [plan.path for plan in self.files]
         weights = importance_weights(self.source.tensors, self.matrix)
         with writing(self.source, self.files, weights, self.kernels) as (partials, record):
@@ -103,6 +108,8 @@ class QuantizationJob:
             for output in outputs:
                 _check_same_header(output)
             _each(self.check, partials)
+            if self.proof is not None:
+                self.proof.run(self.files, partials, self.matrix)
             publish_files(partials, paths, self.force)
         for plan in self.files:
             note(_summary(plan))
@@ -110,6 +117,8 @@ class QuantizationJob:
                 names = [name for name, kind in plan.recipe.types.items() if kind.name in LAYOUTS]
                 n = sum(name in self.moments.input_of for name in names)
                 note(f"error feedback in {n} of {len(names)} tensors with K-quants, from {self.moments.tokens} tokens")
+            for line in [] if self.proof is None else self.proof.lines(plan):
+                note(line)
         return paths
 
     def _check_headers(self, partials: Iterable[Path]) -> None:
@@ -137,6 +146,7 @@ class QuantizationJob:
                         {"name": name, "ne": list(by_name[name].ne), "type": kind.name, "from": by_name[name].kind.name}
                         for name, kind in plan.recipe.types.items()
                     ],
+                    **({} if self.proof is None else {"calibration": self.proof.figures(plan)}),
                 }
                 for plan in self.files
             ],

@@ -5,60 +5,23 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from yarn_edge.errors import YarnEdgeError, one_line
-from yarn_edge.gguf.file import GGUFFile, TensorInfo
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import without_notes
-from yarn_edge.runtime.ggml_types import GGMLType, types
-from yarn_edge.source_file import SourceFile
 from yarn_edge.writer import partial_folder
 
 from .file_plan import QUANTIZER, Source, plan_files
+from .gguf_source import gguf_source
 from .job import QuantizationJob, run_job
 from .moments.collect import collect_moments
 from .moments.moments import Moments, importance_for
-from .one_pass import SourceTensor
 from .outputs import OutputOptions
+from .proving import CalibrationProof, calibration_keys
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
-
-_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
-
-
-def gguf_source(file: GGUFFile) -> Source:
-    """A GGUF, split or not, as a source to quantize. Its files stay open."""
-    files = {
-        path: SourceFile(path, size=file.file_bytes, mtime_ns=file.mtime_ns) if path == file.path else SourceFile(path)
-        for path in file.shards
-    }
-    kinds = types()
-    tensors = []
-    for info in file.tensors.values():
-        if info.type_name not in kinds:
-            raise YarnEdgeError(
-                f"{info.path}: tensor {one_line(info.name, 100)} has the type {info.type_name}, which ggml does not know"
-            )
-        tensors.append(_gguf_tensor(info, kinds[info.type_name], files[info.path]))
-    header = files[file.path].read(file.header_end)
-    entries = {key: header[e.start : e.end] for key, e in file.entries.items() if key not in _SPLIT_KEYS}
-
-    def check_unchanged() -> None:
-        for opened in files.values():
-            opened.check_unchanged()
-
-    return Source(file.path, entries, tensors, {t.name: t.kind for t in tensors}, file.alignment, check_unchanged)
-
-
-def _gguf_tensor(info: TensorInfo, kind: GGMLType, file: SourceFile) -> SourceTensor:
-    row_bytes = kind.row_bytes(info.shape[0])
-
-    def read(first_row: int, out: Any) -> None:
-        file.read_into(out, info.offset + first_row * row_bytes)
-
-    return SourceTensor(info.name, info.shape, kind, read, f"{info.path}: tensor {one_line(info.name, 100)}")
 
 
 def quantize(
@@ -90,13 +53,15 @@ def quantize_job(
     *,
     allow_requantize: bool = False,
     moments: Moments | None = None,
+    proof: CalibrationProof | None = None,
 ) -> QuantizationJob:
-    """`quantize`, planned, for a model whose header was read and checked. Nothing is written. moments: for error feedback."""
+    """`quantize`, planned, for a model whose header was read and checked. Nothing is written. moments: for error feedback; proof: of
+    what they are worth."""
     paths = output.checked([*model.shards, *options.files])
     matrix = importance_for(options.imatrix, moments)
     source = gguf_source(model)
-    files = plan_files(source, paths, options, matrix, allow_requantize, moments.keys() if moments else {})
-    return QuantizationJob(source, files, matrix, partial(_check, source), output.force, moments=moments)
+    files = plan_files(source, paths, options, matrix, allow_requantize, calibration_keys(moments, proof))
+    return QuantizationJob(source, files, matrix, partial(_check, source), output.force, moments=moments, proof=proof)
 
 
 def _loadable(model: str | Path) -> GGUFFile:
@@ -133,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     planned().check_feedback()  # what is wrong is said before the model reads
     with partial_folder(next(iter(output.named()))) as folder:
         moments = collect_moments(model.path, calibration, folder)
+        proof = CalibrationProof.of(model.path, calibration.texts, folder, args.threads)
         with without_notes():
-            job = planned(moments=moments)
+            job = planned(moments=moments, proof=proof)
         return run_job(job, args)

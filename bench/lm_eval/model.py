@@ -22,10 +22,10 @@ from yarn_edge import __version__
 from yarn_edge.chat.template import ChatTemplate, Message
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.graph.opening import open_context
+from yarn_edge.likelihood import Rows
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 
-from ..scoring.likelihood import Rows
 from .arguments import parse_arguments, parse_generation
 from .requests import Requests, Tokens, in_order
 

@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.likelihood import Float32, Rows
 from yarn_edge.runtime.context import Context
 from yarn_edge.signals import deferred_ctrl_c
-
-from ..scoring.likelihood import Float32, Rows
 
 Tokens = npt.NDArray[np.int32]
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.convert.gguf_source import gguf_source
 from yarn_edge.convert.kernels.choose import FAST, Kernels, choose_kernels
 from yarn_edge.convert.kernels.layout import LAYOUTS, WEIGHTS
 from yarn_edge.convert.one_pass import SourceTensor
-from yarn_edge.convert.quantize import gguf_source
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.progress import bar

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..scoring.averages import Mean, blocks_of, paired
-from ..scoring.likelihood import Float64
+from yarn_edge.averages import Mean, blocks_of, paired
+from yarn_edge.likelihood import Float64
 
 RESAMPLINGS = 2000
 SURE = 2.0  # standard errors

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.averages import Mean, edges_of, mean_of, paired, perplexity_of
 from yarn_edge.report.report import Cell, Chart, Line, Picture, Report, Table
 
-from ..scoring.averages import Mean, edges_of, mean_of, paired, perplexity_of
 from ..scoring.variants import split_variant
 from .side_by_side import CandidateOutcome, ModelComparison
 from .text_settings import TextSettings

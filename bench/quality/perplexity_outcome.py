@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from yarn_edge.averages import Bucket, Mean, edges_of, lengths_up_to, mean_of, perplexity_by_position
 from yarn_edge.progress import note
 from yarn_edge.report.report import Chart, Line, Picture, Report, Table
 
-from ..scoring.averages import Bucket, Mean, edges_of, lengths_up_to, mean_of, perplexity_by_position
 from ..scoring.evaluate import Scores
 from ..scoring.variants import Variant
 from .text_settings import TextSettings

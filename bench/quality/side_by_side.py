@@ -13,6 +13,7 @@ import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.graph.opening import open_context
+from yarn_edge.likelihood import Divergences, Float64, Rows
 from yarn_edge.memory.plan import Simulation
 from yarn_edge.memory.together import fit_together
 from yarn_edge.progress import bar, note
@@ -22,7 +23,6 @@ from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 
 from ..scoring.evaluate import ScoredBatch, batch_settings, batches, check_finite, stoppable
-from ..scoring.likelihood import Divergences, Float64, Rows
 from ..scoring.variants import Variant
 from ..scoring.windows import Window
 from .stored_distributions import Distributions

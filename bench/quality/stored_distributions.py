@@ -19,9 +19,9 @@ from types import TracebackType
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, os_error
+from yarn_edge.likelihood import Divergences, Float32, Float64, Int, Rows
 
 from ..scoring.evaluate import ScoredBatch
-from ..scoring.likelihood import Divergences, Float32, Float64, Int, Rows
 
 TAIL = 1e-4  # probability kept as one sum
 EXACT = 128  # rows that are also kept whole

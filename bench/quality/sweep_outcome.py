@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from yarn_edge.averages import Bucket, Mean, edges_of, mean_of, perplexity_by_position, perplexity_of
+from yarn_edge.likelihood import Float64
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.report.report import Cell, Chart, Line, Picture, Report, Table
 
-from ..scoring.averages import Bucket, Mean, edges_of, mean_of, perplexity_by_position, perplexity_of
-from ..scoring.likelihood import Float64
 from ..scoring.windows import Window
 from .best_value import Best, best_value
 from .sweep_plan import Value

@@ -1,4 +1,4 @@
-"""Scoring texts in one causal pass: documents, windows, variants of a model, likelihoods and their averages.
+"""Scoring texts in one causal pass: documents, windows, variants of a model.
 
 May import: yarn_edge.engine and below.
 """

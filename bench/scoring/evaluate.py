@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.attention.policy import choose_attention
+from yarn_edge.averages import Mean
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.graph.opening import open_context
+from yarn_edge.likelihood import Float32, Float64, Int, Rows
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.progress import bar
 from yarn_edge.runtime.context import Context
@@ -27,8 +29,6 @@ from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 from yarn_edge.signals import deferred_ctrl_c
 
-from .averages import Mean
-from .likelihood import Float32, Float64, Int, Rows
 from .variants import Variant
 from .windows import Window
 

@@ -21,6 +21,7 @@ from yarn_edge.writer import check_space
 from ..imatrix.activations import ActivationTap, Squares, tensor_values, weight_text
 from ..imatrix.matrix import Importance
 from .moments import Moments
+from .proof import held_out_tokens
 
 BATCH = 1024  # tokens of one graph; the moments are read and written once for each
 IN_MEMORY = (
@@ -95,14 +96,18 @@ def collect_moments(model: Path, settings: CalibrationSettings, folder: Path) ->
 
 
 def _windows(model: Model, settings: CalibrationSettings) -> list[list[int]]:
-    """Windows of equal length, as many of each text, one kind after the other so that what is read last is not one kind alone."""
+    """Windows of equal length, as many of each text, one kind after the other so that what is read last is not one kind alone.
+
+    The end of each text is left for the proof.
+    """
     if len(settings.texts) == 1:
         note(
             "warning: one text calibrates for texts of its kind, and can make others worse than an importance matrix does: "
             "give several kinds, --calibrate A.txt,B.txt"
         )
     names = list(settings.texts)
-    tokens = [model.tokenize(text, add_special=False, parse_special=False) for text in settings.texts.values()]
+    whole = [model.tokenize(text, add_special=False, parse_special=False) for text in settings.texts.values()]
+    tokens = [text[: len(text) - held_out_tokens(len(text), len(whole))] for text in whole]
     each = settings.tokens // len(tokens)
     shortest = min(map(len, tokens))
     window = min(settings.window, model.n_ctx_train, each, shortest)

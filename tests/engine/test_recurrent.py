@@ -11,7 +11,6 @@ import pytest
 
 from yarn_edge.bench.lm_eval.requests import Requests
 from yarn_edge.bench.quality.retrieval import Reader
-from yarn_edge.bench.scoring.likelihood import Rows
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.engine import generation
 from yarn_edge.engine.generation import Generation
@@ -19,6 +18,7 @@ from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.engine.state_cache import StateCache
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.likelihood import Rows
 from yarn_edge.memory.placement import Wanted
 from yarn_edge.memory.plan import Simulation
 from yarn_edge.runtime.context import Context

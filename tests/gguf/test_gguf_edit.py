@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from yarn_edge.convert.hf_to_gguf import convert
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf import fast_copy as kernel_copy
-from yarn_edge.gguf.edit import PADDING_KEY, pack_key
+from yarn_edge.gguf.edit import PADDING_KEY, pack_key, set_numbers
 from yarn_edge.gguf.edit_shards import edit_gguf_files, output_files, partial_files, publish_files, shards_bytes
+from yarn_edge.gguf.header import write_arrays
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
@@ -692,3 +693,18 @@ def test_split_keys_of_hand_made_shards(tmp_path):
     )
     assert outputs[1].read_bytes() == second
     assert list(read_gguf(outputs[0]).tensors) == ["a", "c", "b"]
+
+
+def test_numbers_are_replaced_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.gguf"
+    entries = [pack_key("yarn_edge.a", 1.0), pack_key("yarn_edge.b", float("nan")), pack_key("general.c", 3.0)]
+    write_arrays(path, entries, {"t": np.arange(4, dtype=np.float32)})
+    before = path.read_bytes()
+    set_numbers(path, {"yarn_edge.b": 0.25})
+    after = path.read_bytes()
+    assert read_gguf(path).metadata == {"yarn_edge.a": 1.0, "yarn_edge.b": 0.25, "general.c": 3.0}
+    changed = [i for i, (x, y) in enumerate(zip(before, after, strict=True)) if x != y]
+    assert changed[-1] - changed[0] < 8
+    for key in ("yarn_edge.d", "general.c"):
+        with pytest.raises(ValueError, match="has no float64 under"):
+            set_numbers(path, {key: 1.0})

@@ -24,6 +24,7 @@ from yarn_edge.gguf.file import GGUFFile, SkippedStrings, TensorInfo
 from yarn_edge.gguf.header import (
     F32,
     F32_TENSOR,
+    F64,
     KIND_NAMES,
     MAX_NAME_BYTES,
     aligned,
@@ -31,7 +32,7 @@ from yarn_edge.gguf.header import (
     pack_key,
     tensor_info,
 )
-from yarn_edge.gguf.read import ARRAY, HEADER_BYTES, STRING
+from yarn_edge.gguf.read import ARRAY, HEADER_BYTES, STRING, read_shard
 from yarn_edge.source_file import SourceFile
 from yarn_edge.writer import open_output
 
@@ -63,6 +64,21 @@ def write_edited(source: GGUFFile, output: Path, edit: Edit, advance: Callable[[
         if edit.flush:
             os.fsync(target.fileno())
     return changes
+
+
+def set_numbers(path: Path, values: Mapping[str, float]) -> None:
+    """Put other numbers in place of those that a file has under these keys, in float64; nothing else changes.
+
+    Raises ValueError for a key that is not there, or of another type.
+    """
+    entries = read_shard(path, vocabulary=False).entries
+    if wrong := [key for key in values if key not in entries or entries[key].kind != F64]:
+        raise ValueError(f"{path}: has no float64 under {', '.join(wrong)}")
+    with open_output(path, "r+") as file:
+        for key, value in values.items():
+            number = struct.pack("<d", value)
+            file.seek(entries[key].end - len(number))
+            file.write(number)
 
 
 def open_source(source: GGUFFile) -> SourceFile:

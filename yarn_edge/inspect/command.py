@@ -35,6 +35,7 @@ from yarn_edge.progress import note
 from yarn_edge.runtime.kv_cache import has_plain_cache, kv_bytes
 from yarn_edge.stdout import write_json, write_text
 
+CALIBRATION = "yarn_edge.calibration."
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 KV_SHOWN = ("f16", "q8_0", "q4_0")
 
@@ -67,6 +68,7 @@ def inspect_gguf(positions: FilePositions) -> GGUFOutcome:
         runtime_arguments=patient.arguments,
         findings=[*refused, *examine(patient)],
         kv_bytes={c: {t: kv_bytes(file, c, t) for t in KV_SHOWN} for c in contexts} if knows_cache else {},
+        calibration=_calibration(file),
     )
 
 
@@ -144,6 +146,12 @@ def _positions(path: Path, overrides: ScalingOverrides) -> FilePositions | None:
 def _bounded(value: Any) -> Any:
     """A key's value; of an array of numbers the first 32."""
     return value[:32] if isinstance(value, np.ndarray) else value
+
+
+def _calibration(file: GGUFFile) -> dict[str, Any]:
+    """What `convert --calibrate` wrote; values that are no text and no numbers are left out."""
+    told = {key.removeprefix(CALIBRATION): v for key, v in file.metadata.items() if key.startswith(CALIBRATION)}
+    return {key: value for key, value in told.items() if isinstance(value, (str, int, float))}
 
 
 def _count_types(file: GGUFFile) -> dict[str, int]:

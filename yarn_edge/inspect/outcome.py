@@ -23,6 +23,7 @@ class GGUFOutcome:
 
     runtime_arguments: what a plain `llama_cpp.Llama(path, **arguments)` needs to run it as wanted, None if none help.
     kv_bytes: bytes of the cache by context in tokens and cache type; empty if the architecture's cache is not of the plain form.
+    calibration: what the file says of it, by key; empty if it was made without.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class GGUFOutcome:
     runtime_arguments: Mapping[str, Any] | None
     findings: Sequence[Finding]
     kv_bytes: Mapping[int, Mapping[str, int | None]]
+    calibration: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """The object of --json."""
@@ -52,6 +54,7 @@ class GGUFOutcome:
             "n_tensors": self.n_tensors,
             "weight_bytes": self.weight_bytes,
             "tensor_types": self.tensor_types,
+            "calibration": self.calibration,
             "declared": _scaling_json(self.declared),
             "wanted": _scaling_json(self.wanted),
             "effective": _scaling_json(self.effective),
@@ -70,6 +73,7 @@ class GGUFOutcome:
         parts = [
             _heading(self.path, self.architecture, "GGUF"),
             f"{self.n_tensors} tensors ({types}), {self.weight_bytes / 1e6:.1f} MB of weights{files}\n",
+            *self._calibration_lines(),
             _scaling_table({title: scaling for title, scaling in readings.items() if scaling is not None}),
             *self._cache_lines(),
         ]
@@ -77,6 +81,13 @@ class GGUFOutcome:
             arguments = ", ".join(f"{key}={value!r}" for key, value in self.runtime_arguments.items())
             parts.append(f"\nllama_cpp.Llama(path, {arguments})\n")
         return "".join([*parts, _findings_text(self.findings)])
+
+    def _calibration_lines(self) -> list[str]:
+        told = [
+            f"{one_line(key, 40)} {one_line(value, 200) if isinstance(value, str) else _number(value)}"
+            for key, value in self.calibration.items()
+        ]
+        return [f"calibration: {'; '.join(told)}\n"] if told else []
 
     def _cache_lines(self) -> list[str]:
         lines: list[str] = []

@@ -18,11 +18,13 @@ from yarn_edge.checkpoint.config_file import read_config
 from yarn_edge.checkpoint.quantized import refuse_quantized
 from yarn_edge.checkpoint.tensor_names import KEY_MAPPING
 from yarn_edge.errors import YarnEdgeError, one_line
+from yarn_edge.likelihood import Rows
 from yarn_edge.memory.choice import gib
 from yarn_edge.positions import rope
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.progress import bar, note
 from yarn_edge.regular_file import refuse_special_files
+from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.machine import spare_bytes
 from yarn_edge.verify.dequantized import computes_in_floats
 from yarn_edge.verify.reference_config import transformers_config
@@ -234,13 +236,10 @@ def divergence(truth: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -
     """KL divergence and top-1 agreement of two sets of logits, each (n_tokens, n_vocab)."""
     if truth.shape != other.shape:
         raise YarnEdgeError(f"logits of shape {truth.shape} and {other.shape} cannot be compared")
-    kls: list[float] = []
-    same = 0
-    for start in range(0, len(truth), 64):
-        p, q = log_softmax(truth[start : start + 64]), log_softmax(other[start : start + 64])
-        kls += (np.exp(p) * (p - q)).sum(axis=1).tolist()
-        same += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
-    return Divergence(len(kls), float(np.mean(kls)), float(np.max(kls)), same / len(kls))
+    with Rows(physical_threads()) as rows:
+        log_z, top = rows.log_normalizers(truth), truth.argmax(axis=1)
+        found = rows.divergences(truth, log_z, top, other, np.zeros(len(truth), np.int64))
+    return Divergence(len(truth), float(found.kl.mean()), float(found.kl.max()), float(found.same_top.mean()))
 
 
 def merge(parts: Sequence[Divergence]) -> Divergence:

@@ -103,7 +103,7 @@ def test_a_model_against_itself(smol_quants: dict[str, Path]) -> None:
 def test_stored_distributions_keep_what_matters() -> None:
     """Rows of every kind: flat, peaked, with tokens ruled out."""
     from yarn_edge.bench.scoring.evaluate import ScoredBatch
-    from yarn_edge.bench.scoring.likelihood import Rows
+    from yarn_edge.likelihood import Rows
 
     random = np.random.default_rng(0)
     base = (random.standard_normal((40, 5000)) * np.linspace(0, 12, 40)[:, None]).astype(np.float32)
@@ -124,7 +124,7 @@ def test_stored_distributions_keep_what_matters() -> None:
 def test_stored_distributions_in_odd_forms() -> None:
     """Ties, a rest that the candidate all but rules out, and what is not a number."""
     from yarn_edge.bench.scoring.evaluate import ScoredBatch
-    from yarn_edge.bench.scoring.likelihood import Rows
+    from yarn_edge.likelihood import Rows
 
     flat = np.zeros((1, 20000), dtype=np.float32)
     peak = np.full((1, 32000), -22, dtype=np.float32)

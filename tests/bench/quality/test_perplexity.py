@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yarn_edge.averages import perplexity_by_position
 from yarn_edge.bench.quality import perplexity, score_file
 from yarn_edge.bench.quality.perplexity import score_text
 from yarn_edge.bench.quality.perplexity_outcome import summarize
 from yarn_edge.bench.quality.text_settings import TextSettings
-from yarn_edge.bench.scoring.averages import perplexity_by_position
 from yarn_edge.bench.scoring.evaluate import Scores, batch_settings, token_nll
 from yarn_edge.bench.scoring.variants import Variant, parse_variant
 from yarn_edge.cli import main

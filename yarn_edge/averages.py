@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-
-from .likelihood import Float64
+from yarn_edge.likelihood import Float64
 
 MAX_BUCKETS = 4096
 BLOCK = 256  # neighboring tokens that count as one observation

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yarn_edge import likelihood
+from yarn_edge.averages import Mean, blocks_of, edges_of, lengths_up_to, mean_of, paired
 from yarn_edge.bench.quality.best_value import best_value
-from yarn_edge.bench.scoring import likelihood
-from yarn_edge.bench.scoring.averages import Mean, blocks_of, edges_of, lengths_up_to, mean_of, paired
-from yarn_edge.bench.scoring.likelihood import Rows
+from yarn_edge.likelihood import Rows
 
 
 def plain(logits: Any) -> Any:

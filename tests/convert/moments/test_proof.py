@@ -93,33 +93,43 @@ def test_kl_is_that_of_transformers(folder: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(kl, wanted, rtol=0.02)
 
 
-def test_the_figures_are_those_of_compare(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, out, other = folder / "f32.gguf", tmp_path / "out.gguf", tmp_path / "imatrix.gguf"
-    names = [folder / "a.txt", folder / "b.txt"]
-    words = ["quantize", str(source), "-o", str(out), "--calibrate", ",".join(map(str, names))]
-    assert main([*words, "--calibrate-tokens", "1024", "--json"]) == 0
-    told = capsys.readouterr()
-    figures = json.loads(told.out)["files"][0]["calibration"]
-    assert "Q4_K_M: KL to the source in nats: held-out text " in told.err
-    assert "bundled text " in told.err
-    kept = read_gguf(out).metadata
-    for kind in ("held_out", "other_kind"):
-        assert kept[KEY + kind] == figures[kind]["kl"] > 0
-        assert kept[f"{KEY}imatrix_{kind}"] == figures[kind]["kl_imatrix"] > 0
-    moments = collect_moments(source, CalibrationSettings({str(n): n.read_text() for n in names}, 1024), tmp_path)
+@pytest.fixture(scope="module")
+def out(folder: Path) -> Path:
+    """A file calibrated with a.txt and b.txt."""
+    out = folder / "out.gguf"
+    words = ["quantize", str(folder / "f32.gguf"), "-o", str(out), "--calibrate-tokens", "1024", "--quiet"]
+    assert main([*words, "--calibrate", f"{folder / 'a.txt'},{folder / 'b.txt'}"]) == 0
+    return out
+
+
+def test_the_figures_are_those_of_compare(folder: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", str(folder / "f32.gguf"), str(out), "--protocol", "llama.cpp", "--ctx", "1024"]
+    assert main([*words, "--max-tokens", "2048", "--json", "--quiet"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["models"]
+    assert found["kld_mean"] == pytest.approx(read_gguf(out).metadata[KEY + "other_kind"], rel=1e-6)
+
+
+def test_the_importance_matrix_is_that_of_the_same_reading(folder: Path, out: Path, tmp_path: Path) -> None:
+    source, other = folder / "f32.gguf", tmp_path / "other.gguf"
+    texts = texts_of(folder, "a.txt", "b.txt")
+    moments = collect_moments(source, CalibrationSettings(texts, 1024), tmp_path)
     write_imatrix(moments.importance(), tmp_path / "im")
     words = ["quantize", str(source), "-o", str(other), "--imatrix", str(tmp_path / "im"), "--kernels", "fast"]
-    assert main(words) == 0
-    words = ["compare", str(source), str(out), str(other), "--protocol", "llama.cpp", "--ctx", "1024"]
-    assert main([*words, "--max-tokens", "2048", "--json"]) == 0
-    models = json.loads(capsys.readouterr().out)["models"]
-    assert models[0]["kld_mean"] == pytest.approx(figures["other_kind"]["kl"], rel=1e-6)
-    assert models[0]["kld_stderr"] == pytest.approx(figures["other_kind"]["kl_stderr"], rel=1e-6)
-    assert models[1]["kld_mean"] == pytest.approx(figures["other_kind"]["kl_imatrix"], rel=1e-6)
+    assert main([*words, "--quiet"]) == 0
+    windows = proof_windows(source, texts)
+    for kind in ("held_out", "other_kind"):
+        (found,) = kl_of(source, [other], windows[kind], tmp_path, None)
+        assert np.concatenate(found).mean() == pytest.approx(read_gguf(out).metadata[f"{KEY}imatrix_{kind}"], rel=1e-6)
+
+
+def test_inspect_tells_the_figures(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = read_gguf(out).metadata
     assert main(["inspect", str(out)]) == 0
-    assert f"kl_held_out {figures['held_out']['kl']:.6g}" in capsys.readouterr().out
+    assert f"kl_held_out {kept[KEY + 'held_out']:.6g}; " in capsys.readouterr().out
     assert main(["inspect", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["calibration"]["kl_other_kind"] == figures["other_kind"]["kl"]
+    told = json.loads(capsys.readouterr().out)["calibration"]
+    assert told["kl_imatrix_other_kind"] == kept[KEY + "imatrix_other_kind"] > 0
+    assert told["texts"] == "a.txt, b.txt"
 
 
 def test_texts_that_are_too_short_or_bundled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,8 +177,16 @@ def test_a_file_that_is_worse_is_told(
 
     monkeypatch.setattr(proving, "kl_of", worse)
     words = ["quantize", str(folder / "f32.gguf"), "-o", str(tmp_path / "out.gguf"), "--calibrate-tokens", "1024"]
-    assert main([*words, "--calibrate", str(folder / "b.txt")]) == 0
-    told = capsys.readouterr().err
+    assert main([*words, "--calibrate", str(folder / "b.txt"), "--json"]) == 0
+    captured = capsys.readouterr()
+    told = captured.err
+    assert (
+        "Q4_K_M: KL to the source in nats: held-out text 0.3000 ± 0.0000 (importance matrix: 0.2000 ± 0.0000), bundled"
+        in told
+    )
     for text in ("held-out", "bundled"):
         assert f"warning: Q4_K_M: on the {text} text worse than with the importance matrix, by 0.1000 ± 0.0000" in told
+    figures = json.loads(captured.out)["files"][0]["calibration"]
+    assert figures["held_out"]["kl"] == pytest.approx(0.3)
+    assert figures["other_kind"]["kl_imatrix"] == pytest.approx(0.2)
     assert read_gguf(tmp_path / "out.gguf").metadata[KEY + "imatrix_held_out"] == pytest.approx(0.2)

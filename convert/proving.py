@@ -99,7 +99,7 @@ class CalibrationProof:
         for path in others:
             path.unlink()
         for plan, path, ours, imatrix in zip(files, written, found, found[len(files) :], strict=False):
-            first, values = 0, {}
+            first, values = 0, dict[str, float]()
             for kind, windows in self.windows.items():
                 part = slice(first, first := first + len(windows))
                 loss = ProvedLoss.of(ours[part], imatrix[part])

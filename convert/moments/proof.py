@@ -7,6 +7,7 @@ The source runs first, alone, and its logits are kept on the disk; then each fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -85,14 +86,14 @@ def kl_of(
 
     Raises YarnEdgeError for logits that are not finite.
     """
-    ends = np.cumsum([n_scored(window) for window in windows])
-    n_rows = int(ends[-1])
+    ends = list(accumulate(map(n_scored, windows)))
+    n_rows = ends[-1]
     total = (1 + len(files)) * sum(len(window) - 1 for window in windows)
     log_z, top = np.empty(n_rows), np.empty(n_rows, np.int64)
     kept: Float32 | None = None
     found: list[list[Float64]] = []
     with Rows(threads or physical_threads()) as rows, bar("Proof", total, "tokens") as advance:
-        for at, logits in _scored_rows(source, windows, threads, advance):
+        for at, logits in _scored_rows(source, windows, threads, advance, False):
             if kept is None:
                 shape = (n_rows, logits.shape[1])
                 kept = np.memmap(folder / "logits.bin", np.float32, "w+", shape=shape)
@@ -101,7 +102,7 @@ def kl_of(
         assert kept is not None
         for file in files:
             kl = np.empty(n_rows)
-            for at, logits in _scored_rows(file, windows, threads, advance):
+            for at, logits in _scored_rows(file, windows, threads, advance, True):
                 part = slice(at, at + len(logits))
                 targets = np.zeros(len(logits), np.int64)  # their likelihoods are not used
                 kl[part] = rows.divergences(kept[part], log_z[part], top[part], logits, targets).kl
@@ -112,13 +113,16 @@ def kl_of(
 
 
 def _scored_rows(
-    path: Path, windows: Sequence[Sequence[int]], threads: int | None, advance: Callable[[float], None]
+    path: Path, windows: Sequence[Sequence[int]], threads: int | None, advance: Callable[[float], None], trust: bool
 ) -> Iterator[tuple[int, Float32]]:
-    """(number of the first row, rows of logits, valid until the next) of the scored tokens."""
+    """(number of the first row, rows of logits, valid until the next) of the scored tokens. trust: the file is our own."""
     n_ctx = max(map(len, windows))
     wanted = ContextSettings(n_ctx=n_ctx, n_batch=_BATCH, n_outputs=_SCORED_BATCH, threads=threads, attention="auto")
     at = 0
-    with Model(path) as model, open_context(model, choose_attention(wanted, model.gguf, on_cpu=True)) as context:
+    with (
+        Model(path, trust=trust) as model,
+        open_context(model, choose_attention(wanted, model.gguf, on_cpu=True)) as context,
+    ):
         for window in windows:
             half, end = len(window) // 2, len(window) - 1
             context.clear()

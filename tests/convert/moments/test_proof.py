@@ -22,6 +22,7 @@ from yarn_edge.convert.proving import CalibrationProof, ProvedLoss
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
+from yarn_edge.text_file import read_text
 
 from support import tiny
 
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def texts_of(folder: Path, *names: str) -> dict[str, str]:
-    return {name: (folder / name).read_text(encoding="utf-8") for name in names}
+    return {name: read_text(folder / name) for name in names}
 
 
 @pytest.mark.parametrize(

@@ -23,23 +23,22 @@ from yarn_edge.flags import (
 )
 from yarn_edge.hub.weights import RemoteWeights
 from yarn_edge.progress import note, without_notes
-from yarn_edge.runtime.ggml_types import GGMLType
-from yarn_edge.writer import partial_folder
 
 from .adapter_file import adapter_job
 from .adapters.base import base_of
 from .adapters.requests import AdaptedCheckpoint, add_adapter_flags
+from .calibration import Calibration
 from .conversion import ConversionPlan, check_header, check_positions, checkpoint_source, plan_conversion, tell
-from .file_plan import plan_files
+from .file_plan import FilePlan, plan_files
 from .job import QuantizationJob, collector_paused, run_job
 from .kernels.choose import FAST
-from .moments.collect import CalibrationSettings, collect_moments
 from .moments.moments import Moments, importance_for
 from .outputs import OutputOptions
 from .proving import CalibrationProof, calibration_keys
 from .recipe import QuantOptions
-from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
-from .sizing.sized import SizeWanted, check_size, check_types, size_wanted, types_for, with_types
+from .recipe_flags import add_recipe_flags, calibration_of, output_options, quant_options
+from .size_report import STANDARD, check_picture, tell_sizes
+from .sizing.sized import SizeWanted, check_size, check_types, size_plan, size_wanted, with_types
 from .vocab_proof import UnprovedTokenizer
 from .weight_files import find_checkpoint, whole_folder
 
@@ -136,32 +135,53 @@ def _proving_meanwhile(planned: Callable[..., QuantizationJob], write: Callable[
 def _calibrated(
     checkpoint: AdaptedCheckpoint,
     planned: Callable[..., QuantizationJob],
-    calibration: CalibrationSettings,
+    calibration: Calibration,
     args: argparse.Namespace,
 ) -> int:
     """The model is written in BF16 beside the output, reads the texts, and is removed."""
-    options, wanted, chosen = quant_options(args), _size_of(checkpoint, args), dict[str, GGMLType]()
+    options, wanted = quant_options(args), _size_of(checkpoint, args)
     job = planned(options=options)  # what is wrong is said before that
     job.check_feedback()
     if wanted is not None:
         check_size(wanted, job.source.tensors, job.files[0])
-    note("the model is written in 16 bits beside the output, reads the texts, and is removed")
-    with partial_folder(next(iter(output_options(args).named()))) as folder:
-        whole = folder / "whole.gguf"
-        how = {"overrides": scaling_overrides(args), "planner": planner_options(args), "threads": args.threads}
-        with without_notes():
-            convert(checkpoint, str(whole), "BF16", **how)
-        moments = collect_moments(whole, calibration, folder)
-        proof = CalibrationProof.of(whole, calibration.texts, folder, args.threads)
+    output = next(iter(output_options(args).named()))
+    with calibration.at_work(job.source, output, wanted is not None) as work:
+        whole = partial(_whole, checkpoint, work.folder / "whole.gguf", args)
+        moments = work.moments(whole)
+        texts = {} if args.dry_run else calibration.texts
+        proof = CalibrationProof.of(whole(), texts, work.folder, args.threads) if texts else None
         if wanted is not None:
-            chosen = types_for(wanted, job.source.tensors, job.files[0], moments, Path(str(checkpoint.base)))
-            options = with_types(options, chosen)
+            moments = work.with_gradients(moments, Path(str(checkpoint.base)))
+            assert moments.gradients is not None
+            kept = work.folder / "costs.json"
+            sized = size_plan(wanted, job.source.tensors, job.files[0], moments, moments.gradients, kept)
+            options = with_types(options, sized.types)
             moments = replace(moments, method="error feedback, types by sensitivity")
         with without_notes():
             job = planned(options=options, moments=moments, proof=proof)
         if wanted is not None:
-            check_types(chosen, job.files[0].recipe.types)
-        return run_job(job, args)
+            check_types(sized.types, job.files[0].recipe.types)
+            if args.dry_run:
+                return tell_sizes(sized, job, standard_files(checkpoint, args), args)
+        return run_job(replace(job, folder=work.folder), args)
+
+
+def _whole(checkpoint: AdaptedCheckpoint, path: Path, args: argparse.Namespace) -> Path:
+    """The checkpoint in 16 bits."""
+    if not path.exists():
+        note("the model is written in 16 bits beside the output, reads the texts, and is removed")
+        how = {"overrides": scaling_overrides(args), "planner": planner_options(args), "threads": args.threads}
+        with without_notes():
+            convert(checkpoint, str(path), "BF16", **how)
+    return path
+
+
+def standard_files(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> list[FilePlan]:
+    """Plans of files of the usual types, for comparison."""
+    output = OutputOptions("{quant}.gguf", ",".join(STANDARD), True)
+    how = {"overrides": scaling_overrides(args), "planner": planner_options(args), "proved": False}
+    with without_notes():
+        return list(convert_job(checkpoint, output, QuantOptions(kernels=FAST), **how).files)
 
 
 def _size_of(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> SizeWanted | None:
@@ -170,8 +190,6 @@ def _size_of(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> SizeWan
         return None
     if checkpoint.adapters:
         raise YarnEdgeError("--size measures the checkpoint itself, without --adapter: choose a --quant instead")
-    if args.dry_run:
-        raise YarnEdgeError("--size has to measure before it can plan: leave out --dry-run")
     if quant_options(args) != QuantOptions(kernels=FAST):
         raise YarnEdgeError(
             "--size chooses every type: leave out --tensor-type, --output-type, --embedding-type and --pure"
@@ -196,6 +214,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(4.5bpw), and loses least"
     )
     parser.add_argument("--size", metavar="SIZE", help=text)
+    text = "with --size and --dry-run: draw what each size would cost (needs yarn-edge[plot])"
+    parser.add_argument("--plot", metavar="FILE.png", help=text)
     add_trust_flag(parser)
     add_planner_flags(parser)
     add_scaling_flags(parser, "on top of config.json, or YaRN for a plain checkpoint")
@@ -209,7 +229,8 @@ def run(args: argparse.Namespace) -> int:
     planned = partial(
         convert_job, checkpoint, output_options(args), overrides=scaling_overrides(args), planner=planner_options(args)
     )
-    calibration = calibration_settings(args)
+    calibration = calibration_of(args)
+    check_picture(args)
     if args.size is not None and calibration is None:
         raise YarnEdgeError("--size needs to know what matters: pass --calibrate TEXT,TEXT as well")
     if calibration is not None and (args.size is not None or not args.dry_run):
@@ -222,8 +243,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _adapter_job(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> QuantizationJob:
     """--as-adapter. Raises YarnEdgeError for flags that ask for another type."""
-    if args.calibrate is not None or args.size is not None:
-        raise YarnEdgeError("--as-adapter writes float32: leave out --calibrate and --size")
+    if any(value is not None for value in (args.calibrate, args.moments, args.size)):
+        raise YarnEdgeError("--as-adapter writes float32: leave out --calibrate, --moments and --size")
     if args.quant not in (None, "F32") or quant_options(args) != QuantOptions():
         raise YarnEdgeError("--as-adapter writes float32: leave out --quant, --imatrix and what else chooses types")
     output = OutputOptions(args.output, "F32", args.force)

@@ -46,7 +46,8 @@ class QuantizationJob:
 
     check: reads a written file back, and raises YarnEdgeError if it is wrong. check_header: the same for what only needs the
     file's header, which is written before its tensors: it runs while they are made. moments: of the inputs, for error feedback. proof:
-    measures the files before they get their names.
+    measures the files before they get their names. folder: of this job alone, from which another run goes on if this one is ended;
+    None without.
     """
 
     source: Source
@@ -57,6 +58,7 @@ class QuantizationJob:
     check_header: Callable[[Path], None] = lambda _path: None
     moments: Moments | None = None
     proof: CalibrationProof | None = None
+    folder: Path | None = None
 
     @property
     def kernels(self) -> Kernels:
@@ -88,7 +90,7 @@ class QuantizationJob:
             self.proof.check_room(self.files)
         paths = [plan.path for plan in self.files]
         weights = importance_weights(self.source.tensors, self.matrix)
-        with writing(self.source, self.files, weights, self.kernels) as (partials, record):
+        with writing(self.source, self.files, weights, self.kernels, self.folder) as (partials, record):
             outputs = [plan.output(partial) for plan, partial in zip(self.files, partials, strict=True)]
             factors = [] if self.moments is None else [FactorsOf(self.moments)]
             label = ", ".join(plan.quant.name for plan in self.files)
@@ -114,12 +116,24 @@ class QuantizationJob:
         for plan in self.files:
             note(_summary(plan))
             if self.moments is not None:
-                names = [name for name, kind in plan.recipe.types.items() if kind.name in LAYOUTS]
-                n = sum(name in self.moments.input_of for name in names)
-                note(f"error feedback in {n} of {len(names)} tensors with K-quants, from {self.moments.tokens} tokens")
+                note(self._feedback_in(plan, self.moments))
             for line in [] if self.proof is None else self.proof.lines(plan):
                 note(line)
         return paths
+
+    def _feedback_in(self, plan: FilePlan, moments: Moments) -> str:
+        """In how many tensors, and in how many experts not, there is error feedback."""
+        tensors = [t for t in self.source.tensors if plan.recipe.types[t.name].name in LAYOUTS]
+        with_it = few = experts = 0
+        for tensor in tensors:
+            n = tensor.n_rows // tensor.rows_per_matrix
+            found = sum(moments.input_name(tensor.name, tensor.width, matrix) is not None for matrix in range(n))
+            with_it += found > 0
+            few, experts = (few + n - found, experts + n) if n > 1 else (few, experts)
+        text = f"error feedback in {with_it} of {len(tensors)} tensors with K-quants, from {moments.tokens} tokens"
+        if few:
+            text += f"; {few} of {experts} matrices of experts saw too few for it (more --calibrate-tokens reach more)"
+        return text
 
     def _check_headers(self, partials: Iterable[Path]) -> None:
         with collector_paused():

@@ -36,12 +36,12 @@ Bytes = npt.NDArray[np.uint8]
 @dataclass(frozen=True)
 class Rounding:
     """How values become blocks. importance: by tensor name, (matrices * width,). kernels: ggml's by default. factors: of the inputs
-    of the weight with this name and width, for error feedback; None without.
+    of a matrix, by the name and the width of its weight and its number there, for error feedback; None without.
     """
 
     importance: Mapping[str, npt.NDArray[np.float32]]
     kernels: Kernels = Kernels()
-    factors: Callable[[str, int], Factors | None] = lambda _name, _width: None
+    factors: Callable[[str, int, int], Factors | None] = lambda _name, _width, _matrix: None
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,8 @@ class _Worker:
     def _quantized(self, slice_: _Slice, kind: GGMLType, values: npt.NDArray[np.float32], largest: float) -> Bytes:
         tensor = slice_.tensor
         weights = self._rounding.importance.get(tensor.name)
+        matrix = slice_.first_row // tensor.rows_per_matrix
         if weights is not None:
-            matrix = slice_.first_row // tensor.rows_per_matrix
             weights = weights[matrix * tensor.width : (matrix + 1) * tensor.width]
         elif requires_weights(kind):
             raise YarnEdgeError(f"{tensor.label}: {kind.name} cannot be made without an importance matrix")
@@ -257,7 +257,7 @@ class _Worker:
             raise _cannot_hold(tensor, kind, largest)
         out: Bytes = self._made.take(slice_.n_rows, kind.row_bytes(tensor.width))
         kernels = self._rounding.kernels
-        factors = self._rounding.factors(tensor.name, tensor.width) if kind.name in LAYOUTS else None
+        factors = self._rounding.factors(tensor.name, tensor.width, matrix) if kind.name in LAYOUTS else None
         if factors is not None:
             quantize_with_feedback(kernels, kind, values, factors, out)
         else:

@@ -1,4 +1,5 @@
-"""The files that a conversion fills, until they have their names. Those made from a stream can be gone on with after a cut.
+"""The files that a conversion fills, until they have their names. Those made from a stream, or in a folder that outlives the run,
+can be gone on with after a cut.
 
 What is needed for that is behind the bytes of the partial file (`yarn_edge.resumable`): how many slices are in it, and where the
 stream goes on. Every 64 MiB of the source, and when a run ends early, it is brought up to date.
@@ -36,18 +37,30 @@ _FORM = 1  # of the record, and of the order of slices
 
 @contextmanager
 def writing(
-    source: Source, plans: Sequence[FilePlan], importance: Mapping[str, npt.NDArray[np.float32]], kernels: Kernels
+    source: Source,
+    plans: Sequence[FilePlan],
+    importance: Mapping[str, npt.NDArray[np.float32]],
+    kernels: Kernels,
+    folder: Path | None = None,
 ) -> Iterator[tuple[list[Path], SliceRecord]]:
-    """(a partial file for each plan, what keeps the record of them), removed on leaving unless they were published."""
+    """(a partial file for each plan, what keeps the record of them), removed on leaving unless they were published.
+
+    folder: where they are until then, if it belongs to this job alone and outlives a run that is ended; None for beside their names.
+    """
     with ExitStack() as stack:
-        if source.remote is None:
+        if source.remote is None and folder is None:
             yield [stack.enter_context(partial_file(plan.path)) for plan in plans], SliceRecord()
             return
-        made_from = _made_from(source, source.remote, importance, kernels)
-        record = _StreamRecord(source.remote)
+        made_from = _made_from(source, importance, kernels)
+        record = _FileRecord(source.remote)
         files = [
             stack.enter_context(
-                resumable_file(plan.path, plan.layout.file_bytes, _key(plan, made_from), record.kept_after)
+                resumable_file(
+                    plan.path if folder is None else folder / plan.path.name,
+                    plan.layout.file_bytes,
+                    _key(plan, made_from),
+                    record.kept_after,
+                )
             )
             for plan in plans
         ]
@@ -56,11 +69,9 @@ def writing(
         yield [file.path for file in files], record
 
 
-def _made_from(
-    source: Source, remote: RemoteWeights, importance: Mapping[str, npt.NDArray[np.float32]], kernels: Kernels
-) -> bytes:
+def _made_from(source: Source, importance: Mapping[str, npt.NDArray[np.float32]], kernels: Kernels) -> bytes:
     """A hash of all that decides the bytes of an output but its own plan."""
-    hashed = hashlib.sha256(remote.identity())
+    hashed = hashlib.sha256(b"" if source.remote is None else source.remote.identity())
     parts = [_FORM, SLICE_WEIGHTS, kernels.quantizer, version("llama-cpp-python"), [t.name for t in source.tensors]]
     hashed.update(json.dumps(parts).encode())
     for name, weights in sorted(importance.items()):
@@ -72,10 +83,15 @@ def _key(plan: FilePlan, made_from: bytes) -> bytes:
     return hashlib.sha256(made_from + plan.layout.header).digest()  # the header has every type and offset
 
 
-class _StreamRecord(SliceRecord):
-    """The record of a run that reads a stream, in each of its files."""
+def _stream_state(record: Mapping[str, Any]) -> StreamState:
+    hashed, until_hashed = (bytes.fromhex(record[key]) or None for key in ("hash", "until_hash"))
+    return StreamState(record["block"], hashed, record["until"], until_hashed)
 
-    def __init__(self, remote: RemoteWeights) -> None:
+
+class _FileRecord(SliceRecord):
+    """The record of a run, in each of its files. remote: the stream that it reads; None for files of this machine."""
+
+    def __init__(self, remote: RemoteWeights | None) -> None:
         self._remote = remote
         self._files: list[ResumableFile] = []
         self._stream: ReadAhead | None = None
@@ -89,18 +105,17 @@ class _StreamRecord(SliceRecord):
         """Go on where all files are, and start the stream there."""
         self._files = files
         records: list[dict[str, Any]] = [json.loads(file.record) for file in files if file.record]
+        state: dict[str, Any] | None = None
         if len(records) == len(files):
             state = min(records, key=lambda record: int(record["slices"]))
             self.first, self.n_bytes = state["slices"], state["bytes"]
-            hashed, until_hashed = (bytes.fromhex(state[key]) or None for key in ("hash", "until_hash"))
             self._last = (self.first - 1, (state["place"], state["end"]))
             self._end = state["end"]
             note(
                 f"note: {files[0].path}: an earlier run made {self.n_bytes / 1e6:.0f} MB of the weights: going on from there"
             )
-            self._stream = self._remote.start(StreamState(state["block"], hashed, state["until"], until_hashed))
-        else:
-            self._stream = self._remote.start(None)
+        if self._remote is not None:
+            self._stream = self._remote.start(_stream_state(state) if state else None)
 
     def took(self, number: int, place: tuple[int, int]) -> None:
         """A thread begins with a slice."""
@@ -124,7 +139,6 @@ class _StreamRecord(SliceRecord):
 
     def _save(self) -> None:
         """Write the record: the slices before the first that is not done, and the stream's state there."""
-        assert self._stream is not None
         with self._saving:
             with self._lock:
                 if self._running:
@@ -137,17 +151,22 @@ class _StreamRecord(SliceRecord):
                     self.n_bytes += n_bytes
                     self._end = max(self._end, end)
                 record: dict[str, Any] = {"slices": done, "bytes": self.n_bytes, "place": place, "end": self._end}
-            state = self._stream.state_at(place, self._end) if done > 0 else None
-            if state is None:
+            if done == 0:
                 return
-            record |= {"block": state.block, "hash": (state.hashed or b"").hex()}
-            record |= {"until": state.until, "until_hash": (state.until_hashed or b"").hex()}
+            if self._stream is not None:
+                state = self._stream.state_at(place, self._end)
+                if state is None:
+                    return
+                record |= {"block": state.block, "hash": (state.hashed or b"").hex()}
+                record |= {"until": state.until, "until_hash": (state.until_hashed or b"").hex()}
             for file in self._files:
                 file.save(json.dumps(record).encode())
 
     def kept_after(self, error: BaseException) -> bool:
         """Whether an error leaves the files for another run: the connection or the user ended this one. Brings the record up to date."""
-        if not isinstance(error, (HubUnreachableError, KeyboardInterrupt, Terminated)) or self._stream is None:
+        if not isinstance(error, (HubUnreachableError, KeyboardInterrupt, Terminated)):
+            return False
+        if self._remote is not None and self._stream is None:
             return False
         with suppress(OSError):
             self._save()

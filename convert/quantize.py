@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +12,15 @@ from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.progress import without_notes
-from yarn_edge.writer import partial_folder
 
 from .file_plan import QUANTIZER, Source, plan_files
 from .gguf_source import gguf_source
 from .job import QuantizationJob, run_job
-from .moments.collect import collect_moments
 from .moments.moments import Moments, importance_for
 from .outputs import OutputOptions
 from .proving import CalibrationProof, calibration_keys
 from .recipe import QuantOptions
-from .recipe_flags import add_recipe_flags, calibration_settings, output_options, quant_options
+from .recipe_flags import add_recipe_flags, calibration_of, output_options, quant_options
 
 
 def quantize(
@@ -92,13 +91,15 @@ def run(args: argparse.Namespace) -> int:
     """`yarn-edge quantize`."""
     model, output, options = _loadable(args.model), output_options(args), quant_options(args)
     planned = partial(quantize_job, model, output, options, allow_requantize=args.allow_requantize)
-    calibration = calibration_settings(args)
+    calibration = calibration_of(args)
     if calibration is None or args.dry_run:
         return run_job(planned(), args)
-    planned().check_feedback()  # what is wrong is said before the model reads
-    with partial_folder(next(iter(output.named()))) as folder:
-        moments = collect_moments(model.path, calibration, folder)
-        proof = CalibrationProof.of(model.path, calibration.texts, folder, args.threads)
+    job = planned()
+    job.check_feedback()  # what is wrong is said before the model reads
+    with calibration.at_work(job.source, next(iter(output.named()))) as work:
+        moments = work.moments(lambda: model.path)
+        texts = calibration.texts
+        proof = CalibrationProof.of(model.path, texts, work.folder, args.threads) if texts else None
         with without_notes():
             job = planned(moments=moments, proof=proof)
-        return run_job(job, args)
+        return run_job(replace(job, folder=work.folder), args)

@@ -10,7 +10,9 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.flags import add_threads_flag, length_from
 from yarn_edge.runtime.ggml_types import QUANTIZABLE, GGMLType, type_named
 from yarn_edge.text_file import read_text
+from yarn_edge.writer import check_output
 
+from .calibration import Calibration
 from .kernels.choose import FAST, GGML
 from .moments.collect import LEAST_WINDOW, CalibrationSettings
 from .outputs import OutputOptions
@@ -36,6 +38,11 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibrate", metavar="TEXT[,TEXT…]", help=text)
     text = f"tokens that --calibrate reads, the same number of each text (default: {CalibrationSettings.tokens})"
     parser.add_argument("--calibrate-tokens", type=length_from(1024), metavar="N", help=text)
+    text = (
+        "file of --calibrate's moments, which is also an importance matrix: read in place of the texts if it is there (then "
+        "--calibrate may be left out), or else written"
+    )
+    parser.add_argument("--moments", metavar="FILE", help=text)
     parser.add_argument("--pure", action="store_true", help="use one type for all tensors instead of a mixture")
     text = "type of the tensors whose name matches, such as attn_v=q8_0; may be repeated"
     parser.add_argument(
@@ -59,20 +66,30 @@ def output_options(args: argparse.Namespace) -> OutputOptions:
 
 def quant_options(args: argparse.Namespace) -> QuantOptions:
     """--imatrix, --kernels, and the flags that choose types. --calibrate needs our own kernels."""
-    tensor_types, kernels = tuple(args.tensor_type), args.kernels or (FAST if args.calibrate else None)
+    tensor_types = tuple(args.tensor_type)
+    kernels = args.kernels or (FAST if args.calibrate or args.moments else None)
     return QuantOptions(args.imatrix, kernels, args.pure, tensor_types, args.output_type, args.embedding_type)
 
 
-def calibration_settings(args: argparse.Namespace) -> CalibrationSettings | None:
-    """--calibrate and --calibrate-tokens. Raises YarnEdgeError if they do not go with the other flags."""
-    if args.calibrate is None:
-        if args.calibrate_tokens is not None:
-            raise YarnEdgeError("--calibrate-tokens says how much --calibrate reads: pass --calibrate TEXT as well")
+def calibration_of(args: argparse.Namespace) -> Calibration | None:
+    """--calibrate, --calibrate-tokens and --moments. Raises YarnEdgeError if they do not go with the other flags."""
+    kept = None if args.moments is None else Path(args.moments)
+    if args.calibrate is None and args.calibrate_tokens is not None:
+        raise YarnEdgeError("--calibrate-tokens says how much --calibrate reads: pass --calibrate TEXT as well")
+    if args.calibrate is None and kept is None:
         return None
     if args.imatrix is not None:
         raise YarnEdgeError("--calibrate measures an importance of its own: leave out --imatrix")
     if args.kernels == GGML:
         raise YarnEdgeError("--calibrate rounds with our own kernels: leave out --kernels ggml")
+    if kept is not None and not kept.exists():
+        if args.calibrate is None:
+            raise YarnEdgeError(f"{kept}: does not exist: pass --calibrate TEXT,TEXT to make it")
+        check_output(kept, False)
+    return Calibration(None if args.calibrate is None else _settings(args), kept)
+
+
+def _settings(args: argparse.Namespace) -> CalibrationSettings:
     texts = {name: read_text(Path(name)) for name in args.calibrate.split(",") if name}
     if not texts:
         raise YarnEdgeError("--calibrate is empty: name one or more texts")

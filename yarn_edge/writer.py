@@ -85,24 +85,20 @@ def partial_file(
     def make(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, mode))
 
-    kept = False
-
-    def remove(partial: Path) -> None:
-        if not kept:
-            partial.unlink(missing_ok=True)
-
-    with _claimed(output, make, remove, left_over) as partial:
-        try:
-            yield partial
-        except BaseException as error:
-            kept = keeps(error)
-            raise
+    with _claimed(output, make, lambda path: path.unlink(missing_ok=True), left_over, keeps) as partial:
+        yield partial
 
 
 @contextmanager
-def partial_folder(output: Path) -> Iterator[Path]:
-    """A new folder beside `output`, removed on leaving unless it was renamed."""
-    with _claimed(output, Path.mkdir, lambda partial: shutil.rmtree(partial, ignore_errors=True)) as partial:
+def partial_folder(
+    output: Path,
+    left_over: LeftOver = lambda _output: None,
+    keeps: Callable[[BaseException], bool] = lambda _error: False,
+) -> Iterator[Path]:
+    """A new folder beside `output`, removed on leaving unless it was renamed. left_over, keeps: see `partial_file`."""
+    with _claimed(
+        output, Path.mkdir, lambda path: shutil.rmtree(path, ignore_errors=True), left_over, keeps
+    ) as partial:
         yield partial
 
 
@@ -125,11 +121,13 @@ def _claimed(
     output: Path,
     make: Callable[[Path], None],
     remove: Callable[[Path], None],
-    left_over: LeftOver = lambda _output: None,
+    left_over: LeftOver,
+    keeps: Callable[[BaseException], bool],
 ) -> Iterator[Path]:
-    """A name that nobody had, made by `make`, or what is left over; locked while open, removed at the end."""
+    """A name that nobody had, made by `make`, or what is left over; locked while open, removed at the end unless an error keeps it."""
     partial: Path | None = None
     lock: int | None = None
+    kept = False
     try:
         with deferred_ctrl_c():
             partial, lock = left_over(output) or (None, None)
@@ -137,12 +135,16 @@ def _claimed(
         if partial is None:
             with deferred_ctrl_c():
                 partial, lock = _claim(output, make)
-        yield partial
+        try:
+            yield partial
+        except BaseException as error:
+            kept = keeps(error)
+            raise
     except OSError as error:
         raise os_error(error, output) from error
     finally:
         with deferred_ctrl_c():
-            if partial is not None:
+            if partial is not None and not kept:
                 remove(partial)
             unlock(lock)
 

@@ -8,7 +8,7 @@ and added up in float64; and a graph is abandoned after the last multiplication 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,7 +180,19 @@ def _dense_squares(node: Any) -> Squares:
 
 
 def _expert_squares(node: Any) -> Squares:
-    """The squares of a MUL_MAT_ID: row (token, slot) of the input goes to expert ids[token, slot]. One row may serve all slots."""
+    """The squares of a MUL_MAT_ID."""
+    n_expert, x = node.src[0].contents.ne[2], tensor_values(node.src[1])
+    sums, counts = np.zeros((n_expert, x.shape[3])), np.zeros(n_expert, np.int64)
+    for expert, rows in expert_rows(node):
+        sums[expert], counts[expert] = _column_squares(rows), len(rows)
+    return Squares(sums, counts)
+
+
+def expert_rows(node: Any) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """(expert, its rows of the input) of a MUL_MAT_ID, for those that have some.
+
+    Row (token, slot) of the input goes to expert ids[token, slot]. One row may serve all slots.
+    """
     n_expert = node.src[0].contents.ne[2]
     ids, x = tensor_values(node.src[2])[0, 0], tensor_values(node.src[1])
     if x.shape[0] != 1 or len(ids) != x.shape[1]:
@@ -193,8 +205,7 @@ def _expert_squares(node: Any) -> Squares:
     counts = np.bincount(ids.ravel(), minlength=n_expert)
     order = np.argsort(ids.ravel(), kind="stable")
     tokens, slots = order // n_used, order % x.shape[2]
-    sums, at = np.zeros((n_expert, x.shape[3])), 0
+    at = 0
     for expert in np.flatnonzero(counts):
         rows = slice(at, at := at + counts[expert])
-        sums[expert] = _column_squares(x[0, tokens[rows], slots[rows]])
-    return Squares(sums, counts.astype(np.int64))
+        yield int(expert), x[0, tokens[rows], slots[rows]]

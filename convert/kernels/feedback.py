@@ -55,8 +55,12 @@ class Factors:
             upper = np.linalg.cholesky(turned)[::-1, ::-1]
         except np.linalg.LinAlgError as error:
             raise YarnEdgeError("second moments that are not positive") from error
+        del turned
         size = np.diagonal(upper).copy()
-        return cls(np.ascontiguousarray(upper / size), np.square(size))
+        carried = np.ascontiguousarray(upper)
+        del upper
+        carried /= size
+        return cls(carried, np.square(size))
 
 
 def quantize_with_feedback(kernels: Kernels, kind: GGMLType, rows: Floats, factors: Factors, out: Bytes) -> None:

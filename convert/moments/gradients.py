@@ -1,13 +1,14 @@
 """How much each result of a model's matrices matters: gradients of its own predictions, by one backward pass in transformers.
 
 With labels drawn from the model's own distribution, the second moment of a result's gradient is the diagonal of the Fisher information:
-an error d of that result costs about G d² / 2 nats of KL for each token. Layers run again in the backward pass, one after the
-other, so that a streamed model holds the weights of one.
+an error d of that result costs about G d² / 2 nats of KL for each token. The model is streamed: layers run again in the backward pass,
+one after the other, so that the weights of one are in memory; and the head computes some tokens at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,117 +18,94 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.progress import bar
-from yarn_edge.verify.transformers_reference import open_reference
+from yarn_edge.progress import Advance, bar, note
+from yarn_edge.verify.transformers_reference import open_differentiable
+
+from .hooks import GradientSums
+from .resumed import load_progress_arrays, save_progress_arrays
 
 WINDOW, TOKENS = 512, 2048  # of one pass, and of all; the sensitivities hardly depend on the text
+_TOGETHER = 2  # windows that go through a layer together, with its weights read once
+_HEAD_TOKENS = 256  # whose logits are in memory at a time
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """rows: mean squares of the gradients of a matrix's results, (n,), by the name of its weight from "layers." on. head: the same for
-    the output matrix; head_moments: second moments of its inputs, (hidden, hidden). embedding: for the columns of the embeddings.
+    """rows: mean squares of the gradients of a matrix's results, (n,), by the name of its weight from "layers." on; of experts
+    (experts, n), as means over all tokens. head: the same for the output matrix; head_moments: second moments of its inputs,
+    (hidden, hidden). embedding: for the columns of the embeddings.
     """
 
-    rows: dict[str, Doubles]
+    rows: Mapping[str, Doubles]
     head: Doubles
     head_moments: npt.NDArray[np.float32]
     embedding: Doubles
 
 
-class _Sums:
-    """What hooks add up."""
-
-    def __init__(self, model: Any) -> None:
-        self.rows: dict[str, Any] = {}
-        self.head: Any = 0.0
-        self.head_moments: Any = 0.0
-        self.embedding: Any = 0.0
-        self._model = model
-
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Hooks on all matrices of layers, on the head and on the embeddings."""
-        from torch.nn import Linear
-
-        head = self._model.get_output_embeddings()
-        handles = [
-            head.register_forward_hook(self._on_head),
-            self._model.get_input_embeddings().register_forward_hook(self._on_embeddings),
-        ]
-        for name, module in self._model.named_modules():
-            if isinstance(module, Linear) and "layers." in name:
-                key = name[name.index("layers.") :] + ".weight"
-                handles.append(module.register_forward_hook(self._adding_to(key)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _adding_to(self, key: str) -> Any:
-        def see(_module: Any, _inputs: Any, result: Any) -> None:
-            if result.requires_grad:  # not in the first pass, whose results are not kept
-                result.register_hook(lambda g: self._add(key, g))
-
-        return see
-
-    def _add(self, key: str, gradient: Any) -> None:
-        squares = gradient.flatten(0, -2).double().square().sum(0)
-        self.rows[key] = self.rows.get(key, 0.0) + squares
-
-    def _on_head(self, _module: Any, inputs: Any, result: Any) -> None:
-        x = inputs[0].detach().flatten(0, -2)
-        self.head_moments = self.head_moments + x.T @ x
-
-        def see(gradient: Any) -> None:
-            self.head = self.head + gradient.flatten(0, -2).double().square().sum(0)
-
-        result.register_hook(see)
-
-    def _on_embeddings(self, _module: Any, _inputs: Any, result: Any) -> Any:
-        result.requires_grad_(True)
-
-        def see(gradient: Any) -> None:
-            self.embedding = self.embedding + gradient.flatten(0, -2).double().square().sum(0)
-
-        result.register_hook(see)
-        return result
-
-
-def output_gradients(folder: Path, windows: Sequence[Sequence[int]]) -> Gradients:
+def output_gradients(folder: Path, windows: Sequence[Sequence[int]], kept: Path | None = None) -> Gradients:
     """The gradients of the checkpoint in `folder` over windows of tokens, each cut to WINDOW, TOKENS in all.
 
-    Raises YarnEdgeError if transformers cannot run it.
+    kept: a file for what a run that is ended has so far, from which the next goes on. Raises YarnEdgeError if transformers cannot
+    run it.
     """
-    import torch
-
-    parts = [list(window[:WINDOW]) for window in windows]
-    parts = parts[: max(1, TOKENS // len(parts[0]))]
+    length = min(WINDOW, *map(len, windows))
+    parts = [list(window[:length]) for window in windows][: max(1, TOKENS // length)]
     n_tokens = sum(map(len, parts))
-    drawn = torch.Generator().manual_seed(0)
-    with open_reference(folder) as model:
+    identity = hashlib.sha256(f"{folder.resolve()} {parts}".encode()).hexdigest()
+    with open_differentiable(folder) as model:
         if model.get_output_embeddings() is None:
             raise YarnEdgeError(f"{folder}: transformers knows no output matrix of it")
-        model.train()  # only so do layers run again in the backward pass; there is no dropout at inference
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        sums = _Sums(model)
+        sums = GradientSums(model)
+        done = _load(sums, kept, identity)
         with sums.hooked(), bar("Sensitivities", n_tokens, "tokens") as advance:
-            for part in parts:
-                logits = model(torch.tensor([part]), use_cache=False).logits[0].float()
-                labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=drawn)[:, 0]
-                torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-                advance(len(part))
-    scale = 1 / n_tokens
-    return Gradients(
-        {name: (value * scale).numpy() for name, value in sums.rows.items()},
-        (sums.head * scale).numpy(),
-        (sums.head_moments * scale).float().numpy(),
-        (sums.embedding * scale).numpy(),
-    )
+            advance(done * length)
+            while done < len(parts):
+                batch = parts[done : done + _TOGETHER]
+                _backward(model, batch, done, advance)
+                done += len(batch)
+                if kept is not None:
+                    save_progress_arrays(kept, {"identity": identity, "done": done}, sums.arrays())
+    found = {name: value / n_tokens for name, value in sums.arrays().items()}
+    head, moments, embedding = (found.pop(name) for name in ("head", "head moments", "embedding"))
+    return Gradients(found, head, moments.astype(np.float32), embedding)
+
+
+def _load(sums: GradientSums, kept: Path | None, identity: str) -> int:
+    """The number of windows that an earlier run finished."""
+    found = None if kept is None else load_progress_arrays(kept)
+    if found is None or found[0].get("identity") != identity:
+        return 0
+    sums.begin(found[1])
+    note("note: an earlier run has some of the sensitivities: going on from there")
+    return int(found[0]["done"])
+
+
+def _backward(model: Any, batch: Sequence[Sequence[int]], number: int, advance: Advance) -> None:
+    """One pass over some windows, of which the first has this number."""
+    import torch
+
+    drawn = torch.Generator().manual_seed(number)
+    output = model.base_model(torch.tensor(batch), use_cache=False)
+    state = output.last_hidden_state
+    flat = state.detach().reshape(1, -1, state.shape[-1]).requires_grad_(True)
+    with _without_layers(model, type(output)) as run_on:
+        for first in range(0, flat.shape[1], _HEAD_TOKENS):
+            run_on(flat[:, first : first + _HEAD_TOKENS])
+            ids = torch.zeros((1, min(_HEAD_TOKENS, flat.shape[1] - first)), dtype=torch.long)
+            logits = model(ids, use_cache=False).logits[0].float()
+            labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=drawn)[:, 0]
+            torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    state.backward(flat.grad.view_as(state))
+    advance(sum(map(len, batch)))
+
+
+@contextmanager
+def _without_layers(model: Any, output: Any) -> Iterator[Callable[[Any], None]]:
+    """In the block the model computes logits, as its family does, from a last state of the layers that is given. output: their class."""
+    inner, given = model.base_model, list[Any]()
+    inner.forward = lambda *_arguments, **_others: output(last_hidden_state=given[-1])
+    try:
+        yield given.append
+    finally:
+        del inner.forward

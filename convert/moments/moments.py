@@ -1,7 +1,6 @@
 """What the matrices of a model were multiplied with, on some texts: E[x xᵀ] of every input, and an importance matrix of it.
 
-Matrices with the same input (q, k, v; gate, up) share one. Experts have none: too few tokens reach each of them. What they
-have is their importance.
+Matrices with the same input (q, k, v; gate, up) share one. Each expert has its own, if enough tokens reach it.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ import numpy.typing as npt
 
 from ..imatrix.matrix import Importance, ImportanceMatrix, read_imatrix
 from ..kernels.feedback import Factors
+from .gradients import Gradients
+from .sums import StoredSums
 
 Floats = npt.NDArray[np.float32]
 _KEPT = 2  # factors in memory: q, k and v come one after another, and so do gate and up
@@ -25,12 +26,13 @@ _KEPT = 2  # factors in memory: q, k and v come one after another, and so do gat
 
 @dataclass(frozen=True)
 class Moments:
-    """sums: (width, width) sums of x xᵀ by input, which bears the name of the first weight that it is multiplied with. rows: tokens
-    in each. input_of: that name for every weight. squares: sums of squares for every weight, experts too. texts: their names;
-    tokens: of all texts; windows: those tokens. method: what is made with them, for the file.
+    """sums: (width, width) sums of x xᵀ by input, which bears the name of the first weight that it is multiplied with; those of
+    experts have the expert's number after a colon. rows: tokens in each. input_of: the name without a number for every weight.
+    squares: sums of squares for every weight, experts too. texts: their names; tokens: of all texts; windows: those tokens.
+    method: what is made with them, for the file. gradients: if they are known. model, read: identities of what they are of.
     """
 
-    sums: Mapping[str, Floats]
+    sums: StoredSums
     rows: Mapping[str, int]
     input_of: Mapping[str, str]
     squares: Mapping[str, Importance]
@@ -38,6 +40,9 @@ class Moments:
     tokens: int
     windows: Sequence[Sequence[int]] = ()
     method: str = "error feedback"
+    gradients: Gradients | None = None
+    model: str = ""
+    read: str = ""
 
     def keys(self) -> dict[str, Any]:
         """What a file made with them says of them."""
@@ -51,6 +56,27 @@ class Moments:
         """The diagonals, as an importance matrix."""
         return ImportanceMatrix(None, dict(self.squares), self.texts, 1, self.tokens)
 
+    def input_name(self, weight: str, width: int, matrix: int = 0) -> str | None:
+        """The input of one matrix of a weight, of this width; None if it has no moments, or an expert that saw fewer tokens than that."""
+        name = self.input_of.get(weight)
+        if name is None:
+            return None
+        numbered = expert_input(name, matrix)
+        if name not in self.sums:
+            return numbered if self.rows.get(numbered, 0) >= width == self.sums.places[numbered].width else None
+        return name if self.sums.places[name].width == width else None
+
+    def mean(self, name: str) -> Floats:
+        """E[x xᵀ] of an input, as new memory."""
+        found = self.sums[name]
+        found /= np.float32(self.rows[name])
+        return found
+
+
+def expert_input(name: str, expert: int) -> str:
+    """The name of the part of an input that goes to an expert."""
+    return f"{name}:{expert}"
+
 
 def importance_for(imatrix: str | Path | None, moments: Moments | None) -> ImportanceMatrix | None:
     """What a job's tensors are weighted with: the moments' own importance, else that in a file. Raises YarnEdgeError."""
@@ -60,23 +86,22 @@ def importance_for(imatrix: str | Path | None, moments: Moments | None) -> Impor
 
 
 class FactorsOf:
-    """The factors of each weight's input, computed when they are first wanted. Any thread may ask."""
+    """The factors of each matrix's input, computed when they are first wanted. Any thread may ask."""
 
     def __init__(self, moments: Moments) -> None:
         self._moments = moments
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Factors] = OrderedDict()
 
-    def __call__(self, weight: str, width: int) -> Factors | None:
-        """None for a weight without moments. Raises YarnEdgeError if they are not positive."""
-        name = self._moments.input_of.get(weight)
-        if name is None or len(self._moments.sums[name]) != width:
+    def __call__(self, weight: str, width: int, matrix: int = 0) -> Factors | None:
+        """None for a matrix without moments. Raises YarnEdgeError if they are not positive."""
+        name = self._moments.input_name(weight, width, matrix)
+        if name is None:
             return None
         with self._lock:
             found = self._kept.get(name)
             if found is None:
-                found = Factors.of(self._moments.sums[name] / np.float32(self._moments.rows[name]))
-                self._kept[name] = found
-                while len(self._kept) > _KEPT:
+                while len(self._kept) >= _KEPT:
                     self._kept.popitem(last=False)
+                found = self._kept[name] = Factors.of(self._moments.mean(name))
             return found

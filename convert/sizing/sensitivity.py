@@ -6,18 +6,22 @@ result matters (`gradients`). Of embeddings, whose rows are the tokens, the colu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import bar
+from yarn_edge.regular_file import read_regular
 from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, type_named
+from yarn_edge.writer import write_file
 
 from ..kernels.choose import Kernels
-from ..kernels.feedback import quantize_with_feedback
+from ..kernels.feedback import Factors, quantize_with_feedback
 from ..kernels.layout import LAYOUTS
 from ..moments.gradients import Gradients
 from ..moments.moments import FactorsOf, Moments
@@ -26,6 +30,7 @@ from ..one_pass import SourceTensor
 CANDIDATES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 NARROW = ("Q4_0", "Q5_0", "Q8_0")  # for rows that hold no K-quants
 TRIED = 128  # rows of a tensor: evenly over those in the order of how much they matter
+_TRIED_EXPERTS = 4  # in the same order, with a part of these rows each
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
@@ -46,37 +51,54 @@ def kinds_for(width: int) -> list[GGMLType]:
 
 @dataclass(frozen=True)
 class Mattering:
-    """How much the rows of a tensor's target matter, and what its inputs are: rows (n,), moments (width, width) or its diagonal."""
+    """How much the rows of a tensor's target matter, and what its inputs are. rows: (matrices, n). moments: by the number of a matrix,
+    (width, width) or its diagonal, (width,).
+    """
 
     rows: Doubles
-    moments: Floats
+    moments: Callable[[int], Floats]
 
 
 def tensor_cost(
     tensor: SourceTensor, matters: Mattering, kernels: Kernels, factors: FactorsOf, kinds: Sequence[GGMLType]
 ) -> TensorCost:
-    """Try the types on some rows of a tensor."""
-    order = np.argsort(matters.rows, kind="stable")
-    picked = np.sort(order[np.linspace(0, len(order) - 1, min(TRIED, len(order))).astype(int)])
-    rows = _rows_of(tensor, picked)
-    share = len(order) / len(picked)
-    found = factors(tensor.name, tensor.width)
-    nats = {}
-    for kind in kinds:
-        made = np.empty((len(rows), kind.row_bytes(tensor.width)), np.uint8)
-        if found is not None and kind.name in LAYOUTS:
-            quantize_with_feedback(kernels, kind, rows, found, made)
-        else:
-            kernels.quantize_into(kind, rows, made)
-        read = np.empty_like(rows)
-        dequantize_into(kind, made.reshape(-1), read.reshape(-1))
-        errors = (read - rows).astype(np.float64)
-        if matters.moments.ndim == 1:
-            powers = np.square(errors) @ matters.moments
-        else:
-            powers = np.einsum("ij,ij->i", (read - rows) @ matters.moments, errors)
-        nats[kind] = float(0.5 * share * (matters.rows[picked] * powers).sum())
-    return TensorCost(tensor.name, tensor.n_rows * tensor.width, nats)
+    """Try the types on some rows of a tensor, of experts on some rows of some of them."""
+    nats = dict.fromkeys(kinds, 0.0)
+    by_matrix = matters.rows.sum(1)
+    tried = _spread(by_matrix, _TRIED_EXPERTS)
+    for matrix in tried:
+        mattering = matters.rows[matrix]
+        picked = _spread(mattering, TRIED // len(tried))
+        rows = _rows_of(tensor, picked + matrix * tensor.rows_per_matrix)
+        moments, found = matters.moments(int(matrix)), factors(tensor.name, tensor.width, int(matrix))
+        for kind in kinds:
+            errors = _errors(kernels, kind, rows, found)
+            if moments.ndim == 1:
+                powers = np.square(errors, dtype=np.float64) @ moments
+            else:
+                powers = np.einsum("ij,ij->i", errors @ moments, errors, dtype=np.float64)
+            nats[kind] += float(0.5 * len(mattering) / len(picked) * (mattering[picked] * powers).sum())
+    seen = float(by_matrix[tried].sum())
+    share = float(by_matrix.sum()) / seen if seen > 0 else 1.0
+    return TensorCost(tensor.name, tensor.n_rows * tensor.width, {kind: share * value for kind, value in nats.items()})
+
+
+def _spread(values: Doubles, wanted: int) -> npt.NDArray[np.intp]:
+    """Up to `wanted` indices, evenly over those in the order of their values."""
+    order = np.argsort(values, kind="stable")
+    return np.sort(order[np.linspace(0, len(order) - 1, min(wanted, len(order))).astype(int)])
+
+
+def _errors(kernels: Kernels, kind: GGMLType, rows: Floats, factors: Factors | None) -> Floats:
+    made = np.empty((len(rows), kind.row_bytes(rows.shape[1])), np.uint8)
+    if factors is not None and kind.name in LAYOUTS:
+        quantize_with_feedback(kernels, kind, rows, factors, made)
+    else:
+        kernels.quantize_into(kind, rows, made)
+    read = np.empty_like(rows)
+    dequantize_into(kind, made.reshape(-1), read.reshape(-1))
+    read -= rows
+    return read
 
 
 def _rows_of(tensor: SourceTensor, picked: npt.NDArray[np.intp]) -> Floats:
@@ -99,25 +121,54 @@ def costs_of(
     gradients: Gradients,
     rows_of: Mapping[str, Doubles],
     kernels: Kernels,
+    kept: Path | None = None,
 ) -> list[TensorCost]:
-    """For each of `tensors`. rows_of: by name, how much the rows matter, in the order of the GGUF; the head and the embeddings
-    apart. Raises YarnEdgeError for a tensor of which it is not known.
+    """For each of `tensors`. rows_of: by name, how much the rows matter, in the order of the GGUF, (n,) or of experts (experts, n); the
+    head and the embeddings apart. kept: a file for what a run that is ended has so far, from which the next goes on. Raises
+    YarnEdgeError for a tensor of which it is not known.
     """
-    factors, costs = FactorsOf(moments), []
+    factors, costs = FactorsOf(moments), list[TensorCost]()
+    known = _known(kept)
     with bar("Types", len(tensors)) as advance:
         for tensor in tensors:
-            matters = _matters(tensor, moments, gradients, rows_of)
-            costs.append(tensor_cost(tensor, matters, kernels, factors, kinds_for(tensor.width)))
+            if tensor.name not in known:
+                matters = _matters(tensor, moments, gradients, rows_of)
+                cost = tensor_cost(tensor, matters, kernels, factors, kinds_for(tensor.width))
+                known[tensor.name] = {kind.name: nats for kind, nats in cost.nats.items()}
+                if kept is not None:
+                    write_file(kept, json.dumps(known), force=True)
+            nats = {type_named(name): value for name, value in known[tensor.name].items()}
+            costs.append(TensorCost(tensor.name, tensor.n_rows * tensor.width, nats))
             advance(1)
     return costs
 
 
+def _known(kept: Path | None) -> dict[str, dict[str, float]]:
+    if kept is None or not kept.is_file():
+        return {}
+    found: dict[str, dict[str, float]] = json.loads(read_regular(kept, 1 << 28))
+    return found
+
+
 def _matters(tensor: SourceTensor, moments: Moments, gradients: Gradients, rows_of: Mapping[str, Doubles]) -> Mattering:
     if tensor.name == "output.weight" or (tensor.name == "token_embd.weight" and "output.weight" not in rows_of):
-        return Mattering(gradients.head, gradients.head_moments)
-    if tensor.name == "token_embd.weight":
-        return Mattering(np.full(tensor.n_rows, 1 / tensor.n_rows), gradients.embedding.astype(np.float32))
-    name = moments.input_of.get(tensor.name)
-    if name is None or tensor.name not in rows_of:
-        raise YarnEdgeError(f"{tensor.name}: it is not known how much its errors matter (experts are not measured yet)")
-    return Mattering(rows_of[tensor.name], moments.sums[name] / np.float32(moments.rows[name]))
+        rows, same = gradients.head[None], gradients.head_moments
+        fits = gradients.head_moments.shape == (tensor.width, tensor.width)
+    elif tensor.name == "token_embd.weight":
+        rows, same = np.full((1, tensor.n_rows), 1 / tensor.n_rows), gradients.embedding.astype(np.float32)
+        fits = same.shape == (tensor.width,)
+    elif tensor.name in rows_of and tensor.name in moments.squares:
+        rows, same = np.atleast_2d(rows_of[tensor.name]), moments.squares[tensor.name].weights()
+        fits = same.size == len(rows) * tensor.width
+    else:
+        raise YarnEdgeError(f"{tensor.name}: it is not known how much its errors matter: choose a --quant instead")
+    if not fits or rows.size != tensor.n_rows:
+        raise YarnEdgeError(f"{tensor.name}: what is known of it does not fit its shape {list(tensor.ne)}")
+
+    def of_matrix(matrix: int) -> Floats:
+        name = moments.input_name(tensor.name, tensor.width, matrix)
+        if name is not None:
+            return moments.mean(name)
+        return same if len(rows) == 1 else same.reshape(-1, tensor.width)[matrix]
+
+    return Mattering(rows, of_matrix)

@@ -22,8 +22,9 @@ from ..moments.moments import Moments
 from ..one_pass import SourceTensor
 from ..recipe import EMBEDDINGS, OUTPUT, QuantOptions
 from .allocate import choose_types
-from .sensitivity import costs_of, kinds_for
+from .sensitivity import TensorCost, costs_of, kinds_for
 
+_EXPERTS = re.compile(r"blk\.(?P<layer>\d+)\.ffn_(?P<part>gate|up|down)_exps\.weight")
 _PADDING = 32  # bytes after a tensor, at most
 
 
@@ -54,6 +55,18 @@ def size_wanted(text: str) -> SizeWanted:
         ) from None
 
 
+@dataclass(frozen=True)
+class SizePlan:
+    """types: the chosen one of each tensor that has a choice; costs: what each costs in all."""
+
+    types: Mapping[str, GGMLType]
+    costs: Sequence[TensorCost]
+
+    def nats(self, types: Mapping[str, GGMLType]) -> float:
+        """What is lost with these types, in nats for each token; NaN if they were not all tried."""
+        return sum(cost.nats.get(types[cost.name], np.nan) for cost in self.costs)
+
+
 def types_for(
     wanted: SizeWanted, tensors: Sequence[SourceTensor], plan: FilePlan, moments: Moments, checkpoint: Path
 ) -> dict[str, GGMLType]:
@@ -61,15 +74,27 @@ def types_for(
 
     Raises YarnEdgeError if no types fit into the size, and for a model of which some tensors' costs are not known.
     """
-    own, free = plan.recipe.types, _free(tensors, plan)
-    gradients = output_gradients(checkpoint, moments.windows)
-    costs = costs_of(free, moments, gradients, _rows_of(free, gradients), plan.kernels)
-    chosen = choose_types(costs, wanted.file_bytes(plan) - _fixed_bytes(free, plan))
-    before, after = (sum(cost.nats.get(t[cost.name], np.nan) for cost in costs) for t in (own, chosen))
+    gradients = moments.gradients or output_gradients(checkpoint, moments.windows)
+    return dict(size_plan(wanted, tensors, plan, moments, gradients).types)
+
+
+def size_plan(
+    wanted: SizeWanted,
+    tensors: Sequence[SourceTensor],
+    plan: FilePlan,
+    moments: Moments,
+    gradients: Gradients,
+    kept: Path | None = None,
+) -> SizePlan:
+    """The chosen types and what they cost; see `types_for`. kept: see `costs_of`."""
+    free = _free(tensors, plan)
+    costs = costs_of(free, moments, gradients, _rows_of(free, gradients), plan.kernels, kept)
+    found = SizePlan(choose_types(costs, wanted.file_bytes(plan) - _fixed_bytes(free, plan)), costs)
+    before, after = found.nats(plan.recipe.types), found.nats(found.types)
     note(
         f"types by sensitivity: {after:.3f} nats for each token are expected ({plan.quant.name}'s own types: {before:.3f})"
     )
-    return chosen
+    return found
 
 
 def with_types(options: QuantOptions, chosen: Mapping[str, GGMLType]) -> QuantOptions:
@@ -109,9 +134,6 @@ def check_size(wanted: SizeWanted, tensors: Sequence[SourceTensor], plan: FilePl
 def _free(tensors: Sequence[SourceTensor], plan: FilePlan) -> list[SourceTensor]:
     """The tensors whose types are chosen."""
     quantized = [t for t in tensors if not plan.recipe.types[t.name].is_float]
-    experts = [t.name for t in quantized if len(t.ne) > 2]
-    if experts:
-        raise YarnEdgeError(f"--size: {experts[0]}: how much experts matter is not measured: choose a --quant instead")
     if not quantized:
         raise YarnEdgeError(f"--size: {plan.quant.name} quantizes nothing: leave out --quant")
     return quantized
@@ -124,11 +146,29 @@ def _fixed_bytes(free: Sequence[SourceTensor], plan: FilePlan) -> int:
 
 
 def _rows_of(tensors: Sequence[SourceTensor], gradients: Gradients) -> dict[str, Doubles]:
-    """How much the rows of each tensor of a layer, and of an output matrix of its own, matter."""
+    """How much the rows of each tensor of a layer, of its experts, and of an output matrix of its own, matter."""
     found: dict[str, Doubles] = {}
     for tensor in tensors:
         _front, layers, rest = tensor.source.partition("layers.")
-        rows = gradients.head if tensor.name == OUTPUT else gradients.rows.get(layers + rest)
-        if rows is not None:
+        if len(tensor.ne) == 3:
+            rows = _experts_rows(tensor, gradients)
+        else:
+            rows = gradients.head if tensor.name == OUTPUT else gradients.rows.get(layers + rest)
+        if rows is not None and rows.shape[-1] == tensor.rows_per_matrix:
             found[tensor.name] = rows if tensor.source_rows is None else rows[tensor.source_rows]
     return found
+
+
+def _experts_rows(tensor: SourceTensor, gradients: Gradients) -> Doubles | None:
+    """Those of experts, which transformers stacks, gate above up; None if it has them in another form."""
+    _width, n_rows, n_experts = tensor.ne
+    named = _EXPERTS.fullmatch(tensor.name)
+    if named is None:
+        return None
+    own = f".experts.{'down' if named['part'] == 'down' else 'gate_up'}_proj"
+    start = f"layers.{named['layer']}."
+    rows = next((v for k, v in gradients.rows.items() if k.startswith(start) and k.endswith(own)), None)
+    if rows is None or len(rows) != n_experts:
+        return None
+    part = {"gate": rows[:, :n_rows], "up": rows[:, n_rows:]}.get(named["part"], rows)
+    return part if part.shape == (n_experts, n_rows) else None

@@ -95,13 +95,13 @@ class LayerFiles:
 class StreamedLayers:
     """A model without weights, whose modules get their weights from the files while they run.
 
-    total_bytes: float32 weights that are read in a run. peak_bytes: memory for those of one module while they are read.
+    modules: by name. total_bytes: float32 weights that are read in a run. peak_bytes: memory for those of one module while they are read.
     """
 
     def __init__(self, folder: Path, model: Any, files: LayerFiles) -> None:
         self.model = model
         self._folder, self._files = folder, files
-        self._modules = dict(_modules(model))
+        self.modules = dict(_modules(model))
         same: dict[int, list[str]] = {}
         values = model.state_dict(keep_vars=True)
         for name, value in values.items():
@@ -111,7 +111,7 @@ class StreamedLayers:
         for name, empty in self._empty.items():
             self._set(name, empty)
         # By module, "" for what models hold outside of all: its weights, their bytes, and the tensors of the files.
-        self._weights: dict[str, list[str]] = {prefix: [] for prefix in ("", *self._modules)}
+        self._weights: dict[str, list[str]] = {prefix: [] for prefix in ("", *self.modules)}
         for name in self._empty:
             self._weights[self._owner(name)].append(name)
         self._tensors: dict[str, list[str]] = {prefix: [] for prefix in self._weights}
@@ -169,13 +169,22 @@ class StreamedLayers:
         """In the block, every module has its weights while it runs."""
         self._fill("")
         with ExitStack() as stack:
-            for prefix, module in self._modules.items():
+            for prefix, module in self.modules.items():
                 if self._tensors[prefix]:
                     before = module.register_forward_pre_hook(self._before(prefix))
                     after = module.register_forward_hook(self._after(prefix, advance))
                     stack.callback(before.remove)
                     stack.callback(after.remove)
             yield
+
+    @contextmanager
+    def weights_of(self, prefix: str) -> Iterator[None]:
+        """In the block, a module has its weights."""
+        self._fill(prefix)
+        try:
+            yield
+        finally:
+            self._clear(prefix)
 
     def _before(self, prefix: str) -> Callable[..., None]:
         return lambda _module, _arguments: self._fill(prefix)
@@ -199,7 +208,7 @@ class StreamedLayers:
                 raise YarnEdgeError(
                     f"{self._folder}: transformers cannot load {one_line(name, 100)}: {one_line(str(why), 300)}"
                 )
-            self._set(name, loaded[0])
+            self._set(name, loaded[0].requires_grad_(False))
 
     def _clear(self, prefix: str) -> None:
         for name in {tied for weight in self._weights[prefix] for tied in self._tied[weight]}:
@@ -207,7 +216,7 @@ class StreamedLayers:
 
     def _owner(self, name: str) -> str:
         """The module that has this weight, "" if none has."""
-        return next((prefix for prefix in _parents(name) if prefix in self._modules), "")
+        return next((prefix for prefix in _parents(name) if prefix in self.modules), "")
 
     def _value(self, name: str) -> Any:
         path, _dot, attribute = name.rpartition(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.machine import spare_bytes
 from yarn_edge.verify.dequantized import computes_in_floats
 from yarn_edge.verify.reference_config import transformers_config
+from yarn_edge.verify.second_run import run_layers_again
 from yarn_edge.verify.streamed_layers import StreamedLayers, float32_bytes, open_layers
 from yarn_edge.verify.unloadable import first_of, refuse_quantized_weights
 
@@ -74,13 +75,20 @@ def reference_logits(
 
 
 @contextmanager
-def open_reference(folder: Path) -> Iterator[Any]:
-    """transformers' model of a checkpoint in float32, streamed if it does not fit into the free memory: its layers then have weights
-    only while they run. Raises YarnEdgeError as `reference_logits` does.
+def open_differentiable(folder: Path) -> Iterator[Any]:
+    """transformers' model of a checkpoint in float32, streamed: its layers have weights only while they run, and run again in a backward
+    pass. Nothing but results has gradients, and nothing is dropped. Raises YarnEdgeError as `reference_logits` does.
     """
+    import torch
+
     refuse_special_files(folder)
-    model, layers, _needed = _open(folder, None, None)
-    with _errors_naming(folder), layers.filled() if layers is not None else nullcontext():
+    model, layers, _needed = _open(folder, None, True)
+    assert layers is not None
+    run_layers_again(layers)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with _errors_naming(folder), layers.filled():
         yield model
 
 

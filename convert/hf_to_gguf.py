@@ -179,9 +179,12 @@ def _whole(checkpoint: AdaptedCheckpoint, path: Path, args: argparse.Namespace) 
 def standard_files(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> list[FilePlan]:
     """Plans of files of the usual types, for comparison."""
     output = OutputOptions("{quant}.gguf", ",".join(STANDARD), True)
-    how = {"overrides": scaling_overrides(args), "planner": planner_options(args), "proved": False}
+    scaling, planner = scaling_overrides(args), planner_options(args)
     with without_notes():
-        return list(convert_job(checkpoint, output, QuantOptions(kernels=FAST), **how).files)
+        job = convert_job(
+            checkpoint, output, QuantOptions(kernels=FAST), overrides=scaling, planner=planner, proved=False
+        )
+    return list(job.files)
 
 
 def _size_of(checkpoint: AdaptedCheckpoint, args: argparse.Namespace) -> SizeWanted | None:

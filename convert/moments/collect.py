@@ -218,7 +218,9 @@ class _Reading:
     def _save(self, tap: MomentsTap, done: int) -> None:
         told = {"identity": self._identity, "done": done, "rows": tap.rows, "input_of": tap.input_of}
         told |= {"places": tap.sums.finish(), "windows": self._windows}
-        arrays = {f"sums {name}": importance.sums for name, importance in self._squares.items()}
+        arrays: dict[str, npt.NDArray[Any]] = {
+            f"sums {name}": importance.sums for name, importance in self._squares.items()
+        }
         arrays |= {f"counts {name}": importance.counts for name, importance in self._squares.items()}
         save_progress_arrays(self._progress, told, arrays)
 

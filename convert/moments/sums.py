@@ -145,12 +145,12 @@ class GrowingSums:
     def _read(self, at: int, count: int) -> Floats:
         held = np.empty(count, np.float32)
         self._file.seek(at)
-        if self._file.readinto(memoryview(held).cast("B")) != held.nbytes:
+        if self._file.readinto(held.view(np.uint8).data) != held.nbytes:
             raise YarnEdgeError(f"{self.path}: cannot be read back: check the disk")
         return held
 
     def _write(self, at: int, values: Floats) -> None:
         self._file.seek(at)
-        left = memoryview(np.ascontiguousarray(values).reshape(-1)).cast("B")
+        left = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         while left:
             left = left[self._file.write(left) or 0 :]

@@ -83,7 +83,7 @@ def _of_checkpoint(model: Path, target: str) -> list[Candidate]:
     folder, remote = find_checkpoint(model)
     own = _own_type({tensor.dtype for tensor in open_checkpoint(folder, remote=remote).tensors.values()})
     plans = convert_job(model, OutputOptions(target, ",".join((own, *QUANTS)))).files
-    return [_planned(plan, "convert", recommended=plan.quant.name in QUANTS) for plan in plans]
+    return [planned_file(plan, "convert", recommended=plan.quant.name in QUANTS) for plan in plans]
 
 
 def _quantizations(file: GGUFFile, target: str) -> list[Candidate]:
@@ -95,7 +95,7 @@ def _quantizations(file: GGUFFile, target: str) -> list[Candidate]:
 
     try:
         plans = quantize_job(file, OutputOptions(target, ",".join(QUANTS)), QuantOptions(kernels="ggml")).files
-        return [_planned(plan, "quantize") for plan in plans]
+        return [planned_file(plan, "quantize") for plan in plans]
     except YarnEdgeError as error:
         note(f"quantizations are not shown: {error}")
         return []
@@ -106,7 +106,8 @@ def _own_type(dtypes: set[str]) -> str:
     return "BF16" if dtypes == {"BF16"} else "F16"
 
 
-def _planned(plan: FilePlan, verb: str, *, recommended: bool = True) -> Candidate:
+def planned_file(plan: FilePlan, verb: str, *, recommended: bool = True) -> Candidate:
+    """A file that is planned, as a header of its length. verb: the command that makes it."""
     try:
         with open_output(plan.path) as out:
             out.write(plan.layout.header)

@@ -11,8 +11,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_backend_flag, add_memory_flag, add_threads_flag, add_trust_flag, length
+from yarn_edge.progress import note
 from yarn_edge.runtime.llama_api import physical_threads
+from yarn_edge.runtime.machine import spare_bytes
+from yarn_edge.text_file import read_text
 
 if TYPE_CHECKING:
     from .search import Fit
@@ -83,6 +87,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="required context, such as 16k (default: what the model was trained for, or what fits)",
     )
+    parser.add_argument(
+        "--text",
+        metavar="TEXT[,TEXT…]",
+        help="choose the types of weights and cache by what they cost on such texts, of a checkpoint (needs yarn-edge[fast,hf]; takes "
+        "minutes)",
+    )
+    text = "with --text: file of what the texts showed; read if it is there, else written (as by convert --moments)"
+    parser.add_argument("--moments", metavar="FILE", help=text)
+    parser.add_argument("-o", "--output", metavar="OUT.gguf", help="with --text: write the file that was chosen")
     add_threads_flag(parser)
     add_trust_flag(parser)
     from yarn_edge.report.deliver import add_output_flags
@@ -92,6 +105,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge fit`. Returns 1 if nothing fits."""
+    if args.text is not None:
+        return _best_file(args)
+    if args.output is not None:
+        raise YarnEdgeError(
+            "-o writes a file whose types are chosen by what they cost on a text: pass --text TEXT as well"
+        )
     from .speed import Speed
 
     with Speed(args.threads or physical_threads()) as speed:
@@ -113,3 +132,34 @@ def run(args: argparse.Namespace) -> int:
         )
     deliver(args, fit_json(result), fit_report(result), [args.model] if args.model.is_file() else [])
     return 0 if result.chosen.choice is not None else 1
+
+
+def _best_file(args: argparse.Namespace) -> int:
+    """--text: one budget for the types of weights and cache. Returns 1 if nothing fits."""
+    from yarn_edge.memory.choice import DoesNotFitError
+    from yarn_edge.report.deliver import check_outputs, deliver
+
+    from .best_file import FileWanted, best_file
+    from .best_table import best_json, best_report
+
+    if args.backend not in (None, "cpu"):
+        raise YarnEdgeError(f"--text chooses for the CPU only: leave out --backend {args.backend}")
+    if args.model.is_file():
+        raise YarnEdgeError(
+            f"{args.model}: --text measures sensitivities in transformers: give the checkpoint's folder"
+        )
+    check_outputs(args)
+    texts = {name: read_text(Path(name)) for name in args.text.split(",") if name}
+    if not texts:
+        raise YarnEdgeError("--text is empty: name one or more texts")
+    memory = spare_bytes() if args.memory is None else args.memory
+    output = None if args.output is None else Path(args.output)
+    moments = None if args.moments is None else Path(args.moments)
+    wanted = FileWanted(args.model, texts, memory, args.ctx, output, moments, args.force, args.threads)
+    try:
+        result = best_file(wanted)
+    except DoesNotFitError as error:
+        note(str(error))
+        return 1
+    deliver(args, best_json(result), best_report(result), [])
+    return 0

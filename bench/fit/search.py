@@ -135,8 +135,12 @@ def _simulation(known: Candidates, device: ggml.Device | None, threads: int | No
     if known.own is not None:
         return Simulation(known.own.file.path, device=device, threads=threads, gguf=known.own.file)
     path = known.plan()[0].file.path
-    apart = in_a_process(_process_bytes, path, LEAST_CTX, "f16", threads)["process_bytes"]
-    return Simulation(path, device=device, threads=threads, process_bytes=apart)
+    return Simulation(path, device=device, threads=threads, process_bytes=process_bytes_apart(path, threads))
+
+
+def process_bytes_apart(path: Path, threads: int | None) -> int:
+    """What a process takes that has loaded the header of `path`, and nothing else that this one may have."""
+    return in_a_process(_process_bytes, path, LEAST_CTX, "f16", threads)["process_bytes"]
 
 
 def _process_bytes(path: Path, _n_ctx: int, _kv_type: str, threads: int | None, _backend: str) -> dict[str, int]:

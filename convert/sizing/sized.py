@@ -87,14 +87,21 @@ def size_plan(
     kept: Path | None = None,
 ) -> SizePlan:
     """The chosen types and what they cost; see `types_for`. kept: see `costs_of`."""
-    free = _free(tensors, plan)
-    costs = costs_of(free, moments, gradients, _rows_of(free, gradients), plan.kernels, kept)
+    free = free_tensors(tensors, plan)
+    costs = measured_costs(free, plan, moments, gradients, kept)
     found = SizePlan(choose_types(costs, wanted.file_bytes(plan) - _fixed_bytes(free, plan)), costs)
     before, after = found.nats(plan.recipe.types), found.nats(found.types)
     note(
         f"types by sensitivity: {after:.3f} nats for each token are expected ({plan.quant.name}'s own types: {before:.3f})"
     )
     return found
+
+
+def measured_costs(
+    free: Sequence[SourceTensor], plan: FilePlan, moments: Moments, gradients: Gradients, kept: Path | None = None
+) -> list[TensorCost]:
+    """What each of the tensors `free` costs in each type; see `costs_of`."""
+    return costs_of(free, moments, gradients, _rows_of(free, gradients), plan.kernels, kept)
 
 
 def with_types(options: QuantOptions, chosen: Mapping[str, GGMLType]) -> QuantOptions:
@@ -116,7 +123,7 @@ def check_types(chosen: Mapping[str, GGMLType], types: Mapping[str, GGMLType]) -
 
 def check_size(wanted: SizeWanted, tensors: Sequence[SourceTensor], plan: FilePlan) -> None:
     """Raise YarnEdgeError, before anything is measured, if no types can make this size."""
-    free, size = _free(tensors, plan), wanted.file_bytes(plan)
+    free, size = free_tensors(tensors, plan), wanted.file_bytes(plan)
     least, most = (
         _fixed_bytes(free, plan)
         + sum(pick(t.n_rows * kind.row_bytes(t.width) for kind in kinds_for(t.width)) for t in free)
@@ -131,8 +138,8 @@ def check_size(wanted: SizeWanted, tensors: Sequence[SourceTensor], plan: FilePl
         note(f"note: the largest type, Q8_0, makes {most / 1e6:.1f} MB: the file will be smaller than --size")
 
 
-def _free(tensors: Sequence[SourceTensor], plan: FilePlan) -> list[SourceTensor]:
-    """The tensors whose types are chosen."""
+def free_tensors(tensors: Sequence[SourceTensor], plan: FilePlan) -> list[SourceTensor]:
+    """The tensors whose types are chosen. Raises YarnEdgeError if there are none."""
     quantized = [t for t in tensors if not plan.recipe.types[t.name].is_float]
     if not quantized:
         raise YarnEdgeError(f"--size: {plan.quant.name} quantizes nothing: leave out --quant")

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from yarn_edge.gguf.file import GGUFFile, TensorInfo
+from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.runtime.ggml import (
     TYPE_F32,
     TYPE_I32,
@@ -57,23 +57,25 @@ class Repacked:
 def repacked(file: GGUFFile, unused: Collection[str] = ()) -> Repacked:
     """What this build's CPU backend copies on this machine. unused: tensors that llama.cpp does not load."""
     names, n_bytes = set(), 0
+    tied = OUTPUT not in file.tensors
     for tensor in file.tensors.values():
-        if len(tensor.shape) < 2 or tensor.name in unused or not tensor.name.endswith(".weight"):
-            continue
-        if not tensor.name.endswith(_LOOKED_UP):
-            size = _copy_bytes(tensor, tensor.name.endswith(_OF_EXPERTS))
-        elif tensor.name == TOKEN_EMBEDDINGS and OUTPUT not in file.tensors:
-            size = _copy_bytes(tensor, False)  # tied: the same tensor is loaded again as the output
-        else:
-            size = 0
+        size = 0 if tensor.name in unused else copy_bytes(tensor.name, tensor.shape, tensor.type_name, tied)
         if size:
             names.add(tensor.name)
             n_bytes += size
     return Repacked(frozenset(names), n_bytes)
 
 
-def _copy_bytes(tensor: TensorInfo, of_experts: bool) -> int:
-    return _copy_bytes_of(types()[tensor.type_name].number, (*tensor.shape, 1, 1)[:4], of_experts)
+def copy_bytes(name: str, shape: tuple[int, ...], type_name: str, tied: bool) -> int:
+    """Bytes of the copy that this build's CPU backend makes of a tensor on this machine; 0 if it makes none.
+
+    shape: in GGUF order. tied: the token embeddings are loaded again as the output matrix.
+    """
+    if len(shape) < 2 or not name.endswith(".weight"):
+        return 0
+    if name.endswith(_LOOKED_UP) and not (name == TOKEN_EMBEDDINGS and tied):
+        return 0
+    return _copy_bytes_of(types()[type_name].number, (*shape, 1, 1)[:4], name.endswith(_OF_EXPERTS))
 
 
 @dataclass(frozen=True)

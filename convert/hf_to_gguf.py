@@ -148,15 +148,17 @@ def _calibrated(
     with calibration.at_work(job.source, output, wanted is not None) as work:
         whole = partial(_whole, checkpoint, work.folder / "whole.gguf", args)
         moments = work.moments(whole)
-        texts = {} if args.dry_run else calibration.texts
+        texts = calibration.texts
         proof = CalibrationProof.of(whole(), texts, work.folder, args.threads) if texts else None
         if wanted is not None:
+            moments = replace(moments, method="error feedback, types by sensitivity")
+            with without_notes():
+                job = planned(options=options, moments=moments, proof=proof)  # whose header has all keys
             moments = work.with_gradients(moments, Path(str(checkpoint.base)))
             assert moments.gradients is not None
             kept = work.folder / "costs.json"
             sized = size_plan(wanted, job.source.tensors, job.files[0], moments, moments.gradients, kept)
             options = with_types(options, sized.types)
-            moments = replace(moments, method="error feedback, types by sensitivity")
         with without_notes():
             job = planned(options=options, moments=moments, proof=proof)
         if wanted is not None:

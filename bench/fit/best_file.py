@@ -236,7 +236,9 @@ class _Budget:
                 threads=self._wanted.threads,
             )
 
-    def _measured(self, files: Sequence[FittingFile], paths: Sequence[Path], text: TextSettings) -> list[FittingFile]:
+    def _measured(
+        self, whole: Path, files: Sequence[FittingFile], paths: Sequence[Path], text: TextSettings
+    ) -> list[FittingFile]:
         """The files with their divergences from the 16-bit model."""
         runs = [parse_variant(f"{path}@kv={file.kv_type}") for file, path in zip(files, paths, strict=True)]
         found = divergences(parse_variant(str(whole)), runs, text, self._wanted.threads)

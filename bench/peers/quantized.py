@@ -173,7 +173,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         for side in sides[1:]:
             seconds.append(side.make())
             advance(1, side.name)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"side": side.name, "bytes": side.file.stat().st_size, "seconds": took, "texts": {}}
         for side, took in zip(sides, seconds, strict=True)
     ]

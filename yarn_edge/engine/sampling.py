@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from yarn_edge.engine.constrained import ConstrainedSampler
+from yarn_edge.engine.constraint import Constraint
 from yarn_edge.errors import YarnEdgeError
 
 if TYPE_CHECKING:
@@ -34,13 +36,14 @@ _RANGES: dict[str, tuple[str, float, float, bool]] = {
     "presence_penalty": ("presence_penalty", -2, 2, False),
     "seed": ("--seed", 0, MAX_SEED, True),
 }
+_NAMES = {field: row[0] for field, row in _RANGES.items()}
 
 
 class SamplingError(YarnEdgeError):
     """A sampling parameter out of range, named by its flag. field, fact: the same for those who know it by another name."""
 
     def __init__(self, field: str, fact: str) -> None:
-        super().__init__(f"{_RANGES[field][0]} {fact}")
+        super().__init__(f"{_NAMES.get(field, field)} {fact}")
         self.field, self.fact = field, fact
 
 
@@ -51,7 +54,8 @@ class Sampling:
     temperature: 0 always takes the most probable token. top_k: 0 keeps every token. top_p: 1 and min_p: 0 turn these filters
     off. repeat_penalty: 1 means none; it looks back over 64 tokens, including the prompt's. seed: None means a new one for each
     answer; with a number, the same conversation gets the same answer. frequency_penalty, presence_penalty: OpenAI's, from -2
-    to 2, over the same 64 tokens. Raises SamplingError that names the flag, the value and the range.
+    to 2, over the same 64 tokens. constraint: the form of the answer. logit_bias: (token, what is added to its logit); -inf forbids
+    it. Raises SamplingError that names the flag, the value and the range.
     """
 
     temperature: float = 0.8
@@ -62,6 +66,8 @@ class Sampling:
     seed: int | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    constraint: Constraint | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         for field in _RANGES:
@@ -69,6 +75,8 @@ class Sampling:
                 _check(field, getattr(self, field))
         if self.repeat_penalty == 0:
             raise SamplingError("repeat_penalty", "is 0, must be above 0 (1 means no penalty)")
+        if any(math.isnan(bias) or bias == math.inf for _token, bias in self.logit_bias):
+            raise SamplingError("logit_bias", "has a value that is not a number, or infinite")
 
     @property
     def penalizes(self) -> bool:
@@ -79,31 +87,47 @@ class Sampling:
     def chain(self, model: Model, prompt: Sequence[int] = ()) -> Iterator[Any]:
         """Yield the llama_sampler chain for one answer, for `Context.sample`; it is freed afterwards.
 
-        None means simply the most probable token. prompt: the tokens before the answer, for the penalties.
+        None means simply the most probable token. prompt: the tokens before the answer, for the penalties. Raises YarnEdgeError
+        if the answer cannot be held to the constraint: at the beginning, or at the end of an answer that ended for that reason.
         """
-        if self.temperature == 0 and not self.penalizes:
+        if self.temperature == 0 and not self.penalizes and self.constraint is None and not self.logit_bias:
             yield None
             return
         api = model.api
         params = api.llama_sampler_chain_default_params()
         params.no_perf = True
         chain = api.llama_sampler_chain_init(params)
-        try:
-            for sampler in self._samplers(model):
+        with ExitStack() as open_until_end:
+            open_until_end.callback(api.llama_sampler_free, chain)
+            held = None
+            if self.constraint is not None:
+                most = 1 if self.temperature == 0 else self.top_k or None
+                held = ConstrainedSampler(model, self.constraint, most)
+                open_until_end.callback(held.close)
+            for sampler in self._samplers(model, prompt, held):
                 api.llama_sampler_chain_add(chain, sampler)  # the chain owns it now
-            if self.penalizes:
-                for token in prompt[-PENALTY_LAST_N:]:
-                    api.llama_sampler_accept(chain, token)
             yield chain
-        finally:
-            api.llama_sampler_free(chain)
+            if held is not None and held.failure is not None:
+                raise YarnEdgeError(held.failure)
 
-    def _samplers(self, model: Model) -> Iterator[Any]:
+    def _samplers(self, model: Model, prompt: Sequence[int], held: ConstrainedSampler | None) -> Iterator[Any]:
         api = model.api
+        if self.logit_bias:
+            biases = (api.llama_logit_bias * len(self.logit_bias))()
+            for item, (token, bias) in zip(biases, self.logit_bias, strict=True):
+                if not 0 <= token < model.n_vocab:
+                    raise SamplingError("logit_bias", f"names token {token}, the vocabulary has {model.n_vocab}")
+                item.token, item.bias = token, bias
+            yield api.llama_sampler_init_logit_bias(model.n_vocab, len(biases), biases)
         if self.penalizes:
-            yield api.llama_sampler_init_penalties(
+            penalties = api.llama_sampler_init_penalties(
                 model.n_vocab, PENALTY_LAST_N, self.repeat_penalty, self.frequency_penalty, self.presence_penalty
             )
+            for token in prompt[-PENALTY_LAST_N:]:
+                api.llama_sampler_accept(penalties, token)
+            yield penalties
+        if held is not None:
+            yield held.sampler()
         if self.temperature == 0:
             yield api.llama_sampler_init_greedy()
             return

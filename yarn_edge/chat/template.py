@@ -7,14 +7,14 @@ not nested `{% for %}` loops.
 Limits: the template's length, the time of a rendering (also within one C call: the process is killed), its memory (if the
 operating system has RLIMIT_AS: Linux), its output, `range()`. Memory has no limit on macOS and Windows.
 
-What a template loses, the model never sees: a prompt without the last text of the user, or without a system message, is an error.
+What a template loses, the model never sees: a prompt without the last text of the user, a system message, a tool or its result is an
+error. A template that knows no tools gets them in the system message (`yarn_edge.chat.tools.generic`).
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import re
 import subprocess
 import threading
 import weakref
@@ -22,35 +22,43 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from yarn_edge.chat.given_text import NEEDLE, Shown
+from yarn_edge.chat.given_text import NEEDLE
+from yarn_edge.chat.template_literals import literal_parts, marked, texts_in
+from yarn_edge.chat.template_losses import loss, lost
+from yarn_edge.chat.template_options import TemplateOptions, prepared
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.runtime.child import start_child
 
 if TYPE_CHECKING:
     from yarn_edge.runtime.model import Model
 
-Message = Mapping[str, str]  # "role": system, user or assistant; "content"
+# As transformers takes it: "role" (system, developer, user, assistant, tool), "content" and, with calls, "tool_calls" (of which
+# "arguments" is an object), "tool_call_id", "name".
+Message = Mapping[str, Any]
 
+NO_OPTIONS: Mapping[str, Any] = {}
 MAX_TEMPLATE_CHARS = 1 << 20
 TIME_LIMIT_S = 10.0
-_LITERAL, _END = "\ue0f0", "\ue0f1"  # private use: around names of control tokens that are part of a message
 _REMEDY = "use --raw to do without it"
-_LOSSES = {
-    "user": "makes a prompt without all of the user's last message; {remedy}",
-    "system": "makes a prompt without all of the system message: put that text into the user's message",
-}
-_MARKED = re.compile(f"{_LITERAL}([^{_END}]*){_END}")
 
 
 class Renderer(Protocol):
     """How a session turns messages into a prompt."""
 
     def tokens(
-        self, model: Model, messages: Sequence[Message], at_most: int | None = None, until: float | None = None
+        self,
+        model: Model,
+        messages: Sequence[Message],
+        at_most: int | None = None,
+        until: float | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] = NO_OPTIONS,
     ) -> list[int]:
         """Token ids of the prompt, up to where the assistant answers, with BOS if the model uses it.
 
-        at_most, until: the limits of `Tokenizer.tokenize`, for a caller who refuses more.
+        at_most, until: the limits of `Tokenizer.tokenize`, for a caller who refuses more. tools: functions that the model may
+        call, as transformers takes them; options: `TemplateOptions` by name.
         """
         ...
 
@@ -65,9 +73,18 @@ class RawText:
     """No template: the messages one after another, for models that only continue text."""
 
     def tokens(
-        self, model: Model, messages: Sequence[Message], at_most: int | None = None, until: float | None = None
+        self,
+        model: Model,
+        messages: Sequence[Message],
+        at_most: int | None = None,
+        until: float | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] = NO_OPTIONS,
     ) -> list[int]:
         """Names of control tokens in the text become control tokens."""
+        if tools or options:
+            raise YarnEdgeError("tools, and options of a chat template, are possible only with a chat template")
         text = "".join(message["content"] for message in messages)
         return with_bos(
             model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most, until=until)
@@ -127,60 +144,73 @@ class ChatTemplate:
         template._start()  # it imports Jinja2 while the caller makes a context
         return template
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text of the prompt.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+        **options: Any,
+    ) -> str:
+        """The text of the prompt. options: the other fields of `TemplateOptions`.
 
         Raises YarnEdgeError with the template's own message, the limit that it exceeded, or what it loses of the messages.
         """
-        reply = self._ask({"messages": list(messages), "add_generation_prompt": add_generation_prompt})
+        try:
+            asked = TemplateOptions(add_generation_prompt=add_generation_prompt, **options)
+            asked.check(self._source, messages)
+        except YarnEdgeError as error:
+            raise YarnEdgeError(f"{self.origin}: {error}") from None
+        messages, given = prepared(self._source, messages, tools, asked)
+        reply = self._ask({"messages": list(messages), **given})
         if "error" in reply:
             raise YarnEdgeError(f"{self.origin}: {one_line(str(reply['error']))}")
-        text = str(reply["text"])
+        text = asked.cut(str(reply["text"]))
         if not text:
             raise YarnEdgeError(f"{self.origin}: renders nothing; {self.remedy}")
-        lost = _lost(text, messages) or self._lost_among_equals(messages, add_generation_prompt)
-        if lost is not None:
-            raise YarnEdgeError(f"{self.origin}: {_LOSSES[lost].format(remedy=self.remedy)}")
+        kept = asked.without_tag(messages)
+        what = lost(text, kept, {**given, **vars(asked)}) or self._lost_among_equals(messages, given)
+        if what is not None:
+            raise YarnEdgeError(f"{self.origin}: {loss(what, self.remedy)}")
         return text
 
-    def _lost_among_equals(self, messages: Sequence[Message], add_generation_prompt: bool) -> str | None:
-        """`_lost`, for a last user text that the prompt may also hold for another reason: another text in its place must show."""
+    @property
+    def _source(self) -> str:
+        return str(self._setup["template"])
+
+    def _lost_among_equals(self, messages: Sequence[Message], given: Mapping[str, Any]) -> str | None:
+        """`lost`, for a last user text that the prompt may also hold for another reason: another text in its place must show."""
         users = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        said = [
-            *(message["content"] for i, message in enumerate(messages) if i not in users[-1:]),
-            self._setup["template"],
-        ]
-        if not users or not any(messages[users[-1]]["content"].strip() in str(text) for text in said):
+        others = [message for i, message in enumerate(messages) if i not in users[-1:]]
+        said = [*texts_in(others), *texts_in(given.get("tools")), self._source]
+        if not users or not any(messages[users[-1]]["content"].strip() in text for text in said):
             return None
         trial = [*messages]
         trial[users[-1]] = {**trial[users[-1]], "content": NEEDLE}
-        reply = self._ask({"messages": trial, "add_generation_prompt": add_generation_prompt})
+        reply = self._ask({"messages": trial, **given})
         return "user" if "text" in reply and NEEDLE.casefold() not in str(reply["text"]).casefold() else None
 
     def tokens(
-        self, model: Model, messages: Sequence[Message], at_most: int | None = None, until: float | None = None
+        self,
+        model: Model,
+        messages: Sequence[Message],
+        at_most: int | None = None,
+        until: float | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] = NO_OPTIONS,
     ) -> list[int]:
-        """Names of control tokens become control tokens in the template's own text, and stay text in a message.
+        """Names of control tokens become control tokens in the template's own text, and stay text in everything that is given.
 
         So a document that contains `<|im_end|>` cannot end the user's turn, whatever the file says of that token.
         """
         names = model.tokenizer.control_names
-        if not any(any(names.find(m["content"])) for m in messages):
-            text = self.render(messages)
-            return with_bos(
-                model, model.tokenize(text, add_special=False, parse_special=True, at_most=at_most, until=until)
-            )
-        marks = str.maketrans("", "", _LITERAL + _END)
-
-        def marked(text: str) -> str:
-            parts = names.split(text.translate(marks))
-            return "".join(f"{_LITERAL}{part}{_END}" if is_name else part for part, is_name in parts)
-
-        rendered = self.render([{**m, "content": marked(m["content"])} for m in messages])
+        given = (list(messages), list(tools), dict(options))
+        if any(any(names.find(text)) for text in texts_in(given)):
+            messages, tools, options = marked(given, names)
         tokens: list[int] = []
-        for i, piece in enumerate(_MARKED.split(rendered.replace(_LITERAL + _END, ""))):
-            text = piece.translate(marks)
-            if i % 2:
+        for text, is_literal in literal_parts(self.render(messages, tools=tools, **options)):
+            if is_literal:
                 tokens += model.tokenizer.literal(text, model.is_end)
             else:
                 tokens += model.tokenize(text, add_special=False, parse_special=True, at_most=at_most, until=until)
@@ -248,14 +278,6 @@ class ChatTemplate:
         self.close()
         reason = f"takes over {self.time_limit_s:g} s to render" if timed_out.is_set() else "crashed while rendering"
         return {"error": f"{reason}; {self.remedy}"}
-
-
-def _lost(text: str, messages: Sequence[Message]) -> str | None:
-    """The role of a message that the prompt must hold, and does not; None if it holds all of them."""
-    last = [message for message in messages if message["role"] == "user"][-1:]
-    needed = [*last, *(message for message in messages if message["role"] == "system")]
-    shown = Shown(_MARKED.sub("", text))  # a template may take out names of control tokens
-    return next((m["role"] for m in needed if not shown.has(_MARKED.sub("", m["content"]))), None)
 
 
 def _send(pipe: IO[bytes] | None, value: Mapping[str, Any]) -> None:

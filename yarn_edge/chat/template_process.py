@@ -2,9 +2,6 @@
 
 The template and the tokens that it may name come as one line of JSON on stdin, then a line of messages for each rendering. The
 reply to each is one line on stdout: the text, or the error.
-
-Most templates read a message's content as text, some as a list of parts ({"type": "text", "text": …}). Which of them a template does
-is tried out once for each role, as llama.cpp does: with text, and if that is not rendered, with parts.
 """
 
 from __future__ import annotations
@@ -12,16 +9,14 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from yarn_edge.chat.given_text import NEEDLE
+from yarn_edge.chat.template_forms import Given, TemplateForms
 
 MAX_RENDERED_CHARS = 16 << 20
 MAX_PROCESS_BYTES = 1 << 30
-# role -> the shortest conversation in which a template renders a message of this role.
-_TRIALS = {"user": ("user",), "system": ("system", "user"), "assistant": ("user", "assistant", "user")}
 
 
 def _environment() -> Any:
@@ -58,8 +53,8 @@ def _environment() -> Any:
     return environment
 
 
-def _content(text: str, parts: bool) -> Any:
-    return [{"type": "text", "text": text}] if parts else text
+class _TooMuchError(Exception):
+    """A prompt is longer than MAX_RENDERED_CHARS."""
 
 
 class _Prompts:
@@ -67,44 +62,24 @@ class _Prompts:
 
     def __init__(self, template: Any, tokens: Mapping[str, str]) -> None:
         self.template, self.tokens = template, tokens
-        self._reads_parts: dict[str, bool] = {}  # by role
+        self.forms = TemplateForms(lambda messages, tools: self._text(messages, {"tools": tools}))
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> dict[str, str]:
-        """The reply to a request: text, or error."""
-        for role in dict.fromkeys(("user", *(message["role"] for message in messages))):
-            if role not in self._reads_parts:
-                self._reads_parts[role] = self._needs_parts(role)
-        return self._text(messages, self._reads_parts, add_generation_prompt)
-
-    def _needs_parts(self, role: str) -> bool:
-        """Whether text is lost and parts are not; where both are, what holds for the user."""
-        if self._shows(role, parts=False):
-            return False
-        return self._shows(role, parts=True) or self._reads_parts.get("user", False)
-
-    def _shows(self, role: str, parts: bool) -> bool:
-        trial = _TRIALS.get(role, ())
-        messages = [{"role": other, "content": NEEDLE if other == role else "Hello"} for other in trial]
+    def render(self, messages: Given, **given: Any) -> dict[str, str]:
+        """The reply to a request: text, or error. given: what the template reads besides messages."""
         try:
-            text = self._text(messages, {**self._reads_parts, role: parts}, True).get("text", "")
-        except Exception:  # it reads the other form
-            return False
-        part = _content(NEEDLE, parts=True)[0]
-        return NEEDLE.casefold() in text.casefold() and not (repr(part) in text or json.dumps(part) in text)
+            return {"text": self._text(self.forms.given(messages), given)}
+        except _TooMuchError:
+            return {"error": f"writes more than {MAX_RENDERED_CHARS} characters"}
 
-    def _text(
-        self, messages: Sequence[Mapping[str, str]], reads_parts: Mapping[str, bool], add_generation_prompt: bool
-    ) -> dict[str, str]:
-        given = [{**m, "content": _content(m["content"], reads_parts.get(m["role"], False))} for m in messages]
+    def _text(self, messages: Given, given: Mapping[str, Any]) -> str:
         pieces, room = [], MAX_RENDERED_CHARS
-        for piece in self.template.generate(
-            messages=given, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **self.tokens
-        ):
+        variables = {"add_generation_prompt": True, "tools": None, "documents": None, **given, **self.tokens}
+        for piece in self.template.generate(messages=messages, **variables):
             room -= len(piece)
             if room < 0:
-                return {"error": f"writes more than {MAX_RENDERED_CHARS} characters"}
+                raise _TooMuchError
             pieces.append(piece)
-        return {"text": "".join(pieces)}
+        return "".join(pieces)
 
 
 def _reply(work: Callable[[], dict[str, str]], limit_s: float) -> dict[str, str]:

@@ -69,7 +69,8 @@ class TemplateForms:
 
     def _calls_read(self) -> tuple[str | None, bool]:
         forms: list[tuple[str | None, bool]] = [(empty, text) for empty in ("", None) for text in (False, True)]
-        trial = [_USER, _CALLING, {"role": "tool", "content": "Done", "tool_call_id": "needle000", "name": _CALLED}]
+        done = {"role": "tool", "content": "Done", "tool_call_id": "needle000", "name": _CALLED}
+        trial: list[Mapping[str, Any]] = [_USER, _CALLING, done]
         for self._calls in forms:
             for tools in ([_TOOL], None):
                 try:

@@ -75,7 +75,8 @@ class ConstrainedSampler:
         self._hidden[list(self._visible)] = False
         self._triggers = [re.compile(trigger) for trigger in constraint.triggers]
         self._waiting, self._skipping = bool(self._triggers), bool(constraint.skipped)
-        self._said, self._tokens, self._from = bytearray(), [], 0  # before the trigger: (token, where its bytes begin)
+        self._tokens: list[tuple[int, int]] = []
+        self._said, self._from = bytearray(), 0  # before the trigger: (token, where its bytes begin)
         self.failure: str | None = None
         self._grammar = self._fresh()
         self._callbacks = self._interface()

@@ -171,7 +171,7 @@ def _joined(said: list[Said]) -> list[Said]:
     for event in said:
         last = joined[-1] if joined else None
         if isinstance(event, (TextSaid, ReasoningSaid)) and type(last) is type(event):
-            joined[-1] = type(event)(last.text + event.text)  # type: ignore[union-attr]
+            joined[-1] = type(event)(last.text + event.text)
         elif isinstance(event, CallArguments) and isinstance(last, CallArguments) and last.index == event.index:
             joined[-1] = CallArguments(event.index, last.text + event.text)
         else:

@@ -45,7 +45,7 @@ def json_kind(value: Any) -> str:
     if value is None:
         return "null"
     names = ((bool, "boolean"), ((int, float), "number"), (str, "string"), (list, "array"))
-    return next((name for kinds, name in names if isinstance(value, kinds)), "object")  # type: ignore[arg-type]
+    return next((name for kinds, name in names if isinstance(value, kinds)), "object")
 
 
 class Values:

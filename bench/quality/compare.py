@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.jobs.crew import Crew, add_job_flags, crew_of
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.runtime.context_settings import Attention
@@ -21,6 +22,7 @@ from yarn_edge.sample_text import sample_text
 
 from ..scoring.variants import Variant
 from .compare_outcome import ComparisonOutcome
+from .on_workers import check_for_one_process, compare_on, planning_model
 from .side_by_side import CandidateOutcome, ModelComparison, fit_in_memory, one_after_the_other, side_by_side
 from .text_settings import (
     STOPPED,
@@ -45,22 +47,25 @@ def compare(
     attention: Attention = "auto",
     keep: str = "auto",
     scratch: Path | None = None,
+    crew: Crew | None = None,
 ) -> tuple[ModelComparison, int]:
     """(the comparison, its context in tokens). keep: where the base's distributions are kept: "memory", "disk" or "auto".
 
-    In memory all models run side by side; on disk (in the folder `scratch`) they run one after the other. Raises YarnEdgeError for
+    In memory all models run side by side; on disk (in the folder `scratch`) they run one after the other. crew: workers, on each
+    of which they run side by side. Raises YarnEdgeError for
     models with different vocabularies, and whatever ends the run before anything was measured.
     """
     twice = {v.label for v in others if sum(v.label == w.label for w in others) > 1}
     if twice:
         raise YarnEdgeError(f"{min(twice)}: appears twice among the candidates")
-    with base.load() as model:
+    with base.load() if crew is None else planning_model(base) as model:
         windows, ctx = plan_windows(model, settings)
         probe, n_vocab = model.tokenize(sample_text()[:_PROBE], add_special=False, parse_special=False), model.n_vocab
         words = vocabulary(model)
     comparison = ModelComparison(windows, base, [CandidateOutcome(variant) for variant in others])
     longest = max(len(w.tokens) for w in windows)
-    together = keep == "memory" or (keep == "auto" and fit_in_memory([base, *others], longest, attention))
+    together = crew is not None or keep == "memory"
+    together = together or (keep == "auto" and fit_in_memory([base, *others], longest, attention))
     if keep == "auto" and not together:
         note("base and candidates do not fit into memory together: the base's distributions are kept on disk")
     for other in others:
@@ -72,7 +77,9 @@ def compare(
                 )
     start = time.perf_counter()
     try:
-        if together:
+        if crew is not None:
+            compare_on(crew, comparison, longest, attention)
+        elif together:
             side_by_side(comparison, longest, threads, attention)
         else:
             one_after_the_other(comparison, longest, threads, attention, scratch)
@@ -117,12 +124,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the distributions that --keep-base disk stores (default: the temporary folder)",
     )
+    add_job_flags(parser, "windows (or candidates, if there are fewer windows than workers)")
     add_output_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge compare`."""
     check_outputs(args)
+    crew = crew_of(args)
+    check_for_one_process({"--keep-base disk": crew is not None and args.keep_base == "disk"})
     base = given_variant(args, args.base, adapted=False)
     others = [given_variant(args, model) for model in args.models]
     scratch = None if args.scratch is None else Path(args.scratch)
@@ -130,7 +140,14 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(f"{scratch}: no such folder")
     settings = text_settings(args)
     comparison, ctx = compare(
-        base, others, settings, threads=args.threads, attention=args.attention, keep=args.keep_base, scratch=scratch
+        base,
+        others,
+        settings,
+        threads=args.threads,
+        attention=args.attention,
+        keep=args.keep_base,
+        scratch=scratch,
+        crew=crew,
     )
     outcome = ComparisonOutcome.of(comparison, ctx, settings, args.bucket)
     deliver(args, outcome.as_json(), outcome.report(), sorted({v.path for v in (base, *others)}))

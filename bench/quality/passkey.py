@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import random
+from contextlib import ExitStack
 from pathlib import Path
 
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import count, lengths
+from yarn_edge.jobs.crew import add_job_flags, crew_of
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.report.ticks import token_count
@@ -19,9 +21,11 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.text_file import read_text
 
-from ..scoring.evaluate import variant_context
+from ..scoring.evaluate import batch_settings, variant_context
+from .on_workers import planning_model
 from .passkey_outcome import TITLES, RetrievalOutcome
-from .retrieval import Retrieval
+from .prompts_on_workers import RetrievalOn
+from .retrieval import Retrieval, cells_of
 from .retrieval_prompts import Kind, Needle, Passkey, Prompt, draw_secrets, make_prompts, midpoints
 from .text_settings import add_running_flags, given_variant
 
@@ -75,34 +79,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--text", metavar="FILE", help="UTF-8 text for --variant needle (default: the bundled text)")
     add_running_flags(parser)
+    add_job_flags(parser, "prompts")
     add_output_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge passkey`. However the run ends, what was measured is reported first, then the failure."""
     check_outputs(args)
+    crew = crew_of(args)
     if args.text is not None and args.variant != "needle":
         raise YarnEdgeError("--text is the text that a needle is hidden in: it needs --variant needle")
     kind: Kind = Passkey()
     if args.variant == "needle":
         kind = Needle(sample_text() if args.text is None else read_text(Path(args.text)))
     variant = given_variant(args, args.model)
-    with (
-        variant.load() as model,
-        variant_context(model, variant, max(args.lengths), args.threads, args.attention) as context,
-    ):
+    with ExitStack() as stack:
+        model = stack.enter_context(variant.load() if crew is None else planning_model(variant))
         declared = model.n_ctx_train
         beyond = [token_count(n) for n in args.lengths if n > declared]
         if beyond:
             note(f"{variant.label}: its context is {token_count(declared)} tokens: {', '.join(beyond)} lie beyond it")
         depths, prompts = _prompts(model, kind, args)
-        test = Retrieval(context, prompts)
-
+        test: Retrieval | RetrievalOn
+        if crew is None:
+            opened = variant_context(model, variant, max(args.lengths), args.threads, args.attention)
+            test = Retrieval(stack.enter_context(opened), prompts)
+        else:
+            batch = batch_settings(model.gguf, model.n_vocab, variant, max(args.lengths), crew.threads, args.attention)
+            test = RetrievalOn(crew, variant, batch, prompts)
         ended: BaseException | None = None
         try:
             test.go()
         except (KeyboardInterrupt, Terminated, YarnEdgeError) as reason:
-            if not test.cells:
+            if not any(answer is not None for answer in test.answers):
                 raise
             ended = reason
     outcome = RetrievalOutcome(
@@ -113,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         depths=depths,
         declared=declared,
         n_prompts=len(prompts),
-        cells=test.cells,
+        cells=cells_of(prompts, test.answers),
         tok_per_s=test.tok_per_s,
     )
     deliver(args, outcome.as_json(), outcome.report(), [variant.path])

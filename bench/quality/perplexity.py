@@ -6,19 +6,12 @@ A causal model scores every prefix at once, so one run gives the whole curve ove
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import lengths
-from yarn_edge.gguf.identity import model_identity
 from yarn_edge.graph.opening import open_context
+from yarn_edge.jobs.crew import add_job_flags, crew_of
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.runtime.context import Context
@@ -28,9 +21,9 @@ from yarn_edge.writer import check_output
 
 from ..scoring.evaluate import Scores, batch_settings, score
 from ..scoring.variants import Variant
-from ..scoring.windows import Window
+from .on_workers import check_for_one_process, score_text_on
 from .perplexity_outcome import PerplexityOutcome, ScoredText
-from .score_file import RunIdentity, ScoreFile
+from .score_file import ScoreFile, run_identity
 from .text_settings import (
     STOPPED,
     TextSettings,
@@ -41,26 +34,6 @@ from .text_settings import (
     plan_windows,
     text_settings,
 )
-
-
-def identity(
-    model: Model, variant: Variant, settings: TextSettings, windows: Sequence[Window], batch: ContextSettings
-) -> RunIdentity:
-    """What makes two runs the same, for `--resume`."""
-    arguments = variant.arguments or model.positions.explicit_arguments
-    digest = hashlib.sha256()
-    for window in windows:
-        digest.update(np.asarray([window.document, window.first, *window.tokens], dtype=np.int64).tobytes())
-    return RunIdentity(
-        model=" ".join([model_identity(model.gguf), *sorted(variant.adapters)]),
-        scaling=json.dumps([asdict(arguments), dict(variant.overrides)]),
-        kv_type=variant.kv_type,
-        backend=variant.backend,
-        protocol=settings.protocol,
-        text=digest.hexdigest(),
-        batch=[batch.n_batch, batch.attention],
-        version=version("llama-cpp-python"),
-    )
 
 
 def score_text(
@@ -78,7 +51,9 @@ def score_text(
         scores = Scores.empty(windows)
         longest = max(len(w.tokens) for w in windows)
         batch = batch_settings(model.gguf, model.n_vocab, variant, longest, threads, attention)
-        kept = None if save is None else ScoreFile(save, identity(model, variant, settings, windows, batch))
+        kept = (
+            None if save is None else ScoreFile(save, run_identity(model, variant, settings.protocol, windows, batch))
+        )
         if kept is not None:
             if resume and not kept.load(scores):
                 note(f"{save}: does not exist yet: the run starts from the beginning")
@@ -140,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted run from the scores in the file of --save"
     )
+    add_job_flags(parser, "the windows of the text")
     add_output_flags(parser)
 
 
@@ -160,15 +136,20 @@ def check_save(save: Path, args: argparse.Namespace, variant: Variant) -> Path:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge perplexity`."""
     check_outputs(args)
+    crew = crew_of(args)
+    check_for_one_process({"--resume": crew is not None and args.resume})
     variant, settings = given_variant(args, args.model), text_settings(args)
     save = None
     if args.resume and args.save is None:
         raise YarnEdgeError("--resume continues from the file of --save: pass --save FILE as well")
     if args.save is not None:
         save = check_save(Path(args.save), args, variant)
-    scored = score_text(
-        variant, settings, threads=args.threads, attention=args.attention, save=save, resume=args.resume
-    )
+    if crew is not None:
+        scored = score_text_on(crew, variant, settings, attention=args.attention, save=save)
+    else:
+        scored = score_text(
+            variant, settings, threads=args.threads, attention=args.attention, save=save, resume=args.resume
+        )
     outcome = PerplexityOutcome.of(variant, settings, scored, args.lengths, args.bucket)
     deliver(args, outcome.as_json(), outcome.report(), [variant.path])
     if scored.ended is not None:

@@ -104,17 +104,22 @@ def shared(cached: Sequence[int], tokens: Sequence[int]) -> int:
     return min(len(cached), len(tokens) - 1)
 
 
+def cells_of(prompts: Sequence[Prompt], answers: Sequence[str | None]) -> list[RetrievalCell]:
+    """The cells that have an answer, by length and depth. answers: of the first prompts, None for one that has none."""
+    cells: dict[tuple[int, float], RetrievalCell] = {}
+    for prompt, answer in zip(prompts, answers, strict=False):
+        if answer is not None:
+            key = (prompt.length, prompt.depth)
+            cells.setdefault(key, RetrievalCell(*key)).add(prompt, answer)
+    return [cells[key] for key in sorted(cells)]
+
+
 class Retrieval:
-    """A run over prompts, in their order. `cells` holds what was measured so far, also after an interruption."""
+    """A run over prompts, in their order. `answers` holds what was measured so far, also after an interruption."""
 
     def __init__(self, context: Context, prompts: Sequence[Prompt]) -> None:
         self.reader, self.prompts = Reader(context), prompts
-        self._cells: dict[tuple[int, float], RetrievalCell] = {}
-
-    @property
-    def cells(self) -> list[RetrievalCell]:
-        """Those with an answer, by length and depth."""
-        return [self._cells[key] for key in sorted(self._cells)]
+        self.answers: list[str] = []
 
     @property
     def tok_per_s(self) -> float | None:
@@ -131,8 +136,7 @@ class Retrieval:
                 what = f"{prompt.length} tokens, depth {prompt.depth:.0%}, {hits}/{done}"
                 advance(0, what)
                 answer = self.reader.answer(prompt.tokens, _showing(advance, what))
-                cell = self._cells.setdefault((prompt.length, prompt.depth), RetrievalCell(prompt.length, prompt.depth))
-                cell.add(prompt, answer)
+                self.answers.append(answer)
                 hits += is_hit(answer, prompt.secret.number)
 
 

@@ -7,26 +7,33 @@ run of hours over one long document continues in the middle of that document.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.identity import model_identity
 from yarn_edge.progress import note
 from yarn_edge.regular_file import digest, is_named, open_regular, path_of
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import kv_bytes
+from yarn_edge.runtime.model import Model
 from yarn_edge.signals import deferred_ctrl_c
 from yarn_edge.writer import check_space, partial_file, publish, write_file
 
 from ..scoring.evaluate import Scores
+from ..scoring.variants import Variant
+from ..scoring.windows import Window
 
 SAVE_SECONDS = 30.0  # between two savings of the scores
 CACHE_SECONDS = 300.0  # between two savings of the cache, which can be gigabytes
@@ -66,6 +73,26 @@ class RunIdentity:
     def difference(self, saved: Mapping[str, Any]) -> str | None:
         """The name of the first value that differs from the saved ones, None if all agree."""
         return next((name for name, value in self.as_json().items() if saved.get(name) != value), None)
+
+
+def run_identity(
+    model: Model, variant: Variant, protocol: str, windows: Sequence[Window], batch: ContextSettings
+) -> RunIdentity:
+    """What makes two runs the same, for `--resume`."""
+    arguments = variant.arguments or model.positions.explicit_arguments
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(np.asarray([window.document, window.first, *window.tokens], dtype=np.int64).tobytes())
+    return RunIdentity(
+        model=" ".join([model_identity(model.gguf), *sorted(variant.adapters)]),
+        scaling=json.dumps([asdict(arguments), dict(variant.overrides)]),
+        kv_type=variant.kv_type,
+        backend=variant.backend,
+        protocol=protocol,
+        text=digest.hexdigest(),
+        batch=[batch.n_batch, batch.attention],
+        version=version("llama-cpp-python"),
+    )
 
 
 @dataclass(frozen=True)

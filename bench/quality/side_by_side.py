@@ -118,19 +118,31 @@ def side_by_side(comparison: ModelComparison, n_ctx: int, threads: int | None, a
         advance = stack.enter_context(bar(f"Comparing {len(contexts)} runs", total, "tokens"))
         try:
             for window in comparison.windows:
-                _clear(contexts, comparison.outcomes)
-                for base, *others in batches(contexts, window, advance, spent=spent):
-                    log_z, top = rows.log_normalizers(base.logits), base.logits.argmax(axis=1)
-                    divergences = [rows.divergences(base.logits, log_z, top, b.logits, b.targets) for b in others]
-                    pairs = list(zip(comparison.outcomes, divergences, strict=True))
-                    for outcome, part in pairs:
-                        _check(part, window, base.first, outcome.variant, comparison.base)
-                    for outcome, part in pairs:
-                        outcome.parts[-1].append(part)
+                measure_window(comparison, contexts, window, rows, advance, spent)
         finally:
             comparison.base_forward_s = spent[0]
             for outcome, seconds in zip(comparison.outcomes, spent[1:], strict=True):
                 outcome.forward_s = seconds
+
+
+def measure_window(
+    comparison: ModelComparison,
+    contexts: Sequence[Context],
+    window: Window,
+    rows: Rows,
+    advance: Callable[[int], None],
+    spent: list[float],
+) -> None:
+    """One window through all contexts in step: the base's, and those of the comparison's outcomes."""
+    _clear(contexts, comparison.outcomes)
+    for base, *others in batches(contexts, window, advance, spent=spent):
+        log_z, top = rows.log_normalizers(base.logits), base.logits.argmax(axis=1)
+        divergences = [rows.divergences(base.logits, log_z, top, b.logits, b.targets) for b in others]
+        pairs = list(zip(comparison.outcomes, divergences, strict=True))
+        for outcome, part in pairs:
+            _check(part, window, base.first, outcome.variant, comparison.base)
+        for outcome, part in pairs:
+            outcome.parts[-1].append(part)
 
 
 def _clear(contexts: Sequence[Context], outcomes: Sequence[CandidateOutcome]) -> None:
@@ -159,7 +171,7 @@ def one_after_the_other(
         def keep(batch: ScoredBatch, window: Window) -> None:
             check_finite(kept.add(batch, rows), window, batch.first, comparison.base.path)
 
-        base, *others = _settings_alone(variants, n_ctx, threads, attention)
+        base, *others = settings_alone(variants, n_ctx, threads, attention)
         comparison.attention = base.attention
         comparison.base_forward_s = _alone(comparison.base, comparison, base, keep, lambda: None)
         comparison.kept_bytes, comparison.kept_rows = kept.n_bytes, kept.n_rows
@@ -196,9 +208,10 @@ class _Stored:
         return float(stored.mean()), float(whole.mean())
 
 
-def _settings_alone(
+def settings_alone(
     variants: Sequence[Variant], n_ctx: int, threads: int | None, attention: Attention
 ) -> list[ContextSettings]:
+    """`shared_settings` from the headers alone."""
     with ExitStack() as stack:
         heads = [stack.enter_context(Model(v.path, vocab_only=True, gguf=v.gguf)) for v in variants]
         return shared_settings(heads, variants, n_ctx, threads, attention)

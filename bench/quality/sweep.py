@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import NO_OVERRIDES, ScalingOverrides, add_scaling_flags, length_from, scaling_overrides
+from yarn_edge.jobs.crew import Crew, add_job_flags, crew_of
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.llama_rules.rescale import base_scaling, with_factor
@@ -23,6 +24,7 @@ from yarn_edge.runtime.context_settings import Attention
 from ..scoring.evaluate import Scores, score, variant_context
 from ..scoring.variants import Variant, scaled
 from ..scoring.windows import Window
+from .on_workers import compare_on, perplexities_on, planning_model
 from .side_by_side import CandidateOutcome, ModelComparison, side_by_side
 from .sweep_outcome import Sweep, SweepOutcome, SweptValue
 from .sweep_plan import OVER, SweepRun, Value, runs_of, values_of
@@ -60,11 +62,12 @@ def sweep(
     *,
     threads: int | None = None,
     attention: Attention = "auto",
+    crew: Crew | None = None,
 ) -> Sweep:
-    """Measure every value on the same windows. Raises whatever ends it before one value was measured."""
+    """Measure every value on the same windows. crew: workers. Raises whatever ends it before one value was measured."""
     base = base_scaling(FilePositions(variant.gguf), settings.overrides)
-    with variant.load() as model:
-        windows, ctx = plan_windows(model, text)
+    with variant.load() if crew is None else planning_model(variant) as model:
+        windows, ctx, n_vocab = *plan_windows(model, text), model.n_vocab
     done = Sweep(settings.over, settings.metric, base, windows, ctx)
     planned = values_of(settings.over, base, settings.values, ctx)
     step = settings.step or max(512, ctx // 8)
@@ -74,7 +77,9 @@ def sweep(
         raise YarnEdgeError(f"--metric divergence: {moving[0]} has different angles at each length: use perplexity")
     try:
         if settings.metric == "divergence":
-            _divergences(done, runs, variant, threads, attention)
+            _divergences(done, runs, variant, threads, attention, crew)
+        elif crew is not None:
+            perplexities_on(crew, runs, windows, n_vocab, attention, done.values)
         else:
             for number, (value, parts) in enumerate(runs, 1):
                 label = f"{value.label} ({number} of {len(runs)})"
@@ -117,20 +122,32 @@ def _divergences(
     variant: Variant,
     threads: int | None,
     attention: Attention,
+    crew: Crew | None,
 ) -> None:
     """Each value side by side with the reference: plain RoPE, or for attention factors the base itself."""
     plain = done.over != "attention-factor"
     reference = scaled(variant, with_factor(done.base, 1.0) if plain else done.base)
     done.reference = "plain RoPE" if plain else f"attention factor {done.base.attention_factor:g}"
-    for value, parts in runs:
-        (run,) = parts
-        comparison = ModelComparison(done.windows, reference, [CandidateOutcome(run.variant)])
-        side_by_side(comparison, max(len(w.tokens) for w in done.windows), threads, attention)
-        (outcome,) = comparison.outcomes
-        tokens = sum(len(w.tokens) - 1 for w in done.windows)
-        done.values.append(
-            SweptValue(value, outcome.of_windows("nll"), outcome.of_windows("kl"), tokens, outcome.forward_s)
-        )
+    values, variants = [value for value, _ in runs], [run.variant for _, (run,) in runs]
+    longest, tokens = max(len(w.tokens) for w in done.windows), sum(len(w.tokens) - 1 for w in done.windows)
+
+    def take_in(value: Value, outcome: CandidateOutcome) -> None:
+        nll, kl = outcome.of_windows("nll"), outcome.of_windows("kl")
+        if len(kl) == len(done.windows):
+            done.values.append(SweptValue(value, nll, kl, tokens, outcome.forward_s))
+
+    if crew is not None:
+        comparison = ModelComparison(done.windows, reference, [CandidateOutcome(v) for v in variants])
+        try:
+            compare_on(crew, comparison, longest, attention, apart=True)
+        finally:
+            for value, outcome in zip(values, comparison.outcomes, strict=True):
+                take_in(value, outcome)
+        return
+    for value, candidate in zip(values, variants, strict=True):
+        comparison = ModelComparison(done.windows, reference, [CandidateOutcome(candidate)])
+        side_by_side(comparison, longest, threads, attention)
+        take_in(value, comparison.outcomes[0])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,12 +181,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_running_flags(parser)
     add_scaling_flags(parser, "the scaling to sweep around, where it differs from that of the file")
+    add_job_flags(parser, "values and windows")
     add_output_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge sweep`."""
     check_outputs(args)
+    crew = crew_of(args)
     overrides = scaling_overrides(args)
     if overrides.for_checkpoints:
         raise YarnEdgeError(f"{overrides.for_checkpoints[0]} is for checkpoints: a GGUF's scaling is static already")
@@ -180,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(f"--protocol {text.protocol}: sweep supports curve and llama.cpp")
     values = args.values.split(",") if args.values else None
     settings = SweepSettings(args.over, values, overrides, args.metric, args.dynamic_step)
-    done = sweep(variant, settings, text, threads=args.threads, attention=args.attention)
+    done = sweep(variant, settings, text, threads=args.threads, attention=args.attention, crew=crew)
     outcome = SweepOutcome.of(done, args.model, text.protocol, args.bucket)
     deliver(args, outcome.as_json(), outcome.report(), [variant.path])
     if done.ended is not None:

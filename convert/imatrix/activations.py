@@ -8,7 +8,7 @@ and added up in float64; and a graph is abandoned after the last multiplication 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.graph.tap import GraphTap
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.ggml import TYPE_F32, TYPE_I32, TensorStruct, function, op_number, read_tensor
+
+from .matrix import Importance
 
 MIN_ROWS = 16  # as in llama-imatrix: fewer rows are not a prompt
 OUTPUT_WEIGHT = b"output.weight"
@@ -133,6 +135,11 @@ class ActivationTap(GraphTap):
         """Forget the last input: tensors of another graph may have the same addresses."""
         self._in_this_graph.clear()
         self._input = ()
+
+
+def importances(squares: Mapping[str, Squares]) -> dict[str, Importance]:
+    """Squares in the form of an importance matrix."""
+    return {name: Importance(s.sums.reshape(len(s.counts), -1), s.counts) for name, s in squares.items()}
 
 
 def weight_name(name: bytes) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from yarn_edge.flags import add_attention_flag, add_threads_flag, add_trust_flag
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.graph.opening import open_context
+from yarn_edge.jobs.crew import Crew, add_job_flags, crew_of
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
 from yarn_edge.progress import Advance, bar, note
 from yarn_edge.regular_file import is_named
@@ -31,7 +32,8 @@ from yarn_edge.stdout import write_json, write_text
 from yarn_edge.text_file import read_text
 from yarn_edge.writer import check_output, check_space, partial_file, publish
 
-from .activations import MIN_ROWS, OUTPUT_WEIGHT, ActivationTap
+from .activations import MIN_ROWS, OUTPUT_WEIGHT, ActivationTap, importances
+from .chunks_on_workers import measure_on
 from .matrix import Importance, ImportanceMatrix, write_imatrix
 from .progress import ImatrixRun, added, load_progress, progress_path, save_progress, text_identity
 
@@ -72,18 +74,19 @@ def collect(
     *,
     resume: bool = False,
     force: bool = False,
+    crew: Crew | None = None,
 ) -> ImatrixOutcome:
     """Write the importance matrix of `model` over `text` to `output`.
 
     resume: continue an interrupted run with the same arguments, whose progress is beside the output. force: overwrite the
-    output and, without resume, the progress. Raises YarnEdgeError for a text or a model that gives no matrix; then nothing is
-    written under the output's name.
+    output and, without resume, the progress. crew: workers; what they finish is kept in the crew's own folder. Raises
+    YarnEdgeError for a text or a model that gives no matrix; then nothing is written under the output's name.
     """
     words, path = read_text(Path(text)), check_output(Path(output), force, [Path(model), Path(text)])
     progress = progress_path(path)
     if is_named(progress) and not (resume or force):
         raise YarnEdgeError(f"{progress}: is an unfinished run: --resume continues it, --force starts over")
-    with Model(model) as loaded:
+    with Model(model, no_alloc=crew is not None) as loaded:
         chunks = chunks_of(loaded, words, settings, Path(text))
         run = ImatrixRun(
             model_identity(loaded.gguf),
@@ -97,7 +100,7 @@ def collect(
         empty = ImportanceMatrix(None, {}, (str(text),), 0, settings.ctx)
         collection = _Collection(run, progress, load_progress(run, progress) if resume else empty)
         check_space(path.parent, 2 * matrix_bytes(loaded.gguf), "an importance matrix and its progress")
-        tokens, seconds = collection.go_on(loaded, chunks, settings)
+        tokens, seconds = collection.go_on(loaded, chunks, settings, crew)
     try:
         with partial_file(path) as partial:
             write_imatrix(collection.matrix, partial)
@@ -132,6 +135,21 @@ def chunks_of(model: Model, words: str, settings: ImatrixSettings, source: Path)
     return chunks
 
 
+def context_settings(model: Model, n_chunks: int, settings: ImatrixSettings) -> tuple[ContextSettings, bool]:
+    """(the settings of a context for chunks side by side, whether output.weight is included)."""
+    n_seq = max(1, min(settings.batch // settings.ctx, n_chunks, MAX_SEQUENCES))
+    has_output = settings.process_output and OUTPUT_WEIGHT.decode() in model.gguf.tensors
+    if settings.process_output and not has_output:
+        note(
+            "this model has no output.weight: it uses its token embeddings instead, which have no entry in llama.cpp either"
+        )
+    wanted = ContextSettings(
+        n_ctx=settings.ctx, n_seq=n_seq, n_batch=settings.batch, n_ubatch=UBATCH, threads=settings.threads
+    )
+    attention = fastest_attention(wanted, model.gguf) if settings.attention == "auto" else settings.attention
+    return replace(wanted, attention=attention), has_output
+
+
 class _Collection:
     """One run and its progress. `matrix` always holds whole chunks."""
 
@@ -139,10 +157,16 @@ class _Collection:
         self.run, self.progress, self.matrix = run, progress, matrix
         self.saved = matrix.chunk_count
 
-    def go_on(self, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings) -> tuple[int, float]:
+    def go_on(
+        self, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings, crew: Crew | None = None
+    ) -> tuple[int, float]:
         """Evaluate the remaining chunks, saving at intervals and when a signal stops the run. Returns tokens and seconds."""
         left = chunks[self.matrix.chunk_count :]
         tokens = len(left) * settings.ctx
+        if crew is not None:
+            start = time.perf_counter()
+            self._evaluate_on(crew, model, left, settings)
+            return tokens, time.perf_counter() - start
         with bar("Importance matrix", tokens, "tokens") as advance:
             start = time.perf_counter()
             try:
@@ -160,35 +184,37 @@ class _Collection:
     def _evaluate(
         self, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings, advance: Advance
     ) -> None:
-        n_seq = max(1, min(settings.batch // settings.ctx, len(chunks), MAX_SEQUENCES))
-        has_output = settings.process_output and OUTPUT_WEIGHT.decode() in model.gguf.tensors
-        if settings.process_output and not has_output:
-            note(
-                "this model has no output.weight: it uses its token embeddings instead, which have no entry in llama.cpp either"
-            )
-        tap = ActivationTap(with_output=has_output)
-        wanted = ContextSettings(
-            n_ctx=settings.ctx, n_seq=n_seq, n_batch=settings.batch, n_ubatch=UBATCH, threads=settings.threads
-        )
-        wanted = replace(
-            wanted,
-            attention=fastest_attention(wanted, model.gguf) if settings.attention == "auto" else settings.attention,
-        )
+        wanted, with_output = context_settings(model, len(chunks), settings)
+        tap = ActivationTap(with_output=with_output)
         with open_context(model, wanted, tap=tap) as context:
             saved = time.monotonic()
-            for at in range(0, len(chunks), n_seq):
-                self._take_in(chunks[at : at + n_seq], tap, context, advance)
+            for at in range(0, len(chunks), wanted.n_seq):
+                self._take_in(chunks[at : at + wanted.n_seq], tap, context, advance)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save()
                     saved = time.monotonic()
+        self._check(model)
+
+    def _evaluate_on(
+        self, crew: Crew, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings
+    ) -> None:
+        wanted, with_output = context_settings(model, len(chunks), replace(settings, threads=crew.threads))
+
+        def take(new: Mapping[str, Importance], n_chunks: int) -> None:
+            done = self.matrix.chunk_count + n_chunks
+            self.matrix = replace(self.matrix, entries=added(self.matrix.entries, new), chunk_count=done)
+
+        measure_on(crew, model.gguf, chunks, wanted, with_output, take)
+        self._check(model)
+
+    def _check(self, model: Model) -> None:
         if not self.matrix.entries:
             raise YarnEdgeError(f"{model.path}: no weight matrix was multiplied with {MIN_ROWS} or more tokens")
 
     def _take_in(self, part: Sequence[Sequence[int]], tap: ActivationTap, context: Context, advance: Advance) -> None:
         done = self.matrix.chunk_count + len(part)
         squares = tap.measure(context, part, lambda n: advance(n, f"chunk {done} of {self.run.n_chunks}"))
-        new = {name: Importance(s.sums.reshape(len(s.counts), -1), s.counts) for name, s in squares.items()}
-        self.matrix = replace(self.matrix, entries=added(self.matrix.entries, new), chunk_count=done)
+        self.matrix = replace(self.matrix, entries=added(self.matrix.entries, importances(squares)), chunk_count=done)
 
     def save(self) -> None:
         """Write the progress, if there is any since the last save."""
@@ -226,6 +252,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_attention_flag(parser)
     add_threads_flag(parser)
     add_trust_flag(parser)
+    add_job_flags(parser, "chunks")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -233,7 +260,10 @@ def run(args: argparse.Namespace) -> int:
     settings = ImatrixSettings(
         args.ctx, args.chunks, args.batch, args.process_output, args.parse_special, args.threads, args.attention
     )
-    outcome = collect(args.model, args.text, args.output, settings, resume=args.resume, force=args.force)
+    crew = crew_of(args)
+    if crew is not None and args.resume:
+        raise YarnEdgeError("--resume is for a run in one process: with --on, --results DIR keeps what is finished")
+    outcome = collect(args.model, args.text, args.output, settings, resume=args.resume, force=args.force, crew=crew)
     matrix, unseen = outcome.matrix, unseen_experts(outcome.matrix)
     report: dict[str, Any] = {
         "model": str(args.model),

@@ -296,7 +296,7 @@ def test_progress_knows_the_tokens_before(smol: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr("yarn_edge.bench.quality.retrieval.bar", Bar)
         with Context(model, ContextSettings(n_ctx=256, n_batch=64, threads=THREADS)) as context:
             test = Retrieval(context, prompts)
-            assert test.cells == []
+            assert test.answers == []
             assert test.tok_per_s is None
             test.go()
     assert totals == [sum(amount for amount, _ in moves)] == [test.reader.n_evaluated]

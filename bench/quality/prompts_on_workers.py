@@ -1,0 +1,74 @@
+"""Passkey on several workers: runs of neighboring prompts as units, so that each still reads only what differs from the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from yarn_edge.jobs.crew import Crew
+from yarn_edge.jobs.run import run_units
+from yarn_edge.jobs.unit import Unit, UnitResult, kept
+from yarn_edge.runtime.context_settings import ContextSettings
+
+from ..scoring.sent import SentVariant, opened, settings_identity, unit_key
+from ..scoring.variants import Variant
+from .retrieval import Reader, shared
+from .retrieval_prompts import Prompt
+
+
+class RetrievalOn:
+    """A run over prompts. `answers` holds what came back so far, None for the others; tok_per_s: of all workers together."""
+
+    def __init__(self, crew: Crew, variant: Variant, settings: ContextSettings, prompts: Sequence[Prompt]) -> None:
+        self.answers: list[str | None] = [None] * len(prompts)
+        self._crew, self._sent, self._settings, self._prompts = crew, SentVariant.of(variant), settings, prompts
+        self._tokens, self._seconds = 0, 0.0
+
+    @property
+    def tok_per_s(self) -> float | None:
+        """Tokens of prompts read in a second by all workers; None before the first."""
+        return self._tokens / self._seconds * self._crew.n_workers if self._seconds else None
+
+    def go(self) -> None:
+        """Ask for every number, the longest prompts first."""
+        pieces = pieces_of(self._prompts, self._crew.n_workers)
+        units = [self._unit(piece) for piece in pieces]
+
+        def take(index: int, result: UnitResult) -> None:
+            for at, answer in zip(pieces[index], result.facts["answers"], strict=True):
+                self.answers[at] = answer
+            self._tokens += result.facts["tokens"]
+            self._seconds += result.facts["seconds"]
+
+        run_units(units, self._crew, "Asking", take)
+
+    def _unit(self, piece: Sequence[int]) -> Unit:
+        tokens = [tuple(self._prompts[i].tokens) for i in piece]
+        key = unit_key("answer_prompts", [self._sent.identity(), settings_identity(self._settings), tokens])
+        label = f"{self._prompts[piece[0]].length} tokens"
+        return Unit(answer_prompts, (self._sent, self._settings, tokens), key, label, _cost(tokens))
+
+
+def pieces_of(prompts: Sequence[Prompt], n_workers: int) -> list[range]:
+    """The indices of the prompts of each unit: those of a length, in at most `n_workers` pieces; the longest first."""
+    pieces = []
+    for _, group in groupby(range(len(prompts)), key=lambda i: prompts[i].length):
+        first, *rest = group
+        n = 1 + len(rest)
+        size = -(-n // n_workers)
+        pieces += [range(first + at, first + min(at + size, n)) for at in range(0, n, size)]
+    return sorted(pieces, key=lambda piece: -prompts[piece[0]].length)
+
+
+def _cost(tokens: Sequence[Sequence[int]]) -> int:
+    before: list[Sequence[int]] = [(), *tokens]
+    return sum(len(now) - shared(old, now) for old, now in zip(before, tokens, strict=False))
+
+
+def answer_prompts(sent: SentVariant, settings: ContextSettings, prompts: Sequence[Sequence[int]]) -> UnitResult:
+    """On a worker: the answers to prompts, in one cache that begins empty."""
+    context = kept((sent, settings), lambda: opened(sent, settings))
+    context.clear()
+    reader = Reader(context)
+    answers = [reader.answer(tokens) for tokens in prompts]
+    return UnitResult(facts={"answers": answers, "tokens": reader.n_evaluated, "seconds": reader.seconds})

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from yarn_edge.flags import TRUST
 from yarn_edge.gguf.file import GGUFFile
@@ -69,7 +70,7 @@ def measure_chunks(
         os.environ[TRUST] = "1"
     tap, context = kept((sent, settings, with_output), lambda: _tapped(sent, settings, with_output))
     measured = importances(tap.measure(context, chunks))
-    arrays = {}
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
     for number, importance in enumerate(measured.values()):
         arrays |= {f"sums {number}": importance.sums, f"counts {number}": importance.counts}
     return UnitResult(arrays, {"weights": list(measured)})

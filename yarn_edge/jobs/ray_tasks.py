@@ -63,6 +63,7 @@ class RayExecutor(Executor):
                 "num_cpus": n_cpus,
                 "include_dashboard": False,
                 "object_store_memory": _STORE_BYTES,
+                "_system_config": {"worker_niceness": 0},  # else any other process of the machine comes first
                 "_temp_dir": str(self._stack.enter_context(scratch_folder("yarn-edge-ray-"))),
             }
         else:

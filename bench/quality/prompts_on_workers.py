@@ -1,4 +1,7 @@
-"""Passkey on several workers: runs of neighboring prompts as units, so that each still reads only what differs from the one before."""
+"""Passkey on several workers: runs of neighboring prompts as units, so that each still reads only what differs from the one before.
+
+A unit begins with the batches that one process would have in its cache by then, so that the answers come from the same bits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from yarn_edge.runtime.context_settings import ContextSettings
 
 from ..scoring.sent import SentVariant, opened, settings_identity, unit_key
 from ..scoring.variants import Variant
-from .retrieval import Reader, shared
+from .retrieval import Reader, TokensAt, evaluated_before, shared
 from .retrieval_prompts import Prompt
 
 
@@ -32,7 +35,8 @@ class RetrievalOn:
     def go(self) -> None:
         """Ask for every number, the longest prompts first."""
         pieces = pieces_of(self._prompts, self._crew.n_workers)
-        units = [self._unit(piece) for piece in pieces]
+        before = evaluated_before([p.tokens for p in self._prompts], self._settings.n_batch)
+        units = [self._unit(piece, before[piece[0]]) for piece in pieces]
 
         def take(index: int, result: UnitResult) -> None:
             for at, answer in zip(pieces[index], result.facts["answers"], strict=True):
@@ -42,11 +46,12 @@ class RetrievalOn:
 
         run_units(units, self._crew, "Asking", take)
 
-    def _unit(self, piece: Sequence[int]) -> Unit:
+    def _unit(self, piece: Sequence[int], evaluated: Sequence[TokensAt]) -> Unit:
         tokens = [tuple(self._prompts[i].tokens) for i in piece]
-        key = unit_key("answer_prompts", [self._sent.identity(), settings_identity(self._settings), tokens])
+        before = [(at, tuple(part)) for at, part in evaluated]
+        key = unit_key("answer_prompts", [self._sent.identity(), settings_identity(self._settings), tokens, before])
         label = f"{self._prompts[piece[0]].length} tokens"
-        return Unit(answer_prompts, (self._sent, self._settings, tokens), key, label, _cost(tokens))
+        return Unit(answer_prompts, (self._sent, self._settings, tokens, before), key, label, _cost(tokens))
 
 
 def pieces_of(prompts: Sequence[Prompt], n_workers: int) -> list[range]:
@@ -65,10 +70,14 @@ def _cost(tokens: Sequence[Sequence[int]]) -> int:
     return sum(len(now) - shared(old, now) for old, now in zip(before, tokens, strict=False))
 
 
-def answer_prompts(sent: SentVariant, settings: ContextSettings, prompts: Sequence[Sequence[int]]) -> UnitResult:
-    """On a worker: the answers to prompts, in one cache that begins empty."""
+def answer_prompts(
+    sent: SentVariant, settings: ContextSettings, prompts: Sequence[Sequence[int]], before: Sequence[TokensAt]
+) -> UnitResult:
+    """On a worker: the answers to prompts, in one cache that begins with the batches `before`."""
     context = kept((sent, settings), lambda: opened(sent, settings))
     context.clear()
     reader = Reader(context)
+    if not context.model.recurrent:  # such a model reads every prompt from its beginning
+        reader.repeat(before)
     answers = [reader.answer(tokens) for tokens in prompts]
     return UnitResult(facts={"answers": answers, "tokens": reader.n_evaluated, "seconds": reader.seconds})

@@ -17,6 +17,7 @@ from yarn_edge.signals import deferred_ctrl_c
 
 from .retrieval_prompts import ANSWER_TOKENS, Prompt
 
+TokensAt = tuple[int, Sequence[int]]  # a batch: the position of its first token, its tokens
 _NUMBER = re.compile("[0-9]+")
 
 
@@ -67,6 +68,13 @@ class Reader:
         with self.context.interruptible() as interrupt, deferred_ctrl_c(interrupt):
             return self._answer(tokens, advance)
 
+    def repeat(self, evaluated: Sequence[TokensAt]) -> None:
+        """Bring the cache to the bits that these batches left in it, each cutting what came before at its position."""
+        for at, tokens in evaluated:
+            self._earlier.cut(at)
+            self.context.evaluate(tokens, at, 0)
+            self._cached = (*self._cached[:at], *tokens)
+
     def _answer(self, tokens: Sequence[int], advance: Callable[[float], None] | None) -> str:
         same = self._earlier.cut(shared(self._cached, tokens))
         self._cached = tokens[:same]  # what the cache holds if the evaluation is stopped
@@ -112,6 +120,23 @@ def cells_of(prompts: Sequence[Prompt], answers: Sequence[str | None]) -> list[R
             key = (prompt.length, prompt.depth)
             cells.setdefault(key, RetrievalCell(*key)).add(prompt, answer)
     return [cells[key] for key in sorted(cells)]
+
+
+def evaluated_before(prompts: Sequence[Sequence[int]], n_batch: int) -> list[list[TokensAt]]:
+    """For each prompt, the batches of earlier prompts that the cache still begins with when its turn comes, in their order.
+
+    How a token's keys and values are rounded depends on the batch that it was in.
+    """
+    found: list[list[TokensAt]] = []
+    held: list[TokensAt] = []
+    old: Sequence[int] = ()
+    for tokens in prompts:
+        same = shared(old, tokens)
+        held = [(at, part) for at, part in held if at < same]
+        found.append(held)
+        held = [*held, *((at, tokens[at : at + n_batch]) for at in range(same, len(tokens), n_batch))]
+        old = tokens
+    return found
 
 
 class Retrieval:

@@ -63,7 +63,7 @@ def score_text_on(
 
     def take(index: int, result: UnitResult) -> None:
         scores.nll[order[index]][:] = result.arrays["nll"]
-        scores.tokens += result.facts["tokens"]
+        scores.tokens += 0 if result.earlier else result.facts["tokens"]
 
     try:
         run_units(units, crew, "Perplexity", take)
@@ -71,7 +71,7 @@ def score_text_on(
         if not scores.n_scored:
             raise
         ended = reason
-    scores.seconds = time.perf_counter() - start
+    scores.seconds = time.perf_counter() - start if scores.tokens else 0.0
     whole = [bool(np.isfinite(part).all()) for part in scores.nll]
     scores.done = whole.index(False) if False in whole else len(windows)
     if file is not None:

@@ -39,8 +39,10 @@ def measure_on(
     settings: ContextSettings,
     with_output: bool,
     take: Callable[[Mapping[str, Importance], int], None],
-) -> None:
-    """Measure the chunks. take: gets the importances of the next chunks, in their order, and the number of these chunks."""
+) -> int:
+    """Measure the chunks; returns how many tokens this run evaluated. take: gets the importances of the next chunks, in their order,
+    and the number of these chunks.
+    """
     sent, trust = SentFile.of(file), trusted()
     parts = [chunks[at : at + settings.n_seq] for at in range(0, len(chunks), settings.n_seq)]
     identity = [sent.identity, asdict(replace(settings, threads=None)), with_output, llama().__version__]
@@ -50,16 +52,18 @@ def measure_on(
         arguments = (sent, settings, with_output, trust, part)
         units.append(Unit(measure_chunks, arguments, key, f"part {number + 1}", sum(map(len, part))))
     waiting: dict[int, UnitResult] = {}
-    added = 0
+    added = tokens = 0
 
     def put(index: int, result: UnitResult) -> None:
-        nonlocal added
+        nonlocal added, tokens
+        tokens += 0 if result.earlier else units[index].cost
         waiting[index] = result
         while added in waiting:
             take(_unpacked(waiting.pop(added)), len(parts[added]))
             added += 1
 
     run_units(units, crew, "Importance matrix", put)
+    return tokens
 
 
 def measure_chunks(

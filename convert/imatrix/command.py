@@ -165,7 +165,7 @@ class _Collection:
         tokens = len(left) * settings.ctx
         if crew is not None:
             start = time.perf_counter()
-            self._evaluate_on(crew, model, left, settings)
+            tokens = self._evaluate_on(crew, model, left, settings)
             return tokens, time.perf_counter() - start
         with bar("Importance matrix", tokens, "tokens") as advance:
             start = time.perf_counter()
@@ -195,17 +195,16 @@ class _Collection:
                     saved = time.monotonic()
         self._check(model)
 
-    def _evaluate_on(
-        self, crew: Crew, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings
-    ) -> None:
+    def _evaluate_on(self, crew: Crew, model: Model, chunks: Sequence[Sequence[int]], settings: ImatrixSettings) -> int:
         wanted, with_output = context_settings(model, len(chunks), replace(settings, threads=crew.threads))
 
         def take(new: Mapping[str, Importance], n_chunks: int) -> None:
             done = self.matrix.chunk_count + n_chunks
             self.matrix = replace(self.matrix, entries=added(self.matrix.entries, new), chunk_count=done)
 
-        measure_on(crew, model.gguf, chunks, wanted, with_output, take)
+        tokens = measure_on(crew, model.gguf, chunks, wanted, with_output, take)
         self._check(model)
+        return tokens
 
     def _check(self, model: Model) -> None:
         if not self.matrix.entries:

@@ -18,7 +18,7 @@ from yarn_edge.gguf.read import read_gguf
 from yarn_edge.jobs.crew import Crew, add_job_flags, crew_of, parse_place
 from yarn_edge.jobs.run import calls_of, run_units
 from yarn_edge.jobs.sent_file import SentFile
-from yarn_edge.jobs.unit import Unit, UnitResult
+from yarn_edge.jobs.unit import Unit, UnitResult, attempt
 
 from support import job_units, tiny_gguf
 from support.job_units import unit_of
@@ -111,6 +111,12 @@ def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
     os.kill(command.pid, signal.SIGKILL)
     command.wait()
     assert gone(worker)
+
+
+def test_a_worker_with_other_versions_refuses() -> None:
+    (attempted,) = attempt([unit_of(job_units.squared, 1)], "yarn-edge 0.0.1 and llama-cpp-python 0.3.1")
+    with pytest.raises(YarnEdgeError, match=r"worker .*: has yarn-edge .*, the command yarn-edge 0\.0\.1 and"):
+        attempted.unwrap()
 
 
 CALLS = {

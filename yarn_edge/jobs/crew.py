@@ -18,13 +18,11 @@ MAX_WORKERS = 4096
 
 @dataclass(frozen=True)
 class Place:
-    """A kind of workers. extra: of pyproject.toml; module, executor: what opens it; package: what the extra installs.
+    """A kind of workers that an extra of the same name installs. module, executor: what opens it; package: what is installed.
 
-    address: how one writes it after --on, "" if there is none. calls: into how many calls per worker the units go; None for
-    one call per unit.
+    calls: into how many calls per worker the units go; None for one call per unit.
     """
 
-    extra: str
     module: str
     executor: str
     package: str
@@ -33,9 +31,9 @@ class Place:
 
 # A job of Slurm starts a process and loads the model, so one job computes many units.
 PLACES = {
-    "ray": Place("ray", "yarn_edge.jobs.ray_tasks", "RayExecutor", "Ray"),
-    "dask": Place("dask", "yarn_edge.jobs.dask_client", "DaskExecutor", "Dask"),
-    "slurm": Place("slurm", "yarn_edge.jobs.slurm_jobs", "SlurmExecutor", "submitit", calls=4),
+    "ray": Place("yarn_edge.jobs.ray_tasks", "RayExecutor", "Ray"),
+    "dask": Place("yarn_edge.jobs.dask_client", "DaskExecutor", "Dask"),
+    "slurm": Place("yarn_edge.jobs.slurm_jobs", "SlurmExecutor", "submitit", calls=4),
 }
 
 
@@ -65,7 +63,7 @@ class Crew:
             module = importlib.import_module(place.module)
         except ImportError as error:
             raise YarnEdgeError(
-                f"--on {self.place} needs {place.package}: pip install 'yarn-edge[{place.extra}]' ({error})"
+                f"--on {self.place} needs {place.package}: pip install 'yarn-edge[{self.place}]' ({error})"
             ) from error
         executor: Executor = getattr(module, place.executor)(self.address, self.n_workers, self.threads)
         return executor

@@ -43,7 +43,7 @@ class ResultFolder:
                 arrays = {name.removeprefix(_ARRAY): stored[name] for name in stored.files if name.startswith(_ARRAY)}
             if header["key"] != unit.key or sorted(arrays) != header["arrays"]:
                 raise ValueError("another unit")
-            return UnitResult(arrays, dict(header["facts"]))
+            return UnitResult(arrays, dict(header["facts"]), earlier=True)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, YarnEdgeError) as error:
             note(f"{path}: is damaged and computed again ({type(error).__name__})")
             return None

@@ -9,11 +9,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import replace
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.jobs.crew import Crew
 from yarn_edge.jobs.results import ResultFolder
-from yarn_edge.jobs.unit import Attempt, Unit, UnitResult, attempt
+from yarn_edge.jobs.unit import Attempt, Unit, UnitResult, attempt, software
 from yarn_edge.progress import Advance, bar, note
 
 MOST_DEATHS = 3  # of workers by one unit: then it is the unit
@@ -43,9 +44,9 @@ def run_units(units: Sequence[Unit], crew: Crew, label: str, take: Callable[[int
         folder.put(units[index], result)
         take(index, result)
 
-    n_workers = min(crew.n_workers, len(left))
+    crew = replace(crew, n_workers=min(crew.n_workers, len(left)))
     total = sum(units[index].cost for index in left)
-    with bar(f"{label}, {n_workers} {crew.place} workers", total, "tokens") as advance:
+    with bar(f"{label}, {crew.n_workers} {crew.place} workers", total, "tokens") as advance:
         run = _Run(units, crew, advance)
         executor = crew.open()
         try:
@@ -81,7 +82,7 @@ class _Run:
         while todo or running:
             while todo and len(running) < self.crew.n_workers:
                 call = todo.popleft()
-                running[executor.submit(attempt, [self.units[i] for i in call])] = call
+                running[executor.submit(attempt, [self.units[i] for i in call], software())] = call
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 call = running.pop(future)

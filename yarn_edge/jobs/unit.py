@@ -11,10 +11,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, TypeVar, cast
 
 import numpy.typing as npt
 
+from yarn_edge import __version__
 from yarn_edge.errors import YarnEdgeBug, YarnEdgeError, as_ours
 from yarn_edge.progress import set_quiet
 
@@ -23,10 +25,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit gives. arrays: by name; facts: values that JSON holds."""
+    """What a unit gives. arrays: by name; facts: values that JSON holds; earlier: whether an earlier run computed it."""
 
     arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    earlier: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,26 @@ def close_kept() -> None:
         _kept.pop()[2].close()
 
 
-def attempt(units: Sequence[Unit]) -> list[Attempt]:
-    """On a worker: compute the units. Errors are returned, because each executor changes what is raised."""
+def software() -> str:
+    """The versions that decide on digits."""
+    return f"yarn-edge {__version__} and llama-cpp-python {version('llama-cpp-python')}"
+
+
+def attempt(units: Sequence[Unit], wanted: str) -> list[Attempt]:
+    """On a worker: compute the units. Errors are returned, because each executor changes what is raised.
+
+    wanted: the `software` of the command; a worker with another one refuses.
+    """
     with _working:
         set_quiet(True)
-        return [_attempt(unit) for unit in units]
+        return [_attempt(unit, wanted) for unit in units]
 
 
-def _attempt(unit: Unit) -> Attempt:
+def _attempt(unit: Unit, wanted: str) -> Attempt:
     worker = f"{socket.gethostname()}:{os.getpid()}"
     try:
+        if software() != wanted:
+            raise YarnEdgeError(f"has {software()}, the command {wanted}: install the same versions there")
         return Attempt(worker, unit.work(*unit.arguments))
     except Exception as error:
         close_kept()

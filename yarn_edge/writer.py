@@ -103,12 +103,12 @@ def partial_folder(
 
 
 @contextmanager
-def scratch_folder(prefix: str) -> Iterator[Path]:
-    """A new folder among the system's temporary files, for this user alone, removed on leaving."""
+def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A new folder in `parent` (None: among the system's temporary files), for this user alone, removed on leaving."""
     folder: Path | None = None
     try:
         with deferred_ctrl_c():
-            folder = Path(tempfile.mkdtemp(prefix=prefix))
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         yield folder
     finally:
         with deferred_ctrl_c():

@@ -8,16 +8,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import submitit
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.writer import scratch_folder
 
 DEFAULT_MINUTES = 24 * 60
 
@@ -35,10 +36,11 @@ class SlurmExecutor(Executor):
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise YarnEdgeError("--on slurm: there is no sbatch here: run this on a machine that submits to Slurm")
         logging.getLogger("submitit").setLevel(logging.ERROR)
-        self._folder = Path(tempfile.mkdtemp(prefix="yarn-edge-slurm-", dir=Path.cwd()))
+        self._stack = ExitStack()
+        folder = self._stack.enter_context(scratch_folder("yarn-edge-slurm-", Path.cwd()))
         self._jobs: set[Any] = set()
         self._threads: list[threading.Thread] = []
-        self._theirs = submitit.AutoExecutor(folder=self._folder, cluster=cluster)
+        self._theirs = submitit.AutoExecutor(folder=folder, cluster=cluster)
         minutes = int(given.pop("time", DEFAULT_MINUTES))
         own = {f"slurm_{name}" if name not in _GENERAL else name: value for name, value in given.items()}
         try:
@@ -46,7 +48,7 @@ class SlurmExecutor(Executor):
                 name="yarn-edge", timeout_min=minutes, cpus_per_task=threads, **(own if cluster == "slurm" else {})
             )
         except (TypeError, NameError, ValueError) as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._stack.close()
             raise YarnEdgeError(f"--on slurm: {error}") from error
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -78,7 +80,7 @@ class SlurmExecutor(Executor):
         elif wait:
             for thread in self._threads:
                 thread.join()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._stack.close()
 
 
 _GENERAL = ("mem_gb",)  # names that submitit has for every kind of cluster

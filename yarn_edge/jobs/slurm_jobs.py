@@ -30,6 +30,8 @@ class SlurmExecutor(Executor):
 
     def __init__(self, options: str, n_workers: int, threads: int) -> None:  # noqa: ARG002 - the caller submits that many
         given = _options(options)
+        if not isinstance(given.get("time", 1), int):
+            raise YarnEdgeError(f"--on slurm: time={given['time']} is not a number of minutes")
         cluster = given.pop("cluster", "slurm")
         if cluster not in ("slurm", "local"):
             raise YarnEdgeError(f"--on slurm: cluster={cluster} is unknown; known: slurm, local")
@@ -41,7 +43,7 @@ class SlurmExecutor(Executor):
         self._jobs: set[Any] = set()
         self._threads: list[threading.Thread] = []
         self._theirs = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        minutes = int(given.pop("time", DEFAULT_MINUTES))
+        minutes = given.pop("time", DEFAULT_MINUTES)
         own = {f"slurm_{name}" if name not in _GENERAL else name: value for name, value in given.items()}
         try:
             self._theirs.update_parameters(

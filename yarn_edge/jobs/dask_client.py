@@ -48,5 +48,5 @@ class DaskExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See Executor.shutdown. A unit that is running on a cluster of others is computed to its end, and dropped."""
-        self._theirs.shutdown(wait=wait and not cancel_futures, cancel_futures=cancel_futures)
+        self._theirs.shutdown(wait=wait and not cancel_futures)  # without waiting, it cancels
         self._stack.close()

@@ -17,7 +17,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.graph.opening import open_context
 from yarn_edge.jobs.crew import Crew
 from yarn_edge.jobs.run import run_units
-from yarn_edge.jobs.unit import Unit, UnitResult, kept
+from yarn_edge.jobs.unit import Unit, UnitResult, kept_open
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.llama_api import physical_threads
@@ -116,7 +116,7 @@ def compare_on(
 
 def compare_window(sent: Sequence[SentVariant], settings: Sequence[ContextSettings], window: Window) -> UnitResult:
     """On a worker: the divergences of candidates from a base over one window, as arrays `NUMBER FIELD`."""
-    variants, contexts = kept((sent, settings), lambda: _opened_together(sent, settings))
+    variants, contexts = kept_open((sent, settings), lambda: _opened_together(sent, settings))
     base, *others = variants
     comparison = ModelComparison([window], base, [CandidateOutcome(variant) for variant in others])
     spent = [0.0] * len(contexts)

@@ -10,10 +10,10 @@ from itertools import groupby
 
 from yarn_edge.jobs.crew import Crew
 from yarn_edge.jobs.run import run_units
-from yarn_edge.jobs.unit import Unit, UnitResult, kept
+from yarn_edge.jobs.unit import Unit, UnitResult, kept_open
 from yarn_edge.runtime.context_settings import ContextSettings
 
-from ..scoring.sent import SentVariant, opened, settings_identity, unit_key
+from ..scoring.sent import SentVariant, context_of_sent, settings_identity, unit_key
 from ..scoring.variants import Variant
 from .retrieval import Reader, TokensAt, evaluated_before, shared
 from .retrieval_prompts import Prompt
@@ -74,7 +74,7 @@ def answer_prompts(
     sent: SentVariant, settings: ContextSettings, prompts: Sequence[Sequence[int]], before: Sequence[TokensAt]
 ) -> UnitResult:
     """On a worker: the answers to prompts, in one cache that begins with the batches `before`."""
-    context = kept((sent, settings), lambda: opened(sent, settings))
+    context = kept_open((sent, settings), lambda: context_of_sent(sent, settings))
     context.clear()
     reader = Reader(context)
     if not context.model.recurrent:  # such a model reads every prompt from its beginning

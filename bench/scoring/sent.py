@@ -14,7 +14,7 @@ import numpy as np
 from yarn_edge.flags import TRUST
 from yarn_edge.graph.opening import open_context
 from yarn_edge.jobs.sent_file import SentFile
-from yarn_edge.jobs.unit import Unit, UnitResult, kept
+from yarn_edge.jobs.unit import Unit, UnitResult, kept_open
 from yarn_edge.llama_rules.effective import RuntimeArguments
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
@@ -90,14 +90,14 @@ def score_unit(sent: SentVariant, settings: ContextSettings, window: Window, lab
 
 def score_window(sent: SentVariant, settings: ContextSettings, window: Window) -> UnitResult:
     """On a worker: the negative log-likelihoods `nll` of one window."""
-    context = kept((sent, settings), lambda: opened(sent, settings))
+    context = kept_open((sent, settings), lambda: context_of_sent(sent, settings))
     scores = Scores.empty([window])
     score(context, scores, threads=settings.threads)
     return UnitResult({"nll": scores.nll[0]}, {"tokens": scores.tokens, "seconds": scores.seconds})
 
 
 @contextmanager
-def opened(sent: SentVariant, settings: ContextSettings) -> Iterator[Context]:
+def context_of_sent(sent: SentVariant, settings: ContextSettings) -> Iterator[Context]:
     """A context of the variant, on a worker."""
     with sent.variant().load() as model, open_context(model, settings) as context:
         yield context

@@ -21,7 +21,7 @@ from yarn_edge.graph.opening import open_context
 from yarn_edge.jobs.crew import Crew
 from yarn_edge.jobs.run import run_units
 from yarn_edge.jobs.sent_file import SentFile
-from yarn_edge.jobs.unit import Unit, UnitResult, kept
+from yarn_edge.jobs.unit import Unit, UnitResult, kept_open
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.first_load import trusted
@@ -72,7 +72,7 @@ def measure_chunks(
     """On a worker: the sums and counts of every weight over chunks side by side, as arrays `sums NUMBER`, `counts NUMBER`."""
     if trust:
         os.environ[TRUST] = "1"
-    tap, context = kept((sent, settings, with_output), lambda: _tapped(sent, settings, with_output))
+    tap, context = kept_open((sent, settings, with_output), lambda: _tapped(sent, settings, with_output))
     measured = importances(tap.measure(context, chunks))
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     for number, importance in enumerate(measured.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from typing import Any
 
@@ -19,7 +20,7 @@ def translate(theirs: Future[Any], lost: tuple[type[BaseException], ...]) -> Fut
         if error is None:
             ours.set_result(done.result())
         elif isinstance(error, lost):
-            ours.set_exception(BrokenExecutor(str(error).strip().partition("\n")[0] or type(error).__name__))
+            ours.set_exception(BrokenExecutor(re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__))
         else:
             ours.set_exception(error)
 

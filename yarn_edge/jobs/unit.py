@@ -67,7 +67,7 @@ _working = threading.Lock()  # a worker of Dask may have several threads
 _kept: list[tuple[object, object, ExitStack]] = []
 
 
-def kept(key: object, open_it: Callable[[], AbstractContextManager[T]]) -> T:
+def kept_open(key: object, open_it: Callable[[], AbstractContextManager[T]]) -> T:
     """What `open_it` opens, kept until another key is asked for."""
     if _kept and _kept[0][0] == key:
         return cast(T, _kept[0][1])

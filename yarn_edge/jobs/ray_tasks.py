@@ -38,6 +38,8 @@ class RayExecutor(Executor):
 
     def __init__(self, address: str, n_workers: int, threads: int) -> None:
         self._stack = ExitStack()
+        null = self._stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+        self._stack.enter_context(contextlib.redirect_stdout(null))  # where Ray prints what happened to a worker
         self._running: dict[int, Any] = {}
         self._remote: dict[Callable[..., Any], Any] = {}
         self._threads = threads

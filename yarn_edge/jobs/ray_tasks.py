@@ -38,7 +38,7 @@ class RayExecutor(Executor):
 
     def __init__(self, address: str, n_workers: int, threads: int) -> None:
         self._stack = ExitStack()
-        null = self._stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+        null = self._stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123, SIM115
         self._stack.enter_context(contextlib.redirect_stdout(null))  # where Ray prints what happened to a worker
         self._running: dict[int, Any] = {}
         self._remote: dict[Callable[..., Any], Any] = {}

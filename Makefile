@@ -28,7 +28,7 @@ test: check
 	$(PYTEST)
 
 # All layers of the real model, every proof: docs/testing.md.
-test-all: check
+test-all: check $(VENV)/.test-all
 	$(PYTEST) --full
 
 check: $(VENV)/.test
@@ -65,6 +65,11 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(ENGINE)
 	$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/.demo
+
+# What runs on clusters (docs/jobs.md) is tested with --full only.
+$(VENV)/.test-all: $(VENV)/.test
+	$(INSTALL) --editable '.[test,ray,dask,slurm]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo-out build *.egg-info

@@ -34,7 +34,7 @@ from yarn_edge.writer import check_output, check_space, scratch_folder
 
 from ..quality.text_settings import TextSettings
 from ..scoring.variants import parse_variant
-from .cache_loss import KINDS, NO_LOSS, CacheLoss, cache_loss, divergences
+from .cache_loss import KINDS, NO_LOSS, CacheLoss, cache_loss, losses_of
 from .candidates import Candidate, fit_candidates, planned_file
 from .frontier import Frontier, Planned
 from .held_out import held_out
@@ -241,5 +241,5 @@ class _Budget:
     ) -> list[FittingFile]:
         """The files with their divergences from the 16-bit model."""
         runs = [parse_variant(f"{path}@kv={file.kv_type}") for file, path in zip(files, paths, strict=True)]
-        found = divergences(parse_variant(str(whole)), runs, text, self._wanted.threads)
+        found = losses_of(parse_variant(str(whole)), runs, text, self._wanted.threads)
         return [replace(file, kl=found[run.label]) for file, run in zip(files, runs, strict=True)]

@@ -41,12 +41,12 @@ NO_LOSS = CacheLoss({"f16": 0.0}, {"f16": 0.0})
 def cache_loss(model: Path, kinds: Sequence[str], text: TextSettings, threads: int | None) -> CacheLoss:
     """Measured with the weights of `model`, a 16-bit GGUF. kinds: the types besides f16 that its cache can have."""
     of_k, of_v = ({kind: parse_variant(f"{model}@kv-{part}={kind}") for kind in kinds} for part in ("k", "v"))
-    found = divergences(parse_variant(str(model)), [*of_k.values(), *of_v.values()], text, threads)
+    found = losses_of(parse_variant(str(model)), [*of_k.values(), *of_v.values()], text, threads)
     k, v = ({kind: found[v.label].mean for kind, v in part.items()} for part in (of_k, of_v))
     return CacheLoss({"f16": 0.0, **k}, {"f16": 0.0, **v})
 
 
-def divergences(base: Variant, others: Sequence[Variant], text: TextSettings, threads: int | None) -> dict[str, Mean]:
+def losses_of(base: Variant, others: Sequence[Variant], text: TextSettings, threads: int | None) -> dict[str, Mean]:
     """KL(base || other) in nats with its standard error, by the label of each of `others`. Raises what ended it early."""
     if not others:
         return {}

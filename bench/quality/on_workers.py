@@ -18,13 +18,13 @@ from yarn_edge.graph.opening import open_context
 from yarn_edge.jobs.crew import Crew
 from yarn_edge.jobs.run import run_units
 from yarn_edge.jobs.unit import Unit, UnitResult, kept_open
+from yarn_edge.likelihood import Divergences, Rows
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.model import Model
 
 from ..scoring.evaluate import Scores, batch_settings
-from ..scoring.likelihood import Divergences, Rows
 from ..scoring.sent import SentVariant, score_unit, settings_identity, unit_key
 from ..scoring.variants import Variant
 from ..scoring.windows import Window

@@ -23,7 +23,7 @@ from typing import Any
 from yarn_edge.chat.conversation import Document
 from yarn_edge.chat.session import Session
 from yarn_edge.chat.template import ChatTemplate
-from yarn_edge.engine.generation import AnswerStats
+from yarn_edge.engine.answer import AnswerStats
 from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.prompt_lookup import Lookup
 from yarn_edge.engine.sampling import Sampling

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yarn_edge.engine.answer import RunningAnswer
 from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.prompt_lookup import PromptLookup
 from yarn_edge.engine.sampling import Sampling
@@ -50,14 +51,13 @@ def sampled(context: Context, tokens: Sequence[int], sampling: Sampling, n: int,
     """Token by token; `sample` of the context is watched through the text's tokens in the cache."""
     one = Generation(context, **made)
     seen: list[int] = []
-    add = one._sampled
+    take = one.engine._take
 
-    def watched(chain: object, greedy: bool) -> Iterator[int]:
-        for token in add(chain, greedy):
-            seen.append(token)
-            yield token
+    def watched(answer: RunningAnswer, token: int, output: int) -> None:
+        seen.append(token)
+        take(answer, token, output)
 
-    one._sampled = watched  # type: ignore[method-assign]
+    one.engine._take = watched  # type: ignore[method-assign]
     with closing(one.generate(tokens, sampling, n)) as pieces:
         for _piece in pieces:
             pass

@@ -12,7 +12,7 @@ import pytest
 from yarn_edge.bench.lm_eval.requests import Requests
 from yarn_edge.bench.quality.retrieval import Reader
 from yarn_edge.convert.hf_to_gguf import convert
-from yarn_edge.engine import generation
+from yarn_edge.engine import sequences
 from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.sampling import Sampling
@@ -102,7 +102,7 @@ def test_an_interrupted_evaluation_is_undone(context: Context) -> None:
 def test_states_on_disk_are_those_of_a_whole_batch(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "KEEP_TOKENS", BATCH)
+    monkeypatch.setattr(sequences, "KEEP_TOKENS", BATCH)
     first = Generation(context, StateCache(tmp_path))
     asked(first, TOKENS[:100])
     first.keep_on_disk()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yarn_edge.engine import generation
+from yarn_edge.engine import sequences
 from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.engine.state_cache import StateCache, run_key
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "KEEP_TOKENS", 2 * N_BATCH)
+    monkeypatch.setattr(sequences, "KEEP_TOKENS", 2 * N_BATCH)
 
 
 def document(n_tokens: int, seed: int = 0) -> list[int]:
@@ -208,7 +208,7 @@ def test_a_state_beyond_the_limit_is_a_note(model: Model, tmp_path: Path, capsys
 def test_a_full_disk_is_a_note(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(_self: Context, path: Path, _tokens: object) -> None:
+    def full(_self: Context, path: Path, _tokens: object, _sequence: int) -> None:
         path.write_bytes(b"some")
         Path("/dev/full").write_bytes(bytes(1 << 16))
 
@@ -234,12 +234,12 @@ def test_killed_while_writing(model: Model, tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from yarn_edge.engine import generation, state_cache
+from yarn_edge.engine import generation, sequences, state_cache
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
-generation.KEEP_TOKENS = 64
+sequences.KEEP_TOKENS = 64
 def slow(*_args, **_named):
     print("writing", flush=True)
     time.sleep(600)

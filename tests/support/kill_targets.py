@@ -218,7 +218,7 @@ TARGETS: dict[str, Target] = {
     ),
     "chat --cache": Target(
         "chat {model} -p what? --file {text} --cache {out}/states --raw --temperature 0 --max-tokens 2 --ctx 2048 --threads 1",
-        settings={("yarn_edge.engine.generation", "KEEP_TOKENS"): 64},
+        settings={("yarn_edge.engine.sequences", "KEEP_TOKENS"): 64},
         replace=(),
         prints_result=True,
     ),

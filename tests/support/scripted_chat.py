@@ -6,7 +6,8 @@ from collections.abc import Generator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
-from yarn_edge.engine.generation import AnswerStats, Generation
+from yarn_edge.engine.answer import AnswerStats
+from yarn_edge.engine.generation import Generation
 from yarn_edge.runtime.context import Context
 
 N_CTX = 4096

@@ -24,6 +24,7 @@ _COMPILED = (
     "node_view",
     "few_queries",
     "many_queries",
+    "groups",
     "kernel",
     "takeover",
 )

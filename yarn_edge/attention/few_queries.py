@@ -13,9 +13,18 @@ import numpy as np
 from yarn_edge.attention.blocks import LINE, MOST_ROWS, Blocks
 from yarn_edge.attention.cache_rows import CACHE_TYPES
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.node_view import NodeView, end_node, part_for, span_count, span_start
+from yarn_edge.attention.node_view import (
+    NodeView,
+    end_node,
+    part_for,
+    place_of,
+    span_count,
+    span_start,
+    tile_mask,
+    together,
+)
 from yarn_edge.attention.online_softmax import NOTHING
-from yarn_edge.attention.softmax import SOME_BIAS, SOME_SEEN, mask_of
+from yarn_edge.attention.softmax import SOME_BIAS, SOME_SEEN
 from yarn_edge.attention.vectors import WIDTH, exponential, read_f32, read_i64, take_next, write_f32
 from yarn_edge.attention.work import DONE, NEXT, PARTIALS, TILE
 
@@ -24,8 +33,8 @@ _STRAIGHT_ROWS = 8  # rows that read values where they are; more read them once 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
-    """The function (node, threads, work area, scratch) for few queries."""
+def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> tuple[Any, Any, Any]:
+    """The functions for few queries: (node, threads, work area, scratch), and its parts: of a span, and to combine all of them."""
     d_k, d_v, copy_q, clear_a = shape.d_k, shape.d_v, blocks.copy_q, blocks.clear_a
     tile_of_few, combine = _tile_of_few(shape, blocks, weights_of), _combination(shape, blocks)
 
@@ -38,8 +47,7 @@ def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
             write_f32(maxima + 4 * r, NOTHING)
             write_f32(sums + 4 * r, _ZERO)
         for cell in range(span_start(span), min(span_start(span + 1), node.cells), TILE):
-            mask = node.mask + sequence * node.mask3 + 2 * cell
-            seen = mask_of(mask, node.queries, node.mask1)
+            seen, mask = tile_mask(node, sequence, cell, 0, node.queries)
             if seen & SOME_SEEN:
                 for head in range(node.kv_heads):
                     first = rows * head
@@ -80,7 +88,7 @@ def few_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
                 combine(node, sequence, n_spans, partials + sequence * n_spans * each, scratch)
             end_node(work)
 
-    return few
+    return few, span_of_few, combine
 
 
 def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
@@ -112,11 +120,12 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
     ) -> None:
         rows, a = node.queries * (node.heads // node.kv_heads), state[0]
         keys, values, scores = tile, tile + 4 * TILE * d_k, tile + 4 * TILE * (d_k + d_v)
-        k = node.k + sequence * node.k3 + cell * node.k1
-        ahead = k + TILE * node.k1 + head * (TILE * k_bytes)
+        place, in_a_row = place_of(node, cell), together(node, cell)
+        k = node.k + sequence * node.k3
+        ahead = k + (place + TILE) * node.k1 + head * (TILE * k_bytes)
         k += head * node.k2
         for j in range(TILE):
-            read_k(k + j * node.k1, keys + 4 * d_k * j)
+            read_k(k + (place + j if in_a_row else place_of(node, cell + j)) * node.k1, keys + 4 * d_k * j)
         products = rows * (TILE // WIDTH)
         lines = (TILE * k_bytes // LINE + products - 1) // products
         for r in range(rows):
@@ -125,15 +134,15 @@ def _tile_of_few(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
                 ahead += LINE * lines
                 score(queries + 4 * d_k * r, keys + 4 * d_k * j, scores + 4 * (TILE * r + j))
         weights_of(scores, a, state[1], state[2], rows, node.queries, mask, node.mask1)
-        v = node.v + sequence * node.v3 + cell * node.v1
-        ahead = v + TILE * node.v1 + head * (TILE * v_bytes)
+        v = node.v + sequence * node.v3
+        ahead = v + (place + TILE) * node.v1 + head * (TILE * v_bytes)
         v += head * node.v2
         fetch_lines(ahead + TILE * LINE * (v_bytes // LINE), -(-TILE * (v_bytes % LINE) // LINE))
-        if rows <= _STRAIGHT_ROWS:
-            straight(scores, v, node.v1, a, rows, ahead)
+        if rows <= _STRAIGHT_ROWS and in_a_row:
+            straight(scores, v + place * node.v1, node.v1, a, rows, ahead)
         else:
             for j in range(TILE):
-                read_v(v + j * node.v1, values + 4 * d_v * j)
+                read_v(v + (place + j if in_a_row else place_of(node, cell + j)) * node.v1, values + 4 * d_v * j)
             buffered(scores, values, 4 * d_v, a, rows, ahead)
 
     return tile_of_few

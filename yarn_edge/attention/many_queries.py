@@ -8,17 +8,17 @@ import numpy as np
 
 from yarn_edge.attention.blocks import Blocks
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.node_view import NodeView, end_node, part_for
+from yarn_edge.attention.node_view import NodeView, end_node, part_for, place_of, tile_mask, together
 from yarn_edge.attention.online_softmax import NOTHING
-from yarn_edge.attention.softmax import SOME_BIAS, SOME_SEEN, mask_of
+from yarn_edge.attention.softmax import SOME_BIAS, SOME_SEEN
 from yarn_edge.attention.vectors import BLOCK_ROWS, WIDTH, exponential, read_f32, take_next, write_f32
 from yarn_edge.attention.work import BLOCK_QUERIES, BLOCK_RESULTS, DONE, NEXT, TILE
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-def many_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
-    """The function (node, threads, work area, scratch) for many queries."""
+def many_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> tuple[Any, Any]:
+    """The function (node, threads, work area, scratch) for many queries, and its part of one block."""
     block_of_many = _block_of_many(shape, blocks, weights_of)
 
     @part_for(shape)
@@ -36,7 +36,7 @@ def many_queries(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         if take_next(work + DONE) == nth - 1:
             end_node(work)
 
-    return many
+    return many, block_of_many
 
 
 def _block_of_many(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
@@ -69,8 +69,7 @@ def _block_of_many(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
             write_f32(maxima + 4 * r, NOTHING)
             write_f32(sums + 4 * r, _ZERO)
         for cell in range(0, node.cells, TILE):
-            mask = node.mask + sequence * node.mask3 + first * node.mask1 + 2 * cell
-            seen = mask_of(mask, count, node.mask1)
+            seen, mask = tile_mask(node, sequence, cell, first, count)
             if seen & SOME_SEEN:
                 shown = mask if seen & SOME_BIAS else 0
                 tile_of_many(node, sequence, cell, head, (queries, a, maxima, sums, tile), (rows, padded, count), shown)
@@ -92,6 +91,7 @@ def _block_of_many(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
 
 def _tile_of_many(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
     d_k, d_v, read_k_columns, read_v = shape.d_k, shape.d_v, blocks.read_k_columns, blocks.read_v
+    read_k = blocks.read_k
     score_block, weigh_block = blocks.score_block, blocks.weigh_block
 
     @part_for(shape)
@@ -108,15 +108,22 @@ def _tile_of_many(shape: KernelShape, blocks: Blocks, weights_of: Any) -> Any:
         rows, padded, count = counts
         columns, values = tile, tile + 4 * TILE * d_k
         scores = values + 4 * TILE * d_v
-        k = node.k + sequence * node.k3 + cell * node.k1 + head * node.k2
-        v = node.v + sequence * node.v3 + cell * node.v1 + head * node.v2
-        for j in range(0, TILE, WIDTH):
-            read_k_columns(k + j * node.k1, node.k1, columns + 4 * j)
+        place, in_a_row = place_of(node, cell), together(node, cell)
+        k = node.k + sequence * node.k3 + head * node.k2
+        v = node.v + sequence * node.v3 + head * node.v2
+        if in_a_row:
+            for j in range(0, TILE, WIDTH):
+                read_k_columns(k + (place + j) * node.k1, node.k1, columns + 4 * j)
+        else:
+            for j in range(TILE):
+                read_k(k + place_of(node, cell + j) * node.k1, scores)
+                for i in range(d_k):
+                    write_f32(columns + 4 * (TILE * i + j), read_f32(scores + 4 * i))
         for r in range(0, padded, BLOCK_ROWS):
             score_block(queries + 4 * d_k * r, columns, scores + 4 * TILE * r)
         weights_of(scores, a, maxima, sums, rows, count, mask, node.mask1)
         for j in range(TILE):
-            read_v(v + j * node.v1, values + 4 * d_v * j)
+            read_v(v + (place + j if in_a_row else place_of(node, cell + j)) * node.v1, values + 4 * d_v * j)
         for r in range(0, padded, BLOCK_ROWS):
             weigh_block(scores + 4 * TILE * r, values, a + 4 * d_v * r)
 

@@ -16,7 +16,7 @@ from numba import types
 
 from yarn_edge.attention import work
 from yarn_edge.attention.cache_rows import CACHE_TYPES
-from yarn_edge.attention.node import FUNCTION_AT, NB, NE, OP, PARAMS, SCALE_AT, SRC, TASKS_AT, WORK_AT
+from yarn_edge.attention.node import DATA, FUNCTION_AT, NB, NE, OP, PARAMS, SCALE_AT, SRC, TASKS_AT, WORK_AT
 from yarn_edge.attention.node_view import part, span_count
 from yarn_edge.attention.vectors import read_f32, read_i32, read_i64, write_f32, write_i32, write_i64
 from yarn_edge.attention.work import TILE
@@ -25,7 +25,10 @@ from yarn_edge.runtime.compiled_code import as_callback, named_by
 # The state, int64: HEAD values, then a row of ROW_WIDTH for each kernel: types of K and V, bytes of a block of each, floats of a
 # head of each, the addresses for FEW queries and for more (0: ggml is faster).
 (FLASH_OP, CUSTOM_OP, WORK, SCRATCH_ROOM, PARTIALS_ROOM, TAKEN, LEFT, REASON, N_KERNELS) = range(9)
-HEAD, ROW_WIDTH = 9, 8
+(SET_ROWS_OP, CELLS, N_CELLS, MISPLACED) = range(
+    9, 13
+)  # where the batch is expected to be put, and the nodes that differ
+HEAD, ROW_WIDTH = 13, 8
 REASONS = (
     "",
     "its cache types or head sizes have no kernel",
@@ -36,7 +39,7 @@ REASONS = (
     "its inputs have another form",
 )
 _NO_KERNEL, _MASK, _BIAS, _CELLS, _ROOM, _FORM = range(1, 7)
-_F32, _F16 = 0, 1
+_F32, _F16, _I64 = 0, 1, 27
 
 
 def _with(function: Any, **names: Any) -> Any:
@@ -142,12 +145,29 @@ def _take_over(dst: int, state: int) -> None:
     write_i64(state + 8 * TAKEN, read_i64(state + 8 * TAKEN) + 1)
 
 
+@part
+def _compare(dst: int, state: int) -> None:
+    """Compare the cells that a SET_ROWS node writes to with those that were expected."""
+    cells, count = read_i64(dst + SRC + 8), read_i64(state + 8 * N_CELLS)
+    if cells == 0 or read_i32(cells) != _I64 or read_i64(cells + NE) != count:
+        return
+    data, expected = read_i64(cells + DATA), read_i64(state + 8 * CELLS)
+    for i in range(count):
+        if read_i64(data + 8 * i) != read_i64(expected + 8 * i):
+            write_i64(state + 8 * MISPLACED, read_i64(state + 8 * MISPLACED) + 1)
+            return
+
+
 def build_callback(version: int, keep: bool) -> Any:
     """The callback as llama.cpp takes it; its user data is the address of the state. See `build_kernel` for the arguments."""
 
     def before_attention(address: int, asking: int, state: int) -> int:
-        if asking and read_i32(address + OP) == read_i64(state + 8 * FLASH_OP):
-            _take_over(address, state)
+        if asking:
+            op = read_i32(address + OP)
+            if op == read_i64(state + 8 * FLASH_OP):
+                _take_over(address, state)
+            elif op == read_i64(state + 8 * SET_ROWS_OP) and read_i64(state + 8 * N_CELLS) > 0:
+                _compare(address, state)
         return 0
 
     signature = types.uint8(types.int64, types.uint8, types.int64)

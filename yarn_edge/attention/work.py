@@ -13,14 +13,15 @@ TILE, BLOCK_MARGIN = 64, 8  # cells; rows that a block may be filled up with
 _LINE, _FLOAT = 64, 4  # bytes
 
 # The area's head, in bytes: two counters, each on a line of its own, then what follows them.
-NEXT, DONE, SCRATCH, SCRATCH_BYTES, PARTIALS, CALLS, HEAD_BYTES = 0, 64, 128, 136, 144, 152, 192
+NEXT, DONE, SCRATCH, SCRATCH_BYTES, PARTIALS, CALLS, GROUPS, HEAD_BYTES = 0, 64, 128, 136, 144, 152, 160, 192
 
 
 def scratch_floats(d_k: int, d_v: int, heads: int, kv_heads: int) -> int:
     """Floats that one thread needs for queries, results, scores and a tile."""
     group = heads // kv_heads
     block = max(BLOCK_QUERIES, BLOCK_RESULTS // group) * group + BLOCK_MARGIN
-    return TILE * (d_k + d_v) + max(block * (d_k + d_v + TILE + 2), FEW * (heads * d_k + group * TILE))
+    masks = max(FEW, BLOCK_QUERIES, BLOCK_RESULTS // group) * TILE // 2
+    return masks + TILE * (d_k + d_v) + max(block * (d_k + d_v + TILE + 2), FEW * (heads * d_k + group * TILE))
 
 
 def partials_floats(d_v: int, heads: int, sequences: int, cells: int) -> int:
@@ -43,6 +44,10 @@ class WorkArea:
     def _head(self) -> npt.NDArray[np.int64]:
         skip = self.address - self._memory.ctypes.data
         return self._memory[skip : skip + HEAD_BYTES].view(np.int64)
+
+    def place(self, groups: npt.NDArray[np.int64]) -> None:
+        """Have the kernels compute these groups (`yarn_edge.attention.groups`), which the caller keeps."""
+        self._head()[GROUPS // 8] = groups.ctypes.data
 
     @property
     def calls(self) -> int:

@@ -28,47 +28,64 @@ def begins_inside(prompt_end: str) -> str | None:
 
 
 def split(pieces: Iterable[str], opened: Callable[[], str | None] = lambda: None) -> Iterator[tuple[Kind, str]]:
-    """Label pieces of text as answer or reasoning, and drop the tags.
+    """Label pieces of text as answer or reasoning, and drop the tags, as `ReasoningSplitter` does.
 
     opened: called at the first piece; returns the closing tag of the block that the piece is in, or None.
-    A block counts only if nothing but white space precedes it, because an answer may talk about tags. Text that could be the
-    beginning of a tag is held back until that is decided.
     """
-    held, answered, at_edge = "", False, False  # at_edge: right after a tag, whose line breaks are not part of the text
-    inside: str | None = None
-    for number, piece in enumerate(pieces):
-        inside = opened() if number == 0 else inside
-        held += piece
-        while held:
-            if at_edge:
-                held = held.lstrip("\n")
-                at_edge = not held
-                continue
-            if inside is not None:
-                before, tag, after = held.partition(inside)
-                if tag:
-                    if before:
-                        yield "reasoning", before
-                    held, inside, at_edge = after, None, True
-                    continue
-                keep = _beginning_of(held, (inside,))
-                if held[: len(held) - keep]:
-                    yield "reasoning", held[: len(held) - keep]
-                held = held[len(held) - keep :]
-                break
-            if not answered:
-                start = held.lstrip()
+    splitter: ReasoningSplitter | None = None
+    for piece in pieces:
+        splitter = splitter or ReasoningSplitter(opened())
+        yield from splitter.feed(piece)
+    if splitter is not None:
+        yield from splitter.end()
+
+
+class ReasoningSplitter:
+    """Labels text as answer or reasoning as it comes, and drops the tags.
+
+    inside: the closing tag of the block that the text begins in, or None. A block counts only if nothing but white space precedes
+    it, because an answer may talk about tags. Text that could be the beginning of a tag is held back until that is decided.
+    splits: without, all is the answer.
+    """
+
+    def __init__(self, inside: str | None, splits: bool = True) -> None:
+        self._inside, self._answered = inside, not splits
+        self._held, self._at_edge = "", False  # at_edge: right after a tag, whose line breaks are not part of the text
+
+    def feed(self, piece: str) -> Iterator[tuple[Kind, str]]:
+        """What is certain, with one more piece."""
+        self._held += piece
+        while self._held:
+            if self._at_edge:
+                self._held = self._held.lstrip("\n")
+                self._at_edge = not self._held
+            elif self._inside is not None:
+                before, tag, after = self._held.partition(self._inside)
+                keep = 0 if tag else _beginning_of(self._held, (self._inside,))
+                if said := before[: len(before) - keep]:
+                    yield "reasoning", said
+                self._held = after if tag else before[len(before) - keep :]
+                if not tag:
+                    return
+                self._inside, self._at_edge = None, True
+            elif not self._answered:
+                start = self._held.lstrip()
                 tags = next(((o, c) for o, c in TAGS if start.startswith(o)), None)
                 if tags is not None:
-                    held, inside, at_edge = start[len(tags[0]) :], tags[1], True
-                    continue
-                if not start or any(opening.startswith(start) for opening, _close in TAGS):
-                    break
-            answered = True
-            yield "answer", held
-            held = ""
-    if held:
-        yield ("answer" if inside is None else "reasoning"), held
+                    self._held, self._inside, self._at_edge = start[len(tags[0]) :], tags[1], True
+                elif not start or any(opening.startswith(start) for opening, _close in TAGS):
+                    return
+                else:
+                    self._answered = True
+            else:
+                held, self._held = self._held, ""
+                yield "answer", held
+
+    def end(self) -> Iterator[tuple[Kind, str]]:
+        """What was held back."""
+        held, self._held = self._held, ""
+        if held:
+            yield ("answer" if self._inside is None else "reasoning"), held
 
 
 def _beginning_of(text: str, tags: tuple[str, ...]) -> int:

@@ -1,7 +1,7 @@
 """A conversation with a model: messages become a prompt, the answer is a stream of text, and a full context is dealt with.
 
 When the context is full, the oldest turns are dropped. The system prompt and the documents stay, and the rest is evaluated again. A
-document that does not fit is refused. Positions are never shifted (see `yarn_edge.engine.generation`).
+document that does not fit is refused. Positions are never shifted (see `yarn_edge.engine.batching`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from yarn_edge.chat.conversation import Conversation, Turn
 from yarn_edge.chat.reasoning import opened_by
 from yarn_edge.chat.template import Message, Renderer
-from yarn_edge.engine.generation import AnswerStats, Generation
+from yarn_edge.engine.answer import AnswerStats
+from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.context import Context

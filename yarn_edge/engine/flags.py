@@ -17,6 +17,8 @@ from yarn_edge.flags import (
     number_or_auto,
 )
 
+MAX_PARALLEL = 64
+
 if TYPE_CHECKING:
     from yarn_edge.engine.opened import EngineSettings
 

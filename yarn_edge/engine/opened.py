@@ -13,6 +13,7 @@ from typing import Literal
 
 from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.prompt_lookup import Lookup, PromptLookup
+from yarn_edge.engine.sharing import default_parallel, say_shared, shared_settings
 from yarn_edge.engine.state_cache import MAX_BYTES, StateCache
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
@@ -32,13 +33,16 @@ _SCALINGS = {"yarn": "YaRN", "linear": "linear scaling", "ntk": "NTK-aware scali
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """cache: the folder of saved states, or None. yarn_factor: None for the file's own scaling. loras: adapters to add."""
+    """cache: the folder of saved states, or None. yarn_factor: None for the file's own scaling. loras: adapters to add.
+    parallel: answers that may run at once; None for as many as `default_parallel` says.
+    """
 
     cache: Path | None = None
     cache_bytes: int = MAX_BYTES
     lookup: Lookup = "auto"
     yarn_factor: float | Literal["auto"] | None = None
     loras: tuple[LoraFile, ...] = ()
+    parallel: int | None = 1
 
 
 ANY_PLACE, DEFAULTS = Wanted(), EngineSettings()
@@ -55,7 +59,9 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
     with ExitStack() as stack:
         model = stack.enter_context(Model(path, device=placed.device, overrides=overrides, gguf=file))
         model.add_loras(settings.loras)
-        context = stack.enter_context(open_context(model, replace(placed.choice.settings, arguments=arguments)))
+        parallel = settings.parallel or default_parallel(model, placed.choice.n_ctx)
+        chosen = shared_settings(model, placed.choice.settings, parallel, wanted.attention)
+        context = stack.enter_context(open_context(model, replace(chosen, arguments=arguments)))
         if model.recurrent and settings.lookup == "on":
             raise YarnEdgeError(
                 f"{path}: --lookup on: the state of linear attention cannot go back to before a draft: choose auto or off"
@@ -64,6 +70,8 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
         if settings.yarn_factor is None:
             _warn_of_other_positions(model.positions)
         lookup = None if settings.lookup == "off" or model.recurrent else PromptLookup(always=settings.lookup == "on")
+        if parallel > 1:
+            say_shared(context, parallel)
         yield Generation(context, states, lookup)
 
 

@@ -28,6 +28,7 @@ from yarn_edge.gguf.identity import model_identity
 from yarn_edge.progress import note
 from yarn_edge.regular_file import digest, open_regular, path_of
 from yarn_edge.runtime.context import Context
+from yarn_edge.runtime.unified import UnifiedContext
 from yarn_edge.writer import open_output, partial_file, publish, remove_stale
 
 MAX_BYTES = 8 << 30
@@ -41,13 +42,17 @@ Tokens = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Entry:
-    """One file. usable: how many of its first tokens were evaluated in whole batches from position 0 and are in the prompt."""
+    """One file. usable: how many of its first tokens were evaluated in whole batches from position 0 and are in the prompt.
+
+    order: the positions in the order of the state, if that is another one (`UnifiedContext.saved_order`).
+    """
 
     path: Path
     tokens: Tokens
     usable: int
     state_bytes: int
     digest: str
+    order: Tokens | None = None
 
 
 class StateCache:
@@ -80,38 +85,43 @@ class StateCache:
         best = max(entries, key=lambda entry: entry.usable, default=None)
         return best if best is not None and best.usable else None
 
-    def load(self, context: Context, entry: Entry) -> bool:
-        """Fill the context with the entry's usable tokens. If it is damaged: False, an empty context, and a note."""
+    def load(self, context: Context, entry: Entry, sequence: int = 0) -> bool:
+        """Fill a sequence with the entry's usable tokens. If it is damaged: False, an empty sequence, and a note."""
+        tokens = entry.tokens.tolist()
         try:
             with _open_state(entry.path) as file:  # what is loaded is what was checked, whatever has this name by then
                 whole = entry.digest == digest(file, entry.state_bytes)
-                whole = whole and context.load_state(path_of(file, entry.path), entry.tokens.tolist())
+                if whole and isinstance(context, UnifiedContext):
+                    whole = context.load_state(path_of(file, entry.path), tokens, sequence, entry.order)
+                elif whole:
+                    whole = context.load_state(path_of(file, entry.path), tokens)
         except (OSError, YarnEdgeError):
             whole = False
         if not whole:
-            context.clear()
+            context.clear(sequence)
             note(f"{entry.path}: is damaged: it is removed, and the document is read again")
             _remove(entry.path)
             return False
-        context.keep(entry.usable)
+        context.keep(entry.usable, sequence)
         _touch(entry.path)
         return True
 
-    def keep(self, context: Context, key: str, tokens: Sequence[int], canonical: int) -> bool:
-        """Write the state of the context, which holds `tokens`. False, with a note, if that is not possible."""
+    def keep(self, context: Context, key: str, tokens: Sequence[int], canonical: int, sequence: int = 0) -> bool:
+        """Write the state of a sequence, which holds `tokens`. False, with a note, if that is not possible."""
         name = hashlib.blake2b(key.encode() + np.asarray(tokens[:canonical], np.int32).tobytes(), digest_size=16)
         path = self.folder / (name.hexdigest() + _SUFFIX)
         if _read_trailer(path, key) is not None:
             _touch(path)
             return True
+        order = context.saved_order(sequence) if isinstance(context, UnifiedContext) else None
         try:
             with partial_file(path, 0o600) as partial:
-                context.save_state(partial, tokens)
+                context.save_state(partial, tokens, sequence)
                 size = partial.stat().st_size
                 if size > self.limit_bytes:
                     raise YarnEdgeError(f"{size / 2**20:.0f} MiB exceed the limit of the cache")
                 with open_regular(partial) as written, io.BufferedWriter(open_output(partial, "a")) as file:
-                    file.write(_trailer(key, tokens, canonical, size, digest(written, size)))
+                    file.write(_trailer(key, tokens, canonical, (size, digest(written, size)), order))
                 publish(partial, path, force=True)
         except (YarnEdgeError, OSError) as error:
             note(f"the evaluated prompt is not kept in {self.folder}: {error}")
@@ -197,12 +207,20 @@ def run_key(context: Context) -> str:
         "values": "transposed" if context.settings.attention == "plain" else "in rows",
         "device": "CPU" if device is None else device.name,
     }
+    if context.settings.unified:
+        fields["cache"] = "unified"  # prompts are read in other batches
     if loras := context.model.loras.files:
         fields["loras"] = sorted(file.identity for file in loras)
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _trailer(key: str, tokens: Sequence[int], canonical: int, state_bytes: int, digest: str) -> bytes:
+def _trailer(
+    key: str, tokens: Sequence[int], canonical: int, state: tuple[int, str], order: Tokens | None = None
+) -> bytes:
+    """state: its bytes and its digest."""
+    state_bytes, digest = state
+    if order is not None and bool((order == np.arange(len(order))).all()):
+        order = None
     fields = {
         "format": _FORMAT,
         "key": key,
@@ -211,8 +229,11 @@ def _trailer(key: str, tokens: Sequence[int], canonical: int, state_bytes: int, 
         "state": state_bytes,
         "digest": digest,
     }
+    if order is not None:
+        fields["ordered"] = len(order)
     line = json.dumps(fields).encode()
-    return np.asarray(tokens, np.int32).tobytes() + line + len(line).to_bytes(8, "little") + _MARK
+    numbers = np.concatenate([np.asarray(part, np.int32) for part in (tokens, order) if part is not None])
+    return numbers.tobytes() + line + len(line).to_bytes(8, "little") + _MARK
 
 
 def _read_trailer(path: Path, key: str) -> Entry | None:
@@ -230,11 +251,14 @@ def _read_trailer(path: Path, key: str) -> Entry | None:
             n_tokens, canonical, state = (int(fields[name]) for name in ("tokens", "canonical", "state"))
             if fields["format"] != _FORMAT or fields["key"] != key or not 0 < canonical <= n_tokens <= _MAX_TOKENS:
                 return None
-            if state + 4 * n_tokens + length + len(end) != size:
+            ordered = int(fields.get("ordered", 0))
+            if ordered not in (0, n_tokens) or state + 4 * (n_tokens + ordered) + length + len(end) != size:
                 return None
             file.seek(state)
-            tokens = np.frombuffer(file.read(4 * n_tokens), np.int32)
-            return Entry(path, tokens, canonical, state, str(fields["digest"]))
+            tokens, order = (np.frombuffer(file.read(4 * n), np.int32) for n in (n_tokens, ordered))
+            if ordered and not np.array_equal(np.sort(order), np.arange(n_tokens)):
+                return None
+            return Entry(path, tokens, canonical, state, str(fields["digest"]), order if ordered else None)
     except (YarnEdgeError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

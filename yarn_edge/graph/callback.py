@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.graph.fast_attention import FastAttention
 from yarn_edge.graph.tap import GraphTap
 from yarn_edge.llama_rules.effective import LivePositions
+from yarn_edge.runtime.batch import BatchPart
+from yarn_edge.runtime.cells import CellMap
 from yarn_edge.runtime.ggml import TensorStruct, check_struct
 from yarn_edge.runtime.llama_api import llama
 
@@ -69,6 +72,17 @@ class GraphCallback:
 
         self._state = chain_state(compiled)
         return chain_callback(), self._state.ctypes.data
+
+    @property
+    def in_order(self) -> bool:
+        """See `GraphHook`."""
+        return any(isinstance(edit, FastAttention) and edit.in_order for edit in self.edits)
+
+    def place(self, cells: CellMap, parts: Sequence[BatchPart]) -> None:
+        """See `GraphHook`."""
+        for edit in self.edits:
+            if isinstance(edit, FastAttention):
+                edit.place(cells, parts)
 
     def begin(self) -> None:
         """Before an evaluation."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from yarn_edge.attention.compiled import callback, kernel_of, why_not_compiled
+from yarn_edge.attention.group_table import group_table
 from yarn_edge.attention.kernel_shapes import kernel_shapes, no_kernels, work_floats
 from yarn_edge.attention.work import WorkArea
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import LivePositions
 from yarn_edge.progress import note
+from yarn_edge.runtime.batch import BatchPart
+from yarn_edge.runtime.cells import CellMap
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.ggml import op_number
 from yarn_edge.runtime.llama_api import physical_threads
@@ -43,11 +47,13 @@ class FastAttention:
         rows = [takeover.kernel_row(*shape, *(k.address if on else 0 for on in (few, many))) for shape, k in kernels]
         head = np.zeros(takeover.HEAD, np.int64)
         head[takeover.FLASH_OP], head[takeover.CUSTOM_OP] = self.op, op_number(b"CUSTOM")
+        head[takeover.SET_ROWS_OP] = op_number(b"SET_ROWS")
         head[takeover.WORK], head[takeover.N_KERNELS] = self._work.address, len(rows)
         head[takeover.SCRATCH_ROOM], head[takeover.PARTIALS_ROOM] = self._work.scratch, self._work.partials
         self._state = np.concatenate([head, *rows])
         self.compiled: tuple[Any, int] | None = (callback(), self._state.ctypes.data)
         self._told, self._wants_all = False, few and many
+        self._groups = self._cells = np.zeros(0, np.int64)
 
     @property
     def calls(self) -> int:
@@ -71,11 +77,25 @@ class FastAttention:
         made(address, True, state)
         return True
 
+    @property
+    def in_order(self) -> bool:
+        """See `GraphHook`."""
+        return self._wants_all
+
+    def place(self, cells: CellMap, parts: Sequence[BatchPart]) -> None:
+        """See `GraphHook`."""
+        self._groups, self._cells = group_table(cells, parts)
+        self._work.place(self._groups)
+        self._state[self._names.CELLS], self._state[self._names.N_CELLS] = self._cells.ctypes.data, len(self._cells)
+
     def begin(self) -> None:
         """See `GraphEdit`."""
 
     def check(self, complete: bool) -> None:
         """See `GraphEdit`. Says once what is left to ggml."""
+        if self._state[self._names.MISPLACED]:
+            self._state[self._names.MISPLACED] = 0
+            raise YarnEdgeError("llama.cpp keeps tokens in other cells of the cache than expected: take --parallel 1")
         if self._told or not complete:
             return
         if self.left:

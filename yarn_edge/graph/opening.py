@@ -9,6 +9,7 @@ from yarn_edge.graph.tap import GraphTap
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
+from yarn_edge.runtime.unified import UnifiedContext
 
 
 def open_context(model: Model, settings: ContextSettings, tap: GraphTap | None = None) -> Context:
@@ -23,11 +24,12 @@ def open_context(model: Model, settings: ContextSettings, tap: GraphTap | None =
     if settings.fast and not model.no_alloc:
         few, many = settings.attention != "fast-many", settings.attention != "fast-few"
         edits.append(FastAttention(model, settings, few=few, many=many))
+    kind = UnifiedContext if settings.unified else Context
     if not edits and tap is None:
-        return Context(model, settings)
+        return kind(model, settings)
     hook = GraphCallback(edits, tap)
     try:
-        return Context(model, settings, hook=hook)
+        return kind(model, settings, hook=hook)
     except BaseException:
         hook.close()
         raise

@@ -9,6 +9,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import LivePositions
-from yarn_edge.runtime.batch import LlamaBatch
+from yarn_edge.runtime.batch import BatchPart, LlamaBatch
+from yarn_edge.runtime.cells import CellMap
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import KV_TYPES, check_plain, check_room, kv_types
 from yarn_edge.runtime.llama_api import clear_log, failure_reason, physical_threads
@@ -39,6 +41,13 @@ class GraphHook(Protocol):
     user_data: int
     live: LivePositions | None
     in_python: bool
+
+    @property
+    def in_order(self) -> bool:
+        """Whether attention can read each sequence's cells in the order of their positions, as `place` says."""
+
+    def place(self, cells: CellMap, parts: Sequence[BatchPart]) -> None:
+        """Before an evaluation of these parts, whose cells are known: attention is to read those cells."""
 
     def begin(self) -> None:
         """Before an evaluation."""
@@ -61,7 +70,7 @@ class Context:
     def __init__(self, model: Model, settings: ContextSettings, *, hook: GraphHook | None = None) -> None:
         self.model, self.api, self.settings = model, model.api, settings
         self.arguments = settings.arguments or model.positions.explicit_arguments
-        n_ctx = (settings.n_ctx or model.n_ctx_train) * settings.n_seq
+        n_ctx = settings.all_ctx or replace(settings, n_ctx=model.n_ctx_train).all_ctx
         if settings.attention == "plain":
             check_plain(model.gguf, settings.kv_type)
         if not model.no_alloc:
@@ -101,7 +110,7 @@ class Context:
     def _params(self, n_ctx: int) -> Any:
         """llama_context_params for a cache of `n_ctx` tokens, all sequences together."""
         settings, params = self.settings, self.api.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = n_ctx, settings.n_seq
+        params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, settings.n_seq, settings.unified
         params.n_batch = min(settings.n_batch, n_ctx)
         params.n_ubatch = min(settings.n_ubatch or settings.n_batch, params.n_batch)
         params.n_outputs_max = min(settings.n_outputs, params.n_batch)
@@ -161,6 +170,11 @@ class Context:
             if advance:
                 advance(len(part))
 
+    def evaluate_parts(self, parts: Sequence[BatchPart]) -> None:
+        """Evaluate parts of sequences in one batch. Outputs are numbered as the tokens are. This context has one sequence."""
+        (part,) = parts
+        self.evaluate(part.tokens, part.start, "last" if part.outputs == 1 else part.outputs)
+
     def evaluate_side_by_side(self, sequences: Sequence[Sequence[int]], start: int = 0) -> None:
         """Evaluate sequences of equal length, each in its own cache, starting at position `start`, in batches.
 
@@ -212,34 +226,38 @@ class Context:
             self._logits_at = where
         return self._logits_view
 
+    def logits_of(self, output: int) -> npt.NDArray[np.float32]:
+        """The logits of one output, numbered as in `sample`, without copying."""
+        return self.logits_in_place()[output]
+
     def synchronize(self) -> None:
         """Wait until the last evaluation is done (GPUs work asynchronously)."""
         self.api.llama_synchronize(self.handle)
 
-    def save_state(self, path: Path, tokens: Sequence[int]) -> None:
-        """Write the cache of sequence 0, which holds `tokens`, to `path`. Raises YarnEdgeError, for example if the disk is full."""
+    def save_state(self, path: Path, tokens: Sequence[int], sequence: int = 0) -> None:
+        """Write the cache of a sequence, which holds `tokens`, to `path`. Raises YarnEdgeError, for example if the disk is full."""
         data = (self.api.llama_token * len(tokens))(*tokens)
         with deferred_ctrl_c():
-            written = self.api.llama_state_seq_save_file(self.handle, os.fsencode(path), 0, data, len(tokens))
+            written = self.api.llama_state_seq_save_file(self.handle, os.fsencode(path), sequence, data, len(tokens))
         if not written or written != path.stat().st_size:
             raise YarnEdgeError(f"{path}: the cache of {len(tokens)} tokens cannot be written: {failure_reason()}")
 
-    def load_state(self, path: Path, tokens: Sequence[int]) -> bool:
-        """Fill the cache from a file written by `save_state`. False, with an empty cache, if the file does not hold `tokens`.
+    def load_state(self, path: Path, tokens: Sequence[int], sequence: int = 0) -> bool:
+        """Fill a sequence from a file written by `save_state`. False, with an empty sequence, if the file does not hold `tokens`.
 
         The caller must know that the file is intact: llama.cpp checks very little of it.
         """
         room = len(tokens) + 1
         found, count = (self.api.llama_token * room)(), ctypes.c_size_t(0)
-        self.clear()
+        self.clear(sequence)
         clear_log()
         with deferred_ctrl_c():
             read = self.api.llama_state_seq_load_file(
-                self.handle, os.fsencode(path), 0, found, room, ctypes.byref(count)
+                self.handle, os.fsencode(path), sequence, found, room, ctypes.byref(count)
             )
         if read and list(found[: count.value]) == list(tokens):
             return True
-        self.clear()
+        self.clear(sequence)
         return False
 
     def sample(self, sampler: Any, output: int = -1) -> int:
@@ -250,16 +268,16 @@ class Context:
         the last token.
         """
         if sampler is None:
-            return int(self.logits_in_place()[output].argmax())
+            return int(self.logits_of(output).argmax())
         return int(self.api.llama_sampler_sample(sampler, self.handle, output))
 
-    def keep(self, n_tokens: int) -> None:
+    def keep(self, n_tokens: int, sequence: int = 0) -> None:
         """Drop everything from position `n_tokens` on. What remains is not moved: the cache is never shifted."""
-        if not self.api.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
+        if not self.api.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1):
             raise YarnEdgeError(f"{self.model.path}: the state of recurrent layers cannot go back to token {n_tokens}")
 
-    def clear(self) -> None:
-        """Empty the cache."""
+    def clear(self, _sequence: int = 0) -> None:
+        """Empty the cache; in a unified one only what this sequence holds of it."""
         self.api.llama_memory_clear(self._memory, False)
 
     @contextmanager

@@ -21,6 +21,7 @@ MAX_SEQUENCES = 256  # llama.h: LLAMA_MAX_SEQ
 @dataclass(frozen=True)
 class ContextSettings:
     """n_ctx: tokens that the cache holds for each of its n_seq sequences (0: the context that the model declares).
+    unified: all sequences share n_ctx cells instead, and each may hold all of them.
 
     n_batch: tokens of one llama.cpp call. n_ubatch: tokens of one graph (None: n_batch). n_outputs: tokens of one batch that
     may get logits, for which memory is reserved (0: all). kv_type: of K and V, as in `kv_cache`. threads: None
@@ -38,11 +39,17 @@ class ContextSettings:
     threads: int | None = None
     arguments: RuntimeArguments | None = None
     attention: Attention = "ggml"
+    unified: bool = False
 
     @property
     def fast(self) -> bool:
         """Whether our kernels compute attention, or some of it."""
         return self.attention.startswith("fast")
+
+    @property
+    def all_ctx(self) -> int:
+        """Tokens that the sequences hold together; 0 if n_ctx is."""
+        return self.n_ctx * (1 if self.unified else self.n_seq)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_type", join_kv_types(*kv_types(self.kv_type)))

@@ -25,10 +25,10 @@ State = npt.NDArray[np.uint8]
 
 
 class EarlierStates:
-    """Copies of a context's recurrent state, by the number of tokens that it had read. A model without such a state needs none."""
+    """Copies of a sequence's recurrent state, by the number of tokens that it had read. A model without such a state needs none."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, context: Context, sequence: int = 0) -> None:
+        self.context, self.sequence = context, sequence
         self._states: dict[int, State] = {}
 
     def reachable(self, n_tokens: int, cached: int) -> int:
@@ -53,7 +53,7 @@ class EarlierStates:
             _put(self.context, self._states[n])
             if self._keeps(n):
                 return n
-        self.context.clear()
+        self.context.clear(self.sequence)
         return 0
 
     @contextmanager
@@ -75,7 +75,7 @@ class EarlierStates:
 
     def _keeps(self, n_tokens: int) -> bool:
         try:
-            self.context.keep(n_tokens)
+            self.context.keep(n_tokens, self.sequence)
         except YarnEdgeError:
             return False
         return True

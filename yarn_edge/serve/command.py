@@ -12,10 +12,11 @@ import os
 import socket
 import time
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yarn_edge.engine.flags import add_engine_flags, engine_settings
+from yarn_edge.engine.flags import MAX_PARALLEL, add_engine_flags, engine_settings
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import add_kv_flags, add_threads_flag, count, length, memory_size
 from yarn_edge.progress import note
@@ -33,6 +34,9 @@ LINGER_S = 1.0  # that threads have to end after the server has stopped
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `serve`."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file")
+    parallel = (
+        "answers that may run at once, sharing the context (default: 4, fewer with a small context or linear attention)"
+    )
     host = "address to listen on; others than 127.0.0.1 need --api-key (default: 127.0.0.1)"
     for flag, metavar, kind, default, text in (
         ("--host", "ADDRESS", str, "127.0.0.1", host),
@@ -40,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--api-key", "KEY", str, None, f"key that requests must send (default: ${KEY_VARIABLE}, if it is set)"),
         ("--ctx", "N", length, None, "context size in tokens (default: the model's, or what fits in memory)"),
         ("--max-request", "SIZE", memory_size, 16 << 20, "maximum request size in bytes (default: 16MiB)"),
+        ("--parallel", "N", count(1, MAX_PARALLEL), None, parallel),
         ("--name", "NAME", str, None, "name of the model for clients (default: the file's name)"),
     ):
         parser.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
@@ -73,11 +78,12 @@ def run(args: argparse.Namespace) -> int:
         )
     kv_type = requested_kv_type(args.kv_type, args.kv_k, args.kv_v)
     wanted = Wanted(args.backend, args.ctx, kv_type, args.memory, args.threads, args.attention)
+    settings = replace(engine_settings(args), parallel=args.parallel)
     with ExitStack() as held:
         listener = held.enter_context(closing(listening(args.host, args.port)))
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        generation = held.enter_context(opened(args.model, wanted, engine_settings(args)))
+        generation = held.enter_context(opened(args.model, wanted, settings))
         model = generation.context.model
         lanes = _lanes(model, held)
         worker = Worker(generation)

@@ -1,29 +1,31 @@
-"""The one model behind the server. Requests wait in a queue; each is answered in the model's thread, and stopped if its client leaves."""
+"""The one model behind the server: requests go to the engine's thread, which answers several at once; pieces come back."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from yarn_edge.chat.reasoning import Kind, opened_by, split
-from yarn_edge.engine.generation import AnswerStats, Generation
+from yarn_edge.chat.reasoning import ReasoningSplitter, opened_by
+from yarn_edge.engine.answer import AnswerRequest, AnswerStats, RunningAnswer
+from yarn_edge.engine.chances import TokenChance
+from yarn_edge.engine.generation import Generation, check_request
+from yarn_edge.engine.load import EngineLoad
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.serve.refusals import BusyError, StoppingError
 
 Ended = Literal["stop", "length"]
-_AHEAD = 64  # pieces that may wait for a slow client before the model waits, too
-_STOP_S = 0.2
+_AHEAD = 64  # pieces that may wait for a slow client before its answer waits, too
+_PAUSE_S = 0.01  # when there are answers, but all of them wait for their clients
 
 
 @dataclass(frozen=True)
 class AnswerPiece:
     """A part of an answer, or (kind end) how and why it ended. cached: prompt tokens that the same client had evaluated; None for a
-    client without a cache key.
+    client without a cache key. tokens: those that the text is made of, if their probabilities were asked for.
     """
 
     kind: Literal["answer", "reasoning", "end"]
@@ -31,12 +33,14 @@ class AnswerPiece:
     ended: Ended = "stop"
     stats: AnswerStats | None = None
     cached: int | None = None
+    tokens: tuple[TokenChance, ...] = ()
 
 
 @dataclass(frozen=True)
 class Asked:
     """What the model is to do. reasons: whether reasoning is separated from the answer; cache_key: the client's name for its
-    part of the cache, "" for none.
+    part of the cache, "" for none. top_logprobs: alternatives of each token that are wanted, None for no probabilities.
+    visible: control tokens whose text is part of the answer.
     """
 
     tokens: Sequence[int]
@@ -45,21 +49,19 @@ class Asked:
     stops: Sequence[str]
     reasons: bool
     cache_key: str = ""
+    top_logprobs: int | None = None
+    visible: frozenset[int] = frozenset()
 
 
 class Worker:
-    """A generation that many clients share. max_waiting: requests that may wait for it."""
+    """An engine that many clients share. max_waiting: requests that may wait for it."""
 
     def __init__(self, generation: Generation, max_waiting: int = 64) -> None:
-        self.generation, self.max_waiting = generation, max_waiting
+        self.engine, self.max_waiting = generation.engine, max_waiting
         self.model, self.n_ctx = generation.context.model, generation.context.n_ctx
-        self.waiting = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._turn = asyncio.Lock()  # first come, first served
-        self._running: Future[None] | None = None
-        self._last_key = ""  # whose tokens the cache holds
-        self._stopped = False
-        self._ending: asyncio.Future[None] | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._working = self._stopped = False
         self._told: asyncio.Future[None] | None = None
 
     @property
@@ -68,6 +70,15 @@ class Worker:
         if self._told is None:
             self._told = asyncio.get_running_loop().create_future()
         return self._told
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not begun."""
+        return len(self.engine.waiting)
+
+    def load(self) -> EngineLoad:
+        """What the engine does, and has done."""
+        return self.engine.load()
 
     def check_room(self) -> None:
         """Raise BusyError if too many requests are waiting."""
@@ -79,117 +90,157 @@ class Worker:
 
         Raises StoppingError when the server stops.
         """
-        self.waiting += 1
+        check_request(asked.tokens, asked.max_tokens, self.n_ctx)
+        told = _Told(asyncio.get_running_loop(), asked, self)
+        self._submit(told.running)
         try:
-            await self._turn.acquire()
-        finally:
-            self.waiting -= 1
-        if self._stopped:
-            self._turn.release()
-            raise StoppingError
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[AnswerPiece | BaseException] = asyncio.Queue()
-        room = threading.Semaphore(_AHEAD)
-        left = threading.Event()
-
-        done = loop.create_future()
-        done.add_done_callback(lambda _done: self._turn.release())  # the next one begins when this thread is done
-
-        def work() -> None:
-            try:
-                for piece in self._pieces(asked):
-                    while not room.acquire(timeout=_STOP_S):
-                        if left.is_set():
-                            return
-                    _tell(loop, pieces.put_nowait, piece)
-                self.generation.keep_on_disk()
-            except BaseException as error:  # whatever it is, the client must learn of it, not this thread
-                _tell(loop, pieces.put_nowait, error)
-            finally:
-                _tell(loop, done.set_result, None)
-
-        self._running = self._thread.submit(work)
-        ended = False
-        try:
-            while not ended:
-                item = await pieces.get()
-                room.release()
+            while True:
+                item = await told.pieces.get()
+                told.taken += 1
                 if isinstance(item, BaseException):
-                    ended = True
                     raise item if isinstance(item, Exception) else StoppingError
-                ended = item.kind == "end"
                 yield item
+                if item.kind == "end":
+                    return
         finally:
-            left.set()
-            if not ended:
-                self._ending = asyncio.ensure_future(self._stop(done))
+            self.cancel(told.running)
 
-    async def _stop(self, done: asyncio.Future[None]) -> None:
-        """Stop the thread. It takes several tries if the thread has not started yet."""
-        while not done.done():
-            self.generation.stop()
-            await asyncio.sleep(_STOP_S)
+    def _submit(self, running: RunningAnswer) -> None:
+        with self._changed:
+            if self._stopped:
+                raise StoppingError
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+                self._thread.start()
+            self._working = True
+            self.engine.submit(running)
+            self._changed.notify()
 
-    def _pieces(self, asked: Asked) -> Iterator[AnswerPiece]:
-        stopped = [False]
-        own = bool(asked.cache_key) and asked.cache_key == self._last_key
-        self._last_key = (
-            ""  # until the prompt is evaluated, the cache holds only what it shares with that of somebody else
-        )
-        with closing(self.generation.generate(asked.tokens, asked.sampling, asked.max_tokens)) as said:
-            text = until(said, asked.stops, lambda: stopped.__setitem__(0, True)) if asked.stops else said
-            parts: Iterator[tuple[Kind, str]] = (
-                split(text, lambda: opened_by(self.model, asked.tokens))
-                if asked.reasons
-                else (("answer", t) for t in text)
-            )
-            for kind, piece in parts:
-                self._last_key = asked.cache_key
-                yield AnswerPiece(kind, piece)
-        self._last_key = asked.cache_key
-        stats = self.generation.stats
-        full = stats is not None and stats.finish_reason in ("length", "context") and not stopped[0]
-        reused = stats.prompt_tokens_reused if stats is not None and own else 0
-        cached = reused if asked.cache_key else None
-        yield AnswerPiece("end", ended="length" if full else "stop", stats=stats, cached=cached)
+    def cancel(self, running: RunningAnswer) -> None:
+        """End an answer, if it has not ended."""
+        if not running.done:
+            self.engine.cancel(running)
+            with self._changed:
+                self._changed.notify()
+
+    def _work(self) -> None:
+        """The engine's thread."""
+        while True:
+            with self._changed:
+                while not (self.engine.busy or self._stopped):
+                    self._working = False
+                    self._changed.wait()
+                self._working = True
+            if self._stopped:
+                self.engine.fail(StoppingError())
+                self._working = False
+                return
+            try:
+                if not self.engine.step():
+                    self._pause()
+                if not self.engine.busy:
+                    self.engine.keep_on_disk()
+            except KeyboardInterrupt:  # what ran was cancelled
+                continue
+            except BaseException as error:  # whatever it is, the clients must learn of it, not this thread
+                self.engine.fail(error)
+
+    def _pause(self) -> None:
+        with self._changed:
+            if self.engine.busy and not self._stopped:
+                self._changed.wait(_PAUSE_S)
 
     def shut_down(self) -> None:
-        """Called in the loop: begin nothing more, and stop the answer that runs."""
-        self._stopped = True
+        """Called in the loop: begin nothing more, and stop what runs."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
         if not self.stopping.done():
             self.stopping.set_result(None)
-        self._thread.shutdown(wait=False)
-        self.generation.stop()
+        for running in (*self.engine.running, *self.engine.waiting):
+            self.engine.cancel(running)
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs; after `shut_down` that is final once no request is left."""
-        return self._running is None or self._running.done()
+        return not self._working
 
 
-def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[..., object], what: object) -> None:
-    """Call a function in the loop, if there is still one."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(tell, what)
+class _Told:
+    """One answer on its way from the engine's thread to the loop."""
 
+    def __init__(self, loop: asyncio.AbstractEventLoop, asked: Asked, worker: Worker) -> None:
+        self.pieces: asyncio.Queue[AnswerPiece | BaseException] = asyncio.Queue()
+        self.taken = self._given = 0
+        self._loop, self._asked, self._model, self._engine = loop, asked, worker.model, worker.engine
+        self._stops = StopTexts(asked.stops)
+        self._split: ReasoningSplitter | None = None
+        self._tokens: list[TokenChance] = []
+        request = AnswerRequest(
+            asked.tokens, asked.sampling, asked.max_tokens, visible=asked.visible, top_logprobs=asked.top_logprobs,
+            key=asked.cache_key,
+        )  # fmt: skip
+        self.running = RunningAnswer(request, worker.model, worker.n_ctx, self._said, self._ended)
+        self.running.paused = lambda: self._given - self.taken >= _AHEAD
 
-def until(pieces: Iterator[str], stops: Sequence[str], on_stop: Callable[[], None]) -> Iterator[str]:
-    """Yield the text up to the first of the stop texts; text that could be the beginning of one is held back."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        places = [at for stop in stops if (at := held.find(stop)) >= 0]
-        if places:
-            on_stop()
-            if held[: min(places)]:
-                yield held[: min(places)]
+    def _give(self, item: AnswerPiece | BaseException) -> None:
+        self._given += 1
+        with suppress(RuntimeError):  # the loop is over
+            self._loop.call_soon_threadsafe(self.pieces.put_nowait, item)
+
+    def _said(self, text: str, tokens: tuple[TokenChance, ...]) -> None:
+        if self._stops.found:
             return
-        keep = max((_beginning(held, stop) for stop in stops), default=0)
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held
+        self._tokens += tokens
+        self._label(self._stops.feed(text))
+        if self._stops.found:
+            self.running.stop()
+
+    def _label(self, text: str, last: bool = False) -> None:
+        """Hand on text, as an answer or as reasoning."""
+        if self._split is None and (text or last):
+            self._split = ReasoningSplitter(
+                opened_by(self._model, self._asked.tokens) if self._asked.reasons else None, self._asked.reasons
+            )
+        if self._split is None:
+            return
+        for kind, piece in [*self._split.feed(text), *(self._split.end() if last else ())]:
+            tokens, self._tokens = tuple(self._tokens), []
+            self._give(AnswerPiece(kind, piece, tokens=tokens))
+
+    def _ended(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._give(error)
+            return
+        self._label(self._stops.end(), last=True)
+        stats = self.running.stats()
+        full = stats.finish_reason in ("length", "context") and not self._stops.found
+        cached = self.running.own if self._asked.cache_key else None
+        tokens = tuple(self._tokens)
+        self._give(AnswerPiece("end", ended="length" if full else "stop", stats=stats, cached=cached, tokens=tokens))
+
+
+class StopTexts:
+    """The text up to the first of the stop texts; what could be the beginning of one is held back. found: whether one was there."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops, self._held, self.found = stops, "", False
+
+    def feed(self, piece: str) -> str:
+        """The text that is certain, with one more piece."""
+        held = self._held + piece
+        places = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        if places:
+            self.found, self._held = True, ""
+            return held[: min(places)]
+        keep = max((_beginning(held, stop) for stop in self._stops), default=0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def end(self) -> str:
+        """What was held back."""
+        held, self._held = self._held, ""
+        return held
 
 
 def _beginning(text: str, stop: str) -> int:

@@ -1,0 +1,190 @@
+"""Several clients at once: `serve` against llama-server of the pinned source, with the same libraries.
+
+    python -m yarn_edge.bench.peers.serve MODEL.gguf [--peer DIR] [--clients 4,8,16]
+
+Each side is a server in a process of its own; both run at once, and are asked in turns. Clients stream completions at depth 0, all at
+the same time, and one after another for comparison. Then a short question is asked while a long document is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.flags import count, length
+from yarn_edge.sample_text import sample_text
+
+from .llama_bench import executable, our_libraries
+from .race import Race, Results
+from .turns import markdown
+
+OURS, PEER = "yarn-edge", "llama-server"
+QUESTION = "Once upon a time there was"
+_START_S = 120.0
+LEAST_SPEED, LEAST_GAIN, MOST_SLICES = 0.95, 2.0, 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The race's own flags."""
+    parser.add_argument("model", type=Path, metavar="MODEL.gguf")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="folder of llama-server (default: without a peer)")
+    parser.add_argument("--clients", type=_numbers, default=[4, 8, 16], metavar="N,…", help="clients (default: 4,8,16)")
+    parser.add_argument("--ctx", type=length, default=32768, metavar="N", help="context (default: %(default)s)")
+    parser.add_argument("--gen-tokens", type=count(2, 4096), default=96, metavar="N", help="tokens of each answer")
+    parser.add_argument("--document", type=length, default=0, metavar="N", help="bytes of a document to read meanwhile")
+
+
+def _numbers(text: str) -> list[int]:
+    return [count(1, 64)(part) for part in text.split(",")]
+
+
+@contextmanager
+def _server(command: list[str], port: int, env: dict[str, str] | None = None) -> Iterator[int]:
+    """A server that answers /health. Raises YarnEdgeError if it does not."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    told: list[str] = []
+    assert process.stderr is not None
+    reader = threading.Thread(target=lambda: told.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    try:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                yield port
+                return
+            time.sleep(0.1)
+        raise YarnEdgeError(f"{command[0]} did not start: {''.join(told[-3:])}")
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        return int(made.getsockname()[1])
+
+
+def streamed(port: int, prompt: str, n_tokens: int) -> tuple[float, float, int]:
+    """(seconds to the first piece, to the last one, tokens of the answer) of one completion."""
+    body = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "stream": True}
+    connection = HTTPConnection("127.0.0.1", port, timeout=600)
+    began, first, tokens = time.perf_counter(), 0.0, 0
+    body["stream_options"] = {"include_usage": True}
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    reply = connection.getresponse()
+    for line in reply:
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[6:])
+        if (event.get("choices") or [{}])[0].get("text"):
+            first = first or time.perf_counter() - began
+        if event.get("usage"):
+            tokens = int(event["usage"]["completion_tokens"])
+    connection.close()
+    if not tokens:
+        raise YarnEdgeError(f"port {port}: no answer ({reply.status})")
+    return first, time.perf_counter() - began, tokens
+
+
+def together(n: int, ask: Callable[[int], tuple[float, float, int]]) -> tuple[float, list[float]]:
+    """(tokens per second of n clients together, the seconds to each one's first token)."""
+    answers: list[Any] = [None] * n
+
+    def client(i: int) -> None:
+        answers[i] = ask(i)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(n)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - began
+    if None in answers:
+        raise YarnEdgeError("a client got no answer")
+    return sum(answer[2] for answer in answers) / took, [answer[0] for answer in answers]
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """The race."""
+    most = max(args.clients)
+    with ExitStack() as held:
+        port = _free_port()
+        words = f"--ctx {args.ctx} --threads {args.threads} --parallel {most} --lookup off --quiet --port {port}".split()
+        ours = [sys.executable, "-m", "yarn_edge", "serve", str(args.model), *words]
+        sides = {OURS: held.enter_context(_server(ours, port))}
+        if args.peer is not None:
+            program, port = executable(args.peer, "llama-server"), _free_port()
+            words = f"-c {args.ctx} -t {args.threads} -np {most} --kv-unified --port {port} --no-webui".split()
+            peer = [str(program), "-m", str(args.model), *words]
+            sides[PEER] = held.enter_context(_server(peer, port, our_libraries()))
+        for name, port in sides.items():
+            streamed(port, QUESTION, 8)
+            results.setdefault("speeds", {})[name] = {}
+        for n in [1, *args.clients]:
+            for name, port in sides.items():
+                speeds = [
+                    together(n, lambda i, p=port: streamed(p, f"{i}. {QUESTION}", args.gen_tokens))[0]  # type: ignore[misc]
+                    for _ in range(args.repeat)
+                ]
+                results["speeds"][name][n] = statistics.median(speeds)
+        if args.document:
+            for name, port in sides.items():
+                results.setdefault("first_token_s", {})[name] = _beside_a_document(port, args.document)
+
+
+def _beside_a_document(port: int, n_bytes: int) -> dict[str, float]:
+    """Seconds to the first token of a short question alone, and while a document is read; and of the document."""
+    text = re.sub(r"\s+", " ", sample_text())
+    document = (text * (n_bytes // len(text) + 1))[:n_bytes]
+    alone = streamed(port, f"Alone. {QUESTION}", 4)[0]
+    long: list[tuple[float, float, int]] = []
+    reader = threading.Thread(target=lambda: long.append(streamed(port, document, 4)))
+    reader.start()
+    time.sleep(2)
+    beside = streamed(port, f"Beside. {QUESTION}", 4)[0]
+    reader.join()
+    return {"alone": alone, "beside": beside, "document": long[0][0]}
+
+
+def tables(results: Results) -> str:
+    """Tokens per second, all clients together."""
+    speeds = results.get("speeds", {})
+    counts = sorted({n for side in speeds.values() for n in side})
+    rows = [[name, *(f"{side.get(n, 0):.1f}" for n in counts)] for name, side in speeds.items()]
+    text = markdown(["tok/s", *(f"{n} clients" if n > 1 else "1 client" for n in counts)], rows)
+    for name, seconds in results.get("first_token_s", {}).items():
+        text += f"\n{name}: " + ", ".join(f"first token {how} after {s:.2f} s" for how, s in seconds.items())
+    return text
+
+
+def passed(results: Results) -> bool:
+    """Whether 4 clients get what they should."""
+    ours = results["speeds"][OURS]
+    peer = results["speeds"].get(PEER, {})
+    return all(
+        ours[n] >= LEAST_GAIN * ours[1] and (n not in peer or ours[n] >= LEAST_SPEED * peer[n]) for n in ours if n == 4
+    )
+
+
+RACE = Race("serve", __doc__ or "", add_arguments, run, tables, passed, repeat=3)
+
+if __name__ == "__main__":
+    sys.exit(RACE.main())

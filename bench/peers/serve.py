@@ -127,7 +127,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
     most = max(args.clients)
     with ExitStack() as held:
         port = _free_port()
-        words = f"--ctx {args.ctx} --threads {args.threads} --parallel {most} --lookup off --quiet --port {port}".split()
+        words = (
+            f"--ctx {args.ctx} --threads {args.threads} --parallel {most} --lookup off --quiet --port {port}".split()
+        )
         ours = [sys.executable, "-m", "yarn_edge", "serve", str(args.model), *words]
         sides = {OURS: held.enter_context(_server(ours, port))}
         if args.peer is not None:

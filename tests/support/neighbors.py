@@ -19,6 +19,7 @@ from yarn_edge.engine.batching import Engine
 from yarn_edge.engine.opened import EngineSettings, opened
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.memory.placement import Wanted
+from yarn_edge.stdout import write_text
 
 Answers = list[list[int]]
 
@@ -36,7 +37,9 @@ def requests_of(n: int, n_vocab: int, longest: int, seed: int = 0) -> list[Answe
     return made
 
 
-def run(engine: Engine, requests: Sequence[AnswerRequest], at_once: int, cancelled: float = 0, seed: int = 0) -> Answers:
+def run(
+    engine: Engine, requests: Sequence[AnswerRequest], at_once: int, cancelled: float = 0, seed: int = 0
+) -> Answers:
     """The tokens of all answers, which begin at most `at_once` at a time, and with random others that are cancelled."""
     rng, model, n_ctx = np.random.default_rng(seed), engine.context.model, engine.context.n_ctx
     answers = [RunningAnswer(request, model, n_ctx) for request in requests]
@@ -80,8 +83,10 @@ def main() -> int:
             answers.append(run(engine, requests, at_once, cancelled, seed))
             took.append(time.perf_counter() - began)
         wrong = differing(*answers)
-        print(f"{len(requests)} requests: alone {took[0]:.1f} s, among others {took[1]:.1f} s; {len(wrong)} differ {wrong[:10]}")
-        print(engine.load())
+        write_text(
+            f"{len(requests)} requests: alone {took[0]:.1f} s, among others {took[1]:.1f} s; {len(wrong)} differ {wrong[:10]}\n"
+        )
+        write_text(f"{engine.load()}\n")
         return bool(wrong)
 
 

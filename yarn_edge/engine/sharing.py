@@ -35,8 +35,9 @@ def shared_settings(model: Model, settings: ContextSettings, parallel: int, atte
         raise YarnEdgeError(
             f"{model.path}: --parallel {parallel}: the state of linear attention is that of one conversation: choose 1"
         )
-    outputs = max(settings.n_outputs, parallel + 2)
-    settings = replace(settings, n_seq=2 * parallel + 1, unified=True, n_outputs=outputs)
+    n_seq = 2 * parallel + 1
+    outputs = max(settings.n_outputs, n_seq)  # llama.cpp wants one for each sequence
+    settings = replace(settings, n_seq=n_seq, unified=True, n_outputs=outputs)
     on_cpu, none = model.device is None, no_kernels(model.gguf, settings.kv_type)
     if attention != "auto" or not on_cpu or none is not None or why_not_compiled() is not None:
         return settings

@@ -12,16 +12,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.llama_rules.effective import LivePositions
 from yarn_edge.runtime.batch import BatchPart, LlamaBatch
-from yarn_edge.runtime.cells import CellMap
 from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.graph_hook import GraphHook
 from yarn_edge.runtime.kv_cache import KV_TYPES, check_plain, check_room, kv_types
 from yarn_edge.runtime.llama_api import clear_log, failure_reason, physical_threads
 from yarn_edge.runtime.model import Model
@@ -32,31 +31,6 @@ MAX_DRAFT = 15
 Outputs = Literal["none", "last", "all"]
 
 _FLASH = {"auto": -1, "ggml": -1, "plain": 0}  # enum llama_flash_attn_type; 1 for all others
-
-
-class GraphHook(Protocol):
-    """What llama.cpp calls before each node. live: the positions that it puts into the graph. in_python: whether Python is called."""
-
-    callback: Any
-    user_data: int
-    live: LivePositions | None
-    in_python: bool
-
-    @property
-    def in_order(self) -> bool:
-        """Whether attention can read each sequence's cells in the order of their positions, as `place` says."""
-
-    def place(self, cells: CellMap, parts: Sequence[BatchPart]) -> None:
-        """Before an evaluation of these parts, whose cells are known: attention is to read those cells."""
-
-    def begin(self) -> None:
-        """Before an evaluation."""
-
-    def check(self, complete: bool) -> None:
-        """After an evaluation: raises what the callback could not. complete: whether all graphs were computed."""
-
-    def close(self) -> None:
-        """After the context was freed."""
 
 
 class Context:

@@ -57,5 +57,7 @@ class ContextSettings:
             raise YarnEdgeError(
                 f"{self.n_seq} contexts of {self.n_ctx} tokens in batches of {self.n_batch} are not possible"
             )
+        if self.unified and 0 < self.n_outputs < self.n_seq:
+            raise YarnEdgeError(f"{self.n_outputs} outputs for {self.n_seq} sequences: llama.cpp needs one for each")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise YarnEdgeError(f"{self.threads} threads: llama.cpp takes 1 to {MAX_THREADS}")

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.batch import BatchPart
 from yarn_edge.runtime.cells import CellMap, Cells
-from yarn_edge.runtime.context import Context, GraphHook
+from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.graph_hook import GraphHook
 from yarn_edge.runtime.kv_cache import has_plain_cache
 from yarn_edge.runtime.model import Model
 

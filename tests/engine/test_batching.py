@@ -43,7 +43,7 @@ def engine(tiny: Model) -> Iterator[Engine]:
 
 def answer_of(engine: Engine, tokens: list[int], max_tokens: int = 8, **more: object) -> RunningAnswer:
     request = AnswerRequest(tokens, GREEDY, max_tokens, **more)  # type: ignore[arg-type]
-    one = RunningAnswer(request, engine.context.model, engine.context.n_ctx)
+    one = RunningAnswer(request, engine.context.model, engine.n_ctx)
     engine.submit(one)
     return one
 
@@ -157,7 +157,7 @@ def test_cached_tokens_are_the_clients_own(engine: Engine) -> None:
 def test_probabilities_are_those_of_the_model(engine: Engine) -> None:
     told: list[object] = []
     request = AnswerRequest(text_of(20), Sampling(temperature=1.5, seed=3, top_k=3), 6, top_logprobs=5)
-    one = RunningAnswer(request, engine.context.model, engine.context.n_ctx, lambda _text, tokens: told.extend(tokens))
+    one = RunningAnswer(request, engine.context.model, engine.n_ctx, lambda _text, tokens: told.extend(tokens))
     engine.submit(one)
     drained(engine)
     assert [chance.token for chance in told] == one.tokens[20 : 20 + len(told)]  # type: ignore[attr-defined]

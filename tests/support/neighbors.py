@@ -41,7 +41,7 @@ def run(
     engine: Engine, requests: Sequence[AnswerRequest], at_once: int, cancelled: float = 0, seed: int = 0
 ) -> Answers:
     """The tokens of all answers, which begin at most `at_once` at a time, and with random others that are cancelled."""
-    rng, model, n_ctx = np.random.default_rng(seed), engine.context.model, engine.context.n_ctx
+    rng, model, n_ctx = np.random.default_rng(seed), engine.context.model, engine.n_ctx
     answers = [RunningAnswer(request, model, n_ctx) for request in requests]
     left, others = list(answers), []
     while left or engine.busy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from yarn_edge.attention.heads import HeadShape, head_shapes
 from yarn_edge.attention.node import KernelShape
-from yarn_edge.attention.work import FEW, partials_floats, scratch_floats
+from yarn_edge.attention.work import few_rooms, partials_floats, scratch_floats
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.kv_cache import CTX_STEP, kv_types
@@ -40,7 +40,7 @@ def no_kernels(file: GGUFFile, kv_type: str) -> str | None:
 def work_floats(file: GGUFFile, settings: ContextSettings) -> tuple[int, int]:
     """Floats that kernels work in: of one thread, and of the results of all spans. settings.n_ctx: 0 for the file's own."""
     shapes = head_shapes(file)
-    sequences = -(-settings.n_seq // (2 * FEW)) if settings.unified else settings.n_seq  # FEW queries for each
+    sequences = few_rooms(settings.n_seq) if settings.unified else settings.n_seq
     n_ctx = settings.n_ctx or int(file.number("context_length") or 0)
     cells = -(-n_ctx // CTX_STEP) * CTX_STEP
     return (

@@ -24,6 +24,11 @@ def scratch_floats(d_k: int, d_v: int, heads: int, kv_heads: int) -> int:
     return masks + TILE * (d_k + d_v) + max(block * (d_k + d_v + TILE + 2), FEW * (heads * d_k + group * TILE))
 
 
+def few_rooms(n_seq: int) -> int:
+    """FEW queries each: how many times that a batch of a unified cache of n_seq sequences may have, besides its prompts."""
+    return -(-n_seq // (2 * FEW))
+
+
 def partials_floats(d_v: int, heads: int, sequences: int, cells: int) -> int:
     """Floats of the results of all spans."""
     return FEW * heads * (d_v + 2) * sequences * span_count(cells)

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from yarn_edge.attention.work import FEW
+from yarn_edge.attention.work import FEW, few_rooms
 from yarn_edge.engine.answer import RunningAnswer
 from yarn_edge.engine.chances import token_chance
 from yarn_edge.engine.drafting import Drafting
@@ -39,6 +39,7 @@ class Engine:
     def __init__(self, context: Context, states: StateCache | None = None, lookup: PromptLookup | None = None) -> None:
         self.context = context
         self.pool = SequencePool(context, states)
+        self.n_ctx = context.n_ctx - (self.pool.unified is not None)  # of one answer; a cell is left for a second row
         self.drafting = Drafting(lookup)
         self.running: list[RunningAnswer] = []
         self.waiting: deque[RunningAnswer] = deque()
@@ -200,7 +201,7 @@ class Engine:
         if self.pool.unified is not None:
             room = self.context.n_ubatch - len(planned) - 1
             most = min(room, self.pace.tokens(alone=not generating), self.context.n_batch)
-        few = FEW
+        few = FEW * few_rooms(self.context.settings.n_seq) - len(generating)
         for one, n_tokens in zip(readers, shared_out([one.to_read for one in readers], most), strict=True):
             cached = one.cached
             assert cached is not None

@@ -10,7 +10,7 @@ import numpy as np
 from yarn_edge.attention.compiled import callback, kernel_of, why_not_compiled
 from yarn_edge.attention.group_table import group_table
 from yarn_edge.attention.kernel_shapes import kernel_shapes, no_kernels, work_floats
-from yarn_edge.attention.work import WorkArea
+from yarn_edge.attention.work import FEW, WorkArea, few_rooms
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.llama_rules.effective import LivePositions
 from yarn_edge.progress import note
@@ -53,6 +53,7 @@ class FastAttention:
         self._state = np.concatenate([head, *rows])
         self.compiled: tuple[Any, int] | None = (callback(), self._state.ctypes.data)
         self._told, self._wants_all = False, few and many
+        self._few = FEW * few_rooms(settings.n_seq)
         self._groups = self._cells = np.zeros(0, np.int64)
 
     @property
@@ -84,6 +85,8 @@ class FastAttention:
 
     def place(self, cells: CellMap, parts: Sequence[BatchPart]) -> None:
         """See `GraphHook`."""
+        if sum(len(part.tokens) for part in parts if part.generated) > self._few:
+            raise ValueError(f"more than {self._few} tokens of answers in a batch")
         self._groups, self._cells = group_table(cells, parts)
         self._work.place(self._groups)
         self._state[self._names.CELLS], self._state[self._names.N_CELLS] = self._cells.ctypes.data, len(self._cells)

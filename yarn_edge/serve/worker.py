@@ -58,7 +58,7 @@ class Worker:
 
     def __init__(self, generation: Generation, max_waiting: int = 64) -> None:
         self.engine, self.max_waiting = generation.engine, max_waiting
-        self.model, self.n_ctx = generation.context.model, generation.context.n_ctx
+        self.model, self.n_ctx = generation.context.model, generation.engine.n_ctx
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._working = self._stopped = False

@@ -9,20 +9,16 @@ was read as a prompt is canonical (`yarn_edge.engine.repeatable` says where that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from yarn_edge.runtime.batch import BatchPart
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.recurrent import EarlierStates
 
-if TYPE_CHECKING:
-    from yarn_edge.engine.answer import RunningAnswer
-
 
 class CachedTokens:
     """tokens: those in the cache, from position 0 on; canonical: how many leading tokens are canonical.
 
-    owner: the answer that uses the sequence now; key: whose request it was last; used_at: when, a count; kept: how many tokens
+    busy: whether an answer uses the sequence now; key: whose request it was last; used_at: when, a count; kept: how many tokens
     are known to be on disk.
     """
 
@@ -30,7 +26,7 @@ class CachedTokens:
         self.context, self.sequence = context, sequence
         self.tokens: list[int] = []
         self.canonical = self.used_at = self.kept = 0
-        self.owner: RunningAnswer | None = None
+        self.busy = False
         self.key = ""
         self.unit = 1 if context.settings.unified else context.n_batch
         self.earlier = EarlierStates(context, sequence)

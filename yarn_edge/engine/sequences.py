@@ -34,11 +34,12 @@ class SequencePool:
         self.repeats = self.unified is not None and why_not_repeatable(context) is None
         self._key = "" if states is None else run_key(context)
         self._clock = 0
+        self._owners: dict[int, RunningAnswer] = {}  # by sequence
 
     @property
     def owned(self) -> list[CachedTokens]:
         """Those that answers use."""
-        return [one for one in self.sequences if one.owner is not None]
+        return [one for one in self.sequences if one.busy]
 
     @property
     def cells_used(self) -> int:
@@ -49,13 +50,13 @@ class SequencePool:
         """Give the answer a sequence that holds as much of its tokens as can be had. False: there is no room for it yet; None: what
         it needs is being read.
         """
-        free = [one for one in self.sequences if one.owner is None]
+        free = [one for one in self.sequences if not one.busy]
         if not free or len(self.owned) >= self.parallel:
             return False
         request, tokens = answer.request, answer.tokens
         strict = self.repeats and request.repeatable
         shares = {one.sequence: self._share(one, tokens, strict) for one in self.sequences}
-        source = max(self.sequences, key=lambda one: (shares[one.sequence], one.owner is None))
+        source = max(self.sequences, key=lambda one: (shares[one.sequence], not one.busy))
         start = shares[source.sequence]
         if self.unified is not None:
             if self._being_read(tokens, start):
@@ -69,7 +70,8 @@ class SequencePool:
             answer.reused, answer.restored = (0, restored) if restored else (start, 0)
             answer.own = min(own, answer.reused)
         answer.cached = target
-        target.owner, target.key = answer, ""
+        target.busy, target.key = True, ""
+        self._owners[target.sequence] = answer
         return True
 
     def _share(self, one: CachedTokens, tokens: Sequence[int], strict: bool) -> int:
@@ -78,9 +80,9 @@ class SequencePool:
 
     def _being_read(self, tokens: Sequence[int], start: int) -> bool:
         for one in self.owned:
-            assert one.owner is not None
-            if one.owner.to_read > 1 and len(one) < one.owner.n_prompt:
-                later = same_beginning(one.owner.tokens[: one.owner.n_prompt], tokens[:-1])
+            owner = self._owners[one.sequence]
+            if owner.to_read > 1 and len(one) < owner.n_prompt:
+                later = same_beginning(owner.tokens[: owner.n_prompt], tokens[:-1])
                 if later - start >= _WORTH_WAITING and len(one) < later:
                     return True
         return False
@@ -99,7 +101,7 @@ class SequencePool:
         if not owned:
             return True
         held = self.unified.cells.held_by([(o.sequence, len(o)) for o in owned] + [(source.sequence, start)])
-        promised = sum(max(0, self.goal(o.owner) - len(o)) for o in owned if o.owner is not None)
+        promised = sum(max(0, self.goal(self._owners[o.sequence]) - len(o)) for o in owned)
         return held + promised + self.goal(answer) - start < self.unified.cells.size
 
     def _filled(
@@ -114,7 +116,7 @@ class SequencePool:
                 return oldest, restored
             if not len(source):  # a damaged state
                 return source, 0
-        if source.owner is None and (oldest is source or start == len(source)):
+        if not source.busy and (oldest is source or start == len(source)):
             return source, 0
         self._drop(oldest)
         if start and self.unified is not None:
@@ -154,16 +156,17 @@ class SequencePool:
 
     def release(self, one: CachedTokens) -> None:
         """The answer that used it is over; what it holds may be used again."""
-        if one.owner is not None:
+        if one.busy:
             self._clock += 1
-            one.owner, one.used_at = None, self._clock
+            one.busy, one.used_at = False, self._clock
+            del self._owners[one.sequence]
             one.cut(len(one))
 
     def make_room(self, n_cells: int) -> bool:
         """Drop what was not used for longest until there are so many free cells. False if running answers hold too many."""
         assert self.unified is not None
         while self.unified.cells.free < n_cells:
-            idle = [one for one in self.sequences if one.owner is None and len(one)]
+            idle = [one for one in self.sequences if len(one) and not one.busy]
             if not idle:
                 return False
             self._drop(min(idle, key=lambda one: one.used_at))
@@ -178,7 +181,7 @@ class SequencePool:
     def keep_on_disk(self) -> None:
         """Save the evaluated prompts that are worth a file. Call this when nobody is waiting."""
         for one in self.sequences:
-            if one.owner is None:
+            if not one.busy:
                 self._keep(one)
 
     def _keep(self, one: CachedTokens) -> None:

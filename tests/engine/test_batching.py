@@ -112,7 +112,7 @@ def test_a_short_question_does_not_wait_for_a_document(engine: Engine, monkeypat
 
 
 def test_cancelled_in_the_queue_and_while_it_runs(engine: Engine) -> None:
-    running = [answer_of(engine, text_of(40, i), 200) for i in range(9)]
+    running = [answer_of(engine, text_of(40, i), 60) for i in range(9)]
     engine.step()
     assert (engine.load().running, engine.load().waiting) == (8, 1)
     engine.cancel(running[8])

@@ -19,7 +19,7 @@ from yarn_edge.runtime.unified import UnifiedContext
 MOST_REREAD = 0.25  # share of the tokens to read that may be read again so that the state can be kept on disk
 KEEP_TOKENS = 1024  # minimum length of a prompt that is worth a file
 ANSWER_CELLS = 1024  # for which there must be room before an answer begins, if it may be longer
-_WORTH_WAITING = 64  # tokens that somebody else is reading
+_WORTH_WAITING = 8  # tokens that somebody else is reading
 
 
 class SequencePool:

@@ -30,8 +30,7 @@ class UnifiedContext(Context):
         super().__init__(model, settings, hook=hook)
         self.cells = CellMap(self.n_ctx, settings.n_seq)
         self._rows: dict[int, int] = {}  # of logits, by token
-        plain = has_plain_cache(model.gguf) and not model.gguf.number("attention.sliding_window", 0)
-        self.in_order = hook is not None and hook.in_order and plain
+        self.in_order = hook is not None and hook.in_order and has_plain_cache(model.gguf)
 
     def evaluate_parts(self, parts: Sequence[BatchPart]) -> None:
         """Evaluate parts in one graph. Raises YarnEdgeError, KeyboardInterrupt; then the parts' sequences end where they began."""

@@ -34,7 +34,7 @@ from .turns import markdown
 
 OURS, PEER = "yarn-edge", "llama-server"
 QUESTION = "Once upon a time there was"
-_START_S = 120.0
+_START_S = 300.0
 LEAST_SPEED, LEAST_GAIN, MOST_SLICES = 0.95, 2.0, 2.0
 
 

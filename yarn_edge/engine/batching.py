@@ -52,6 +52,11 @@ class Engine:
         """Whether there is an answer that is not complete."""
         return bool(self.running or self.waiting)
 
+    @property
+    def n_waiting(self) -> int:
+        """Requests that have not begun, and that somebody wants."""
+        return sum(not answer.cancelled for answer in list(self.waiting))
+
     def submit(self, answer: RunningAnswer) -> None:
         """Let it begin once its turn has come."""
         self._total += 1
@@ -67,7 +72,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """What it does now, and has done."""
         return EngineLoad(
-            self.pool.parallel, len(self.running), len(self.waiting), self._evaluated, self._shared, self._restored,
+            self.pool.parallel, len(self.running), self.n_waiting, self._evaluated, self._shared, self._restored,
             self._generated, self.pool.cells_used, self.context.n_ctx, self._total, self._cancelled,
         )  # fmt: skip
 

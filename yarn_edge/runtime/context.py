@@ -202,7 +202,8 @@ class Context:
 
     def logits_of(self, output: int) -> npt.NDArray[np.float32]:
         """The logits of one output, numbered as in `sample`, without copying."""
-        return self.logits_in_place()[output]
+        row: npt.NDArray[np.float32] = self.logits_in_place()[output]
+        return row
 
     def synchronize(self) -> None:
         """Wait until the last evaluation is done (GPUs work asynchronously)."""

@@ -55,7 +55,7 @@ class UnifiedContext(Context):
 
     def logits_of(self, output: int) -> npt.NDArray[np.float32]:
         """See `Context.logits_of`. output: index of a token in the last evaluation."""
-        return self.logits_in_place()[self._rows[output]]
+        return super().logits_of(self._rows[output])
 
     def share(self, source: int, target: int, n_tokens: int) -> None:
         """Let `target` hold the first n_tokens tokens of `source`, in the same cells, and nothing else."""

@@ -74,7 +74,7 @@ class Worker:
     @property
     def waiting(self) -> int:
         """Requests that have not begun."""
-        return len(self.engine.waiting)
+        return self.engine.n_waiting
 
     def load(self) -> EngineLoad:
         """What the engine does, and has done."""
@@ -221,17 +221,22 @@ class _Told:
 
 
 class StopTexts:
-    """The text up to the first of the stop texts; what could be the beginning of one is held back. found: whether one was there."""
+    """The text up to the first of the stop texts; what could be the beginning of one is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._held, self.found = stops, "", False
+        self._stops, self._held, self._found = stops, "", False
+
+    @property
+    def found(self) -> bool:
+        """Whether one of them was there."""
+        return self._found
 
     def feed(self, piece: str) -> str:
         """The text that is certain, with one more piece."""
         held = self._held + piece
         places = [at for stop in self._stops if (at := held.find(stop)) >= 0]
         if places:
-            self.found, self._held = True, ""
+            self._found, self._held = True, ""
             return held[: min(places)]
         keep = max((_beginning(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]

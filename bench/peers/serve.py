@@ -103,7 +103,7 @@ def streamed(port: int, prompt: str, n_tokens: int) -> tuple[float, float, int]:
     return first, time.perf_counter() - began, tokens
 
 
-def together(n: int, ask: Callable[[int], tuple[float, float, int]]) -> tuple[float, list[float]]:
+def clients_at_once(n: int, ask: Callable[[int], tuple[float, float, int]]) -> tuple[float, list[float]]:
     """(tokens per second of n clients together, the seconds to each one's first token)."""
     answers: list[Any] = [None] * n
 
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         for n in [1, *args.clients]:
             for name, port in sides.items():
                 speeds = [
-                    together(n, lambda i, p=port: streamed(p, f"{i}. {QUESTION}", args.gen_tokens))[0]  # type: ignore[misc]
+                    clients_at_once(n, lambda i, p=port: streamed(p, f"{i}. {QUESTION}", args.gen_tokens))[0]  # type: ignore[misc]
                     for _ in range(args.repeat)
                 ]
                 results["speeds"][name][n] = statistics.median(speeds)

@@ -42,9 +42,12 @@ class Clients:
             number = rng.randrange(40)
             begins = DOCUMENT[: rng.choice((0, 0, 200, 3000))]
             body = {
-                "prompt": f"{begins}{number}. Once upon a time", "max_tokens": 5 + number, "seed": number, "stream": True,
+                "prompt": f"{begins}{number}. Once upon a time",
+                "max_tokens": 5 + number,
+                "seed": number,
+                "stream": True,
                 "temperature": 0 if number % 2 else 0.8,
-            }  # fmt: skip
+            }
             try:
                 self._ask(body, leaves=rng.random() < 0.3, rng=rng)
             except Exception as error:

@@ -22,10 +22,36 @@ def _view(node: NodeView, group: int, mask: int) -> NodeView:
     first, queries, seen = read_i64(group), read_i64(group + 8), read_i64(group + 24)
     cells = (seen + queries - 1 + TILE - 1) // TILE * TILE
     return NodeView(
-        node.q + first * node.q1, node.k, node.v, mask, node.sinks, node.out + first * node.out2,
-        queries, node.heads, 1, cells, node.kv_heads, node.q1, node.q2, 0, node.k1, node.k2, 0, node.v1, node.v2, 0,
-        2 * TILE, 0, node.out1, node.out2, 0, node.scale, node.room, read_i64(group + 16), seen,
-    )  # fmt: skip
+        node.q + first * node.q1,
+        node.k,
+        node.v,
+        mask,
+        node.sinks,
+        node.out + first * node.out2,
+        queries,
+        node.heads,
+        1,
+        cells,
+        node.kv_heads,
+        node.q1,
+        node.q2,
+        0,
+        node.k1,
+        node.k2,
+        0,
+        node.v1,
+        node.v2,
+        0,
+        2 * TILE,
+        0,
+        node.out1,
+        node.out2,
+        0,
+        node.scale,
+        node.room,
+        read_i64(group + 16),
+        seen,
+    )
 
 
 def grouped_queries(shape: KernelShape, blocks: Blocks, span_of_few: Any, combine: Any, block_of_many: Any) -> Any:

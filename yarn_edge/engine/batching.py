@@ -72,9 +72,18 @@ class Engine:
     def load(self) -> EngineLoad:
         """What it does now, and has done."""
         return EngineLoad(
-            self.pool.parallel, len(self.running), self.n_waiting, self._evaluated, self._shared, self._restored,
-            self._generated, self.pool.cells_used, self.context.n_ctx, self._total, self._cancelled,
-        )  # fmt: skip
+            self.pool.parallel,
+            len(self.running),
+            self.n_waiting,
+            self._evaluated,
+            self._shared,
+            self._restored,
+            self._generated,
+            self.pool.cells_used,
+            self.context.n_ctx,
+            self._total,
+            self._cancelled,
+        )
 
     def keep_on_disk(self) -> None:
         """Save the evaluated prompts that are worth a file. Call this when nobody is waiting."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 from yarn_edge.engine.generation import Generation
 from yarn_edge.engine.prompt_lookup import Lookup, PromptLookup
-from yarn_edge.engine.sharing import default_parallel, say_shared, shared_settings
+from yarn_edge.engine.sharing import default_parallel, say_shared, settings_for_several
 from yarn_edge.engine.state_cache import MAX_BYTES, StateCache
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
@@ -60,7 +60,7 @@ def opened(path: str | Path, wanted: Wanted = ANY_PLACE, settings: EngineSetting
         model = stack.enter_context(Model(path, device=placed.device, overrides=overrides, gguf=file))
         model.add_loras(settings.loras)
         parallel = settings.parallel or default_parallel(model, placed.choice.n_ctx)
-        chosen = shared_settings(model, placed.choice.settings, parallel, wanted.attention)
+        chosen = settings_for_several(model, placed.choice.settings, parallel, wanted.attention)
         context = stack.enter_context(open_context(model, replace(chosen, arguments=arguments)))
         if model.recurrent and settings.lookup == "on":
             raise YarnEdgeError(

@@ -23,7 +23,9 @@ def default_parallel(model: Model, n_ctx: int) -> int:
     return 1 if model.recurrent else max(1, min(USUAL_PARALLEL, n_ctx // LEAST_CELLS))
 
 
-def shared_settings(model: Model, settings: ContextSettings, parallel: int, attention: Attention) -> ContextSettings:
+def settings_for_several(
+    model: Model, settings: ContextSettings, parallel: int, attention: Attention
+) -> ContextSettings:
     """The settings of a context for so many answers at once, and as many that are over and may be continued.
 
     attention: what was asked for; "auto" takes our kernels where there are any: they read each answer's cells in order. Raises

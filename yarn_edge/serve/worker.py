@@ -177,9 +177,13 @@ class _Told:
         self._split: ReasoningSplitter | None = None
         self._tokens: list[TokenChance] = []
         request = AnswerRequest(
-            asked.tokens, asked.sampling, asked.max_tokens, visible=asked.visible, top_logprobs=asked.top_logprobs,
+            asked.tokens,
+            asked.sampling,
+            asked.max_tokens,
+            visible=asked.visible,
+            top_logprobs=asked.top_logprobs,
             key=asked.cache_key,
-        )  # fmt: skip
+        )
         self.running = RunningAnswer(request, worker.model, worker.n_ctx, self._said, self._ended)
         self.running.paused = lambda: self._given - self.taken >= _AHEAD
 

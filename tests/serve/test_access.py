@@ -147,6 +147,15 @@ def test_keys_of_requests(given: str, status: int) -> None:
         assert asked([*HOST, ("authorization", "")], Access("secret"), path)[0] == 401
 
 
+def test_keys_of_anthropics_clients() -> None:
+    """x-api-key instead of authorization; two of them are refused, and errors have Anthropic's form where its clients ask."""
+    for given, status in {"secret": 200, "secre": 401, "": 401, "Bearer secret": 401}.items():
+        assert asked([*HOST, ("x-api-key", given)], Access("secret"))[0] == status
+    assert asked([*HOST, ("x-api-key", "secret"), ("authorization", "Bearer old")], Access("secret"))[0] == 200
+    assert asked([*HOST, ("x-api-key", "secret"), ("x-api-key", "x")], Access("secret"))[0] == 400
+    assert asked(HOST, Access("secret"), "/v1/messages") == (401, "the API key is missing or wrong")
+
+
 WRONG_KEYS = {
     "empty": ("", "is empty: give it a key, or leave it out"),
     "a space": (" ", "has a space, a line break or a character that is not ASCII"),

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,9 @@ from yarn_edge.serve import connections, lanes
 from yarn_edge.serve.bodies import AT_ONCE, Bodies
 from yarn_edge.serve.lanes import TextLane
 from yarn_edge.serve.refusals import BusyError, ClientLeftError, StoppingError, TooLargeError
-from yarn_edge.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest, parsed
+from yarn_edge.serve.requests import TokenizeRequest, parsed
+from yarn_edge.serve.surfaces.chat import ChatRequest
+from yarn_edge.serve.surfaces.completions import CompletionRequest
 from yarn_edge.serve.worker import StopTexts
 
 from support.fuzz import requests as fuzz_requests
@@ -177,7 +179,7 @@ REFUSED_VALUES: dict[str, tuple[type[CompletionRequest] | type[ChatRequest], str
     "an empty stop": (ChatRequest, '"stop":""', "stop: at most 16 texts of 1 to 256"),
     "a list in stop": (ChatRequest, '"stop":["a",["b"]]', "stop is .* but must be"),
     "a table in stop": (ChatRequest, '"stop":{"a":1}', "stop is .* but must be"),
-    "logit_bias": (ChatRequest, '"logit_bias":{"1":-100}', "logit_bias is not supported"),
+    "logit_bias": (ChatRequest, '"logit_bias":{"1":-101}', "logit_bias.1 is -101"),
     "a million fields": (ChatRequest, ",".join(f'"f{i}":0' for i in range(100_000)), "f0 is not supported"),
     "a prompt of words": (
         CompletionRequest,
@@ -203,11 +205,7 @@ def test_values_that_are_refused(kind: Any, fields: str, reason: str) -> None:
     )
 
     def read() -> None:
-        request = parsed(kind, ("{" + start + fields + "}").encode())
-        request.sampling(Sampling())
-        request.stops()
-        if isinstance(request, CompletionRequest):
-            request.one_prompt()
+        parsed(kind, ("{" + start + fields + "}").encode()).question(Sampling())
 
     with pytest.raises(YarnEdgeError, match=f"^{reason}") as caught:
         read()
@@ -311,23 +309,24 @@ def test_a_lane() -> None:
     asyncio.run(use())
 
 
+def up_to_stop(pieces: Iterable[str], stops: list[str]) -> tuple[list[str], str | None]:
+    """What is handed on of an answer, and the stop text that ended it."""
+    texts, said = StopTexts(stops), []
+    for piece in pieces:
+        said.append(texts.feed(piece))
+        if texts.found is not None:
+            break
+    return [text for text in [*said, texts.end()] if text], texts.found
+
+
 def test_stop_texts_cost_little() -> None:
     """16 of 256 characters, none of which begins in the answer, over 50,000 pieces; and what is held back is no more than needed."""
     stops = ["Z" + chr(65 + i) * 255 for i in range(16)]
     began = time.process_time()
-    assert fed(["word "] * 50_000, stops) == ["word "] * 50_000
+    assert "".join(up_to_stop(["word "] * 50_000, stops)[0]) == "word " * 50_000
     assert time.process_time() - began < 3
-    assert fed(["ab", "a", "bac", "x"], ["abac", "bb"]) == ["ab"]
-    assert fed(["ab", "a", "b"], ["abac"]) == ["ab", "ab"]
-
-
-def fed(pieces: Sequence[str], stops: Sequence[str]) -> list[str]:
-    """What is said of these pieces, without what is empty."""
-    texts, said = StopTexts(stops), []
-    for piece in pieces:
-        if not texts.found:
-            said.append(texts.feed(piece))
-    return [text for text in (*said, texts.end()) if text]
+    assert up_to_stop(["ab", "a", "bac", "x"], ["abac", "bb"]) == (["ab"], "abac")
+    assert up_to_stop(["ab", "a", "b"], ["abac"]) == (["ab", "ab"], None)
 
 
 def posted(body: dict[str, Any], path: str = "/v1/chat/completions", extra: int = 0) -> bytes:

@@ -9,11 +9,14 @@ from pydantic import ValidationError
 
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.serve.messages import chat_message
-from yarn_edge.serve.requests import ChatRequest, CompletionRequest
+from yarn_edge.serve.question import Question
+from yarn_edge.serve.requests import biases
+from yarn_edge.serve.surfaces.chat import ChatRequest
+from yarn_edge.serve.surfaces.completions import CompletionRequest
 
 USER, ASSISTANT = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
-CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 def text(value: str, **more: Any) -> dict[str, Any]:
@@ -32,8 +35,6 @@ READ: dict[str, tuple[dict[str, Any], str]] = {
         "Hi",
     ),
     "no tools were called": ({**ASSISTANT, "tool_calls": []}, "Hi"),
-    "our own thoughts": ({**ASSISTANT, "reasoning_content": "Hm."}, "Hi"),
-    "thoughts alone": ({"role": "assistant", "content": None, "reasoning_content": "Hm."}, ""),
     "nothing was said": ({"role": "assistant", "content": []}, ""),
     "no prefix": ({**ASSISTANT, "prefix": False}, "Hi"),
     "no name": ({**USER, "name": ""}, "Hello"),
@@ -43,14 +44,42 @@ READ: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("message, expected", READ.values(), ids=READ)
 def test_messages_that_are_read(message: dict[str, Any], expected: str) -> None:
-    roles = {"developer": "system"}
-    role = message["role"]
-    assert chat_message(message, "messages[0]") == {"role": roles.get(role, role), "content": expected}
+    said = ChatRequest(messages=[message]).as_messages()
+    assert said == [{"role": message["role"], "content": expected}]
+
+
+def test_calls_and_results() -> None:
+    """In Hugging Face's form; two messages of the assistant stay two."""
+    result = {"role": "tool", "tool_call_id": "1", "content": [text("5"), text("6")], "name": "f"}
+    thought = {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [CALL]}
+    messages = ChatRequest(messages=[USER, ASSISTANT, thought, result, ASSISTANT]).as_messages()
+    assert messages[2] == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "Hm.",
+        "tool_calls": [{"type": "function", "id": "1", "function": {"name": "f", "arguments": {"a": [1]}}}],
+    }
+    assert messages[3] == {"role": "tool", "tool_call_id": "1", "name": "f", "content": "5\n6"}
+    assert len(messages) == 5
 
 
 UNREAD: dict[str, tuple[Any, str]] = {
-    "tool_calls": ({**ASSISTANT, "tool_calls": [CALL]}, "messages[2].tool_calls is not supported by this server"),
-    "tool_calls alone": ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "messages[2].tool_calls is"),
+    "calls of a user": ({**USER, "tool_calls": [CALL]}, "messages[2].tool_calls is not supported by this server"),
+    "a call that is none": ({**ASSISTANT, "tool_calls": [5]}, "messages[2].tool_calls[0] is 5, but must be an object"),
+    "calls that are none": ({**ASSISTANT, "tool_calls": 5}, "messages[2].tool_calls is 5, but must be a list"),
+    "a call of no function": (
+        {**ASSISTANT, "tool_calls": [{**CALL, "type": "custom"}]},
+        "messages[2].tool_calls[0].type is 'custom'",
+    ),
+    "a call without id": ({**ASSISTANT, "tool_calls": [{**CALL, "id": None}]}, "messages[2].tool_calls[0].id is None"),
+    "arguments that are no JSON": (
+        {**ASSISTANT, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[1"}}]},
+        "messages[2].tool_calls[0].function.arguments is '[1', but must be the text of a JSON object",
+    ),
+    "arguments that are no object": (
+        {**ASSISTANT, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[1]"}}]},
+        "messages[2].tool_calls[0].function.arguments is '[1]'",
+    ),
     "function_call": ({**ASSISTANT, "function_call": {"name": "f"}}, "messages[2].function_call is"),
     "prefix": ({**ASSISTANT, "prefix": True}, "messages[2].prefix is"),
     "partial": ({**ASSISTANT, "partial": True}, "messages[2].partial is"),
@@ -63,10 +92,11 @@ UNREAD: dict[str, tuple[Any, str]] = {
     "thoughts of a user": ({**USER, "reasoning_content": "Hm."}, "messages[2].reasoning_content is"),
     "another field": ({**USER, "weight": 0}, "messages[2].weight is"),
     "a field of two lines": ({**USER, "a\nb": 1}, "messages[2].a b is"),
-    "tool": (
+    "a result of nothing": (
         {"role": "tool", "content": "5", "tool_call_id": "1"},
-        "messages[2].role is 'tool', but only system, developer, user, assistant are supported",
+        "messages[2].tool_call_id is '1', but no tool call before it has that id",
     ),
+    "a result without an id": ({"role": "tool", "content": "5"}, "messages[2].tool_call_id is None"),
     "function": ({"role": "function", "name": "f", "content": "5"}, "messages[2].role is 'function'"),
     "no role": ({"content": "x"}, "messages[2].role is None"),
     "a list as role": ({"role": ["user"], "content": "x"}, "messages[2].role is ['user']"),
@@ -137,47 +167,152 @@ NEUTRAL: dict[str, Any] = {
     "model": "any",
     "service_tier": "auto",
     "reasoning_effort": None,
+    "parallel_tool_calls": True,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
     "stop": None,
     "stream_options": {"include_usage": True, "include_obfuscation": False},
     "cache_prompt": True,
 }
 ASKING: dict[str, Any] = {
-    "n": 2,
     "best_of": 3,
-    "logprobs": True,
-    "top_logprobs": 2,
     "echo": True,
     "suffix": "x",
-    "tools": [CALL],
     "functions": [CALL],
-    "tool_choice": "required",
-    "logit_bias": {"5": 1},
-    "response_format": {"type": "json_object"},
+    "function_call": {"name": "f"},
     "modalities": ["audio"],
     "store": True,
     "service_tier": "flex",
-    "reasoning_effort": "low",
     "web_search_options": {"a": 1},
     "prediction": {"a": 1},
+    "audio": {"voice": "a"},
     "grammar": "root ::= x",
-    "chat_template_kwargs": {"enable_thinking": False},
-    "enable_thinking": False,
     "repetition_penalty": 1.2,
+    "dimensions": 5,
+}
+# Of one interface only.
+ASKING_COMPLETIONS = {
+    "tools": [TOOL],
+    "response_format": {"type": "json_object"},
+    "reasoning_effort": "low",
+    "enable_thinking": False,
+    "top_logprobs": 2,
+    "continue_final_message": True,
 }
 
 
 @pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest])
 def test_top_level_fields(kind: type[ChatRequest] | type[CompletionRequest]) -> None:
     asked: dict[str, Any] = {"messages": [USER]} if kind is ChatRequest else {"prompt": "a"}
-    kind(**asked, **NEUTRAL).check()
-    for name, value in ASKING.items():
+    neutral = (
+        NEUTRAL
+        if kind is ChatRequest
+        else {
+            n: v
+            for n, v in NEUTRAL.items()
+            if n
+            not in (
+                "response_format",
+                "top_logprobs",
+                "tool_choice",
+                "add_generation_prompt",
+                "continue_final_message",
+                "parallel_tool_calls",
+            )
+        }
+    )
+    request = kind(**asked, **neutral)
+    request.check()
+    assert request.question(Sampling()).n == 1
+    refused = {**ASKING, **(ASKING_COMPLETIONS if kind is CompletionRequest else {})}
+    for name, value in refused.items():
         with pytest.raises(YarnEdgeError, match=f"^{name} is not supported by this server$"):
             kind(**asked, **{name: value}).check()
-    for name, value in {"logprobs": 0, "n": True, "top_logprobs": False, "echo": 0}.items():  # equal only to Python
+    for name, value in {"echo": 0, "best_of": True}.items():  # equal only to Python
         with pytest.raises(YarnEdgeError, match=f"^{name} is not supported"):
             kind(**asked, **{name: value}).check()
     with pytest.raises(YarnEdgeError, match=r"^stream_options.continuous_usage_stats is not supported"):
         kind(**asked, stream_options={"continuous_usage_stats": True}).check()
+
+
+def question(**fields: Any) -> Question:
+    request = ChatRequest(messages=[USER], **fields)
+    request.check()
+    return request.question(Sampling())
+
+
+UNASKABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "a tool of another kind": (
+        {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+        "tools[0].type: a tool of type 'custom'",
+    ),
+    "no list of tools": ({"tools": {"f": 1}}, "tools is {'f': 1}, but must be a list of tools"),
+    "129 tools": ({"tools": [TOOL] * 129}, "tools: 129 were given, at most 128"),
+    "two of a name": ({"tools": [TOOL, TOOL]}, "tools: two have the same name"),
+    "a name with spaces": (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools[0].function.name is 'a b'",
+    ),
+    "parameters that are no schema": (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": [1]}}]},
+        "tools[0].function.parameters is [1], but must be an object",
+    ),
+    "more about a tool": ({"tools": [{**TOOL, "weight": 1}]}, "tools[0].weight is not supported"),
+    "a choice of nothing": ({"tool_choice": "required"}, "tool_choice: a call is required, but there are no tools"),
+    "a choice of another": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice: there is no tool 'g'",
+    ),
+    "a choice of some": (
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}},
+        "tool_choice is {'type': 'allowed_",
+    ),
+    "a list as choice": ({"tools": [TOOL], "tool_choice": ["auto"]}, "tool_choice is ['auto']"),
+    "a form of answer": ({"response_format": {"type": "grammar"}}, "response_format.type is 'grammar'"),
+    "no schema": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is None"),
+    "tools and JSON": (
+        {"tools": [TOOL], "response_format": {"type": "json_object"}},
+        "tools are not supported together",
+    ),
+    "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs needs logprobs: true"),
+    "21 top_logprobs": (
+        {"logprobs": True, "top_logprobs": 21},
+        "top_logprobs is 21, but must be a whole number from 0",
+    ),
+    "half a top_logprob": ({"logprobs": True, "top_logprobs": 1.5}, "top_logprobs is 1.5"),
+    "nothing to continue": ({"continue_final_message": True}, "continue_final_message: the last message is not"),
+}
+
+
+@pytest.mark.parametrize("fields, reason", UNASKABLE.values(), ids=UNASKABLE)
+def test_questions_that_are_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(YarnEdgeError) as caught:
+        question(**fields)
+    assert str(caught.value).startswith(reason)
+
+
+def test_how_much_to_think() -> None:
+    """ "none" matters only to templates that can think; anything else must be read."""
+    assert question(reasoning_effort="low").options == {"reasoning_effort": "low"}
+    none = question(reasoning_effort="none", enable_thinking=False, chat_template_kwargs={"date": "today"})
+    assert none.options == {"enable_thinking": False, "date": "today"}
+    assert none.hints == {"enable_thinking": False, "reasoning_effort": "none"}
+
+
+def test_biases() -> None:
+    assert biases({"5": -100, "0": 0.5}) == ((5, -100.0), (0, 0.5))
+    wrong: dict[str, Any] = {
+        "logit_bias is [], but must be an object": [],
+        "logit_bias: '-1' is not a token id": {"-1": 1},
+        "logit_bias: 'x' is not a token id": {"x": 1},
+        "logit_bias.5 is True, but must be a number from -100 to 100": {"5": True},
+        "logit_bias.5 is 101": {"5": 101},
+        "logit_bias: 1025 tokens were given": {str(n): 1 for n in range(1025)},
+    }
+    for reason, given in wrong.items():
+        with pytest.raises(YarnEdgeError) as caught:
+            biases(given)
+        assert str(caught.value).startswith(reason)
 
 
 def test_two_limits_that_differ() -> None:

@@ -17,10 +17,13 @@ import psutil
 import pytest
 
 from yarn_edge.cli import main
+from yarn_edge.gguf.read import read_gguf
 from yarn_edge.serve.command import is_loopback
 
 from support.serving import KEY, MODEL, QUESTION, Server
 from support.templates import with_template
+
+PARIS = str(read_gguf(MODEL).metadata["tokenizer.ggml.tokens"].index("ĠParis"))
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +75,37 @@ def test_stops_and_seeds(server: Server) -> None:
     _status, cut = server.chat(**asked, stop=[word, "never said"])
     assert cut["choices"][0]["message"]["content"] == said[: said.index(word)]
     assert cut["choices"][0]["finish_reason"] == "stop"
+    anthropic = {"messages": QUESTION, "stop_sequences": [word, "never said"], **asked}
+    message = json.loads(server.request("POST", "/v1/messages", anthropic)[2])
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", word)
+    assert message["content"][0]["text"] == said[: said.index(word)]
     answers = [server.chat(temperature=1.5, seed=3, max_completion_tokens=8)[1] for _ in range(2)]
     assert answers[0]["choices"][0]["message"] == answers[1]["choices"][0]["message"]
     parts = [{"role": "user", "content": [{"type": "text", "text": QUESTION[0]["content"]}]}]
     assert server.chat(**asked, messages=parts)[1]["choices"] == plain["choices"]
+
+
+def test_probabilities_biases_and_several_answers(client: openai.OpenAI) -> None:
+    """At temperature 0 the most probable token is taken, until a bias forbids it; answers with seeds are those of single requests."""
+    asked: dict[str, Any] = {"model": "small", "messages": QUESTION, "temperature": 0, "max_tokens": 4}
+    choice = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3).choices[0]
+    assert choice.logprobs is not None
+    told = choice.logprobs.content or []
+    assert "".join(token.token for token in told) == choice.message.content
+    for token in told:
+        assert token.token == token.top_logprobs[0].token
+        assert token.logprob == token.top_logprobs[0].logprob <= 0
+        assert token.top_logprobs[0].logprob >= token.top_logprobs[1].logprob >= token.top_logprobs[2].logprob
+    first = client.completions.create(model="small", prompt="The capital of France is", max_tokens=1, temperature=0)
+    assert first.choices[0].text == " Paris"
+    biased = client.completions.create(
+        model="small", prompt="The capital of France is", max_tokens=1, temperature=0, logit_bias={PARIS: -100}
+    )
+    assert biased.choices[0].text != " Paris"
+    sampled = {**asked, "temperature": 1.5, "max_tokens": 6}
+    three = client.chat.completions.create(**sampled, seed=7, n=3)
+    alone = [client.chat.completions.create(**sampled, seed=7 + n).choices[0].message.content for n in range(3)]
+    assert [one.message.content for one in three.choices] == alone
 
 
 def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
@@ -91,17 +121,17 @@ def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "tools": ({"tools": [{"type": "function"}]}, "tools is not supported"),
-    "two answers": ({"n": 2}, "n is not supported"),
+    "tools": ({"tools": [{"type": "function"}]}, "tools[0].function is None, but must be an object"),
+    "many answers": ({"n": 17}, "n: Input should be less than or equal to 16"),
     "tool calls": (
         {"messages": [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
-        "messages[1].tool_calls is not supported",
+        "messages[1].tool_calls[0].function is None, but must be an object",
     ),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         "messages[0].content[0]: a part of type 'image_url' is not supported",
     ),
-    "a role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role is 'tool'"),
+    "a role": ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role is 'function'"),
     "no messages": ({"messages": []}, "messages: "),
     "temperature": ({"temperature": -1}, "temperature is -1"),
     "a word": ({"temperature": "hot"}, "temperature: "),

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from support.scripted_server import scripted_server
 from support.serving import Server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -28,7 +29,7 @@ FLAGS = [
 class Visit:
     """An open page, the hosts it asked, and its console messages."""
 
-    def __init__(self, browser: Any, server: Server) -> None:
+    def __init__(self, browser: Any, port: int) -> None:
         self.page = browser.new_page()
         self.hosts: set[str] = set()
         self.complaints: list[str] = []
@@ -36,7 +37,7 @@ class Visit:
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.route("**/v1/chat/completions", _greedy)
-        self.page.goto(f"http://127.0.0.1:{server.port}/")
+        self.page.goto(f"http://127.0.0.1:{port}/")
 
     def ask(self, question: str) -> str:
         """The answer's text, once it is whole."""
@@ -77,7 +78,7 @@ def server() -> Iterator[Server]:
 
 
 def test_a_document_a_question_and_an_answer(browser: Any, server: Server, tmp_path: Path) -> None:
-    visit = Visit(browser, server)
+    visit = Visit(browser, server.port)
     visit.page.wait_for_selector("#tokens:has-text('0 of 1024 tokens')")
     story = tmp_path / "story <b>.txt"
     story.write_text("A fox met a crow. The crow had cheese. <img src=http://example.invalid/x.png>")
@@ -97,12 +98,13 @@ def test_a_document_a_question_and_an_answer(browser: Any, server: Server, tmp_p
     assert int(visit.page.inner_text("#tokens").split()[0]) > used
     visit.page.click("#reset")
     assert visit.page.locator(".turn").count() == 0
+    assert visit.page.locator(".tab").count() == 2
     assert visit.hosts == {f"127.0.0.1:{server.port}"}
     assert visit.complaints == []
 
 
 def test_what_cannot_be_is_said_on_the_page(browser: Any, server: Server, tmp_path: Path) -> None:
-    visit = Visit(browser, server)
+    visit = Visit(browser, server.port)
     visit.page.wait_for_selector("#tokens:has-text('0 of 1024 tokens')")
     for name, content, message in (
         ("long.txt", b"word " * 3000, "long.txt has 3"),
@@ -116,3 +118,63 @@ def test_what_cannot_be_is_said_on_the_page(browser: Any, server: Server, tmp_pa
     visit.page.press("#question", "Enter")
     visit.page.wait_for_selector(".error >> nth=2")
     assert visit.page.input_value("#question").startswith("word word")  # what was typed is not lost
+
+
+def test_two_conversations_at_once(browser: Any, server: Server) -> None:
+    """Both are asked before either is answered; one is stopped, the other goes on; each keeps what is typed in it."""
+    visit = Visit(browser, server.port)
+    page = visit.page
+    page.wait_for_selector("#load:has-text('0 waiting')")
+    page.fill("#question", "Write a very long story about a fox.")
+    page.press("#question", "Enter")
+    page.click("#reset")
+    page.fill("#question", "Name a color.")
+    page.press("#question", "Enter")
+    page.wait_for_selector("#stop:visible")
+    page.fill("#question", "half a thou")
+    assert page.locator(".tab.busy").count() == 2
+    page.click(".tab >> nth=0 >> button >> nth=0")
+    assert page.input_value("#question") == ""
+    page.wait_for_selector(".numbers:has-text('pieces…')", timeout=120_000)
+    page.click("#stop")
+    page.wait_for_selector(".numbers:has-text('stopped')")
+    assert page.locator(".user").inner_text() == "Write a very long story about a fox."
+    page.click(".tab >> nth=1 >> button >> nth=0")
+    page.wait_for_selector("#send:visible", timeout=120_000)
+    assert page.locator(".user").inner_text() == "Name a color."
+    assert page.locator(".answer").inner_text()
+    assert page.input_value("#question") == "half a thou"
+    page.click(".tab >> nth=1 >> button >> nth=1")
+    assert page.locator(".tab").count() == 1
+    assert visit.complaints == []
+
+
+def test_a_call_of_a_tool(browser: Any, tmp_path: Path) -> None:
+    """Its arguments are shown as text; the result that is typed goes back with the call."""
+    with scripted_server(tmp_path) as made:
+        visit = Visit(browser, made.port)
+        page = visit.page
+        page.wait_for_selector("#load:has-text('3 of 3 running, 0 waiting')")
+        page.click("summary:has-text('Tools')")
+        page.fill("#tools", "[{")
+        visit.page.fill("#question", "Rain?")
+        visit.page.press("#question", "Enter")
+        page.wait_for_selector(".error:has-text('Tools: ')")
+        page.fill("#tools", '[{"type": "function", "function": {"name": "weather"}}]')
+        made.worker.says('<tool_call>\n{"name": "weather", "arguments": {"city": ', '"<b>Rome"}}\n</tool_call>')
+        visit.page.press("#question", "Enter")
+        page.wait_for_selector(".call textarea")
+        assert json.loads(page.inner_text(".call .arguments")) == {"city": "<b>Rome"}
+        assert page.inner_text(".call .name") == "weather"
+        visit.page.fill("#question", "And now?")
+        visit.page.press("#question", "Enter")
+        page.wait_for_selector(".error:has-text('Type the results of the calls first.')")
+        made.worker.says("It is raining.")
+        page.fill(".call textarea", "Rain <i>all day")
+        page.click(".call .results")
+        page.wait_for_selector(".answer:has-text('It is raining.')")
+        model = made.worker.model
+        prompt = b"".join(map(model.token_bytes, made.worker.asked[0].tokens)).decode()
+        assert "<u>tool\nRain <i>all day</s>" in prompt
+        assert page.locator("#talk b, #talk i").count() == 0
+        assert visit.complaints == []

@@ -93,6 +93,8 @@ class Context:
         params.flash_attn_type = _FLASH.get(settings.attention, 1)
         params.offload_kqv = params.op_offload = self.model.device is not None
         params.no_perf = True
+        if settings.embeddings:
+            params.embeddings, params.pooling_type = True, self.api.LLAMA_POOLING_TYPE_NONE
         for name, value in self.arguments.context_params.items():
             setattr(params, name, value)
         return params

@@ -26,6 +26,7 @@ class ContextSettings:
     n_batch: tokens of one llama.cpp call. n_ubatch: tokens of one graph (None: n_batch). n_outputs: tokens of one batch that
     may get logits, for which memory is reserved (0: all). kv_type: of K and V, as in `kv_cache`. threads: None
     for the number of physical cores. arguments: scaling values (None: every value spelled out from the file).
+    embeddings: whether each token's vector in the last layer is an output, not pooled.
     attention: what computes it; "auto" is up to the policy, and llama.cpp decides if nobody has asked it.
     Raises YarnEdgeError for values that llama.cpp cannot take.
     """
@@ -40,6 +41,7 @@ class ContextSettings:
     arguments: RuntimeArguments | None = None
     attention: Attention = "ggml"
     unified: bool = False
+    embeddings: bool = False
 
     @property
     def fast(self) -> bool:

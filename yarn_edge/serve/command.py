@@ -24,6 +24,7 @@ from yarn_edge.progress import note
 if TYPE_CHECKING:
     from yarn_edge.runtime.model import Model
     from yarn_edge.serve.lanes import TextLane
+    from yarn_edge.serve.vectors import VectorLane
     from yarn_edge.serve.worker import Worker
 
 KEY_VARIABLE = "YARN_EDGE_API_KEY"
@@ -56,15 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge serve`, until Ctrl-C or SIGTERM."""
     try:
-        from yarn_edge.serve.answers import Served
+        from yarn_edge.serve.answering import Served
         from yarn_edge.serve.app import make_app
         from yarn_edge.serve.bodies import Bodies
         from yarn_edge.serve.connections import HttpServer
         from yarn_edge.serve.guard import Access
         from yarn_edge.serve.prompts import Prompts
+        from yarn_edge.serve.vectors import VectorLane
         from yarn_edge.serve.worker import Worker
     except ImportError as error:
         raise YarnEdgeError("serving needs Starlette and uvicorn: pip install 'yarn-edge[serve]'") from error
+    from yarn_edge.engine.embeddings import embedder
     from yarn_edge.engine.opened import opened
     from yarn_edge.engine.sampling import Sampling
     from yarn_edge.memory.placement import Wanted
@@ -90,11 +93,12 @@ def run(args: argparse.Namespace) -> int:
         access = Access(key, (*LOOPBACK, shown) if loopback else None)
         prompts, bodies = Prompts(model, worker.n_ctx, lanes), Bodies(args.max_request)
         created = int(args.model.stat().st_mtime)
-        served = Served(worker, prompts, bodies, args.name or args.model.stem, created, Sampling(), access)
+        vectors = VectorLane(held.enter_context(embedder(model, generation.context.settings, worker.n_ctx)))
+        served = Served(worker, prompts, vectors, bodies, args.name or args.model.stem, created, Sampling(), access)
 
         def stop() -> None:
             worker.shut_down()
-            for lane in lanes:
+            for lane in (*lanes, vectors):
                 lane.shut_down()
 
         server = HttpServer(make_app(served), stop)
@@ -103,12 +107,12 @@ def run(args: argparse.Namespace) -> int:
         )
         with suppress(KeyboardInterrupt, Terminated):  # the usual way to stop a server
             server.run(sockets=[listener])
-        _wait_for(worker, *lanes)
+        _wait_for(worker, *lanes, vectors)
     note("the server has stopped")
     return 0
 
 
-def _wait_for(*workers: Worker | TextLane) -> None:
+def _wait_for(*workers: Worker | TextLane | VectorLane) -> None:
     """Wait until nothing uses the model any more. If a call into C does not end, neither waits the user: the process ends here."""
     deadline = time.monotonic() + LINGER_S
     while not all(worker.idle for worker in workers):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse
 
-from yarn_edge.serve.refusals import error_response
+from yarn_edge.serve.refusals import error_response, form_of
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -26,7 +26,7 @@ HEADERS = {
 }
 _SAFE = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 # Headers that decide who may ask and where a request ends. Programs differ on which of two counts.
-_ONCE = (b"host", b"origin", b"authorization", b"content-length", b"content-type", b"transfer-encoding")
+_ONCE = (b"host", b"origin", b"authorization", b"x-api-key", b"content-length", b"content-type", b"transfer-encoding")
 _HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 
 Scope = MutableMapping[str, Any]
@@ -65,17 +65,17 @@ class Guard:
         await (self._refusal(scope["path"], scope["headers"]) or self.app)(scope, receive, safe)
 
     def _refusal(self, path: str, given: Sequence[tuple[bytes, bytes]]) -> JSONResponse | None:
-        headers: dict[bytes, bytes] = {}
+        form, headers = form_of(path), dict[bytes, bytes]()
         for name, value in given:
             if name in _ONCE and name in headers:
-                return error_response(400, f"the header {name.decode()} is there twice")
+                return error_response(400, f"the header {name.decode()} is there twice", None, form)
             headers[name] = value
         if b"content-length" in headers and b"transfer-encoding" in headers:
-            return error_response(400, "the request has both content-length and transfer-encoding")
+            return error_response(400, "the request has both content-length and transfer-encoding", None, form)
         if not self._is_meant(headers.get(b"host", b""), headers.get(b"origin")):
-            return error_response(403, "this server does not answer to that host or origin", "forbidden")
-        if not self._knows_key(path, headers.get(b"authorization", b"")):
-            return error_response(401, "the API key is missing or wrong", "invalid_api_key")
+            return error_response(403, "this server does not answer to that host or origin", "forbidden", form)
+        if not self._knows_key(path, headers):
+            return error_response(401, "the API key is missing or wrong", "invalid_api_key", form)
         return None
 
     def _is_meant(self, host: bytes, origin: bytes | None) -> bool:
@@ -87,9 +87,12 @@ class Guard:
         named = _HOST.fullmatch(host)
         return named is not None and named[1].decode().lower() in self.access.hosts
 
-    def _knows_key(self, path: str, authorization: bytes) -> bool:
+    def _knows_key(self, path: str, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the key came in a header: OpenAI's clients use one, Anthropic's another."""
         key = self.access.api_key
         if key is None or path in self.open_paths:
             return True
-        kind, _, given = authorization.partition(b" ")
-        return kind.lower() == b"bearer" and secrets.compare_digest(given.strip(), key.encode())
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        bearer = given.strip() if kind.lower() == b"bearer" else b""
+        sent = (bearer, headers.get(b"x-api-key", b"").strip())
+        return any([secrets.compare_digest(one, key.encode()) for one in sent])  # noqa: C419  always both comparisons

@@ -1,41 +1,36 @@
-"""Requests of the OpenAI interface. A field that asks for what this server does not do is an error that names the field."""
+"""Requests in JSON. A field that asks for what this server does not do is an error that names the field."""
 
 from __future__ import annotations
 
 import gc
-from dataclasses import fields
-from typing import Any, TypeVar
+from abc import abstractmethod
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from yarn_edge.chat.template import Message
 from yarn_edge.engine.sampling import MAX_SEED, Sampling, SamplingError
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.fields import Accepted, brief, complaint, refuse_unknown
-from yarn_edge.serve.messages import chat_message
+from yarn_edge.serve.question import Question
 
-# Fields that change nothing in an answer, whatever their value.
+# Fields of any interface that change nothing in an answer, whatever their value.
 _WITHOUT_EFFECT = frozenset({
-    "model", "user", "metadata", "safety_identifier", "prompt_cache_retention", "parallel_tool_calls",
-    "timeout",
+    "model", "user", "metadata", "safety_identifier", "prompt_cache_retention", "prompt_cache_options", "timeout", "cache_control",
 })  # fmt: skip
 # Values of other fields that ask for what happens anyway.
 _AS_IT_IS: Accepted = {
-    "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "echo": (False,), "store": (False,),
-    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
-    "modalities": (["text"],), "service_tier": ("auto", "default"), "verbosity": ("medium",),
+    "best_of": (1,), "echo": (False,), "store": (False,), "function_call": ("none", "auto"), "modalities": (["text"],),
+    "service_tier": ("auto", "default", "standard_only"), "verbosity": ("medium",), "background": (False,), "truncation": ("disabled",),
+    "inference_geo": ("not_available",), "speed": ("standard",),
     # of llama-server and vLLM
-    "cache_prompt": (True,), "add_generation_prompt": (True,), "continue_final_message": (False,), "ignore_eos": (False,),
-    "repetition_penalty": (1,), "typical_p": (1,), "min_tokens": (0,), "mirostat": (0,),
+    "cache_prompt": (True,), "ignore_eos": (False,), "repetition_penalty": (1,), "typical_p": (1,), "min_tokens": (0,), "mirostat": (0,),
 }  # fmt: skip
-_STREAM_OPTIONS: Accepted = {
-    "include_usage": (True, False),
-    "include_obfuscation": (True, False),
-    "continuous_usage_stats": (False,),
-}
-_SAMPLING = tuple(field.name for field in fields(Sampling))
-MAX_STOPS, MAX_STOP_CHARS = 16, 256
+_SAMPLING = tuple(
+    "temperature top_k top_p min_p repeat_penalty seed frequency_penalty presence_penalty".split()  # noqa: SIM905
+)
+MAX_STOPS, MAX_STOP_CHARS, MAX_BIASES, MAX_BIAS = 16, 256, 1024, 100.0
+MOST_LOGPROBS, MOST_ANSWERS = 20, 16
 _BOM = b"\xef\xbb\xbf"
 R = TypeVar("R", bound="CheckedRequest")
 
@@ -67,21 +62,22 @@ def _json(body: bytes) -> Any:
 
 
 class CheckedRequest(BaseModel):
-    """A request whose further fields are checked, not ignored."""
+    """A request whose further fields are checked, not ignored. as_it_is: what an interface has beyond the rows of this module."""
 
     model_config = ConfigDict(extra="allow")
+    as_it_is: ClassVar[Accepted] = {}
 
     def check(self) -> None:
         """Raise YarnEdgeError for a field that asks for something that is not done."""
         extra = self.model_extra or {}
-        refuse_unknown({name: value for name, value in extra.items() if name not in _WITHOUT_EFFECT}, _AS_IT_IS)
+        unread = {name: value for name, value in extra.items() if name not in _WITHOUT_EFFECT}
+        refuse_unknown(unread, {**_AS_IT_IS, **self.as_it_is})
 
 
 class Sampled(CheckedRequest):
-    """The fields that both kinds of requests for an answer share. seed: any 64 bits, reduced to those of llama.cpp; -1 for a new one."""
+    """The fields that all requests for an answer share. seed: any 64 bits, reduced to those of llama.cpp; -1 for a new one."""
 
     stream: bool = False
-    stream_options: dict[str, Any] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(default=None, ge=-1, lt=2**63)
@@ -90,13 +86,17 @@ class Sampled(CheckedRequest):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
-    max_tokens: int | None = Field(default=None, ge=1)
-    stop: Any = None
+    logit_bias: Any = None
     prompt_cache_key: Any = None
 
-    def check(self) -> None:
-        super().check()
-        refuse_unknown(self.stream_options or {}, _STREAM_OPTIONS, "stream_options.")
+    @abstractmethod
+    def question(self, usual: Sampling) -> Question:
+        """What is asked. usual: sampling where the request says nothing of it. Raises YarnEdgeError that names the field."""
+
+    @property
+    def items(self) -> list[Any]:
+        """Its messages, as far as it has some, for a check of their number."""
+        return []
 
     def sampling(self, usual: Sampling) -> Sampling:
         """`usual`, changed by the request. Raises YarnEdgeError, which names the field, for values that are out of range."""
@@ -105,80 +105,55 @@ class Sampled(CheckedRequest):
             wanted["top_k"] = 0  # all tokens
         if self.seed is not None:
             wanted["seed"] = None if self.seed == -1 else self.seed % (MAX_SEED + 1)
+        if self.logit_bias:
+            wanted["logit_bias"] = biases(self.logit_bias)
         try:
             return Sampling(**{**vars(usual), **wanted})
         except SamplingError as error:
             raise YarnEdgeError(f"{error.field} {error.fact}") from error
-
-    def stops(self) -> list[str]:
-        """Texts that end an answer. Raises YarnEdgeError if they are too many or too long, or no texts."""
-        texts = [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
-        if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts[: MAX_STOPS + 1]):
-            raise YarnEdgeError(f"stop is {brief(self.stop)}, but must be a text or a list of texts")
-        if len(texts) > MAX_STOPS or any(not 0 < len(text) <= MAX_STOP_CHARS for text in texts):
-            raise YarnEdgeError(f"stop: at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters are allowed")
-        return texts
-
-    @property
-    def most_tokens(self) -> int | None:
-        """Maximum length of the answer in tokens; None for as many as fit."""
-        return self.max_tokens
 
     @property
     def cache_key(self) -> str:
         """The client's name for its part of the cache; "" for none."""
         return self.prompt_cache_key if isinstance(self.prompt_cache_key, str) else ""
 
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with the token counts."""
-        return bool((self.stream_options or {}).get("include_usage"))
-
-
-class ChatRequest(Sampled):
-    """POST /v1/chat/completions."""
-
-    messages: list[Any] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-
-    def check(self) -> None:
-        super().check()
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise YarnEdgeError("max_tokens and max_completion_tokens differ: leave out one of them")
-
-    @property
-    def n_parts(self) -> int:
-        """The number of parts that the contents of messages are given in."""
-        contents = (message.get("content") for message in self.messages if isinstance(message, dict))
-        return sum(len(content) if isinstance(content, list) else 1 for content in contents)
-
-    def as_messages(self) -> list[Message]:
-        """The messages for a chat template. Raises YarnEdgeError that names the field of what is not text."""
-        return [chat_message(message, f"messages[{number}]") for number, message in enumerate(self.messages)]
-
-    @property
-    def most_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-
-class CompletionRequest(Sampled):
-    """POST /v1/completions."""
-
-    prompt: Any
-
-    def one_prompt(self) -> str | list[int]:
-        """The prompt as text or tokens. Raises YarnEdgeError for several prompts, and for what is neither."""
-        prompt = self.prompt
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
-            if len(prompt) > 1:
-                raise YarnEdgeError("prompt: only one prompt per request is supported")
-            prompt = prompt[0]
-        if isinstance(prompt, str) or (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
-            return prompt
-        raise YarnEdgeError(f"prompt is {brief(prompt)}, but must be a text or a list of tokens")
-
 
 class TokenizeRequest(CheckedRequest):
     """POST /tokenize: counts the tokens of a text."""
 
     text: str
+
+
+def stop_texts(given: Any, field: str) -> tuple[str, ...]:
+    """Texts that end an answer. Raises YarnEdgeError if they are too many or too long, or no texts."""
+    texts = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts[: MAX_STOPS + 1]):
+        raise YarnEdgeError(f"{field} is {brief(given)}, but must be a text or a list of texts")
+    if len(texts) > MAX_STOPS or any(not 0 < len(text) <= MAX_STOP_CHARS for text in texts):
+        raise YarnEdgeError(f"{field}: at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters are allowed")
+    return tuple(texts)
+
+
+def biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """logit_bias as (token, what is added to its logit). Raises YarnEdgeError."""
+    if not isinstance(given, dict):
+        raise YarnEdgeError(f"logit_bias is {brief(given)}, but must be an object of token ids and numbers")
+    if len(given) > MAX_BIASES:
+        raise YarnEdgeError(f"logit_bias: {len(given)} tokens were given, at most {MAX_BIASES} are allowed")
+    found = []
+    for token, bias in given.items():
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise YarnEdgeError(f"logit_bias: {brief(token)} is not a token id")
+        if not isinstance(bias, (int, float)) or isinstance(bias, bool) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise YarnEdgeError(
+                f"logit_bias.{token} is {brief(bias)}, but must be a number from -{MAX_BIAS:g} to {MAX_BIAS:g}"
+            )
+        found.append((int(token), float(bias)))
+    return tuple(found)
+
+
+def alternatives(given: Any, field: str) -> int:
+    """A number of most probable tokens. Raises YarnEdgeError if it is none, or too large."""
+    if type(given) is not int or not 0 <= given <= MOST_LOGPROBS:
+        raise YarnEdgeError(f"{field} is {brief(given)}, but must be a whole number from 0 to {MOST_LOGPROBS}")
+    return given

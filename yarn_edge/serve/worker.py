@@ -25,7 +25,8 @@ _PAUSE_S = 0.01  # when there are answers, but all of them wait for their client
 @dataclass(frozen=True)
 class AnswerPiece:
     """A part of an answer, or (kind end) how and why it ended. cached: prompt tokens that the same client had evaluated; None for a
-    client without a cache key. tokens: those that the text is made of, if their probabilities were asked for.
+    client without a cache key. tokens: those that the text is made of, if their probabilities were asked for. stopped_by: the stop
+    text that ended the answer.
     """
 
     kind: Literal["answer", "reasoning", "end"]
@@ -34,6 +35,7 @@ class AnswerPiece:
     stats: AnswerStats | None = None
     cached: int | None = None
     tokens: tuple[TokenChance, ...] = ()
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,11 @@ class _Told:
             self._loop.call_soon_threadsafe(self.pieces.put_nowait, item)
 
     def _said(self, text: str, tokens: tuple[TokenChance, ...]) -> None:
-        if self._stops.found:
+        if self._stops.stopped:
             return
         self._tokens += tokens
         self._label(self._stops.feed(text))
-        if self._stops.found:
+        if self._stops.stopped:
             self.running.stop()
 
     def _label(self, text: str, last: bool = False) -> None:
@@ -218,30 +220,32 @@ class _Told:
             return
         self._label(self._stops.end(), last=True)
         stats = self.running.stats()
-        full = stats.finish_reason in ("length", "context") and not self._stops.found
+        full = stats.finish_reason in ("length", "context") and not self._stops.stopped
         cached = self.running.own if self._asked.cache_key else None
         tokens = tuple(self._tokens)
-        self._give(AnswerPiece("end", ended="length" if full else "stop", stats=stats, cached=cached, tokens=tokens))
+        ended: Ended = "length" if full else "stop"
+        self._give(AnswerPiece("end", "", ended, stats, cached, tokens, self._stops.found))
 
 
 class StopTexts:
-    """The text up to the first of the stop texts; what could be the beginning of one is held back."""
+    """The text up to the first of the stop texts; what could be the beginning of one is held back. found: the one that was there."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._held, self._found = stops, "", False
+        self._stops, self._held = stops, ""
+        self.found: str | None = None
 
     @property
-    def found(self) -> bool:
-        """Whether one of them was there."""
-        return self._found
+    def stopped(self) -> bool:
+        """Whether one was there."""
+        return self.found is not None
 
     def feed(self, piece: str) -> str:
         """The text that is certain, with one more piece."""
         held = self._held + piece
-        places = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        places = [(at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if places:
-            self._found, self._held = True, ""
-            return held[: min(places)]
+            (at, self.found), self._held = min(places), ""
+            return held[:at]
         keep = max((_beginning(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

@@ -28,7 +28,8 @@ from support.tiny_chat import tiny_chat_model
 
 ANSWER_S, SILENT_S, MEMORY_BYTES, CTX = 5.0, 0.1, 1_000_000_000, 1024
 KEY = "a-key"
-POSTS = ("/v1/chat/completions", "/v1/completions", "/tokenize")
+TALKS = ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
+POSTS = (*TALKS, "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize")
 LARGE = 2000  # one input in so many may have megabytes
 
 
@@ -49,6 +50,28 @@ STRINGS = (
         r'"" "a" "\u0000" "\ud800" "\udc00\ud800" "\ud83d\ude00" "\" "</s>" "<u><v><s></s>" "\u202e\u001b[31m" null 7 [] {} ["a"] [["a"]]'
     ),
     *('"\n"', '"\ue0f0\ue0f1"', '"{{ 7 * 7 }}{% raw %}"', '"ab abc"', '"é𝔘\u0301"', '"\xff"'),
+)
+_CALL = '{"id":"1","type":"function","function":{"name":"f","arguments":"{\\"a\\":[1]}"}}'
+_SCHEMA = '{"type":"object","properties":{"a":{"$ref":"#/$defs/b"}},"$defs":{"b":{"anyOf":[{"$ref":"#/$defs/b"},{"type":"string","pattern":"^(a|b)+$"}]}}}'
+# Fields that are whole: tools in three forms, JSON by a schema, calls and results.
+WHOLE = (
+    f'"tools":[{{"type":"function","function":{{"name":"f","parameters":{_SCHEMA}}}}}]',
+    f'"tools":[{{"type":"function","name":"f","parameters":{_SCHEMA}}}]',
+    f'"tools":[{{"name":"f","input_schema":{_SCHEMA}}}]',
+    '"tools":[{"type":"function","function":{"name":"</s>","description":"</s>"}}]',
+    '"tool_choice":"required"',
+    '"tool_choice":{"type":"any"}',
+    '"tool_choice":{"type":"function","function":{"name":"f"}}',
+    f'"response_format":{{"type":"json_schema","json_schema":{{"name":"f","schema":{_SCHEMA}}}}}',
+    '"response_format":{"type":"json_object"}',
+    f'"text":{{"format":{{"type":"json_schema","name":"f","schema":{_SCHEMA}}}}}',
+    '"logprobs":true,"top_logprobs":20',
+    '"logprobs":5',
+    '"n":3',
+    '"logit_bias":{"5":-100,"261":100}',
+    f'"messages":[{{"role":"user","content":"a"}},{{"role":"assistant","tool_calls":[{_CALL}]}},{{"role":"tool","tool_call_id":"1","content":"</s>"}}]',
+    '"messages":[{"role":"user","content":"a"},{"role":"assistant","content":[{"type":"tool_use","id":"1","name":"f","input":{"a":"</s>"}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"1"}]}]',
+    '"input":[{"type":"function_call","call_id":"1","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"1","output":"a"}]',
 )
 RUNS = ("a", " ", "-", "\\n", "</s>", "<u>", "é", "1", "\\t ", "ab ", "0a", "\\u0000")
 FIELDS = (
@@ -82,7 +105,7 @@ KINDS = (
 )
 PATHS = (
     *_words(
-        "/ // /page.js /page.css /health /health/ /%68ealth /v1/models /v1/models/ /v1/models/%2e%2e/%2e%2e/etc/passwd /v1/models/%00"
+        "/ // /page.js /page.css /health /health/ /%68ealth /metrics /openapi.json /v1/messages /v1/models /v1/models/ /v1/models/%2e%2e/%2e%2e/etc/passwd /v1/models/%00"
     ),
     *_words(
         "/v1/models/%ff%fe /v1//models /../page.js /page.js/..%2f..%2fetc%2fpasswd /v1/chat/completions/ http://evil.com/health * /%"
@@ -137,6 +160,12 @@ def ordinary(rng: random.Random, path: str, large: bool) -> list[str]:
     if path == "/tokenize":
         return [f'"text":{text(rng, large)}']
     few = f'"max_tokens":{rng.randint(1, 3)}'
+    if path == "/v1/embeddings":
+        inputs = (text(rng, large), "[1,2]", "[[1],[262]]", "[]", '["a","b"]')
+        return [f'"input":{rng.choice(inputs)}']
+    if path == "/v1/responses":
+        talk = f"[{message(rng, large)},{message(rng, False)}]"
+        return [f'"input":{talk if rng.random() < 0.5 else text(rng, large)}', '"max_output_tokens":2']
     if path == "/v1/completions":
         tokens = json.dumps([rng.choice((0, 5, 97, 261, 262, -1, 2**31)) for _ in range(rng.choice((1, 5, 1500)))])
         return [f'"prompt":{tokens if rng.random() < 0.3 else text(rng, large)}', few]
@@ -153,6 +182,8 @@ def json_body(rng: random.Random, path: str, large: bool) -> bytes:
     fields = ordinary(rng, path, large)
     for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 5))):
         fields.append(f'"{rng.choice(FIELDS)}":{number_or(rng)}')
+    if rng.random() < 0.3:
+        fields += rng.sample(WHOLE, rng.choice((1, 1, 2)))
     if rng.random() < 0.1:
         fields.append(f'"stop":[{",".join([rng.choice(STRINGS)] * rng.choice((1, 16, 17, 1000)))}]')
     if rng.random() < 0.15:
@@ -164,7 +195,8 @@ def json_body(rng: random.Random, path: str, large: bool) -> bytes:
 def structure(rng: random.Random, path: str, large: bool) -> bytes:
     """Deep, wide or empty JSON."""
     n = rng.choice((1, 10, 190, 300, 5000, 50_000)) * (50 if large else 1)
-    name = {"/tokenize": "text", "/v1/completions": "prompt"}.get(path, "messages")
+    names = {"/tokenize": "text", "/v1/completions": "prompt", "/v1/responses": "input", "/v1/embeddings": "input"}
+    name = names.get(path, "messages")
     unit = rng.choice(
         ("[]", "{}", "0", "null", '""', '"ab"', "1.5", "[[]]", '{"a":0}', '{"role":"user","content":""}', "true", "NaN")
     )

@@ -1,9 +1,12 @@
-// The built-in page: a conversation with the server that it came from, and with no other.
+// The built-in page: conversations with the server that it came from, and with no other.
 "use strict";
 
 const at = (id) => document.getElementById(id);
-const turns = []; // {question, documents: [{name, text, tokens}], answer}
-let waiting = [], context = 0, running = null;
+// Each conversation: {pane, tab, title, said: messages as they are sent, documents: [{name, text, tokens}] for the next question,
+// calls: [{id, box}] that wait for results, used: tokens, running: AbortController, fields: what its text boxes hold}.
+const talks = [];
+const FIELDS = ["system", "tools", "question"];
+let shown = null, context = 0;
 let key = sessionStorage.getItem("key") || "";
 
 const element = (tag, name, text) => {
@@ -64,25 +67,70 @@ function inline(into, text) {
   return into;
 }
 
-function showUsed(tokens) {
-  at("used").style.width = `${Math.min(100, (100 * tokens) / context)}%`;
-  at("meter").setAttribute("aria-valuenow", tokens);
-  at("tokens").textContent = `${tokens} of ${context} tokens`;
+function newTalk() {
+  const talk = { pane: element("div"), tab: element("div", "tab"), title: "New", said: [], documents: [], calls: [], used: 0, running: null, fields: {} };
+  talk.pane.append(element("p", "hint", "Drop a document here (text, Markdown, source code), or just ask."));
+  const name = element("button", "", talk.title), away = element("button", "", "×");
+  name.setAttribute("role", "tab");
+  name.onclick = () => show(talk);
+  away.setAttribute("aria-label", "close this conversation");
+  away.onclick = () => closeTalk(talk);
+  talk.tab.append(name, away);
+  at("tabs").append(talk.tab);
+  talks.push(talk);
+  show(talk);
+}
+
+function closeTalk(talk) {
+  talk.running?.abort();
+  talks.splice(talks.indexOf(talk), 1);
+  talk.tab.remove();
+  if (!talks.length) newTalk();
+  else if (shown === talk) show(talks[talks.length - 1]);
+}
+
+function show(talk) {
+  if (shown) for (const name of FIELDS) shown.fields[name] = at(name).value;
+  if (shown !== talk) for (const name of FIELDS) at(name).value = talk.fields[name] || "";
+  shown = talk;
+  at("talk").replaceChildren(talk.pane);
+  refresh(talk);
+  at("talk").scrollTop = at("talk").scrollHeight;
+  at("question").focus();
+}
+
+// Everything around the pane that tells of a conversation.
+function refresh(talk) {
+  talk.tab.classList.toggle("busy", talk.running !== null);
+  talk.tab.firstChild.textContent = talk.title;
+  if (talk !== shown) return;
+  for (const other of talks) {
+    other.tab.classList.toggle("shown", other === talk);
+    other.tab.firstChild.setAttribute("aria-selected", other === talk);
+  }
+  at("stop").hidden = !talk.running;
+  at("send").hidden = !!talk.running;
+  at("used").style.width = `${Math.min(100, (100 * talk.used) / context)}%`;
+  at("meter").setAttribute("aria-valuenow", talk.used);
+  at("tokens").textContent = `${talk.used} of ${context} tokens`;
+  showDocuments();
 }
 
 function showDocuments() {
-  at("documents").replaceChildren(...waiting.map((one) => {
-    const shown = element("span", "document", `${one.name}, ${one.tokens} tokens`);
+  const talk = shown;
+  at("documents").replaceChildren(...talk.documents.map((one) => {
+    const made = element("span", "document", `${one.name}, ${one.tokens} tokens`);
     const away = element("button", "", "×");
     away.type = "button";
     away.setAttribute("aria-label", `remove ${one.name}`);
-    away.onclick = () => { waiting = waiting.filter((other) => other !== one); showDocuments(); };
-    shown.append(away);
-    return shown;
+    away.onclick = () => { talk.documents = talk.documents.filter((other) => other !== one); showDocuments(); };
+    made.append(away);
+    return made;
   }));
 }
 
 async function addFiles(files) {
+  const talk = shown;
   for (const file of files) {
     try {
       const bytes = await file.arrayBuffer();
@@ -91,31 +139,22 @@ async function addFiles(files) {
       const unread = (problem) => { throw new Error(`${file.name}: ${problem.message}`); };
       const { tokens } = await (await ask("tokenize", { text }).catch(unread)).json();
       if (tokens >= context) throw new Error(`${file.name} has ${tokens} tokens, but the context holds ${context}`);
-      waiting.push({ name: file.name, text, tokens });
+      talk.documents.push({ name: file.name, text, tokens });
     } catch (problem) {
-      complain(problem instanceof TypeError ? `${file.name} is not UTF-8 text` : problem.message);
+      complain(talk, problem instanceof TypeError ? `${file.name} is not UTF-8 text` : problem.message);
     }
   }
   showDocuments();
 }
 
-function complain(message) {
-  at("hint")?.remove();
-  at("talk").append(element("p", "turn error", message));
-  at("talk").scrollTop = at("talk").scrollHeight;
+function add(talk, ...elements) {
+  talk.pane.querySelector(".hint")?.remove();
+  talk.pane.append(...elements);
+  if (talk === shown) at("talk").scrollTop = at("talk").scrollHeight;
 }
 
-const said = (turn) => [...turn.documents.map((one) => one.text), turn.question].map((text) => text.replace(/^\n+|\n+$/g, "")).join("\n\n");
-
-function messages() {
-  const system = at("system").value.trim();
-  const list = system ? [{ role: "system", content: system }] : [];
-  for (const turn of turns) {
-    list.push({ role: "user", content: said(turn) });
-    if (turn.answer !== null) list.push({ role: "assistant", content: turn.answer });
-  }
-  return list;
-}
+const complain = (talk, message) => add(talk, element("p", "turn error", message));
+const trimmed = (text) => text.replace(/^\n+|\n+$/g, "");
 
 async function* events(reply) {
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -134,80 +173,152 @@ async function* events(reply) {
   }
 }
 
-async function send(question) {
-  const turn = { question, documents: waiting, answer: null };
-  turns.push(turn);
-  waiting = [];
-  showDocuments();
-  at("hint")?.remove();
-  const names = turn.documents.map((one) => `[${one.name}] `).join("");
-  at("talk").append(element("div", "turn user", names + question));
-  const box = element("div", "turn"), thought = element("div", "reasoning"), answer = element("div", "answer");
-  const numbers = element("div", "numbers", "reading…");
-  box.append(thought, answer, numbers);
-  at("talk").append(box);
-  running = new AbortController();
-  at("stop").hidden = false;
-  at("send").hidden = true;
+// How busy the server is; a question that waits for its turn says so.
+async function showLoad() {
+  try {
+    const { running, parallel, waiting } = await (await fetch("health")).json();
+    at("load").textContent = `${running} of ${parallel} running, ${waiting} waiting`;
+    return waiting;
+  } catch { at("load").textContent = "the server does not answer"; }
+}
+
+function request(talk) {
+  const system = (talk === shown ? at("system").value : talk.fields.system || "").trim();
+  const tools = (talk === shown ? at("tools").value : talk.fields.tools || "").trim();
+  const body = { messages: talk.said, stream: true, stream_options: { include_usage: true } };
+  if (system) body.messages = [{ role: "system", content: system }, ...talk.said];
+  if (tools) {
+    try { body.tools = JSON.parse(tools); } catch (problem) { throw new Error(`Tools: ${problem.message}`); }
+  }
+  return body;
+}
+
+// A call as it arrives: its name, its arguments, a box for the result.
+function showCall(talk, turn, delta) {
+  let call = turn.calls[delta.index];
+  if (!call) {
+    call = turn.calls[delta.index] = { id: delta.id, name: delta.function.name, arguments: "", box: element("div", "call") };
+    call.box.append(element("strong", "name", call.name), element("pre", "arguments"));
+    turn.box.insertBefore(call.box, turn.numbers);
+  }
+  call.arguments += delta.function.arguments || "";
+  call.box.querySelector("pre").textContent = call.arguments;
+}
+
+function askResults(talk, calls) {
+  talk.calls = calls;
+  for (const call of calls) {
+    const box = element("textarea", "result");
+    box.rows = 2;
+    box.placeholder = `What ${call.name} returns`;
+    box.setAttribute("aria-label", `Result of ${call.name}`);
+    call.result = box;
+    call.box.append(box);
+  }
+  const button = element("button", "results", calls.length > 1 ? "Send results" : "Send result");
+  button.type = "button";
+  button.onclick = () => {
+    if (talk.running) return;
+    for (const call of calls) {
+      talk.said.push({ role: "tool", tool_call_id: call.id, content: call.result.value });
+      call.result.readOnly = true;
+    }
+    talk.calls = [];
+    button.remove();
+    answer(talk, () => {});
+  };
+  calls[calls.length - 1].box.append(button);
+}
+
+async function send(talk, question) {
+  const { documents } = talk;
+  const names = documents.map((one) => `[${one.name}] `).join("");
+  const content = [...documents.map((one) => one.text), question].map(trimmed).join("\n\n");
+  if (!talk.said.length) talk.title = (question || documents[0].name).slice(0, 24);
+  talk.said.push({ role: "user", content });
+  talk.documents = [];
+  add(talk, element("div", "turn user", names + question));
+  await answer(talk, () => {
+    talk.said.pop();
+    talk.documents = documents;
+    if (talk === shown) at("question").value = question;
+    else talk.fields.question = question;
+  });
+}
+
+// Asks for the next answer of a conversation. undo: if there is none.
+async function answer(talk, undo) {
+  const turn = { box: element("div", "turn"), calls: [], text: "", thoughts: "" };
+  const thought = element("div", "reasoning"), text = element("div", "answer");
+  turn.numbers = element("div", "numbers", "reading…");
+  turn.box.append(thought, text, turn.numbers);
+  add(talk, turn.box);
+  talk.running = new AbortController();
+  refresh(talk);
   const began = performance.now();
-  let first = 0, pieces = 0;
+  let first = 0, pieces = 0, queue = 0;
   const showWaiting = () => {
     const seconds = Math.floor((performance.now() - began) / 1000);
-    numbers.textContent = first ? `${pieces} pieces…` : `reading… ${seconds} s`;
+    turn.numbers.textContent = first ? `${pieces} pieces…` : queue ? `waiting, ${queue} in the queue… ${seconds} s` : `reading… ${seconds} s`;
   };
-  const clock = setInterval(showWaiting, 500);
-  turn.answer = "";
+  const clock = setInterval(async () => { showWaiting(); queue = (await showLoad()) || 0; }, 500);
   try {
-    const body = { messages: messages().slice(0, -1), stream: true, stream_options: { include_usage: true } };
-    for await (const event of events(await ask("v1/chat/completions", body, running.signal))) {
+    for await (const event of events(await ask("v1/chat/completions", request(talk), talk.running.signal))) {
       if (event.error) throw new Error(event.error.message);
       const delta = event.choices?.[0]?.delta || {};
-      if (delta.content || delta.reasoning_content) {
+      if (delta.content || delta.reasoning_content || delta.tool_calls) {
         first ||= performance.now();
         pieces += 1;
         showWaiting();
       }
-      if (delta.reasoning_content) thought.textContent += delta.reasoning_content;
-      if (delta.content) { turn.answer += delta.content; answer.replaceChildren(rendered(turn.answer)); }
+      if (delta.reasoning_content) thought.textContent = turn.thoughts += delta.reasoning_content;
+      if (delta.content) { turn.text += delta.content; text.replaceChildren(rendered(turn.text)); }
+      for (const call of delta.tool_calls || []) showCall(talk, turn, call);
       if (event.usage) {
-        clearInterval(clock);
         const { total_tokens: used, completion_tokens: n, tok_per_s: speed } = event.usage;
-        showUsed(used);
-        numbers.textContent = `${n} tokens` + (speed ? `, ${speed.toFixed(1)} tok/s` : "") + (first ? `, first token after ${((first - began) / 1000).toFixed(2)} s` : "");
+        clearInterval(clock);
+        talk.used = used;
+        turn.numbers.textContent = `${n} tokens` + (speed ? `, ${speed.toFixed(1)} tok/s` : "") + (first ? `, first token after ${((first - began) / 1000).toFixed(2)} s` : "");
       }
-      at("talk").scrollTop = at("talk").scrollHeight;
+      if (talk === shown) at("talk").scrollTop = at("talk").scrollHeight;
     }
+    keep(talk, turn);
+    if (turn.calls.length) askResults(talk, turn.calls);
   } catch (problem) {
-    numbers.textContent = problem.name === "AbortError" ? "stopped" : "";
-    if (problem.name !== "AbortError") complain(problem.message);
-    if (!turn.answer) { turns.pop(); waiting = turn.documents; showDocuments(); at("question").value = question; }
+    const stopped = problem.name === "AbortError";
+    turn.numbers.textContent = stopped ? "stopped" : "";
+    if (!stopped) complain(talk, problem.message);
+    turn.calls = []; // one that was cut off cannot be answered
+    if (turn.text) keep(talk, turn);
+    else undo();
   }
   clearInterval(clock);
-  running = null;
-  at("stop").hidden = true;
-  at("send").hidden = false;
-  at("question").focus();
+  talk.running = null;
+  refresh(talk);
+  showLoad();
+  if (talk === shown) at("question").focus();
+}
+
+function keep(talk, turn) {
+  const message = { role: "assistant", content: turn.text };
+  if (turn.thoughts) message.reasoning_content = turn.thoughts;
+  if (turn.calls.length) message.tool_calls = turn.calls.map(({ id, name, arguments: given }) => ({ id, type: "function", function: { name, arguments: given } }));
+  talk.said.push(message);
 }
 
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  const question = at("question").value.trim();
-  if ((!question && !waiting.length) || running) return;
+  const talk = shown, question = at("question").value.trim();
+  if ((!question && !talk.documents.length) || talk.running) return;
+  if (talk.calls.length) { complain(talk, "Type the results of the calls first."); return; }
   at("question").value = "";
-  send(question);
+  send(talk, question);
 });
 at("question").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); at("ask").requestSubmit(); }
 });
-at("stop").addEventListener("click", () => running?.abort());
-at("reset").addEventListener("click", () => {
-  running?.abort();
-  turns.length = 0;
-  waiting = [];
-  showDocuments();
-  showUsed(0);
-  at("talk").replaceChildren();
-});
+at("stop").addEventListener("click", () => shown.running?.abort());
+at("reset").addEventListener("click", newTalk);
 at("file").addEventListener("change", (event) => { addFiles(event.target.files); event.target.value = ""; });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
@@ -217,11 +328,13 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 
+newTalk();
 (async () => {
   try {
     const { data } = await (await ask("v1/models")).json();
     context = data[0].context_length;
     at("model").textContent = document.title = data[0].id;
-    showUsed(0);
-  } catch (problem) { complain(problem.message); }
+    refresh(shown);
+    showLoad();
+  } catch (problem) { complain(shown, problem.message); }
 })();

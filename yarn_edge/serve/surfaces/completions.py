@@ -1,0 +1,102 @@
+"""POST /v1/completions: a text is continued as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from yarn_edge.engine.chances import TokenChance
+from yarn_edge.engine.sampling import Sampling
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.serve.blocks import AnswerBlocks, AnswerStep
+from yarn_edge.serve.fields import brief
+from yarn_edge.serve.openai_request import OpenAIRequest, whole_usage
+from yarn_edge.serve.question import Question
+from yarn_edge.serve.requests import alternatives
+from yarn_edge.serve.writing import Event, Head, Writer
+
+
+class CompletionRequest(OpenAIRequest):
+    """POST /v1/completions."""
+
+    prompt: Any
+    logprobs: Any = None
+
+    def question(self, usual: Sampling) -> Question:
+        return Question(
+            prompt=self.one_prompt(),
+            max_tokens=self.max_tokens,
+            top_logprobs=None
+            if self.logprobs is None or self.logprobs is False
+            else alternatives(self.logprobs, "logprobs"),
+            **self.shared(usual),
+        )
+
+    def one_prompt(self) -> str | list[int]:
+        """The prompt as text or tokens. Raises YarnEdgeError for several prompts, and for what is neither."""
+        prompt = self.prompt
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
+            if len(prompt) > 1:
+                raise YarnEdgeError("prompt: only one prompt per request is supported")
+            prompt = prompt[0]
+        if isinstance(prompt, str) or (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
+            return prompt
+        raise YarnEdgeError(f"prompt is {brief(prompt)}, but must be a text or a list of tokens")
+
+
+class CompletionWriter(Writer):
+    """A text completion, or its chunks."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__(head)
+        self._offsets: dict[int, int] = {}  # characters of each answer that chunks have told of
+
+    def _fields(self) -> dict[str, Any]:
+        head = self.head
+        return {"id": f"cmpl-{head.number}", "created": head.created, "model": head.model, "object": "text_completion"}
+
+    def whole(self, answers: Sequence[AnswerBlocks]) -> dict[str, Any]:
+        choices = []
+        for answer in answers:
+            tokens = [token for block in answer.blocks for token in block.tokens]
+            choices.append(self._choice(answer, answer.text("answer"), tokens, answer.reason))
+        return {**self._fields(), "choices": choices, "usage": whole_usage(self.head.n_prompt, answers)}
+
+    def step(self, step: AnswerStep) -> Iterator[Event]:
+        if step.what == "grown":
+            yield self._chunk(self._choice(step.answer, step.text, step.tokens, None))
+        elif step.what == "ended":
+            yield self._chunk(self._choice(step.answer, "", (), step.answer.reason))
+
+    def end(self, answers: Sequence[AnswerBlocks]) -> Iterator[Event]:
+        if self.head.question.counts_usage:
+            usage = whole_usage(self.head.n_prompt, answers)
+            yield Event({**self._fields(), "choices": [], "usage": usage})
+        yield Event("[DONE]")
+
+    def _chunk(self, choice: dict[str, Any]) -> Event:
+        return Event({**self._fields(), "choices": [choice]})
+
+    def _choice(
+        self, answer: AnswerBlocks, text: str, tokens: Sequence[TokenChance], reason: str | None
+    ) -> dict[str, Any]:
+        logprobs = None if self.head.question.top_logprobs is None else self._logprobs(answer.index, tokens)
+        return {"index": answer.index, "text": text, "finish_reason": reason, "logprobs": logprobs}
+
+    def _logprobs(self, index: int, tokens: Sequence[TokenChance]) -> dict[str, Any]:
+        """The older form: lists, and alternatives as an object of their texts."""
+        texts, offsets = [self._text(chance.token) for chance in tokens], []
+        at = self._offsets.get(index, 0)
+        for text in texts:
+            offsets.append(at)
+            at += len(text)
+        self._offsets[index] = at
+        return {
+            "tokens": texts,
+            "token_logprobs": [chance.logprob for chance in tokens],
+            "top_logprobs": [{self._text(token): logprob for token, logprob in chance.top} for chance in tokens],
+            "text_offset": offsets,
+        }
+
+    def _text(self, token: int) -> str:
+        return self.head.token_bytes(token).decode(errors="replace")

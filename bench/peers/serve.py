@@ -166,7 +166,7 @@ def _beside_a_document(port: int, n_bytes: int) -> dict[str, float]:
     return {"alone": alone, "beside": beside, "document": long[0][0]}
 
 
-def tables(results: Results) -> str:
+def race_tables(results: Results) -> str:
     """Tokens per second, all clients together."""
     speeds = results.get("speeds", {})
     counts = sorted({n for side in speeds.values() for n in side})

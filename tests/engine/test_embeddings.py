@@ -54,7 +54,9 @@ def test_vectors_are_llama_cpps(pooling: int | None, theirs: int, tmp_path: Path
 
             data = llama_cpp.llama_get_embeddings_seq(other._ctx.ctx, 0)
             theirs_vector = np.array(data[: len(mine)], np.float64)
-            assert mine == pytest.approx(theirs_vector / np.linalg.norm(theirs_vector), abs=2e-4)
+            assert mine == pytest.approx(
+                theirs_vector / np.linalg.norm(theirs_vector), abs=2e-3
+            )  # half-precision caches, other batches
     finally:
         other.close()
     assert np.array_equal(ours[0], ours[2])  # whatever was asked in between

@@ -186,7 +186,7 @@ def passed(results: Results) -> bool:
     )
 
 
-RACE = Race("serve", __doc__ or "", add_arguments, run, tables, passed, repeat=3)
+RACE = Race("serve", __doc__ or "", add_arguments, run, race_tables, passed, repeat=3)
 
 if __name__ == "__main__":
     sys.exit(RACE.main())

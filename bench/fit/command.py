@@ -16,6 +16,7 @@ from yarn_edge.flags import add_backend_flag, add_memory_flag, add_threads_flag,
 from yarn_edge.progress import note
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.runtime.machine import spare_bytes
+from yarn_edge.split_flags import add_split_flags, split_request
 from yarn_edge.text_file import read_text
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "with --text: file of what the texts showed; read if it is there, else written (as by convert --moments)"
     parser.add_argument("--moments", metavar="FILE", help=text)
     parser.add_argument("-o", "--output", metavar="OUT.gguf", help="with --text: write the file that was chosen")
+    add_split_flags(parser)
     add_threads_flag(parser)
     add_trust_flag(parser)
     from yarn_edge.report.deliver import add_output_flags
@@ -106,11 +108,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge fit`. Returns 1 if nothing fits."""
     if args.text is not None:
+        if split_request(args):
+            raise YarnEdgeError("--text chooses types for one machine: leave --rpc and --layers-on out")
         return _best_file(args)
     if args.output is not None:
         raise YarnEdgeError(
             "-o writes a file whose types are chosen by what they cost on a text: pass --text TEXT as well"
         )
+    if split_request(args):
+        from .split import run as fit_split
+
+        return fit_split(args)
     from .speed import Speed
 
     with Speed(args.threads or physical_threads()) as speed:

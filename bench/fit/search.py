@@ -13,6 +13,7 @@ from yarn_edge.memory.weights import weights_in_memory
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.devices import backend_of
+from yarn_edge.runtime.layer_split import LayerSplit
 
 from .candidates import Candidate, Candidates, fit_candidates
 from .fresh_process import in_a_process
@@ -106,6 +107,8 @@ def _fit_on(
     files = [*([] if known.own is None else [known.own]), *known.plan()]
     candidates = [replace(c, weights=weights_in_memory(c.file, simulation.unused)) for c in files]
     most = max(ctx or 0, simulation.n_ctx_train)
+    device = simulation.device
+    assert not isinstance(device, LayerSplit)
     candidate, choice, why = _recommended(simulation, candidates, budget, ctx)
     shown = candidate or candidates[-1]
 
@@ -118,7 +121,7 @@ def _fit_on(
         for row in _rows(simulation, candidates, budget, most)
     ]
     return PlaceFit(
-        simulation.device,
+        device,
         budget,
         tuple(rows),
         candidate,

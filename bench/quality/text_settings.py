@@ -17,13 +17,15 @@ from yarn_edge.flags import (
     length_from,
 )
 from yarn_edge.llama_rules.number_rules import MAX_CONTEXT
+from yarn_edge.memory.splitting import SplitNeeds, split_place
 from yarn_edge.progress import note
 from yarn_edge.runtime.kv_cache import with_kv_parts
 from yarn_edge.runtime.lora import LoraFile
 from yarn_edge.runtime.model import Model
+from yarn_edge.split_flags import add_split_flags, split_request
 
 from ..scoring.documents import documents_of, tokenized
-from ..scoring.variants import Variant, parse_variant
+from ..scoring.variants import Variant, on_devices, parse_variant, split_variant
 from ..scoring.windows import PROTOCOLS, STRIDE, Cut, Window, tokens_needed, windows_of
 
 # What ends a run early: whatever was measured up to there is still reported.
@@ -136,11 +138,21 @@ def text_settings(args: argparse.Namespace) -> TextSettings:
 def given_variant(args: argparse.Namespace, model: str, adapted: bool = True) -> Variant:
     """The model, or the variant of one, run as the flags of `add_running_flags` say. Raises YarnEdgeError.
 
-    adapted: whether --lora is for it.
+    adapted: whether --lora is for it. A variant that names its own backend is not split.
     """
     loras = [LoraFile.parse(text) for text in args.lora] if adapted else []
     kv_type = with_kv_parts(args.kv_type, args.kv_k, args.kv_v)
-    return parse_variant(model, kv_type=kv_type, backend=args.backend, loras=loras)
+    variant = parse_variant(model, kv_type=kv_type, backend=args.backend, loras=loras)
+    request = split_request(args)
+    own_backend = any(item.startswith("backend=") for item in split_variant(model)[1])
+    if not request or own_backend:
+        return variant
+    if args.backend != "cpu":
+        raise YarnEdgeError(
+            f"--backend {args.backend} puts all layers on one device: leave it out, or --rpc and --layers-on"
+        )
+    needs = SplitNeeds(getattr(args, "ctx", None), variant.kv_type, None, args.threads, args.attention)
+    return on_devices(variant, split_place(request, variant.path, needs, variant.gguf).split)
 
 
 def add_running_flags(parser: argparse.ArgumentParser, adapted: str = "the model") -> None:
@@ -151,6 +163,7 @@ def add_running_flags(parser: argparse.ArgumentParser, adapted: str = "the model
     add = parser.add_argument
     add_kv_flags(parser, "the KV cache", "f16")
     add("--backend", choices=tuple(BACKENDS), default="cpu", help="where to run the model (default: %(default)s)")
+    add_split_flags(parser)
     add_attention_flag(parser)
     add_lora_flag(parser, adapted)
     add_threads_flag(parser)

@@ -23,6 +23,7 @@ from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.devices import devices_of, missing
 from yarn_edge.runtime.ggml import Device
 from yarn_edge.runtime.kv_cache import KV_TYPES, kv_types, with_kv_parts
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.lora import LoraFile
 from yarn_edge.runtime.model import Model
 
@@ -36,7 +37,7 @@ KEYS = (*KV_KEYS, "backend", "lora", *_SCALING)
 class Variant:
     """A file and how to run it. arguments: None for the file's own scaling; overrides: metadata values for this load only.
 
-    loras: adapters to add.
+    loras: adapters to add. split: of the layers over several devices, in place of the backend.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Variant:
     arguments: RuntimeArguments | None = None
     overrides: Mapping[str, float] = field(default_factory=dict)
     loras: tuple[LoraFile, ...] = ()
+    split: LayerSplit | None = None
 
     @property
     def path(self) -> Path:
@@ -55,15 +57,17 @@ class Variant:
     @property
     def weights(self) -> tuple[Any, ...]:
         """A key that is equal for variants that can share a loaded model."""
-        return (self.path.resolve(), self.backend, tuple(sorted(self.overrides.items())), self.adapters)
+        return (self.path.resolve(), self.split or self.backend, tuple(sorted(self.overrides.items())), self.adapters)
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The identities of its adapters."""
         return tuple(lora.identity for lora in self.loras)
 
-    def device(self) -> Device:
-        """The device to run on. Raises YarnEdgeError if this machine has no such backend; it is never replaced by another."""
+    def device(self) -> Device | LayerSplit:
+        """The device to run on, or the split. Raises YarnEdgeError if this machine has no such backend; it is never replaced by another."""
+        if self.split is not None:
+            return self.split
         devices = devices_of(self.backend)
         if not devices:
             raise YarnEdgeError(f"{self.label}: {missing(self.backend)}")
@@ -110,6 +114,11 @@ def parse_variant(text: str, *, kv_type: str = "f16", backend: str = "cpu", lora
     label = text if "lora" in given else "".join([text, *(f" + {lora.name}" for lora in added)])
     variant = Variant(label, read_gguf(path), kv_type, given.get("backend", backend), loras=added)
     return scaled(variant, from_file(FilePositions(variant.gguf), scaling)) if scaling else variant
+
+
+def on_devices(variant: Variant, split: LayerSplit) -> Variant:
+    """The variant with its layers split; its backend is then the split's name."""
+    return replace(variant, split=split, backend=split.name)
 
 
 def split_variant(text: str) -> tuple[str, list[str]]:

@@ -26,18 +26,20 @@ from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.graph.opening import open_context
 from yarn_edge.llama_rules.honoured import honoured
+from yarn_edge.memory.splitting import SplitNeeds, split_place
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
-from yarn_edge.runtime.devices import devices_of
 from yarn_edge.runtime.kv_cache import has_plain_cache
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.llama_api import captured_log
 from yarn_edge.runtime.load_log import buffers_in, flash_attention_in, offloaded_in
 from yarn_edge.runtime.machine import peak_resident_bytes
 from yarn_edge.runtime.model import Model
+from yarn_edge.split_flags import SplitRequest
 from yarn_edge.verify.checks import check_kernel
 
-from ..scoring.variants import Variant, parse_variant
-from .configuration import misplaced
+from ..scoring.variants import Variant, on_devices, parse_variant
+from .configuration import misplaced, misplaced_split
 
 SEED = 1
 Tell = Callable[..., None]
@@ -45,7 +47,7 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure. model: as in `variants`; n_ctx: of the cache; samples: timed runs of each test."""
+    """What to measure. model: as in `variants`; n_ctx: of the cache; samples: timed runs of each test; split: as a `SplitRequest`."""
 
     model: str
     backend: str
@@ -59,12 +61,13 @@ class Request:
     n_ubatch: int
     attention: Attention
     samples: int
+    split: tuple[Sequence[str], str, bool] | None = None
 
 
 def run_request(request: Request, tell: Tell) -> None:
     """Load, check where everything is, measure, check the rope kernel. Raises YarnEdgeError with the reason for a failure."""
     start = time.perf_counter()
-    variant = parse_variant(request.model, kv_type=request.kv_type, backend=request.backend)
+    variant = _variant(request)
     with ExitStack() as held:
         with captured_log() as log:
             model = held.enter_context(variant.load())
@@ -82,13 +85,24 @@ def run_request(request: Request, tell: Tell) -> None:
             buffers=[list(b) for b in buffers],
             **_described(model),
         )
-        elsewhere = misplaced(buffers, device, offloaded_in(text))
+        split = model.device if isinstance(model.device, LayerSplit) else None
+        elsewhere = misplaced(buffers, device, offloaded_in(text)) if split is None else misplaced_split(buffers, split)
         if elsewhere is not None:
             raise YarnEdgeError(elsewhere)
         gc.collect()
         gc.disable()  # no collection falls into a timed run
         Bench(request, model, context, tell).run()
         tell("rope", **_rope(variant, model))
+
+
+def _variant(request: Request) -> Variant:
+    if request.split is None:
+        return parse_variant(request.model, kv_type=request.kv_type, backend=request.backend)
+    variant = parse_variant(request.model, kv_type=request.kv_type)
+    workers, layers_on, insecure = request.split
+    needs = SplitNeeds(request.n_ctx, variant.kv_type, None, request.threads, request.attention)
+    place = split_place(SplitRequest(tuple(workers), layers_on, insecure), variant.path, needs, variant.gguf)
+    return on_devices(variant, place.split)
 
 
 def _context(request: Request, variant: Variant, model: Model) -> Context:
@@ -124,8 +138,8 @@ def _rope(variant: Variant, model: Model) -> dict[str, Any]:
     try:
         honoured(model.gguf.architecture)
         runs = model.positions.effective(variant.arguments or model.positions.explicit_arguments)
-        device = devices_of(variant.backend)[0]
-        check = check_kernel(runs, runs, model.gguf.architecture, device, variant.backend)
+        checks = [check_kernel(runs, runs, model.gguf.architecture, d, d.name) for d in model.devices]
+        check = max(checks, key=lambda check: check.value or 0.0)
     except YarnEdgeError as refusal:  # an architecture whose positions are not known
         return {"status": "skip", "value": None, "limit": None, "detail": str(refusal)}
     return {"status": check.status, "value": check.value, "limit": check.limit, "detail": check.detail}

@@ -22,6 +22,7 @@ from yarn_edge.report.environment import environment, machine_state
 from yarn_edge.runtime.devices import devices_of
 from yarn_edge.runtime.kv_cache import KV_TYPES, join_kv_types, kv_types, with_kv_parts
 from yarn_edge.runtime.llama_api import llama, physical_threads
+from yarn_edge.split_flags import add_split_flags, split_request
 from yarn_edge.writer import check_output
 
 from ..scoring.variants import KV_KEYS, Variant, parse_variant, split_variant
@@ -69,13 +70,15 @@ def plan(args: argparse.Namespace, session: SpeedSession) -> list[Configuration]
     configurations: list[Configuration] = []
     for model, (variant, file) in session.files.items():
         fixed = {item.partition("=")[0] for item in split_variant(model)[1]}
-        backends = [variant.backend] if "backend" in fixed else chosen_backends(args.backend)
-        for name in backends:
-            if not devices_of(name):
-                session.absent(model, name, *why_absent(name))
+        request = split_request(args)
+        split = bool(request) and "backend" not in fixed
+        backends = [variant.backend] if "backend" in fixed else ["split"] if split else chosen_backends(args.backend)
+        absent = [] if split else [name for name in backends if not devices_of(name)]
+        for name in absent:
+            session.absent(model, name, *why_absent(name))
         configurations += product_of(
             model,
-            backends=[name for name in backends if devices_of(name)],
+            backends=[name for name in backends if name not in absent],
             kv_types=[variant.kv_type] if fixed & {*KV_KEYS} else chosen_kv_types(args),
             attention=args.attention,
             batches=args.batch,
@@ -86,6 +89,7 @@ def plan(args: argparse.Namespace, session: SpeedSession) -> list[Configuration]
             n_gen=args.gen_tokens,
             samples=args.repeat,
             n_ctx=args.ctx,
+            split=(request.workers, request.layers_on, request.insecure) if split else None,
         )
         _check_lengths(args, file)
     return configurations
@@ -187,6 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for flag, (kind, default, text) in _LISTS.items():
         add(flag, type=listed(kind), default=default, metavar="LIST", help=text)
+    add_split_flags(parser)
     add_size_flags(parser, 512, 128)
     add("--repeat", type=count(1, 1000), default=5, metavar="N", help="timed runs of each test (default: %(default)s)")
     add("--ctx", type=length, metavar="N", help="size of the KV cache in tokens (default: what the tests need)")

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from yarn_edge.runtime import ggml
 from yarn_edge.runtime.context_settings import Attention
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.load_log import Buffer
 
 FLASH = {"ggml": -1, "plain": 0, "flash": 1}  # llama.h: enum llama_flash_attn_type, as llama-bench prints it
@@ -32,6 +34,7 @@ class Configuration:
     n_gen: int = 128
     samples: int = 5
     n_ctx: int | None = None
+    split: tuple[Sequence[str], str, bool] | None = None
 
     @property
     def needed_ctx(self) -> int:
@@ -107,7 +110,9 @@ def buffer_places(buffers: Sequence[Buffer], *kinds: str) -> str:
 
 
 def device_bytes(buffers: Sequence[Buffer], device: str) -> int:
-    """Bytes in the memory of a device, by llama.cpp's own account."""
+    """Bytes in the memory of a device, by llama.cpp's own account; in that of all devices of a split."""
+    if "=" in device:
+        return sum(n_bytes for where, _what, n_bytes in buffers if not where.startswith(_ON_CPU))
     return sum(n_bytes for where, _what, n_bytes in buffers if where.startswith(device))
 
 
@@ -130,3 +135,13 @@ def misplaced(buffers: Sequence[Buffer], device: str | None, offloaded: Sequence
     elif not any(where.startswith(own) for where in weights):
         elsewhere += sorted(weights)
     return f"weights or cache are in {', '.join(elsewhere)}, not on {device or 'CPU'}" if elsewhere else None
+
+
+def misplaced_split(buffers: Sequence[Buffer], split: LayerSplit) -> str | None:
+    """The device of a split without weights or cache, as the reason for a failure."""
+    for device in split.devices:
+        own = _ON_CPU if device.kind == "cpu" else (ggml.memory_name(device),)
+        for what, kinds in (("weights", ("model",)), ("cache", ("KV", "RS"))):
+            if not any(where.startswith(own) for where, kind, _n in buffers if kind in kinds):
+                return f"no {what} are on {device.name}, although layers of {split.name} are to be there"
+    return None

@@ -27,7 +27,7 @@ from yarn_edge.llama_rules.effective import FROM_MODEL, as_table
 from yarn_edge.llama_rules.file_positions import FilePositions
 from yarn_edge.llama_rules.planner import plan_rope
 from yarn_edge.llama_rules.rescale import base_scaling, in_memory, with_factor
-from yarn_edge.positions.scaling import RopeScaling, yarn_attention_factor
+from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.ggml import TensorStruct, op_number
@@ -36,27 +36,16 @@ from yarn_edge.verify.checks import check_live_graph, check_metadata
 from yarn_edge.verify.command import verify
 
 from support import tiny_gguf
+from support.live_files import LIVE_YARN, live_file
 from support.tiny_gguf import HEAD_DIM
 
 SETTINGS = ContextSettings(n_ctx=64, n_batch=32, n_ubatch=16, kv_type="f32", threads=1, attention="plain")
 TOKENS = list(range(5, 29))
-YARN = RopeScaling(
-    "yarn", 10000.0, HEAD_DIM, 256, 4.0, attention_factor=yarn_attention_factor(4.0), truncate=False, beta_fast=8.0
-)
+YARN = LIVE_YARN
 OTHER = replace(YARN, beta_fast=16.0)
 
 
 BOTH_WAYS = pytest.mark.usefixtures("way")
-
-
-def live_file(path: Path, architecture: str, scaling: RopeScaling = YARN, sliding: RopeScaling | None = None) -> Path:
-    plain = tiny_gguf.write(path.with_suffix(".plain.gguf"), architecture)
-    plan = plan_rope(scaling, architecture, sliding=sliding)
-    assert plan.form == "live"
-    keys = {**plan.keys, **canonical_keys(scaling, plan.form, plan.sliding)}
-    keys[f"{architecture}.context_length"] = scaling.extended_context
-    edit_gguf_files(read_gguf(plain), [path], set_keys=keys, flush=False)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +194,7 @@ def spoilt(name: str) -> type[LiveRopes]:
             if name == "one layer left out":
                 table[1, 1] = 0
             if name == "factors of another model":
-                table[:, 1] = self._tables[0].of(as_table(OTHER))
+                table[:, 1] = self._tables[None].of(as_table(OTHER))
             if name == "another A":
                 table[:, 6] += 64
 

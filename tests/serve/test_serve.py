@@ -16,9 +16,9 @@ import openai
 import psutil
 import pytest
 
+from yarn_edge.addresses import is_loopback
 from yarn_edge.cli import main
 from yarn_edge.gguf.read import read_gguf
-from yarn_edge.serve.command import is_loopback
 
 from support.serving import KEY, MODEL, QUESTION, Server
 from support.templates import with_template

@@ -16,6 +16,7 @@ from yarn_edge.engine.flags import add_engine_flags, engine_settings
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import add_kv_flags, add_threads_flag, length, length_from
 from yarn_edge.progress import note
+from yarn_edge.split_flags import split_request
 from yarn_edge.stdout import write_data, write_json, write_text
 from yarn_edge.text_file import given_text
 
@@ -117,7 +118,7 @@ def _wanted(args: argparse.Namespace, documents: tuple[Document, ...], prompt: s
 
     kv_type = requested_kv_type(args.kv_type, args.kv_k, args.kv_v)
     wanted = (args.backend, args.ctx, kv_type, args.memory, args.threads, args.attention)
-    return Wanted(*wanted, needed_ctx=None if prompt is None else needed)
+    return Wanted(*wanted, needed_ctx=None if prompt is None else needed, split=split_request(args))
 
 
 def _one_shot_prompt(documents: tuple[Document, ...], prompt: str | None) -> str:

@@ -16,6 +16,7 @@ from yarn_edge.flags import (
     memory_size,
     number_or_auto,
 )
+from yarn_edge.split_flags import add_split_flags
 
 MAX_PARALLEL = 64
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `chat` and `serve` share: device, memory, the cache on disk, drafts, attention, scaling factor."""
     add_backend_flag(parser)
+    add_split_flags(parser)
     add_memory_flag(parser)
     add_trust_flag(parser)
     parser.add_argument(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.graph.rope_edit import COUNT, ERROR, FOUND, HEAD, edit_node
+from yarn_edge.graph.rope_edit import COUNT, ERROR, FOUND, HEAD, ROW_WIDTH, edit_node
 from yarn_edge.llama_rules.effective import LivePositions
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.layers import layer_kinds
@@ -52,13 +53,16 @@ class LiveRopes:
         kinds = [(i, kind) for i, kind in enumerate(layer_kinds(file, model.n_layer)) if kind != "unrotated"]
         rules = honoured(file.architecture)
         self._mode = BY_AXES if rules.by_axes else ROPE_MODES[rules.pairing]
-        self._device = model.device
-        self._tables: list[_Tables] = []
+        scalings = [by_kind[kind] for _layer, kind in kinds]
+        self._tables: dict[ggml.Device | None, _Tables] = {}
+        # The type of a device's memory -> the table of each row there: llama.cpp may compute a layer's rotation on a neighbor's device.
+        self._there: dict[int, list[int]] = {}
         try:
-            for device in (ggml.cpu_device(), self._device):
-                if device is not None:
-                    self._tables.append(_Tables(device))
-            rows = [self._row(layer, by_kind[kind]) for layer, kind in kinds]
+            self._tables[None] = _Tables(ggml.cpu_device())
+            for device in model.devices if model.device is not None else ():
+                if device.kind != "cpu":
+                    self._there[self._memory_of(device)] = self._tables_on(device, scalings)
+            rows = [self._row(layer, scaling) for (layer, _kind), scaling in zip(kinds, scalings, strict=True)]
         except BaseException:
             self.close()
             raise
@@ -73,13 +77,23 @@ class LiveRopes:
         """What the nodes of a layer are given; a table of 0 leaves them as they are."""
         if scaling is None:
             return [layer, 0, 0, self._mode, 0, 0, 0]
-        if self._device is not None:
-            rules, x = honoured(self._model.gguf.architecture), np.ones((1, 1, scaling.dim), np.float32)
-            arguments = rope_arguments(scaling, rules.pairing, rules.sections(scaling.dim))
-            rope(x, [0], arguments, self._device, scaling.frequency_factors)
-        host, *device = (tables.of(scaling) for tables in self._tables)
         bits = _bits(scaling.rope_theta), _bits(scaling.attention_factor)
-        return [layer, host, *(device or [0]), self._mode, scaling.dim, *bits]
+        return [layer, self._tables[None].of(scaling), 0, self._mode, scaling.dim, *bits]
+
+    def _tables_on(self, device: ggml.Device, scalings: Sequence[RopeScaling | None]) -> list[int]:
+        """Tables in a device's memory, 0 where there is no scaling. Raises YarnEdgeError if its kernel takes none."""
+        self._tables[device] = _Tables(device)
+        rules = honoured(self._model.gguf.architecture)
+        for scaling in {s.frequency_factors: s for s in scalings if s is not None}.values():
+            x = np.ones((1, 1, scaling.dim), np.float32)
+            arguments = rope_arguments(scaling, rules.pairing, rules.sections(scaling.dim))
+            rope(x, [0], arguments, device, scaling.frequency_factors)
+        return [0 if scaling is None else self._tables[device].of(scaling) for scaling in scalings]
+
+    @staticmethod
+    def _memory_of(device: ggml.Device) -> int:
+        """The type of a device's memory."""
+        return int(function("ggml_backend_dev_buffer_type")(ggml.device_handle(device)))
 
     def edit(self, address: int) -> bool:
         """See `GraphEdit`."""
@@ -87,8 +101,21 @@ class LiveRopes:
         return edit_node(words, words.view(np.int64), words.view(np.int8), self._state, self._on_device(address))
 
     def _on_device(self, address: int) -> bool:
-        buffer = None if self._device is None else TensorStruct.from_address(address).buffer
-        return bool(buffer) and not function("ggml_backend_buffer_is_host")(buffer)
+        """Whether a node is in a device's memory, whose table its row then has. Raises YarnEdgeError if there is none there."""
+        if not self._there:
+            return False
+        buffer = TensorStruct.from_address(address).buffer
+        if not buffer or function("ggml_backend_buffer_is_host")(buffer):
+            return False
+        tables = self._there.get(function("ggml_backend_buffer_get_type")(buffer))
+        if tables is None:
+            name = function("ggml_backend_buffer_name")(buffer).decode(errors="replace")
+            raise YarnEdgeError(
+                f"{self._model.path}: llama.cpp computes a rotation in {name}, where live positions have no table"
+            )
+        row = int(self._state[COUNT]) // _NODES_PER_LAYER % len(tables)
+        self._state[HEAD + row * ROW_WIDTH + 2] = tables[row]
+        return True
 
     def begin(self) -> None:
         """See `GraphEdit`."""
@@ -106,7 +133,7 @@ class LiveRopes:
 
     def close(self) -> None:
         """Free the tables. The context must be closed first."""
-        for tables in self._tables:
+        for tables in self._tables.values():
             tables.close()
 
 

@@ -6,24 +6,28 @@ Caches of several parts (sliding windows, hybrid models) log a line for each par
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.memory.weights import TOKEN_EMBEDDINGS
 from yarn_edge.runtime.ggml import Device
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.load_log import MIB, buffers_in, bytes_of, flash_attention_in
 
 _SIZE = re.compile(r"(?:llama_kv_cache|llama_memory_recurrent|llama_dsv4_comp_state): (?:.*, )?size = +([\d.]+) MiB")
 _RECURRENT = re.compile(r"llama_memory_recurrent: (?:.*, )?size = +([\d.]+) MiB")
+_CACHED_ON = re.compile(r"llama_(?:kv_cache|memory_recurrent): layer +\d+: dev = (\S+)")
 _CELLS = re.compile(r"llama_kv_cache: size = .*\( *(\d+) cells")
 
 
 @dataclass(frozen=True)
 class ContextSizes:
     """The sizes of one context in bytes. recurrent: the part of `kv` that holds states; on_device: that of `compute` there; work: ggml's
-    scratch memory; cells: their number.
+    scratch memory; cells: their number. kv_on, compute_on: of a split model, the parts of `kv` by device, of `compute` by buffer type.
     """
 
     kv: int
@@ -33,15 +37,29 @@ class ContextSizes:
     output: int
     work: int
     cells: int
+    kv_on: dict[str, int] = field(default_factory=dict)
+    compute_on: dict[str, int] = field(default_factory=dict)
+
+    def beyond(self, near: ContextSizes, more: float) -> ContextSizes:
+        """These sizes and `more` times what they have more than those of `near`."""
+
+        def grown(far: Any, before: Any) -> Any:
+            if isinstance(far, dict):
+                return {name: grown(value, before.get(name, value)) for name, value in far.items()}
+            return far + round(more * (far - before))
+
+        return ContextSizes(**{name: grown(value, getattr(near, name)) for name, value in vars(self).items()})
 
 
-def context_sizes(log: str, file: GGUFFile, n_batch: int, threads: int, device: Device | None) -> ContextSizes:
+def context_sizes(
+    log: str, file: GGUFFile, n_batch: int, threads: int, device: Device | LayerSplit | None
+) -> ContextSizes:
     """The sizes of one context from its log. n_batch: tokens of one graph. device: that of layers and cache, None for the CPU."""
     buffers = buffers_in(log)
     compute = {where: size for where, what, size in buffers if what == "compute"}
     on_device = 0
     if device is not None:
-        on_device = sum(size for where, size in compute.items() if where == device.name or not _is_host(where))
+        on_device = sum(size for where, size in compute.items() if where == device.name or not is_host(where))
     cells = [int(count) for count in _CELLS.findall(log)]
     work = _product_bytes(file, n_batch) + threads * MIB // 2  # plus a tile for each thread (tiled.cpp)
     if not flash_attention_in(log):  # the scores of the batch in half precision, to multiply the values with
@@ -49,7 +67,22 @@ def context_sizes(log: str, file: GGUFFile, n_batch: int, threads: int, device: 
     kv = sum(map(bytes_of, _SIZE.findall(log)))
     recurrent = sum(map(bytes_of, _RECURRENT.findall(log)))
     output = sum(size for _where, what, size in buffers if what == "output")
-    return ContextSizes(kv, recurrent, sum(compute.values()), on_device, output, work, sum(cells))
+    split = (_cache_by_device(log), compute) if isinstance(device, LayerSplit) else ()
+    return ContextSizes(kv, recurrent, sum(compute.values()), on_device, output, work, sum(cells), *split)
+
+
+def _cache_by_device(log: str) -> dict[str, int]:
+    """Bytes of the caches by device: the layers of one cache share its size alike."""
+    found: Counter[str] = Counter()
+    layers: Counter[str] = Counter()
+    for line in log.splitlines():
+        if match := _CACHED_ON.search(line):
+            layers[match[1]] += 1
+        elif (match := _SIZE.search(line)) and layers:
+            for device, n in layers.items():
+                found[device] += bytes_of(match[1]) * n // layers.total()
+            layers.clear()
+    return dict(found)
 
 
 def allocated_bytes(log: str) -> int:
@@ -57,7 +90,7 @@ def allocated_bytes(log: str) -> int:
     return sum(size for _where, what, size in buffers_in(log) if what not in ("compute", "model", "KV"))
 
 
-def _is_host(name: str) -> bool:
+def is_host(name: str) -> bool:
     """Whether a buffer type of this name is in main memory."""
     return name == "CPU" or name.endswith("_Host")
 

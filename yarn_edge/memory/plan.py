@@ -8,7 +8,7 @@ not report (the mapped file, repacked copies, the process) is measured or counte
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +19,13 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.memory.log_sizes import ContextSizes, allocated_bytes, context_sizes
+from yarn_edge.memory.parts import PartPlan, fullest_share, split_parts
 from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.context import MAX_DRAFT, Context
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.kv_cache import CTX_STEP
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.llama_api import captured_log, physical_threads
 from yarn_edge.runtime.load_log import MIB
 from yarn_edge.runtime.machine import resident_bytes
@@ -51,7 +53,8 @@ class MemoryPlan:
 
     weights: the mapped file, or all tensors on a device; repacked: the CPU's second copy of some weights; kv: the cache and
     recurrent states; compute: the written part of the graph's buffers; output: logits; process: Python, llama.cpp, the
-    vocabulary, bookkeeping. device_bytes: the part of all these that is on a device, None if everything is on the CPU.
+    vocabulary, bookkeeping. device_bytes: the part of all these that is on a device, None if everything is on the CPU; of a split
+    model, what of the budgets' sum its fullest device stands for. parts: of a split model, what each device takes.
     """
 
     n_ctx: int
@@ -63,6 +66,7 @@ class MemoryPlan:
     output_bytes: int
     process_bytes: int
     device_bytes: int | None = None
+    parts: tuple[PartPlan, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -80,7 +84,7 @@ def conversation_settings(
     file: GGUFFile,
     n_ctx: int,
     kv_type: str,
-    device: ggml.Device | None,
+    device: ggml.Device | LayerSplit | None,
     threads: int | None = None,
     attention: Attention = "auto",
 ) -> ContextSettings:
@@ -92,7 +96,8 @@ def conversation_settings(
 class Simulation:
     """A GGUF's header and vocabulary in llama.cpp, without weights. Use it as a context manager, or call `close`.
 
-    device: where layers and cache would go, by default the CPU. attention: as in `yarn_edge.attention.policy`.
+    device: where layers and cache would go, by default the CPU. attention: as in `yarn_edge.attention.policy`. budgets: of a split
+    model, the bytes that may be used, by device.
     process_bytes: memory of a process that has loaded the header; by default measured in this process. gguf: as in `Model`.
     Raises YarnEdgeError if the file cannot be loaded.
     """
@@ -101,18 +106,19 @@ class Simulation:
         self,
         path: str | Path,
         *,
-        device: ggml.Device | None = None,
+        device: ggml.Device | LayerSplit | None = None,
         threads: int | None = None,
         attention: Attention = "auto",
         process_bytes: int | None = None,
         gguf: GGUFFile | None = None,
+        budgets: Mapping[str, int] | None = None,
     ) -> None:
         self.file: GGUFFile = gguf or read_gguf(path)
         if not self.file.tensors:
             raise YarnEdgeError(f"{path}: has a vocabulary but no weights: there is nothing to run")
         with captured_log() as log:
             self.model = Model(path, no_alloc=True, device=device, gguf=self.file)  # tokenizes, too
-        self.device = self.model.device
+        self.device, self.budgets = self.model.device, budgets or {}
         self.threads, self.attention = threads or physical_threads(), attention
         self.n_ctx_train: int = self.model.n_ctx_train
         self._simulations: dict[ContextSettings, ContextSizes | YarnEdgeError] = {}
@@ -148,6 +154,11 @@ class Simulation:
         process += COPIES * sizes.recurrent
         if settings.fast:
             process += FAST_BYTES + work_bytes(self.file, settings)
+        if isinstance(self.device, LayerSplit):
+            parts = split_parts(self.file, self.unused, self.device, sizes, (output, process))
+            fullest = fullest_share(parts, self.budgets)
+            held = weights.tensors, 0, sizes.kv, sizes.compute
+            return MemoryPlan(n_ctx, kv_type, *held, output, process, fullest, parts)
         if self.device is not None:
             on_device = weights.on_device + sizes.kv + sizes.on_device + _DEVICE_FIRST_RUN_BYTES
             return MemoryPlan(n_ctx, kv_type, weights.tensors, 0, sizes.kv, sizes.compute, output, process, on_device)
@@ -193,9 +204,8 @@ class Simulation:
         if n_ctx <= MOST_SIMULATED:
             return self._known(replace(settings, n_ctx=n_ctx))
         half = MOST_SIMULATED // 2
-        near, far = (vars(self._known(replace(settings, n_ctx=n))) for n in (half, MOST_SIMULATED))
-        more = (n_ctx - MOST_SIMULATED) / half
-        return ContextSizes(**{name: far[name] + round(more * (far[name] - near[name])) for name in far})
+        near, far = (self._known(replace(settings, n_ctx=n)) for n in (half, MOST_SIMULATED))
+        return far.beyond(near, (n_ctx - MOST_SIMULATED) / half)
 
     def _known(self, settings: ContextSettings) -> ContextSizes:
         if settings not in self._simulations:

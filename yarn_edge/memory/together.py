@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from yarn_edge.memory.plan import FAST_BYTES, Simulation
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.machine import available_bytes
 
 
@@ -30,6 +31,13 @@ def bytes_together(contexts: Sequence[tuple[Simulation, ContextSettings]]) -> di
     compiled = False
     for simulation, settings in contexts:
         plan = simulation.plan_of(settings)
+        if isinstance(simulation.device, LayerSplit):
+            places = (None, *(device for device, _n in simulation.device.parts))
+            for device, part in zip(places, plan.parts, strict=True):
+                needed[device] += part.total_bytes - (part.weights_bytes if simulation in loaded else 0)
+            needed[None] -= simulation.process_bytes
+            loaded.append(simulation)
+            continue
         weights = plan.weights_bytes + plan.repacked_bytes
         added = plan.taken_bytes
         if simulation.device is None:

@@ -54,11 +54,11 @@ class Repacked:
     n_bytes: int
 
 
-def repacked(file: GGUFFile, unused: Collection[str] = ()) -> Repacked:
-    """What this build's CPU backend copies on this machine. unused: tensors that llama.cpp does not load."""
+def repacked(file: GGUFFile, unused: Collection[str] = (), only: Collection[str] | None = None) -> Repacked:
+    """What this build's CPU backend copies on this machine. unused: tensors that llama.cpp does not load. only: those on the CPU."""
     names, n_bytes = set(), 0
     tied = OUTPUT not in file.tensors
-    for tensor in file.tensors.values():
+    for tensor in file.tensors.values() if only is None else map(file.tensors.__getitem__, only):
         size = 0 if tensor.name in unused else copy_bytes(tensor.name, tensor.shape, tensor.type_name, tied)
         if size:
             names.add(tensor.name)

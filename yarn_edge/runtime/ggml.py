@@ -80,7 +80,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_backend_reg": (_P, [_P]),
     "ggml_backend_dev_memory": (None, [_P, ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)]),
     "ggml_backend_dev_supports_op": (ctypes.c_bool, [_P, TensorPointer]),
+    "ggml_backend_dev_buffer_type": (_P, [_P]),
     "ggml_backend_reg_name": (ctypes.c_char_p, [_P]),
+    "ggml_backend_reg_by_name": (_P, [ctypes.c_char_p]),
+    "ggml_backend_register": (None, [_P]),
+    "ggml_backend_buffer_get_type": (_P, [_P]),
+    "ggml_set_abort_callback": (_P, [_P]),
+    "ggml_version": (ctypes.c_char_p, []),
+    "ggml_commit": (ctypes.c_char_p, []),
     "ggml_backend_reg_get_proc_address": (_P, [_P, ctypes.c_char_p]),
     "ggml_backend_buft_name": (ctypes.c_char_p, [_P]),
     "ggml_backend_buft_alloc_buffer": (_P, [_P, _SIZE]),
@@ -186,6 +193,14 @@ def cpu_device() -> Device:
 def device_handle(device: Device) -> Any:
     """ggml_backend_dev_t."""
     return function("ggml_backend_dev_get")(device.index)
+
+
+def memory_name(device: Device) -> str:
+    """What the names of a device's buffers begin with: its own name, or for a worker's, such as "RPC0[127.0.0.1:50052]"."""
+    if device.backend != "RPC":
+        return device.name
+    buffer_type = function("ggml_backend_dev_buffer_type")(device_handle(device))
+    return str(function("ggml_backend_buft_name")(buffer_type).decode(errors="replace"))
 
 
 @contextmanager

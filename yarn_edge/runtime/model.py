@@ -26,6 +26,7 @@ from yarn_edge.progress import bar
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.first_load import check_first_load, trusted
 from yarn_edge.runtime.ggml import extra_buffers
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.llama_api import clear_log, failure_reason, kv_overrides, llama
 from yarn_edge.runtime.lora import LoadedLoras, LoraFile
 from yarn_edge.runtime.tokenizing import Tokenizer
@@ -36,9 +37,9 @@ class Model:
     """A loaded GGUF. Use it as a context manager, or call `close`.
 
     overrides: metadata values for this load only (str, bool, int or float by key). device: where all layers and the cache go
-    (`yarn_edge.runtime.devices`); by default the CPU, even if this build could use a GPU. no_alloc: read only the header and
-    the vocabulary; contexts of such a model report their sizes (`yarn_edge.memory.plan`) but cannot run. gguf: the header, if
-    it was already read. Raises YarnEdgeError if the file is invalid or llama.cpp refuses it.
+    (`yarn_edge.runtime.devices`), or how they are split; by default the CPU, even if this build could use a GPU. no_alloc: read
+    only the header and the vocabulary; contexts of such a model report their sizes (`yarn_edge.memory.plan`) but cannot run.
+    gguf: the header, if it was already read. Raises YarnEdgeError if the file is invalid or llama.cpp refuses it.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Model:
         *,
         vocab_only: bool = False,
         overrides: Mapping[str, str | bool | int | float] | None = None,
-        device: ggml.Device | None = None,
+        device: ggml.Device | LayerSplit | None = None,
         no_alloc: bool = False,
         gguf: GGUFFile | None = None,
         trust: bool = False,
@@ -68,12 +69,9 @@ class Model:
         if no_alloc:
             # llama.cpp asserts that nothing is mapped
             params.no_alloc, params.load_mode = True, self.api.LLAMA_LOAD_MODE_NONE
-        self.device = device if device is not None and device.kind != "cpu" else None
-        chosen = [] if self.device is None else [ggml.device_handle(self.device)]
+        self.device = None if device is None or device.kind == "cpu" or _all_on_cpu(device) else device
         params.use_extra_bufts = repack and extra_buffers()
-        self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*chosen)  # terminated by NULL
-        params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
-        params.n_gpu_layers = 0 if self.device is None else -1
+        self._place(params)
         self._overrides = kv_overrides(self.api, self.overrides)
         if self.overrides:
             params.kv_overrides = self._overrides
@@ -91,6 +89,25 @@ class Model:
         self.eos: int = self.api.llama_vocab_eos(self._vocab)
         self.add_bos: bool = self.api.llama_vocab_get_add_bos(self._vocab)
         self.add_eos: bool = self.api.llama_vocab_get_add_eos(self._vocab)
+
+    def _place(self, params: Any) -> None:
+        """Say where the layers go. Sizes of `tensor_split` are whole numbers of layers, the output is the last device's."""
+        chosen = [device for device in self.devices if device.kind != "cpu"]
+        self._devices = (ctypes.c_void_p * (len(chosen) + 1))(*map(ggml.device_handle, chosen))  # terminated by NULL
+        params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+        params.n_gpu_layers = -1 if chosen else 0
+        if isinstance(self.device, LayerSplit):
+            counts = [n for _device, n in self.device.parts]
+            params.n_gpu_layers = sum(counts) + 1
+            self._tensor_split = (ctypes.c_float * self.api.llama_max_devices())(*counts[:-1], counts[-1] + 1)
+            params.tensor_split = self._tensor_split
+
+    @property
+    def devices(self) -> tuple[ggml.Device, ...]:
+        """Every device that has layers."""
+        if isinstance(self.device, LayerSplit):
+            return self.device.devices
+        return (self.device or ggml.cpu_device(),)
 
     def _load(self, params: Any) -> Any:
         """llama_model *. Raises YarnEdgeError, and what a signal in the meantime asks for."""
@@ -188,3 +205,7 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _all_on_cpu(device: ggml.Device | LayerSplit) -> bool:
+    return isinstance(device, LayerSplit) and not device.parts

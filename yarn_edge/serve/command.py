@@ -7,7 +7,6 @@ llama_cpp.server (`pip install 'yarn-edge[serve]'`). The model is run by `yarn_e
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import socket
 import time
@@ -16,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yarn_edge.addresses import is_loopback
 from yarn_edge.engine.flags import MAX_PARALLEL, add_engine_flags, engine_settings
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import add_kv_flags, add_threads_flag, count, length, memory_size
 from yarn_edge.progress import note
+from yarn_edge.split_flags import split_request
 
 if TYPE_CHECKING:
     from yarn_edge.runtime.model import Model
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
             f"--host {args.host} needs --api-key (or ${KEY_VARIABLE}): others can reach the model at that address"
         )
     kv_type = requested_kv_type(args.kv_type, args.kv_k, args.kv_v)
-    wanted = Wanted(args.backend, args.ctx, kv_type, args.memory, args.threads, args.attention)
+    asked = (args.backend, args.ctx, kv_type, args.memory, args.threads, args.attention)
+    wanted = Wanted(*asked, split=split_request(args))
     settings = replace(engine_settings(args), parallel=args.parallel)
     with ExitStack() as held:
         listener = held.enter_context(closing(listening(args.host, args.port)))
@@ -134,16 +136,6 @@ def api_key(given: str | None, variable: str | None) -> str | None:
             f"{origin} has a space, a line break or a character that is not ASCII: a header cannot carry it"
         )
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached only from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listening(host: str, port: int) -> socket.socket:

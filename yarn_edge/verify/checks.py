@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from yarn_edge.positions import error_budget as phase
 from yarn_edge.positions.error_budget import rotation_error
 from yarn_edge.positions.scaling import SAME_RELATIVE, RopeScaling
 from yarn_edge.runtime import ggml, rope_kernel
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
 from yarn_edge.verify.rope_nodes import RopeNode, record_ropes
@@ -181,7 +183,7 @@ def check_live_graph(
     nodes = record_ropes(model, tokens, starts, threads=threads, at_least=n_ctx or 64)
     kinds = layer_kinds(file, model.n_layer)
     slides = positions.effective_sliding(positions.explicit_arguments)
-    faults = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model.device)
+    faults = _missing_layers(nodes, kinds, len(starts)) + _elsewhere(nodes, model)
     full, sliding = (
         [n for n in nodes if 0 <= n.layer < len(kinds) and kinds[n.layer] == kind] for kind in ("full", "sliding")
     )
@@ -210,7 +212,8 @@ def check_live_graph(
     errors = (rotation_error(n.x, n.y, n.positions, g, pairing) for some, g in judged for n in some)
     worst = max(errors, key=lambda e: e.of_budget)
     value = max(worst.of_budget, float("inf") if faults else 0.0)
-    detail = f"{len(nodes)} nodes, in batches from positions {', '.join(map(str, starts))}; closest to its error budget: {worst}"
+    detail = f"{len(nodes)} nodes{_each_place(nodes, model)}, in batches from positions {', '.join(map(str, starts))}; "
+    detail += f"closest to its error budget: {worst}"
     if slides is not None and sliding_goal is None:
         detail += "; layers with a sliding window are compared with the file's own keys only"
     return judge(
@@ -242,10 +245,21 @@ def _has_arguments(scaling: RopeScaling) -> bool:
     return scaling.truncate and scaling.ramp == "index" and scaling.frequency_factors is None
 
 
-def _elsewhere(nodes: list[RopeNode], device: ggml.Device | None) -> list[str]:
-    wanted = device.name if device else "CPU"
-    strangers = sorted({n.buffer for n in nodes if not n.buffer.startswith(wanted)})
-    return [f"ropes ran in {', '.join(strangers)}, not on {wanted}"] if strangers else []
+def _elsewhere(nodes: list[RopeNode], model: Model) -> list[str]:
+    """The memory in which ropes ran that is of none of the model's devices, as a sentence."""
+    wanted = tuple(ggml.memory_name(device) for device in model.devices)
+    # The CPU's part of a split model may be in main memory that a GPU's driver pinned.
+    pinned = ("_Host",) if any(device.kind == "cpu" for device in model.devices) else ()
+    strangers = sorted({n.buffer for n in nodes if not n.buffer.startswith(wanted) and not n.buffer.endswith(pinned)})
+    return [f"ropes ran in {', '.join(strangers)}, not on {' or '.join(wanted)}"] if strangers else []
+
+
+def _each_place(nodes: list[RopeNode], model: Model) -> str:
+    """Where the ropes of a split model ran: llama.cpp may compute a layer's on a neighbor's device."""
+    if not isinstance(model.device, LayerSplit):
+        return ""
+    places = Counter(node.buffer for node in nodes)
+    return f" ({', '.join(f'{n} in {place}' for place, n in sorted(places.items()))})"
 
 
 def _wrong_parameters(

@@ -14,7 +14,7 @@ effect      perplexity of a text with the scaling against without it (--effect T
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -44,10 +44,14 @@ from yarn_edge.llama_rules.frequency_tables import judged_contexts
 from yarn_edge.llama_rules.honoured import honoured
 from yarn_edge.llama_rules.loadable import check_loadable
 from yarn_edge.llama_rules.structure import other_structure
+from yarn_edge.memory.splitting import split_place
 from yarn_edge.positions.scaling import RopeScaling
 from yarn_edge.runtime.devices import devices_of, missing
+from yarn_edge.runtime.ggml import Device
 from yarn_edge.runtime.kv_cache import with_kv_parts
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.model import Model
+from yarn_edge.split_flags import SplitRequest, add_split_flags, split_request
 from yarn_edge.stdout import write_json, write_text
 from yarn_edge.verify.checks import (
     CHECKPOINT,
@@ -102,14 +106,15 @@ def verify(
     overrides: ScalingOverrides = NO_OVERRIDES,
     n_tokens: int = LOGIT_TOKENS,
     threads: int | None = None,
-    backend: str = "cpu",
+    backend: str | SplitRequest = "cpu",
     kv_type: str = "f32",
     on_check: Callable[[Check], None] = lambda _check: None,
 ) -> list[Check]:
     """Run every check, and pass each result to `on_check` as soon as it is known.
 
-    against: the checkpoint folder. backend: a key of BACKENDS, or "all"; a missing one is skipped, never replaced. overrides:
-    the flags that convert was given. n_tokens, kv_type: of the logits check.
+    against: the checkpoint folder. backend: a key of BACKENDS, or "all"; a missing one is skipped, never replaced; or where the
+    layers go: then the kernel is checked on each of these devices. overrides: the flags that convert was given. n_tokens, kv_type: of
+    the logits check.
     Raises YarnEdgeError for a file that cannot be judged at all (not a GGUF, an architecture outside the table).
     """
     file = read_gguf(path)
@@ -128,19 +133,15 @@ def verify(
         add(goal.told(check_metadata(goal.positions, goal.full, source, others)))
     if against is not None and find_adapter(Path(against)) is None:
         check_reference(Path(against), replaced)
-    for name in BACKENDS if backend == "all" else (backend,):
-        devices = devices_of(name)
-        if not devices:
+    for name, where, why in _places(path, file, backend):
+        if where is None:
             for what in ("kernel", "live-graph", "logits"):
-                add(skipped(on_backend(what, name), missing(name)))
+                add(skipped(on_backend(what, name), why))
             continue
         for goal in goals:
-            runs = goal.positions.runs
-            # The kernel is checked on what runs; whether that is the goal is for the other checks.
-            reference = runs if angle_error(runs, goal.full).any_difference else goal.full
-            for device in devices:
-                add(goal.told(check_kernel(runs, reference, file.architecture, device, name)))
-        with Model(path, device=devices[0], gguf=file) as model:
+            for check in _kernel_checks(goal, file.architecture, name, where):
+                add(check)
+        with Model(path, device=where, gguf=file) as model:
             for goal in goals:
                 live = check_live_graph(model, goal.full, threads, name, goal.sliding, goal.positions.n_ctx)
                 add(goal.told(live))
@@ -152,6 +153,28 @@ def verify(
                 add(check)
             add(check_logits(model, Path(against), replaced, n_tokens, threads, kv_type=kv_type, backend=name))
     return checks
+
+
+def _kernel_checks(goal: _Goal, architecture: str, name: str, where: Device | LayerSplit) -> Iterator[Check]:
+    """The kernel on every device of a backend, or of a split, whose checks have the devices' names."""
+    runs = goal.positions.runs
+    # The kernel is checked on what runs; whether that is the goal is for the other checks.
+    reference = runs if angle_error(runs, goal.full).any_difference else goal.full
+    split = isinstance(where, LayerSplit)
+    for device in where.devices if isinstance(where, LayerSplit) else devices_of(name):
+        yield goal.told(check_kernel(runs, reference, architecture, device, device.name.lower() if split else name))
+
+
+def _places(
+    path: str | Path, file: GGUFFile, backend: str | SplitRequest
+) -> Iterator[tuple[str, Device | LayerSplit | None, str]]:
+    """(name, where to run, "") of each backend, or of the split; (name, None, the reason) where there is no device."""
+    if isinstance(backend, SplitRequest):
+        yield "split", split_place(backend, Path(path), gguf=file).split, ""
+        return
+    for name in BACKENDS if backend == "all" else (backend,):
+        devices = devices_of(name)
+        yield name, devices[0] if devices else None, "" if devices else missing(name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +210,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="where to run the kernel, live-graph and logits checks (default: %(default)s)",
     )
+    add_split_flags(parser)
     add_kv_flags(parser, "the cache for the logits check", "f32")
     add_threads_flag(parser)
     add_trust_flag(parser)
@@ -201,6 +225,13 @@ def run(args: argparse.Namespace) -> int:
         raise YarnEdgeError(
             f"the --yarn-… flags, --freeze-at and {READING_FLAG} describe how CHECKPOINT was converted: they need --against"
         )
+    split = split_request(args)
+    if split and args.backend != "cpu":
+        raise YarnEdgeError(
+            f"--backend {args.backend} checks whole models on one device: leave it out, or --rpc and --layers-on"
+        )
+    if split and args.effect is not None:
+        raise YarnEdgeError("--effect measures on one device: leave it out, or --rpc and --layers-on")
     if args.effect is None and args.effect_ctx is not None:
         raise YarnEdgeError("--effect-ctx needs --effect TEXT")
     on_check: Callable[[Check], None] = (lambda _check: None) if args.json else print_check
@@ -211,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
             overrides=overrides,
             n_tokens=args.tokens,
             threads=args.threads,
-            backend=args.backend,
+            backend=split or args.backend,
             kv_type=with_kv_parts(args.kv_type, args.kv_k, args.kv_v),
             on_check=on_check,
         )

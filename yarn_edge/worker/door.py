@@ -1,0 +1,96 @@
+"""The door of a worker: one port for llama.cpp's RPC, which is passed on to the library's server, and for what clients ask beside it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from yarn_edge.progress import note
+from yarn_edge.runtime.worker_link import MAX_ECHO, RPC_HELLO, Lines
+
+_BLOCK, _STACK = 1 << 20, 1 << 18
+FIRST_BYTE_S = 10.0
+
+
+class Door:
+    """Accepts connections at `listener`. inside: (host, port) of the library's server. describe: what `info` answers.
+
+    One client at a time: the one whose claim is open. The library's server, too, serves one connection after another.
+    """
+
+    def __init__(
+        self, listener: socket.socket, inside: tuple[str, int], describe: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._listener, self._inside, self._describe = listener, inside, describe
+        self._lock = threading.Lock()
+        self._client: str | None = None
+
+    def serve(self) -> None:
+        """Accept until the listener is closed. Each connection has threads, whose stacks count as memory: small ones do."""
+        threading.stack_size(_STACK)
+        while True:
+            try:
+                connection, address = self._listener.accept()
+            except OSError:
+                return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            name = f"{address[0]}:{address[1]}"
+            threading.Thread(target=self._receive, args=(connection, name), daemon=True).start()
+
+    def _receive(self, connection: socket.socket, name: str) -> None:
+        with connection, suppress(OSError, ValueError):
+            connection.settimeout(FIRST_BYTE_S)
+            first = connection.recv(1, socket.MSG_PEEK)
+            connection.settimeout(None)
+            if first[:1] == bytes([RPC_HELLO]):
+                self._pass_on(connection)
+            elif first:
+                self._answer(Lines(connection), name)
+
+    def _pass_on(self, outside: socket.socket) -> None:
+        """Copy both directions until one side ends; then both are closed."""
+        with socket.create_connection(self._inside) as inside:
+            inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            back = threading.Thread(target=_copy, args=(inside, outside), daemon=True)
+            back.start()
+            _copy(outside, inside)
+            back.join()
+
+    def _answer(self, lines: Lines, name: str) -> None:
+        mine = False
+        try:
+            while (message := lines.receive()) is not None:
+                asked = message.get("ask")
+                if asked == "ping":
+                    lines.send(alive=True)
+                elif asked == "echo":
+                    lines.skip(min(int(message["bytes"]), MAX_ECHO))
+                    lines.send(alive=True)
+                elif asked in ("info", "claim"):
+                    with self._lock:
+                        mine = mine or (asked == "claim" and self._client is None)
+                        self._client = name if mine else self._client
+                        busy = None if mine else self._client
+                    lines.send(**self._describe(), busy=busy)
+                    if mine:
+                        note(f"client {name}")
+                else:
+                    return
+        finally:
+            if mine:
+                with self._lock:
+                    self._client = None
+                note(f"client {name} has left")
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    block = memoryview(bytearray(_BLOCK))
+    with suppress(OSError):
+        while n := source.recv_into(block):
+            target.sendall(block[:n])
+    for side in (source, target):
+        with suppress(OSError):
+            side.shutdown(socket.SHUT_RDWR)

@@ -21,6 +21,7 @@ from yarn_edge.memory.plan import Simulation
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.machine import spare_bytes
 from yarn_edge.runtime.model import Model
 
@@ -89,6 +90,11 @@ class Embedder:
 
     def _fitting(self) -> ContextSettings:
         """Settings of the longest context for which there is memory, at most as long as the one that answers."""
+        device = self.model.device
+        if isinstance(device, LayerSplit):
+            raise YarnEdgeError(
+                f"embeddings are not supported with layers on {device.name}: put the model onto one device"
+            )
         graph = min(self._settings.n_ubatch or SLICE, SLICE)
         wanted = replace(
             self._settings,
@@ -100,10 +106,10 @@ class Embedder:
             unified=False,
             embeddings=True,
         )
-        with Simulation(self.model.path, device=self.model.device, gguf=self.model.gguf) as simulation:
+        with Simulation(self.model.path, device=device, gguf=self.model.gguf) as simulation:
             for settings in _shorter(wanted):
                 needed = _bytes_of(simulation, settings)
-                if needed <= _free_bytes(self.model.device):
+                if needed <= _free_bytes(device):
                     return settings
         raise YarnEdgeError(
             f"no memory for embeddings: a context of {settings.n_ctx} tokens beside the one that answers needs {gib(needed)}"

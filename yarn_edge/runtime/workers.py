@@ -156,7 +156,7 @@ class Watched:
                 why = getattr(error, "strerror", None) or str(error)
                 break
         if not self._closed:
-            lost(f"worker {self.address} is lost: {why}; what was finished before is kept")
+            end_without(f"worker {self.address} is lost: {why}; what was finished before is kept")
 
     def close(self) -> None:
         """Let the worker go: it may end now, or serve another client."""
@@ -164,7 +164,7 @@ class Watched:
         self._connection.close()
 
 
-def lost(message: str) -> NoReturn:
+def end_without(message: str) -> NoReturn:
     """End this process with one line: the main thread may wait in the library for an answer that will not come."""
     with _ending:
         sys.stderr.write(f"{_cursor()}yarn-edge: error: {one_line(message)}\n")
@@ -190,7 +190,7 @@ def _end_well() -> None:
             sys.stderr.flush()
             return
         time.sleep(WATCHER_S)
-        lost(f"a worker is lost: {text.rpartition(': ')[2]}")
+        end_without(f"a worker is lost: {text.rpartition(': ')[2]}")
 
     _state["aborted"] = aborted  # must outlive every call into the library
     function("ggml_set_abort_callback")(aborted)

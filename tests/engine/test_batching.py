@@ -185,6 +185,19 @@ def test_no_row_is_alone(parts: list[tuple[int, list[int], int, int]], rows: lis
     assert [(len(part.tokens), part.outputs) for part in made] == rows
 
 
+def test_only_what_is_to_be_repeatable_gets_a_second_row(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, rows = engine.context.evaluate_parts, []
+    monkeypatch.setattr(
+        engine.context,
+        "evaluate_parts",
+        lambda parts: rows.append(sum(len(p.tokens) for p in parts)) or evaluate(parts),
+    )
+    for sampling in (GREEDY, Sampling(seed=1), Sampling()):
+        engine.submit(RunningAnswer(AnswerRequest([5], sampling, 3), engine.context.model, engine.n_ctx))
+        drained(engine)
+    assert rows == [2, 2, 2, 2, 2, 2, 2, 1, 1]  # a prompt, then two tokens; others may reuse the prompt
+
+
 def test_shares_of_a_step() -> None:
     assert pace.shared_out([], 64) == []
     assert pace.shared_out([1000], 64) == [64]

@@ -1,7 +1,7 @@
 """The same requests alone and among others: `python -m support.neighbors MODEL.gguf --requests 200` in `tests/`.
 
 Each request is answered by an engine that has nothing else to do, and then among others that come, go and are cancelled at random.
-Some share a long beginning. Exits with 1 if an answer differs.
+Some share a long beginning, also with those that are cancelled, which need not be repeatable. Exits with 1 if an answer differs.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def run(
         while left and len(engine.running) + len(engine.waiting) < at_once:
             if rng.random() < cancelled:
                 prompt = rng.integers(3, model.n_vocab, int(rng.integers(1, 200))).tolist()
+                if rng.random() < 0.5:  # a beginning that others ask for, too
+                    shared = requests[int(rng.integers(len(requests)))].tokens
+                    prompt = [*shared[: int(rng.integers(1, len(shared) + 1))], *prompt[:3]]
                 others.append(RunningAnswer(AnswerRequest(prompt, Sampling(), 50), model, n_ctx))
                 engine.submit(others[-1])
             else:

@@ -243,7 +243,7 @@ class Engine:
     def _evaluate(self, planned: Planned) -> None:
         parts = [part for _, part in planned]
         spare = self.pool.spare
-        if self.pool.repeats:
+        if self.pool.repeats and any(one.request.repeatable or not part.generated for one, part in planned):
             parts = at_least_two_rows(parts, spare)
         alone = planned[0][0] if len(planned) == 1 else None
         try:

@@ -3,7 +3,8 @@
 What is computed of one token must not depend on what else is in its batch. Attention: our kernels read the cells of each sequence in
 the order of their positions, and a row's sums do not depend on other rows; ggml's depend on where cells are. Products with weights
 of type F32 and F16: ggml's take one way for a single row and another for two and more (llamafile's tinyBLAS), which is the same for
-any number of rows; so a batch always has at least two rows, and two outputs if any. Quantized weights: that depends on the type, the
+any number of rows; so a batch with a prompt, which others may reuse, or with an answer that is to be repeatable has at least two rows,
+and two outputs if any. Quantized weights: that depends on the type, the
 processor and the number of rows. Everything else is computed row by row.
 """
 

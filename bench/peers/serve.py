@@ -178,7 +178,7 @@ def _count(port: int, text: str) -> int:
 
 
 def _beside_a_document(port: int, document: str) -> dict[str, float]:
-    """Seconds to the first token of a short question alone, and of the slowest of three while a document is read; and of the document."""
+    """Seconds to the first token of a short question alone, and of the slowest of up to three while a document is read; and of the document."""
     alone = streamed(port, f"Alone. {QUESTION}", 4)[0]
     long: list[tuple[float, float, int]] = []
     reader = threading.Thread(target=lambda: long.append(streamed(port, document, 4)))
@@ -186,10 +186,11 @@ def _beside_a_document(port: int, document: str) -> dict[str, float]:
     beside = []
     for i in range(3):
         time.sleep(1)
-        beside.append(streamed(port, f"{i} beside. {QUESTION}", 4)[0])
-        if not reader.is_alive():
-            raise YarnEdgeError("the document was read before a question was answered: choose a longer one")
+        if reader.is_alive():
+            beside.append(streamed(port, f"{i} beside. {QUESTION}", 4)[0])
     reader.join()
+    if not beside:
+        raise YarnEdgeError("the document was read before a question could be asked: choose a longer one")
     return {"alone": alone, "beside": max(beside), "document": long[0][0]}
 
 

@@ -178,7 +178,7 @@ def _count(port: int, text: str) -> int:
 
 
 def _beside_a_document(port: int, document: str) -> dict[str, float]:
-    """Seconds to the first token of a short question alone, and of the slowest of up to three while a document is read; and of the document."""
+    """Seconds to the first token of a short question alone, of the slowest of up to three while a document is read, and of that."""
     alone = streamed(port, f"Alone. {QUESTION}", 4)[0]
     long: list[tuple[float, float, int]] = []
     reader = threading.Thread(target=lambda: long.append(streamed(port, document, 4)))

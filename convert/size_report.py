@@ -16,8 +16,8 @@ from yarn_edge.runtime.ggml_types import GGMLType
 
 from .file_plan import FilePlan
 from .job import QuantizationJob
-from .sizing.allocate import choose_types, tensor_bytes
-from .sizing.sized import SizePlan
+from .sizing.allocate import tensor_bytes
+from .sizing.sized import SizePlan, best_types
 
 STANDARD = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 _SIZES = 16  # of the curve
@@ -84,7 +84,7 @@ def _frontier(sized: SizePlan, own: FilePlan, standard: Sequence[FilePlan]) -> P
     least, most = (sum(pick(tensor_bytes(c, kind) for kind in c.nats) for c in sized.costs) for pick in (min, max))
     points = []
     for budget in np.geomspace(least, most, _SIZES):
-        types = choose_types(sized.costs, max(least, math.ceil(budget)))
+        types = best_types(sized.costs, sized.own, max(least, math.ceil(budget)))
         points.append((fixed + _bytes_of(sized, types), sized.nats(types)))
     usual = [(plan.layout.file_bytes, sized.nats(plan.recipe.types)) for plan in standard]
     usual = [(size, nats) for size, nats in usual if not math.isnan(nats)]

@@ -130,7 +130,9 @@ class _Budget:
 
     def best(self, standard: Sequence[Candidate]) -> BestFile:
         """All of it, in the order of the docs."""
-        unknown = [TensorCost(t.name, t.n_rows * t.width, dict.fromkeys(kinds_for(t.width), 0.0)) for t in self._free]
+        unknown = [
+            TensorCost(t.name, t.n_rows * t.width, 0.0, dict.fromkeys(kinds_for(t.width), 0.0)) for t in self._free
+        ]
         kinds = [kind for kind in KINDS if self._simulation.refusal(f"{kind}/{kind}") is None]
         anything = self._frontier(unknown, CacheLoss(dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)))
         anything.best(self._wanted.memory)  # whether anything fits is said before anything is measured

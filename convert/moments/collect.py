@@ -5,6 +5,7 @@ After each window what was read so far is kept in the folder, so that a run that
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -19,6 +20,7 @@ from yarn_edge.attention.choose import fastest_attention
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.identity import model_identity
 from yarn_edge.graph.opening import open_context
+from yarn_edge.memory.weights import OUTPUT
 from yarn_edge.progress import bar, note
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
@@ -56,15 +58,18 @@ class CalibrationSettings:
 
 class MomentsTap(ActivationTap):
     """Adds up x xᵀ of every input that is a matrix, beside the squares of all; of experts if as many tokens as it is wide can be
-    expected for each of them, of n_tokens in all. let_go: called before the next layer.
+    expected for each of them, of n_tokens in all. mapped: the model's file, of which pages are let go of before the next layer.
+    output_width: of output.weight, whose inputs are added up too; 0 without.
     """
 
-    def __init__(self, sums: GrowingSums, n_tokens: int, mapped: MappedFile | None = None) -> None:
+    def __init__(
+        self, sums: GrowingSums, n_tokens: int, mapped: MappedFile | None = None, output_width: int = 0
+    ) -> None:
         super().__init__()
         self.sums = sums
         self.rows: dict[str, int] = {}
         self.input_of: dict[str, str] = {}
-        self._n_tokens, self._mapped = n_tokens, mapped
+        self._n_tokens, self._mapped, self._output_width = n_tokens, mapped, output_width
         self._input_name = self._layer = ""
 
     def squares_of(self, node: Any, name: bytes) -> Squares:
@@ -93,6 +98,13 @@ class MomentsTap(ActivationTap):
             sums[expert] = self._added(expert_input(self._input_name, expert), x)
             counts[expert] = len(x)
         return Squares(sums, counts)
+
+    def _end(self, node: Any) -> bool:
+        x = tensor_values(ctypes.pointer(node))
+        if x.shape[-1] == self._output_width:
+            self._added(OUTPUT, np.ascontiguousarray(x.reshape(-1, self._output_width)))
+            self.input_of[OUTPUT] = OUTPUT
+        return super()._end(node)
 
     def _added(self, name: str, x: Floats) -> npt.NDArray[np.float64]:
         self.rows[name] = self.rows.get(name, 0) + len(x)
@@ -188,7 +200,9 @@ class _Reading:
         n_tokens = sum(map(len, self._windows))
         places = {name: (int(at), int(width)) for name, (at, width) in self._told["places"].items()}
         with closing(GrowingSums(self._sums_path, places, self._done)) as sums:
-            tap = MomentsTap(sums, n_tokens, MappedFile(self._model.path))
+            output = self._model.gguf.tensors.get(OUTPUT)
+            output_width = 0 if output is None else output.shape[0]
+            tap = MomentsTap(sums, n_tokens, MappedFile(self._model.path), output_width)
             tap.rows.update(self._told["rows"])
             tap.input_of.update(self._told["input_of"])
             if self._done < len(self._windows):

@@ -34,13 +34,14 @@ Doubles = npt.NDArray[np.float64]
 class Gradients:
     """rows: mean squares of the gradients of a matrix's results, (n,), by the name of its weight from "layers." on; of experts
     (experts, n), as means over all tokens. head: the same for the output matrix; head_moments: second moments of its inputs,
-    (hidden, hidden). embedding: for the columns of the embeddings.
+    (hidden, hidden). embedding: second moments of the gradients of the embeddings, (hidden, hidden). tokens: of which all these are.
     """
 
     rows: Mapping[str, Doubles]
     head: Doubles
     head_moments: npt.NDArray[np.float32]
-    embedding: Doubles
+    embedding: npt.NDArray[np.float32]
+    tokens: int
 
 
 def output_gradients(folder: Path, windows: Sequence[Sequence[int]], kept: Path | None = None) -> Gradients:
@@ -68,7 +69,7 @@ def output_gradients(folder: Path, windows: Sequence[Sequence[int]], kept: Path 
                     save_progress_arrays(kept, {"identity": identity, "done": done}, sums.arrays())
     found = {name: value / n_tokens for name, value in sums.arrays().items()}
     head, moments, embedding = (found.pop(name) for name in ("head", "head moments", "embedding"))
-    return Gradients(found, head, moments.astype(np.float32), embedding)
+    return Gradients(found, head, moments.astype(np.float32), embedding.astype(np.float32), n_tokens)
 
 
 def _load(sums: GradientSums, kept: Path | None, identity: str) -> int:

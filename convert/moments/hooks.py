@@ -13,8 +13,8 @@ Doubles = npt.NDArray[np.float64]
 
 
 class GradientSums:
-    """Sums of the squares of gradients: by the name of a layer's weight from "layers." on, for the "head" and for the "embedding"'s
-    columns; and "head moments", x xᵀ of the head's inputs.
+    """Sums of the squares of gradients: by the name of a layer's weight from "layers." on, and for the "head"; of g gᵀ for the
+    "embedding"; and "head moments", x xᵀ of the head's inputs.
     """
 
     def __init__(self, model: Any) -> None:
@@ -97,14 +97,17 @@ class GradientSums:
         self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def _on_head(self, _module: Any, inputs: Any, result: Any) -> None:
-        x = inputs[0].detach().flatten(0, -2)
-        self._add("head moments", (x.T @ x).double())
+        self._add("head moments", _products(inputs[0].detach().flatten(0, -2)))
         self._watch("head", result)
 
     def _on_embeddings(self, _module: Any, _inputs: Any, result: Any) -> Any:
         result.requires_grad_(True)
-        self._watch("embedding", result)
+        result.register_hook(lambda gradient: self._add("embedding", _products(gradient.flatten(0, -2))))
         return result
+
+
+def _products(rows: Any) -> Any:
+    return (rows.T @ rows).double()
 
 
 def _squares(gradient: Any) -> Any:

@@ -25,7 +25,7 @@ from .moments import Moments
 from .sums import StoredSums, SumsPlace, sums_floats
 
 _KEYS = "yarn_edge.moments."
-_FORM = 1
+_FORM = 2
 _SUMS, _WINDOWS, _GRADIENT = "moments.", "windows", "gradient."
 _STEP = 1 << 22  # numbers that are copied at a time
 _PARTS = ("head", "head_moments", "embedding")
@@ -36,6 +36,7 @@ def write_moments(moments: Moments, path: Path, force: bool) -> None:
     """Write the file whole or not at all. Raises YarnEdgeError if the disk has no room, or if the file exists and `force` is not set."""
     parts, names = _tensors(moments)
     told = {"rows": moments.rows, "input_of": moments.input_of, "places": names["places"], "gradients": names["rows"]}
+    told["gradient_tokens"] = 0 if moments.gradients is None else moments.gradients.tokens
     entries = [
         pack_key("general.type", "imatrix"),
         pack_strings(DATASETS, moments.texts),
@@ -113,7 +114,7 @@ def read_moments(path: Path, model: str, read: str | None) -> Moments:
         places = {str(name): _place(file, i, int(width)) for i, (name, width) in enumerate(told["places"])}
         rows = {str(name): int(n) for name, n in told["rows"].items()}
         input_of = {str(weight): str(name) for weight, name in told["input_of"].items()}
-        gradients = _gradients(file, told["gradients"]) if told["gradients"] else None
+        gradients = _gradients(file, told["gradients"], int(told["gradient_tokens"])) if told["gradients"] else None
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise YarnEdgeError(f"{path}: its moments are damaged: {one_line(repr(error), 200)}") from error
     if not windows or min(rows.values(), default=1) < 1 or places.keys() != rows.keys():
@@ -147,10 +148,10 @@ def _values(file: GGUFFile, name: str) -> npt.NDArray[np.float32]:
     return values.reshape(tuple(reversed(tensor.shape)))
 
 
-def _gradients(file: GGUFFile, rows: list[str]) -> Gradients:
+def _gradients(file: GGUFFile, rows: list[str], tokens: int) -> Gradients:
     parts: Mapping[str, Any] = {part: _values(file, _GRADIENT + part) for part in _PARTS}
     by_name = {str(name): _values(file, f"{_GRADIENT}{i}").astype(np.float64) for i, name in enumerate(rows)}
-    head, embedding = (parts[part].astype(np.float64) for part in ("head", "embedding"))
-    if any((values < 0).any() for values in (*by_name.values(), head, embedding)):
+    head, embedding = parts["head"].astype(np.float64), parts["embedding"]
+    if any((values < 0).any() for values in (*by_name.values(), head, np.diagonal(embedding))):
         raise ValueError("a mean square is negative")
-    return Gradients(by_name, head, parts["head_moments"], embedding)
+    return Gradients(by_name, head, parts["head_moments"], embedding, tokens)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yarn_edge.memory.weights import OUTPUT, TOKEN_EMBEDDINGS
+
 from ..imatrix.matrix import Importance, ImportanceMatrix, read_imatrix
 from ..kernels.feedback import Factors
 from .gradients import Gradients
@@ -57,7 +59,13 @@ class Moments:
         return ImportanceMatrix(None, dict(self.squares), self.texts, 1, self.tokens)
 
     def input_name(self, weight: str, width: int, matrix: int = 0) -> str | None:
-        """The input of one matrix of a weight, of this width; None if it has no moments, or an expert that saw fewer tokens than that."""
+        """The input of one matrix of a weight, of this width; None if it has no moments, or an expert that saw fewer tokens than that.
+
+        Embeddings have those of their gradients, unless they are the output matrix too or there are too few tokens.
+        """
+        if weight == TOKEN_EMBEDDINGS:
+            known = self.gradients is not None and OUTPUT in self.input_of and self.gradients.tokens >= width
+            return weight if known else None
         name = self.input_of.get(weight)
         if name is None:
             return None
@@ -67,7 +75,9 @@ class Moments:
         return name if self.sums.places[name].width == width else None
 
     def mean(self, name: str) -> Floats:
-        """E[x xᵀ] of an input, as new memory."""
+        """E[x xᵀ] of an input, of embeddings E[g gᵀ], as new memory."""
+        if name == TOKEN_EMBEDDINGS and self.gradients is not None:
+            return self.gradients.embedding.copy()
         found = self.sums[name]
         found /= np.float32(self.rows[name])
         return found

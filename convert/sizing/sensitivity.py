@@ -1,7 +1,7 @@
 """What each tensor costs in each type, before a file is made: half of G_r · e_r H e_rᵀ, added up over its rows, in nats for each token.
 
 e_r is the error that the type makes in row r, of which some rows are tried; H the second moments of the inputs, G_r how much the row's
-result matters (`gradients`). Of embeddings, whose rows are the tokens, the columns matter.
+result matters (`gradients`). Of embeddings, whose rows are the tokens, H is of the gradients.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.memory.weights import OUTPUT, TOKEN_EMBEDDINGS
 from yarn_edge.progress import bar
 from yarn_edge.regular_file import read_regular
 from yarn_edge.runtime.ggml_types import GGMLType, dequantize_into, type_named
@@ -29,18 +30,21 @@ from ..one_pass import SourceTensor
 
 CANDIDATES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 NARROW = ("Q4_0", "Q5_0", "Q8_0")  # for rows that hold no K-quants
-TRIED = 128  # rows of a tensor: evenly over those in the order of how much they matter
-_TRIED_EXPERTS = 4  # in the same order, with a part of these rows each
+TRIED = 128  # rows of a tensor, each for an equal share of what all matter
+_TRIED_EXPERTS = 4  # likewise, with a part of these rows each
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class TensorCost:
-    """What one tensor may become: type -> nats of KL for each token. n_weights: of the tensor."""
+    """What one tensor may become: type -> nats of KL for each token. n_weights: of the tensor; n_used: those that a token is multiplied
+    with, on average.
+    """
 
     name: str
     n_weights: int
+    n_used: float
     nats: Mapping[GGMLType, float]
 
 
@@ -59,16 +63,15 @@ class Mattering:
     moments: Callable[[int], Floats]
 
 
-def tensor_cost(
+def nats_of(
     tensor: SourceTensor, matters: Mattering, kernels: Kernels, factors: FactorsOf, kinds: Sequence[GGMLType]
-) -> TensorCost:
-    """Try the types on some rows of a tensor, of experts on some rows of some of them."""
+) -> dict[GGMLType, float]:
+    """The nats of each type. Try the types on some rows of a tensor, of experts on some rows of some of them."""
     nats = dict.fromkeys(kinds, 0.0)
     by_matrix = matters.rows.sum(1)
-    tried = _spread(by_matrix, _TRIED_EXPERTS)
-    for matrix in tried:
-        mattering = matters.rows[matrix]
-        picked = _spread(mattering, TRIED // len(tried))
+    tried, matrix_shares = _spread(by_matrix, _TRIED_EXPERTS)
+    for matrix, matrix_share in zip(tried, matrix_shares, strict=True):
+        picked, shares = _spread(matters.rows[matrix], TRIED // len(tried))
         rows = _rows_of(tensor, picked + matrix * tensor.rows_per_matrix)
         moments, found = matters.moments(int(matrix)), factors(tensor.name, tensor.width, int(matrix))
         for kind in kinds:
@@ -77,16 +80,23 @@ def tensor_cost(
                 powers = np.square(errors, dtype=np.float64) @ moments
             else:
                 powers = np.einsum("ij,ij->i", errors @ moments, errors, dtype=np.float64)
-            nats[kind] += float(0.5 * len(mattering) / len(picked) * (mattering[picked] * powers).sum())
-    seen = float(by_matrix[tried].sum())
-    share = float(by_matrix.sum()) / seen if seen > 0 else 1.0
-    return TensorCost(tensor.name, tensor.n_rows * tensor.width, {kind: share * value for kind, value in nats.items()})
+            nats[kind] += float(0.5 * by_matrix.sum() * matrix_share * (shares * powers).sum())
+    return nats
 
 
-def _spread(values: Doubles, wanted: int) -> npt.NDArray[np.intp]:
-    """Up to `wanted` indices, evenly over those in the order of their values."""
-    order = np.argsort(values, kind="stable")
-    return np.sort(order[np.linspace(0, len(order) - 1, min(wanted, len(order))).astype(int)])
+def _spread(values: Doubles, wanted: int) -> tuple[npt.NDArray[np.intp], Doubles]:
+    """Up to `wanted` indices, and the share of the sum of all values that each stands for.
+
+    All, if they are no more; else evenly along the sum, in the order of the values: of an output matrix a few rows are most of it.
+    """
+    weights = values if values.sum() > 0 else np.ones(len(values))
+    if len(weights) <= wanted:
+        return np.arange(len(weights)), weights / weights.sum()
+    order = np.argsort(weights, kind="stable")
+    ends = np.cumsum(weights[order])
+    at = np.searchsorted(ends, (np.arange(wanted) + 0.5) / wanted * ends[-1])
+    picked, counts = np.unique(order[at], return_counts=True)
+    return picked, counts / wanted
 
 
 def _errors(kernels: Kernels, kind: GGMLType, rows: Floats, factors: Factors | None) -> Floats:
@@ -133,14 +143,23 @@ def costs_of(
         for tensor in tensors:
             if tensor.name not in known:
                 matters = _matters(tensor, moments, gradients, rows_of)
-                cost = tensor_cost(tensor, matters, kernels, factors, kinds_for(tensor.width))
-                known[tensor.name] = {kind.name: nats for kind, nats in cost.nats.items()}
+                measured = nats_of(tensor, matters, kernels, factors, kinds_for(tensor.width))
+                known[tensor.name] = {kind.name: value for kind, value in measured.items()}
                 if kept is not None:
                     write_file(kept, json.dumps(known), force=True)
             nats = {type_named(name): value for name, value in known[tensor.name].items()}
-            costs.append(TensorCost(tensor.name, tensor.n_rows * tensor.width, nats))
+            n_weights, tied = tensor.n_rows * tensor.width, OUTPUT not in rows_of
+            costs.append(TensorCost(tensor.name, n_weights, n_weights * _share_used(tensor.name, moments, tied), nats))
             advance(1)
     return costs
+
+
+def _share_used(name: str, moments: Moments, tied: bool) -> float:
+    """The part of a tensor's weights that a token is multiplied with. tied: the embeddings are the output matrix too."""
+    if name == TOKEN_EMBEDDINGS:
+        return float(tied)
+    squares = moments.squares.get(name)
+    return 1.0 if squares is None else float(squares.counts.sum() / len(squares.counts) / moments.tokens)
 
 
 def _known(kept: Path | None) -> dict[str, dict[str, float]]:
@@ -151,12 +170,12 @@ def _known(kept: Path | None) -> dict[str, dict[str, float]]:
 
 
 def _matters(tensor: SourceTensor, moments: Moments, gradients: Gradients, rows_of: Mapping[str, Doubles]) -> Mattering:
-    if tensor.name == "output.weight" or (tensor.name == "token_embd.weight" and "output.weight" not in rows_of):
+    if tensor.name == OUTPUT or (tensor.name == TOKEN_EMBEDDINGS and OUTPUT not in rows_of):
         rows, same = gradients.head[None], gradients.head_moments
-        fits = gradients.head_moments.shape == (tensor.width, tensor.width)
-    elif tensor.name == "token_embd.weight":
-        rows, same = np.full((1, tensor.n_rows), 1 / tensor.n_rows), gradients.embedding.astype(np.float32)
-        fits = same.shape == (tensor.width,)
+        fits = same.shape == (tensor.width, tensor.width)
+    elif tensor.name == TOKEN_EMBEDDINGS:
+        rows, same = np.full((1, tensor.n_rows), 1 / tensor.n_rows), gradients.embedding
+        fits = same.shape == (tensor.width, tensor.width)
     elif tensor.name in rows_of and tensor.name in moments.squares:
         rows, same = np.atleast_2d(rows_of[tensor.name]), moments.squares[tensor.name].weights()
         fits = same.size == len(rows) * tensor.width

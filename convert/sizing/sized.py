@@ -21,7 +21,7 @@ from ..moments.gradients import Doubles, Gradients, output_gradients
 from ..moments.moments import Moments
 from ..one_pass import SourceTensor
 from ..recipe import EMBEDDINGS, OUTPUT, QuantOptions
-from .allocate import choose_types
+from .allocate import choose_types, tensor_bytes, tensor_ns
 from .sensitivity import TensorCost, costs_of, kinds_for
 
 _EXPERTS = re.compile(r"blk\.(?P<layer>\d+)\.ffn_(?P<part>gate|up|down)_exps\.weight")
@@ -57,14 +57,32 @@ def size_wanted(text: str) -> SizeWanted:
 
 @dataclass(frozen=True)
 class SizePlan:
-    """types: the chosen one of each tensor that has a choice; costs: what each costs in all."""
+    """types: the chosen one of each tensor that has a choice; costs: what each costs in all; own: the types of --quant's recipe."""
 
     types: Mapping[str, GGMLType]
     costs: Sequence[TensorCost]
+    own: Mapping[str, GGMLType]
 
     def nats(self, types: Mapping[str, GGMLType]) -> float:
         """What is lost with these types, in nats for each token; NaN if they were not all tried."""
         return sum(cost.nats.get(types[cost.name], np.nan) for cost in self.costs)
+
+    @property
+    def speed(self) -> float:
+        """Of generating, relative to the recipe's types, as far as the time goes into these tensors."""
+        return _total_ns(self.costs, self.own) / _total_ns(self.costs, self.types)
+
+
+def best_types(costs: Sequence[TensorCost], own: Mapping[str, GGMLType], budget: int) -> dict[str, GGMLType]:
+    """The types with the least loss in `budget` bytes that generate as fast as the types `own`; in a file that is larger than with
+    those, as much slower as it is larger.
+    """
+    larger = budget / sum(tensor_bytes(cost, own[cost.name]) for cost in costs)
+    return choose_types(costs, budget, most_ns=max(1.0, larger) * _total_ns(costs, own))
+
+
+def _total_ns(costs: Sequence[TensorCost], types: Mapping[str, GGMLType]) -> float:
+    return sum(tensor_ns(cost, types[cost.name]) for cost in costs)
 
 
 def types_for(
@@ -89,10 +107,12 @@ def size_plan(
     """The chosen types and what they cost; see `types_for`. kept: see `costs_of`."""
     free = free_tensors(tensors, plan)
     costs = measured_costs(free, plan, moments, gradients, kept)
-    found = SizePlan(choose_types(costs, wanted.file_bytes(plan) - _fixed_bytes(free, plan)), costs)
-    before, after = found.nats(plan.recipe.types), found.nats(found.types)
+    own = plan.recipe.types
+    found = SizePlan(best_types(costs, own, wanted.file_bytes(plan) - _fixed_bytes(free, plan)), costs, own)
+    before, after = found.nats(own), found.nats(found.types)
     note(
-        f"types by sensitivity: {after:.3f} nats for each token are expected ({plan.quant.name}'s own types: {before:.3f})"
+        f"types by sensitivity: {after:.3f} nats for each token are expected ({plan.quant.name}'s own types: {before:.3f}), "
+        f"and {found.speed:.2f} of its speed on x86"
     )
     return found
 

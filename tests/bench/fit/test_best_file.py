@@ -49,7 +49,7 @@ class PlainSimulation:
 def frontier() -> tuple[Frontier, list[TensorCost]]:
     sizes, scales = (256 * 10, 256 * 30, 256 * 4), (0.2, 0.05, 0.9)
     costs = [
-        TensorCost(f"{i}", n, {kind: scale * 4.0**-j for j, kind in enumerate(KINDS)})
+        TensorCost(f"{i}", n, n, {kind: scale * 4.0**-j for j, kind in enumerate(KINDS)})
         for i, (n, scale) in enumerate(zip(sizes, scales, strict=True))
     ]
     tensors = [

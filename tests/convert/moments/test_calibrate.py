@@ -39,23 +39,27 @@ def test_moments_are_those_of_transformers_layers(folder: Path, tmp_path: Path) 
     moments = collect_moments(folder / "f32.gguf", settings, tmp_path)
     assert moments.tokens == 1024
     assert moments.input_of["blk.1.attn_v.weight"] == moments.input_of["blk.1.attn_q.weight"]
-    assert len(moments.sums) == 2 * 4  # q, k and v share an input, and so do gate and up
+    assert (
+        len(moments.sums) == 2 * 4 + 1
+    )  # q, k and v share an input, and so do gate and up; and that of the output matrix
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "ck", dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "ck")
-    found: list[np.ndarray] = []
-    layer = model.model.layers[1].mlp.down_proj
-    layer.register_forward_pre_hook(lambda _m, x: found.append(x[0].double().flatten(0, -2).numpy()))
+    matrices = {"blk.1.ffn_down.weight": model.model.layers[1].mlp.down_proj, "output.weight": model.lm_head}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in matrices}
+    for name, module in matrices.items():
+        module.register_forward_pre_hook(lambda _m, x, of=found[name]: of.append(x[0].double().flatten(0, -2).numpy()))
     for text in settings.texts.values():
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         for i in range(2):
             start = i * ((len(ids) - held_out_tokens(len(ids), 2)) // 256) // 2 * 256
             with torch.inference_mode():
                 model(torch.tensor([ids[start : start + 256]]), use_cache=False)
-    x = np.concatenate(found)
-    assert len(x) == moments.rows["blk.1.ffn_down.weight"] == 1024
-    wanted = x.T @ x
-    apart = np.linalg.norm(moments.sums["blk.1.ffn_down.weight"] - wanted) / np.linalg.norm(wanted)
-    assert apart < 1e-3  # the cache is in half precision
+    for name, inputs in found.items():
+        x = np.concatenate(inputs)
+        assert len(x) == moments.rows[name] == 1024
+        wanted = x.T @ x
+        apart = np.linalg.norm(moments.sums[name] - wanted) / np.linalg.norm(wanted)
+        assert apart < 1e-3  # the cache is in half precision
 
 
 @pytest.mark.parametrize("command", ["quantize", "convert"])
@@ -66,7 +70,7 @@ def test_both_commands(folder: Path, tmp_path: Path, command: str, capsys: pytes
     words = [command, str(source), "-o"]
     assert main([*words, str(out), "--calibrate", texts, "--calibrate-tokens", "1024"]) == 0
     told = capsys.readouterr().err
-    assert "error feedback in 14 of 16 tensors with K-quants, from 1024 tokens" in told
+    assert "error feedback in 15 of 16 tensors with K-quants, from 1024 tokens" in told
     assert "warning: one text" not in told
     assert "whole.gguf:" not in told
     assert main([*words, str(plain), "--kernels", "fast"]) == 0

@@ -126,7 +126,7 @@ def test_an_ended_run_is_gone_on_with(
     """Ctrl-C in the midst of a window, of the sensitivities, of the output: the same file comes of it."""
     owner, name = {
         "reading": (GrowingSums, "add"),
-        "sensitivities": (sensitivity, "tensor_cost"),
+        "sensitivities": (sensitivity, "nats_of"),
         "quantization": (_Worker, "make"),
     }[where]
     usual, calls = getattr(owner, name), list[int]()

@@ -13,8 +13,9 @@ pytest.importorskip("numba")
 
 from yarn_edge.cli import main
 from yarn_edge.convert.moments.gradients import output_gradients
-from yarn_edge.convert.sizing.allocate import choose_types, tensor_bytes
-from yarn_edge.convert.sizing.sensitivity import CANDIDATES, TensorCost
+from yarn_edge.convert.sizing.allocate import choose_types, tensor_bytes, tensor_ns
+from yarn_edge.convert.sizing.decode_time import decode_ns
+from yarn_edge.convert.sizing.sensitivity import CANDIDATES, TensorCost, _spread, kinds_for
 from yarn_edge.convert.sizing.sized import SizeWanted, size_wanted
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.read import read_gguf
@@ -32,7 +33,10 @@ def random_costs(seed: int, n: int = 4) -> list[TensorCost]:
     scale = np.exp(2 * random.standard_normal(n))
     return [
         TensorCost(
-            str(i), int(sizes[i]), {k: float(scale[i] * 4.0 ** -(j + random.random())) for j, k in enumerate(KINDS)}
+            str(i),
+            int(sizes[i]),
+            float(sizes[i]),
+            {k: float(scale[i] * 4.0 ** -(j + random.random())) for j, k in enumerate(KINDS)},
         )
         for i in range(n)
     ]
@@ -57,6 +61,43 @@ def test_nothing_that_fits_is_better_but_by_the_last_step(seed: int) -> None:
         assert ours <= best * 1.3  # of the same size; the hull leaves out what only an exact fill would take
         larger = choose_types(costs, most)
         assert set(larger.values()) == {KINDS[-1]}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_that_fits_and_is_as_fast_is_better_but_by_the_last_step(seed: int) -> None:
+    costs = random_costs(seed)
+    least, most = (sum(tensor_bytes(c, kind) for c in costs) for kind in (KINDS[0], KINDS[-1]))
+    budget = int(least + 0.4 * (most - least))
+    free = choose_types(costs, budget)
+    most_ns = 0.9 * sum(tensor_ns(c, free[c.name]) for c in costs)
+    chosen = choose_types(costs, budget, most_ns=most_ns)
+    spent, took = (sum(of(c, chosen[c.name]) for c in costs) for of in (tensor_bytes, tensor_ns))
+    assert spent <= budget
+    assert took <= most_ns
+    best = min(
+        sum(c.nats[k] for c, k in zip(costs, kinds, strict=True))
+        for kinds in itertools.product(KINDS, repeat=len(costs))
+        if sum(tensor_bytes(c, k) for c, k in zip(costs, kinds, strict=True)) <= spent
+        and sum(tensor_ns(c, k) for c, k in zip(costs, kinds, strict=True)) <= took
+    )
+    assert sum(c.nats[chosen[c.name]] for c in costs) <= best * 1.3
+
+
+def test_the_smallest_types_are_the_fastest() -> None:
+    for width in (256, 32):
+        kinds = kinds_for(width)
+        assert min(kinds, key=lambda kind: kind.row_bytes(width)) == min(kinds, key=lambda kind: decode_ns(1, kind))
+    tight = choose_types(random_costs(0), 10**9, most_ns=0.0)  # then these, rather than nothing
+    assert set(tight.values()) == {KINDS[0]}
+
+
+def test_rows_stand_for_equal_shares() -> None:
+    values = np.exp(3 * np.random.default_rng(0).standard_normal(5000))
+    errors = np.random.default_rng(1).random(5000)
+    picked, shares = _spread(values, 128)
+    assert shares.sum() == pytest.approx(1)
+    assert values.sum() * shares @ errors[picked] == pytest.approx(values @ errors, rel=0.1)
+    np.testing.assert_allclose(_spread(values[:100], 128)[1], values[:100] / values[:100].sum())
 
 
 def test_a_budget_that_is_too_small() -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.ggml_types import GGMLType
 
@@ -23,7 +20,7 @@ def tensor_bytes(cost: TensorCost, kind: GGMLType) -> int:
 Sized = Callable[[TensorCost, GGMLType], int]
 Price = Callable[[TensorCost, GGMLType], float]
 # What all the time may cost, relative to all the bytes: the best of the choices at these prices is taken.
-_TIME_PRICES = (0.0, *(2.0 ** (k / 2) for k in range(-12, 9)))
+_TIME_PRICES = (0.0, *(2.0 ** (k / 2) for k in range(-20, 9)))
 
 
 def tensor_ns(cost: TensorCost, kind: GGMLType) -> float:
@@ -44,19 +41,21 @@ def choose_types(
         raise YarnEdgeError(
             f"the smallest types need {least / 1e6:.1f} MB, but {budget / 1e6:.1f} MB are left for them"
         )
-    most_ns = max(
-        most_ns, sum(tensor_ns(cost, smallest[cost.name]) for cost in costs)
-    )  # the smallest types are the fastest
+    fastest = sum(tensor_ns(cost, smallest[cost.name]) for cost in costs)  # the smallest types are the fastest
+    most_ns = max(most_ns, fastest)
 
-    def chosen(price_of_time: float) -> dict[str, GGMLType]:
+    def chosen(price_of_time: float, limit: float) -> dict[str, GGMLType]:
         def price(cost: TensorCost, kind: GGMLType) -> float:
             time = tensor_ns(cost, kind) / most_ns if price_of_time else 0.0
             return sized(cost, kind) / budget + price_of_time * time
 
-        return _filled(costs, (budget, most_ns), sized, price)
+        return _filled(costs, (budget, limit), sized, price)
 
-    choices = map(chosen, (0.0,) if math.isinf(most_ns) else _TIME_PRICES)
-    return min(choices, key=lambda types: sum(cost.nats[types[cost.name]] for cost in costs))
+    if math.isinf(most_ns):
+        return chosen(0.0, math.inf)
+    choices = [chosen(price_of_time, limit) for price_of_time in _TIME_PRICES for limit in (math.inf, most_ns)]
+    fast = [types for types in choices if sum(tensor_ns(cost, types[cost.name]) for cost in costs) <= most_ns]
+    return min(fast, key=lambda types: sum(cost.nats[types[cost.name]] for cost in costs))
 
 
 def _filled(costs: Sequence[TensorCost], limits: tuple[int, float], sized: Sized, price: Price) -> dict[str, GGMLType]:
@@ -65,21 +64,20 @@ def _filled(costs: Sequence[TensorCost], limits: tuple[int, float], sized: Sized
     best there is but for the last step.
     """
     hulls = [_hull(cost, price) for cost in costs]
+    taken = [
+        [(sized(cost, kind), tensor_ns(cost, kind)) for kind in hull] for cost, hull in zip(costs, hulls, strict=True)
+    ]
     at = [0] * len(costs)
-
-    def taken(i: int, k: int) -> npt.NDArray[np.float64]:
-        return np.array([sized(costs[i], hulls[i][k]), tensor_ns(costs[i], hulls[i][k])])
-
-    spent = sum((taken(i, 0) for i in range(len(costs))), np.zeros(2))
+    n_bytes, ns = sum(row[0][0] for row in taken), sum(row[0][1] for row in taken)
     steps = sorted(
         (-_gain(costs[i], hull[k], hull[k + 1], price), i, k)
         for i, hull in enumerate(hulls)
         for k in range(len(hull) - 1)
     )
     for _, i, k in steps:
-        after = spent + taken(i, k + 1) - taken(i, k)
-        if at[i] == k and after[0] <= limits[0] and after[1] <= limits[1]:
-            at[i], spent = k + 1, after
+        more, longer = (after - before for before, after in zip(*taken[i][k : k + 2], strict=True))
+        if at[i] == k and n_bytes + more <= limits[0] and ns + longer <= limits[1]:
+            at[i], n_bytes, ns = k + 1, n_bytes + more, ns + longer
     return {cost.name: hull[k] for cost, hull, k in zip(costs, hulls, at, strict=True)}
 
 

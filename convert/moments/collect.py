@@ -100,10 +100,10 @@ class MomentsTap(ActivationTap):
         return Squares(sums, counts)
 
     def _end(self, node: Any) -> bool:
-        x = tensor_values(ctypes.pointer(node))
-        if x.shape[-1] == self._output_width:
-            self._added(OUTPUT, np.ascontiguousarray(x.reshape(-1, self._output_width)))
-            self.input_of[OUTPUT] = OUTPUT
+        if node.ne[0] == self._output_width:
+            x = np.ascontiguousarray(tensor_values(ctypes.pointer(node)).reshape(-1, self._output_width))
+            self._input_name = OUTPUT
+            self.add(OUTPUT.encode(), Squares(self._added(OUTPUT, x)[None], np.array([len(x)], np.int64)))
         return super()._end(node)
 
     def _added(self, name: str, x: Floats) -> npt.NDArray[np.float64]:

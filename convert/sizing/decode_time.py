@@ -11,7 +11,7 @@ from yarn_edge.runtime.ggml_types import GGMLType
 
 # Nanoseconds for each weight: files of one type throughout, one thread, AVX-512, the pinned llama.cpp, 32 tokens (`bench.peers.files`).
 NS = {"Q2_K": 0.0306, "Q3_K": 0.0451, "Q4_K": 0.0338, "Q5_K": 0.0471, "Q6_K": 0.0446}
-OTHERS_NS = max(NS.values())  # not measured: not repacked, or never chosen
+OTHERS_NS = max(NS.values())  # not measured
 
 
 def decode_ns(n_weights: float, kind: GGMLType) -> float:

@@ -60,7 +60,8 @@ def test_they_are_an_importance_matrix_and_serve_the_gguf_too(folder: Path, tmp_
     f32, kept = str(tmp_path / "f32.gguf"), str(folder / "moments.gguf")
     assert main(["convert", str(folder / "ck"), "-o", f32, "--quant", "F32", "--quiet"]) == 0
     matrix = read_imatrix(kept)
-    assert set(matrix.entries) == {n for n, t in read_gguf(f32).tensors.items() if n[:4] == "blk." and len(t.shape) > 1}
+    of_layers = {n for n, t in read_gguf(f32).tensors.items() if n[:4] == "blk." and len(t.shape) > 1}
+    assert set(matrix.entries) == {*of_layers, "output.weight"}
     assert {int(entry.counts[0]) for entry in matrix.entries.values()} == {1024}
     assert main(["quantize", f32, "-o", str(tmp_path / "a.gguf"), "--moments", kept, "--quiet"]) == 0
     assert read_gguf(tmp_path / "a.gguf").metadata["yarn_edge.calibration.tokens"] == 1024

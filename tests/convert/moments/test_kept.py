@@ -150,7 +150,7 @@ def test_an_ended_run_is_gone_on_with(
     monkeypatch.undo()
     again = len(calls) - before
     assert (
-        again == {"reading": 4, "sensitivities": 6, "quantization": 9 + 12}[where]
+        again == {"reading": 5, "sensitivities": 6, "quantization": 9 + 12}[where]
     )  # 12: with the importance matrix, for the proof
 
 

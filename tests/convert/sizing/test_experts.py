@@ -45,6 +45,7 @@ def test_the_streamed_pass_is_that_of_the_whole_model(folder: Path, gradients: d
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "dense", dtype=torch.float32).eval()
     tokens, found = torch.tensor([list(range(5, 261)), list(range(20, 276))]), {}
     parts = {"gate_proj": model.model.layers[0].mlp.gate_proj, "q_proj": model.model.layers[0].self_attn.q_proj}
+    parts["embedding"] = model.model.embed_tokens
 
     def watch(name: str, result: torch.Tensor) -> None:
         result.register_hook(lambda gradient: found.update({name: gradient}))
@@ -57,6 +58,9 @@ def test_the_streamed_pass_is_that_of_the_whole_model(folder: Path, gradients: d
     for name, part in (("gate_proj", "mlp"), ("q_proj", "self_attn")):
         wanted = found[name].flatten(0, 1).double().square().mean(0).numpy()
         np.testing.assert_allclose(gradients["dense"].rows[f"layers.0.{part}.{name}.weight"], wanted, rtol=1e-3)
+    of_embeddings = found["embedding"].flatten(0, 1).double().numpy()
+    wanted = of_embeddings.T @ of_embeddings / len(of_embeddings)
+    np.testing.assert_allclose(gradients["dense"].embedding, wanted, rtol=1e-3, atol=1e-3 * wanted.max())
 
 
 def test_gradients_of_experts_are_those_of_the_dense_model(gradients: dict[str, Gradients]) -> None:
@@ -73,7 +77,7 @@ def test_a_file_of_a_size(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     words = ["convert", str(folder / "ck"), "-o", str(tmp_path / "o.gguf"), "--size", "600KB", "--moments", kept]
     words += ["--calibrate", f"{folder / 'a.txt'},{folder / 'b.txt'}", "--calibrate-tokens", "1024"]
     assert main(words) == 0
-    assert "error feedback in 7 of 8 tensors with K-quants, from 1024 tokens\n" in capsys.readouterr().err
+    assert "error feedback in 8 of 8 tensors with K-quants, from 1024 tokens\n" in capsys.readouterr().err
     made = read_gguf(tmp_path / "o.gguf")
     assert 0.9 * 600_000 < (tmp_path / "o.gguf").stat().st_size <= 600_000
     assert made.tensors["blk.0.ffn_down_exps.weight"].shape == (FFN // N, 256, N)
@@ -81,5 +85,9 @@ def test_a_file_of_a_size(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     first, second = (moments.sums[f"blk.0.ffn_gate_exps.weight:{expert}"] for expert in range(N))
     np.testing.assert_array_equal(first, second)  # all tokens reach both
     assert moments.input_name("blk.0.ffn_up_exps.weight", 256, 1) == "blk.0.ffn_gate_exps.weight:1"
+    assert moments.input_name("token_embd.weight", 256) == "token_embd.weight"
+    assert moments.gradients is not None
+    unseen = replace(moments, gradients=replace(moments.gradients, tokens=255))
+    assert unseen.input_name("token_embd.weight", 256) is None
     few = replace(moments, rows={**moments.rows, "blk.0.ffn_gate_exps.weight:1": 255})
     assert few.input_name("blk.0.ffn_up_exps.weight", 256, 1) is None

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import Advance, bar, note
+from yarn_edge.runtime.machine import map_large_blocks
 from yarn_edge.verify.transformers_reference import open_differentiable
 
 from .hooks import GradientSums
@@ -54,6 +55,7 @@ def output_gradients(folder: Path, windows: Sequence[Sequence[int]], kept: Path 
     parts = [list(window[:length]) for window in windows][: max(1, TOKENS // length)]
     n_tokens = sum(map(len, parts))
     identity = hashlib.sha256(f"{folder.resolve()} {parts}".encode()).hexdigest()
+    map_large_blocks()
     with open_differentiable(folder) as model:
         if model.get_output_embeddings() is None:
             raise YarnEdgeError(f"{folder}: transformers knows no output matrix of it")

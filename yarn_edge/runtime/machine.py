@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 import psutil
@@ -9,6 +11,7 @@ import psutil
 from yarn_edge.runtime.control_groups import memory_limits
 
 STATUS = Path("/proc/self/status")
+_M_MMAP_THRESHOLD = -3  # malloc.h
 RESERVED_BYTES = 1 << 30  # for the rest of the system; llama-fit-params leaves the same amount on each device
 
 
@@ -51,3 +54,14 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if psutil.MACOS else peak * 1024
+
+
+def map_large_blocks() -> None:
+    """Make glibc map every block of 1 MiB and more by itself, so that it goes back to the system when it is freed.
+
+    By default glibc raises that limit to 32 MiB as such blocks are freed; then they lie among smaller ones that stay, and what a model's
+    layers need one after another adds up. Does nothing with another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)

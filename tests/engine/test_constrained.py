@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from yarn_edge.chat.tools.forms import FORMS, GENERIC, ToolForm
@@ -28,7 +29,6 @@ from support.gbnf import Texts
 from support.gguf_files import BYTE_TOKENIZER, write_gguf
 from support.made_once import Shelf
 
-jsonschema = pytest.importorskip("jsonschema")
 EOS = 259
 PROMPT = [*range(40, 60)]
 

@@ -9,6 +9,7 @@ import time
 from fractions import Fraction
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,6 @@ from yarn_edge.errors import YarnEdgeError
 
 from support.gbnf import Texts
 
-jsonschema = pytest.importorskip("jsonschema")
 OBJECT = {"type": "object"}
 TREE = {
     "$ref": "#/$defs/t",

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from yarn_edge.chat.tools.forms import GENERIC
+from yarn_edge.engine.constraint import json_schema_constraint
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.serve.app import INTERFACES, OTHER_REQUESTS
 from yarn_edge.serve.question import Question
-from yarn_edge.serve.requests import biases
+from yarn_edge.serve.requests import Sampled, biases, parsed
 from yarn_edge.serve.surfaces.chat import ChatRequest
 from yarn_edge.serve.surfaces.completions import CompletionRequest
+from yarn_edge.serve.surfaces.embeddings import EmbeddingsRequest
+
+from support.fuzz.one_field import VALUES, WHOLE_REQUESTS, places, replaced
 
 USER, ASSISTANT = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
@@ -345,3 +352,35 @@ def test_sampling_is_named_as_in_the_request() -> None:
     for fields in ({"top_k": -2}, {"seed": 2**64}, {"seed": 10**4000}, {"seed": 1.5}):
         with pytest.raises(ValidationError):
             CompletionRequest(prompt="a", **fields)  # type: ignore[arg-type]
+
+
+KINDS = {**{path: interface.request for path, interface in INTERFACES.items()}, **OTHER_REQUESTS}
+
+
+@pytest.mark.parametrize("path, whole", WHOLE_REQUESTS, ids=[path for path, _whole in WHOLE_REQUESTS])
+def test_a_value_of_another_kind_is_read_or_refused_by_its_name(path: str, whole: dict[str, Any]) -> None:
+    """Any value of a whole request, at any depth, replaced by any other: one line that names the field, or one around it."""
+
+    def read(body: dict[str, Any]) -> None:
+        request = parsed(KINDS[path], json.dumps(body).encode())
+        if isinstance(request, Sampled):
+            question = request.question(Sampling())
+            if question.form is not None and question.form.schema:
+                json_schema_constraint(question.form.schema)
+            GENERIC.constraint(question.tools.usable, question.tools.choice)
+        elif isinstance(request, EmbeddingsRequest):
+            request.inputs()
+
+    read(whole)
+    refused = 0
+    for place in places(whole):
+        for value in VALUES:
+            try:
+                read(replaced(whole, place, value))
+            except YarnEdgeError as error:
+                refused += 1
+                message = str(error)
+                assert message.isprintable(), (place, value)
+                assert len(message) < 400
+                assert any(str(key) in message for key in place if isinstance(key, str)), (place, value, message)
+    assert refused > 5

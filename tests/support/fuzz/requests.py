@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.fuzz.one_field import one_field
 from support.tiny_chat import tiny_chat_model
 
 ANSWER_S, SILENT_S, MEMORY_BYTES, CTX = 5.0, 0.1, 1_000_000_000, 1024
@@ -248,6 +249,8 @@ def chunked(rng: random.Random, body: bytes) -> bytes:
 
 
 def posted(rng: random.Random, large: bool) -> tuple[str, bytes]:
+    if rng.random() < 0.2:
+        return one_field(rng)
     path = rng.choice(POSTS)
     body = (structure if rng.random() < 0.2 else json_body)(rng, path, large)
     return path, mutated(rng, body) if rng.random() < 0.15 else body

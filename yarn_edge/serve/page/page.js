@@ -241,8 +241,10 @@ async function send(talk, question) {
   await answer(talk, () => {
     talk.said.pop();
     talk.documents = documents;
-    if (talk === shown) at("question").value = question;
-    else talk.fields.question = question;
+    // In front of what has been typed meanwhile.
+    const whole = (typed) => [question, typed].filter(Boolean).join("\n");
+    if (talk === shown) at("question").value = whole(at("question").value);
+    else talk.fields.question = whole(talk.fields.question);
   });
 }
 

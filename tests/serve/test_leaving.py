@@ -93,8 +93,10 @@ def test_a_full_queue(server: Server) -> None:
     with sent(server, TEXT, prompt=LONG_PROMPT + "c", max_tokens=900, temperature=0):
         time.sleep(0.2)
         queue = [sent(server, TEXT, prompt="b", max_tokens=1, stream=number % 2 == 0) for number in range(64)]
-        until_waiting(server, 64)
-        for body in ({"prompt": "c"}, {"prompt": None}):
+        until_waiting(server, 64, within_s=20)
+        while b"yarn_edge_texts_waiting 0\n" not in server.request("GET", "/metrics")[2]:
+            time.sleep(0.02)  # those have not come to the model yet
+        for body in ({"prompt": "c", "max_tokens": 1}, {"prompt": None}):
             status, _headers, answer = server.request("POST", TEXT, body)
             error = json.loads(answer)["error"]
             assert (status, error["code"], error["message"][:36]) == (

@@ -12,8 +12,9 @@ Place = tuple[str | int, ...]
 _SCHEMA = {
     "type": "object",
     "properties": {
-        "a": {"type": "string", "pattern": "^a+$", "maxLength": 3},
+        "a": {"type": "string", "pattern": "^a+$"},
         "b": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 5}, "minItems": 1, "maxItems": 2},
+        "e": {"type": "string", "minLength": 1, "maxLength": 3},
         "c": {"anyOf": [{"const": 1}, {"enum": [None, "x"]}, {"$ref": "#/$defs/d"}]},
     },
     "required": ["a"],

@@ -230,7 +230,8 @@ def test_schemathesis(tmp_path_factory: pytest.TempPathFactory) -> None:
     program = Path(sys.executable).with_name("schemathesis")
     command = [str(program)] if program.exists() else [sys.executable, "-m", "schemathesis.cli"]
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    with scripted_server(tmp_path_factory.mktemp("schemathesis")) as made:
+    folder = tmp_path_factory.mktemp("schemathesis")
+    with scripted_server(folder) as made:
         made.worker.says("Hello")
         words = [
             "run",
@@ -244,5 +245,5 @@ def test_schemathesis(tmp_path_factory: pytest.TempPathFactory) -> None:
             "--exclude-path",
             "/v1/embeddings",
         ]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=600, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

@@ -4,12 +4,14 @@ llama.cpp ends the process when a grammar is given a token that it does not allo
 is followed by something else. So every token is tried before the grammar is told of it, and triggers are found here. If nothing is
 allowed, or the grammar becomes too slow, the answer ends, and `failure` says why.
 
-Only as many of the most probable tokens are tried as the samplers after this one can choose from.
+Only as many of the most probable tokens are tried as the samplers after this one can choose from. Where a text can be read in several
+ways, no long tokens are tried: for one of n characters llama.cpp takes the number of ways to the n-th power of steps.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -28,13 +30,16 @@ if TYPE_CHECKING:
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama.h: llama_token_data
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr
 _FIRST_TRIED, _MORE = 256, 8
+_MOST_PATHS = 4096  # through a token
 MOST_CPU_S = 0.5  # of one step: nested alternatives can double a grammar's states with each token
 _TAIL_BYTES = 512  # behind which a trigger must fit
 _vocabularies: WeakKeyDictionary[Model, _Vocabulary] = WeakKeyDictionary()
 
 
 class _Vocabulary:
-    """What constraints need to know of a vocabulary. hidden: control tokens that do not end an answer; ends: those that do."""
+    """What constraints need to know of a vocabulary. hidden: control tokens that do not end an answer; ends: those that do.
+    characters: of each token's text, 0 of those.
+    """
 
     def __init__(self, model: Model) -> None:
         attribute = model.api.llama_vocab_get_attr
@@ -43,6 +48,8 @@ class _Vocabulary:
         self.hidden = np.array([bool(attribute(model.vocab, t) & (_UNKNOWN | _CONTROL)) for t in tokens])
         self.hidden[self.ends] = False
         self.hidden |= [model.is_end(t) and not model.is_end_in_llama_cpp(t) for t in tokens]
+        self.characters = np.array([len(model.token_bytes(t).decode("utf-8", "replace")) for t in tokens])
+        self.characters[self.ends] = 0
         self.ids = {model.token_bytes(int(t)).decode("utf-8", "replace"): int(t) for t in np.flatnonzero(self.hidden)}
 
 
@@ -72,6 +79,8 @@ class ConstrainedSampler:
         self._end = vocabulary.ends[0]
         self._visible = control_ids(model, constraint.visible)
         self._hidden = vocabulary.hidden.copy()
+        if constraint.ways > 1:
+            self._hidden |= vocabulary.characters > max(1, int(math.log(_MOST_PATHS, constraint.ways)))
         self._hidden[list(self._visible)] = False
         self._triggers = [re.compile(trigger) for trigger in constraint.triggers]
         self._waiting, self._skipping = bool(self._triggers), bool(constraint.skipped)

@@ -21,13 +21,15 @@ class Constraint:
     triggers: regular expressions of Python; the grammar begins at the first group of the first one that is found in the answer,
     or where its match begins. Without them it begins with the answer. visible: names of control tokens that it may consist of;
     others never appear under it. skipped: blocks in which no trigger counts if the answer begins with one, by their opening and
-    closing tags; an opening of "" says that the answer begins inside.
+    closing tags; an opening of "" says that the answer begins inside. ways: in how many ways the next character of a text can be
+    read somewhere.
     """
 
     grammar: str
     triggers: tuple[str, ...] = ()
     visible: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    ways: int = 1
 
     def __post_init__(self) -> None:
         if not re.search("^root ::= ", self.grammar, re.MULTILINE):
@@ -56,6 +58,6 @@ def json_object_constraint(*, after: str | None = None) -> Constraint:
 def _constraint(grammar: SchemaGrammar, value: str, after: str | None) -> Constraint:
     rules = grammar.rules
     if after is None:
-        return Constraint(rules.text(value))
+        return Constraint(rules.text(value), ways=rules.ways)
     begun = rules.add(f"[ \\n]{{0,4}} {rules.add(value)}")
-    return Constraint(rules.text(rules.until(after, begun)), visible=(after,))
+    return Constraint(rules.text(rules.until(after, begun)), visible=(after,), ways=rules.ways)

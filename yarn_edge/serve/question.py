@@ -9,6 +9,7 @@ from typing import Any, Literal
 from yarn_edge.chat.template import Message
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
+from yarn_edge.serve.fields import brief
 
 Choice = Literal["auto", "none", "required"]
 
@@ -31,7 +32,7 @@ class Tools:
         if len(set(names)) < len(names):
             raise YarnEdgeError("tools: two have the same name")
         if self.function and self.function not in names:
-            raise YarnEdgeError(f"tool_choice: there is no tool {self.function!r}")
+            raise YarnEdgeError(f"tool_choice: there is no tool {brief(self.function)}")
         if self.choice == "required" and not names:
             raise YarnEdgeError("tool_choice: a call is required, but there are no tools")
 

@@ -62,7 +62,7 @@ def call_constraint(
     if forced:
         if opened is not None:
             root = rules.until(opened, rules.add(f"{_SPACE} {root}"))
-        return Constraint(rules.text(root), visible=form.visible + ((opened,) if opened else ()))
+        return Constraint(rules.text(root), visible=form.visible + ((opened,) if opened else ()), ways=rules.ways)
     edge = r"\A\s*" if form.at_start else ""
     begin = form.first.partition("~")[0]
     starts = [begin] if begin else [start for start in form.starts if form.call.startswith(start)]
@@ -70,17 +70,19 @@ def call_constraint(
         starts = ['{"name"']
     triggers = tuple(f"{edge}({re.escape(start)})" for start in starts)
     skipped = (*TAGS, *([("", opened)] if opened else ()))
-    return Constraint(rules.text(root), triggers, form.visible, skipped)
+    return Constraint(rules.text(root), triggers, form.visible, skipped, rules.ways)
 
 
 def _in_channels(form: CallDialect, rules: GrammarRules, root: str, forced: bool) -> Constraint:
     """Harmony: the recipient stands in the header of a message."""
     if not forced:
-        return Constraint(rules.text(root), (r"(?:assistant|commentary)\s?(?=to)(to=functions\.)",), form.visible)
+        return Constraint(
+            rules.text(root), (r"(?:assistant|commentary)\s?(?=to)(to=functions\.)",), form.visible, ways=rules.ways
+        )
     call = rules.add(f"{literal('<|channel|>commentary ')} {root}")
     after = rules.add(f"{literal('<|start|>assistant')} {call}")
     analysis = f"{literal('<|channel|>analysis<|message|>')} {rules.until('<|end|>', after)}"
-    return Constraint(rules.text(rules.add(f"{call} | {analysis}")), visible=form.visible)
+    return Constraint(rules.text(rules.add(f"{call} | {analysis}")), visible=form.visible, ways=rules.ways)
 
 
 def in_final_channel(form: CallDialect, answer: Constraint) -> Constraint:
@@ -90,7 +92,9 @@ def in_final_channel(form: CallDialect, answer: Constraint) -> Constraint:
     after = rules.add(f"{literal('<|start|>assistant')} {final}")
     analysis = f"{literal('<|channel|>analysis<|message|>')} {rules.until('<|end|>', after)}"
     grammar = rules.text(rules.add(f"{final} | {analysis}"))
-    return Constraint(grammar + answer.grammar.replace("root ::=", "answer ::=", 1), visible=form.visible)
+    return Constraint(
+        grammar + answer.grammar.replace("root ::=", "answer ::=", 1), visible=form.visible, ways=answer.ways
+    )
 
 
 def _chosen(names: list[str], choice: Choice) -> tuple[list[str], bool]:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from typing import Any
 
+from yarn_edge.engine.grammar.ambiguity import PatternPlaces
 from yarn_edge.engine.grammar.rules import EVERY, GrammarRules, Ranges, chars, literal, without
 
 if sys.version_info >= (3, 11):
@@ -89,7 +90,19 @@ class StringPattern:
             ways.append(" ".join(([] if way.at_start else [around]) + [f"({text})"] + ([] if way.at_end else [around])))
         if states > MAX_STATES:
             raise PatternError(f"has nested repetitions of {states} states, at most {MAX_STATES} are possible")
+        rules.ways = max(rules.ways, self._most_ways())
         return f"({' | '.join(ways)})"
+
+    def _most_ways(self) -> int:
+        """In how many ways the next character can be read."""
+        places = PatternPlaces(_set)
+        parts = (
+            places.sequence(
+                [places.any_text(not way.at_start), places.items(way.items), places.any_text(not way.at_end)]
+            )
+            for way in self._ways
+        )
+        return places.ways(places.either(parts)[1])
 
 
 class _Way:

@@ -24,10 +24,13 @@ class GrammarLimitError(YarnEdgeError):
 
 
 class GrammarRules:
-    """Named rules. `add` and the methods that repeat return an expression that can stand anywhere in another rule."""
+    """Named rules. `add` and the methods that repeat return an expression that can stand anywhere in another rule.
+
+    ways: in how many ways the next character can be read somewhere.
+    """
 
     def __init__(self, prefix: str = "r") -> None:
-        self._prefix = prefix
+        self._prefix, self.ways = prefix, 1
         self._names: dict[str, str] = {}  # by what they are
         self._reserved = 0
         self._bodies: dict[str, str] = {}

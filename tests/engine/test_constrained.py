@@ -371,20 +371,20 @@ def test_every_answer_of_a_real_model_is_a_call_of_a_real_tool(small_real: Gener
 
 
 @pytest.mark.parametrize(
-    "pattern, ways", {"^" + "a?" * 400 + "$": 64, "^a*a*b$": 2, "ab": 2, "^a{0,400}$": 1, "^[ab]+c$": 1}.items()
+    "pattern, ways", {"^" + "a?" * 40 + "$": 40, "^a*a*b$": 2, "ab": 2, "^a{0,400}$": 1, "^[ab]+c$": 1}.items()
 )
 def test_a_text_that_can_be_read_in_many_ways(pattern: str, ways: int) -> None:
-    """Long tokens would take a grammar hours then: 3**8 steps and more for each. No token of the answer is long."""
+    """Long tokens would take a grammar hours then: each character multiplies the steps."""
     assert json_schema_constraint({"type": "string", "pattern": pattern}).ways == ways
 
 
 def test_many_ways_take_no_time(small_real: Generation) -> None:
     """With a real vocabulary, in which there are tokens of many equal characters."""
-    constraint = json_schema_constraint({"type": "string", "pattern": "^" + "-?" * 100 + "a$"})
+    constraint = json_schema_constraint({"type": "string", "pattern": "^" + "-?" * 40 + "a$"})
     began = time.process_time()
     model = small_real.context.model
     answer = "".join(
         small_real.generate(model.tokenize("A line: ", add_special=True), Sampling(constraint=constraint), 12)
     )
     assert time.process_time() - began < 5
-    assert re.fullmatch('"-{0,100}(a"?)?', answer)
+    assert re.fullmatch('"-{0,40}(a"?)?', answer)

@@ -252,6 +252,7 @@ HOSTILE: dict[str, Any] = {
     "a long name": {"properties": {"a" * 257: {}}},
     "half a character": {"properties": {"\ud800": {}}},
     "half a character in an enum": {"enum": ["\ud800"]},
+    "many ways": {"type": "string", "pattern": "^" + "a?" * 60 + "$"},
     "nested repetitions": {"type": "string", "pattern": "^(((a{1,50}b?){1,50}c){1,50})$"},
     "repetitions of nothing": {"type": "string", "pattern": "^(a*)*$"},
     "a huge repetition": {"type": "string", "pattern": "^a{60000}$"},

@@ -114,12 +114,13 @@ def test_every_answer_has_the_schema(client: openai.OpenAI) -> None:
         assert valid(json.loads(choice.message.content or ""), EDITOR), choice.message.content
 
 
+@only_full
 @pytest.mark.timeout(1200)
 def test_a_call_is_forced(client: openai.OpenAI) -> None:
-    """The model has never heard of tools; its arguments have the tool's schema all the same. 25 prompts with --full."""
+    """The model has never heard of tools; its arguments have the tool's schema all the same."""
     tools: Any = [{"type": "function", "function": {"name": "edit", "parameters": EDITOR}}]
     forced: dict[str, Any] = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
-    for choice in each_answer(client, PROMPTS[::2] if depth.full else PROMPTS[:1], **forced):
+    for choice in each_answer(client, PROMPTS[::2], **forced):
         (call,) = choice.message.tool_calls or []
         assert choice.finish_reason == "tool_calls"
         assert call.type == "function"

@@ -12,7 +12,7 @@ from yarn_edge.engine.grammar.rules import EVERY, Ranges
 
 Places = frozenset[int]
 RangesOf = Callable[[str, Any], Ranges]
-_MOST = 64  # more make no difference
+MOST_WAYS = 50  # more are too slow with the shortest tokens already
 
 
 class PatternPlaces:
@@ -81,13 +81,13 @@ class PatternPlaces:
             self._after[place] |= after
 
     def ways(self, first: Places) -> int:
-        """The largest number of places that can read the same next character, at most 64."""
+        """The largest number of places that can read the same next character, at most `MOST_WAYS` + 1."""
         most = 1
         for places in {first, *map(frozenset, self._after)}:
             if len(places) > most:
                 most = max(most, self._overlap(places))
-            if most >= _MOST:
-                return _MOST
+            if most > MOST_WAYS:
+                return MOST_WAYS + 1
         return most
 
     def _overlap(self, places: Places) -> int:

@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import Any
 
-from yarn_edge.engine.grammar.ambiguity import PatternPlaces
+from yarn_edge.engine.grammar.ambiguity import MOST_WAYS, PatternPlaces
 from yarn_edge.engine.grammar.rules import EVERY, GrammarRules, Ranges, chars, literal, without
 
 if sys.version_info >= (3, 11):
@@ -90,7 +90,10 @@ class StringPattern:
             ways.append(" ".join(([] if way.at_start else [around]) + [f"({text})"] + ([] if way.at_end else [around])))
         if states > MAX_STATES:
             raise PatternError(f"has nested repetitions of {states} states, at most {MAX_STATES} are possible")
-        rules.ways = max(rules.ways, self._most_ways())
+        most_ways = self._most_ways()
+        if most_ways > MOST_WAYS:
+            raise PatternError(f"lets a character be read in over {MOST_WAYS} ways")
+        rules.ways = max(rules.ways, most_ways)
         return f"({' | '.join(ways)})"
 
     def _most_ways(self) -> int:

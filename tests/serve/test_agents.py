@@ -159,18 +159,19 @@ def test_llm(server: Server, tmp_path: Path) -> None:
         {
             "model_id": "ours",
             "model_name": "small",
+            "api_key_name": "ours",
             "api_base": f"http://127.0.0.1:{server.port}/v1",
             "supports_tools": True,
             "supports_schema": True,
         }
     ]
     (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models))
-    (tmp_path / "keys.json").write_text(json.dumps({"openai": KEY}))
+    (tmp_path / "keys.json").write_text(json.dumps({"ours": KEY}))
     program = Path(sys.executable).with_name("llm")
     command = [str(program)] if program.exists() else [sys.executable, "-m", "llm"]
 
     def llm(*words: str) -> str:
-        env = {**os.environ, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": KEY}
+        env = {**os.environ, "LLM_USER_PATH": str(tmp_path)}
         done = subprocess.run([*command, *words], capture_output=True, text=True, env=env, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -184,7 +185,7 @@ def test_llm(server: Server, tmp_path: Path) -> None:
 AI_SDK = """
 import { generateText, streamText, generateObject, tool, jsonSchema, stepCountIs } from "ai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-const ours = createOpenAICompatible({ name: "ours", baseURL: process.argv[2], apiKey: process.argv[3], supportsStructuredOutputs: true });
+const ours = createOpenAICompatible({ name: "ours", baseURL: process.argv[2], apiKey: process.argv[3], supportsStructuredOutputs: true, includeUsage: true });
 const model = ours("small"), seen = {};
 const schema = jsonSchema({ type: "object", properties: { city: { type: "string", maxLength: 20 } }, required: ["city"], additionalProperties: false });
 seen.text = (await generateText({ model, prompt: "Say hello.", maxOutputTokens: 8 })).text;

@@ -28,7 +28,7 @@ from urllib.request import Request, urlopen
 
 from yarn_edge.engine.pace import ALONE_S
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.flags import count, length
+from yarn_edge.flags import count, length, length_from
 from yarn_edge.sample_text import sample_text
 
 from .llama_bench import executable, our_libraries
@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", type=Path, metavar="DIR", help="folder of llama-server (default: without a peer)")
     parser.add_argument("--clients", type=_numbers, default=[4, 8, 16], metavar="N,…", help="clients (default: 4,8,16)")
     parser.add_argument("--ctx", type=length, default=32768, metavar="N", help="context (default: %(default)s)")
-    parser.add_argument("--gen-tokens", type=count(2, 4096), default=96, metavar="N", help="tokens of each answer")
+    parser.add_argument(
+        "--gen-tokens", type=length_from(2, 4096), default=96, metavar="N", help="tokens of each answer"
+    )
     parser.add_argument("--document", type=length, default=0, metavar="N", help="tokens of a document to read")
 
 

@@ -179,11 +179,11 @@ BUSY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("body", BUSY.values(), ids=BUSY)
 def test_the_end_of_a_server_that_runs_the_model(body: dict[str, Any]) -> None:
-    """Whoever has no answer yet gets 503, a stream an event; those that wait, too."""
+    """Whoever has no answer yet gets 503, a stream an event; those that are answered beside it, too."""
     made = Server(model=MODEL)
     clients = [sent(made, TEXT, **body)]
     time.sleep(0.3)
-    clients += [sent(made, TEXT, prompt="b", max_tokens=5, stream=stream) for stream in (False, True)]
+    clients += [sent(made, TEXT, prompt="b", max_tokens=900, stream=stream) for stream in (False, True)]
     time.sleep(0.3)
     began = time.monotonic()
     code = made.end()

@@ -14,6 +14,7 @@ from yarn_edge.engine import pace, sequences
 from yarn_edge.engine.answer import AnswerRequest, RunningAnswer
 from yarn_edge.engine.batching import Engine, at_least_two_rows
 from yarn_edge.engine.chances import token_chance
+from yarn_edge.engine.constraint import Constraint
 from yarn_edge.engine.repeatable import why_not_repeatable
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.engine.state_cache import StateCache
@@ -125,6 +126,22 @@ def test_cancelled_in_the_queue_and_while_it_runs(engine: Engine) -> None:
         engine.cancel(one)
     drained(engine)
     assert engine.load().requests_cancelled == 9
+
+
+def test_an_answer_that_fails_ends_alone(engine: Engine) -> None:
+    """Its form is refused, or nothing is allowed; who asked is told, and the others go on."""
+    alone = answer_of(engine, text_of(40, 1), 12)
+    drained(engine)
+    beside = answer_of(engine, text_of(40, 1), 12)
+    told: list[BaseException | None] = []
+    for grammar in ('root ::= "x" nothing\nnothing ::= [\\x00]', "root ::= ("):
+        request = AnswerRequest(text_of(40, 2), Sampling(seed=1, constraint=Constraint(grammar)), 8)
+        engine.submit(RunningAnswer(request, engine.context.model, engine.n_ctx, ended=told.append))
+    drained(engine)
+    reasons = sorted(str(error) for error in told)
+    assert [reason[:20] for reason in reasons] == ["llama.cpp refuses th", "the form asked for n"]
+    assert (beside.error, beside.tokens) == (None, alone.tokens)
+    assert engine.load().requests_cancelled == 0
 
 
 def test_documents_on_disk_serve_every_sequence(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

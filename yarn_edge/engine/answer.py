@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from yarn_edge.engine.chances import TokenChance
 from yarn_edge.engine.sampling import Sampling
+from yarn_edge.errors import YarnEdgeError
 
 if TYPE_CHECKING:
     from yarn_edge.engine.cached_tokens import CachedTokens
@@ -65,8 +66,8 @@ class AnswerStats:
 class RunningAnswer:
     """An answer from its request to its end. Times come from `time.perf_counter`.
 
-    say: gets each piece of text, and the chances of its tokens. ended: called once, with an error or None. paused: whether whoever
-    reads the answer is behind, so that it is not continued now.
+    say: gets each piece of text, and the chances of its tokens. ended: called once, with an error or None, which is `error` then.
+    paused: whether whoever reads the answer is behind, so that it is not continued now.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class RunningAnswer:
         self.paused: Callable[[], bool] = lambda: False
         self.cached: CachedTokens | None = None
         self.reason: FinishReason = "interrupted"
+        self.error: BaseException | None = None
         self.cancelled = self.done = False
         self.reused = self.restored = self.own = self.generated = self.drafted = self.accepted = self.context_used = 0
         self.began, self.first_at, self.last_at = time.perf_counter(), 0.0, 0.0
@@ -145,11 +147,15 @@ class RunningAnswer:
             self._say(text, chances)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Nothing follows."""
+        """Nothing follows. An answer that could not be held to its constraint ends with that error."""
         if not self.done:
             self.done = True
             self.context_used = min(len(self.cached) if self.cached is not None else 0, self.n_prompt + self.generated)
-            self._held.close()
+            try:
+                self._held.close()
+            except YarnEdgeError as failure:
+                error = error or failure
+            self.error = error
             self._ended(error)
 
     def stats(self) -> AnswerStats:

@@ -23,6 +23,7 @@ from yarn_edge.engine.pace import Pace, shared_out
 from yarn_edge.engine.prompt_lookup import PromptLookup
 from yarn_edge.engine.sequences import SequencePool
 from yarn_edge.engine.state_cache import StateCache
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.batch import BatchPart
 from yarn_edge.runtime.context import Context
 from yarn_edge.signals import deferred_ctrl_c
@@ -127,9 +128,14 @@ class Engine:
         return True
 
     def _choose(self, answer: RunningAnswer, output: int) -> None:
-        """Choose the token after an output of the last evaluation."""
+        """Choose the token after an output of the last evaluation. If its samplers cannot be made, only this answer ends."""
         output = output if self.pool.unified is not None else -1
-        self._take(answer, self.context.sample(answer.chain(), output), output)
+        try:
+            chain = answer.chain()
+        except YarnEdgeError as error:
+            answer.end(error)
+            return
+        self._take(answer, self.context.sample(chain, output), output)
 
     def _take(self, answer: RunningAnswer, token: int, output: int) -> None:
         n_top, before = answer.request.top_logprobs, answer.generated

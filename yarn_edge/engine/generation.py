@@ -67,7 +67,7 @@ class Generation:
                     yield said.popleft()
                 if answer.done:
                     return
-                self._step()
+                self._step(answer)
 
     def preload(self, tokens: Sequence[int]) -> None:
         """Bring the beginning of a prompt into the cache, unless it is there. Raises YarnEdgeError, KeyboardInterrupt."""
@@ -97,10 +97,12 @@ class Generation:
             self.engine.release(answer)
             self.stats = answer.stats()
 
-    def _step(self) -> None:
+    def _step(self, answer: RunningAnswer) -> None:
         if self._stopped:
             raise KeyboardInterrupt
         self.engine.step()
+        if answer.error is not None:
+            raise answer.error
 
     def _read(self, answer: RunningAnswer) -> None:
         """Bring the prompt into the cache, with a progress bar if that takes long, and choose the first token."""
@@ -109,7 +111,7 @@ class Generation:
         with _maybe_bar(n_new > self._prompt_tok_per_s, n_new) as advance:
             while not answer.done and not answer.generated:
                 left = answer.to_read
-                self._step()
+                self._step(answer)
                 advance(left - (0 if answer.done or answer.generated else answer.to_read))
         if n_new >= _TIMED:
             self._prompt_tok_per_s = n_new / max(time.perf_counter() - began, 1e-9)

@@ -42,20 +42,7 @@ class LlamaBatch:
     def _arrays(self) -> tuple[Any, Any, Any, Any]:
         return self.struct.token, self.struct.pos, self.struct.n_seq_id, self.struct.logits
 
-    def fill(self, sequences: Sequence[Sequence[int]], start: int, all_outputs: bool = False) -> None:
-        """Replace the contents with these sequences 0, 1, …, each at positions start, start + 1, …"""
-        at = 0
-        for number, tokens in enumerate(sequences):
-            end = at + len(tokens)
-            self._token[at:end] = tokens
-            self._pos[at:end] = np.arange(start, start + len(tokens))
-            self._put_into(number, at, end)
-            at = end
-        self._logits[:at] = all_outputs
-        self.n_outputs = at if all_outputs else 0
-        self.struct.n_tokens = at
-
-    def fill_parts(self, parts: Sequence[BatchPart]) -> None:
+    def fill(self, parts: Sequence[BatchPart]) -> None:
         """Replace the contents with parts of sequences."""
         at = self.n_outputs = 0
         for sequence, tokens, start, outputs, _generated in parts:
@@ -81,12 +68,6 @@ class LlamaBatch:
         for i in np.flatnonzero(self._sequence[at:end] != number) + at:
             self.struct.seq_id[i][0] = number
         self._sequence[at:end] = number
-
-    def mark_last(self, n_tokens: int) -> None:
-        """Make the last `n_tokens` tokens outputs, in addition to those that already are."""
-        count = self.struct.n_tokens
-        self._logits[max(0, count - n_tokens) : count] = True
-        self.n_outputs = max(self.n_outputs, min(n_tokens, count))
 
     def free(self) -> None:
         """Free the C arrays."""

@@ -139,9 +139,8 @@ class Context:
             raise ValueError(f"{wanted} logits of {len(tokens)} tokens at once: a batch holds {self.n_batch} tokens")
         for at in range(0, len(tokens), self.n_batch):
             part = tokens[at : at + self.n_batch]
-            self._batch.fill([part], start + at)
-            if at + len(part) == len(tokens):
-                self._batch.mark_last(wanted)
+            is_last = at + len(part) == len(tokens)
+            self._batch.fill([BatchPart(0, part, start + at, min(wanted, len(part)) if is_last else 0)])
             self._decode()
             if advance:
                 advance(len(part))
@@ -162,7 +161,8 @@ class Context:
                 f"{len(sequences)} sequences must have the same length and fit into batches of {self.n_batch} tokens"
             )
         for at in range(0, len(sequences[0]), step):
-            self._batch.fill([tokens[at : at + step] for tokens in sequences], start + at, all_outputs=True)
+            parts = [tokens[at : at + step] for tokens in sequences]
+            self._batch.fill([BatchPart(n, part, start + at, len(part)) for n, part in enumerate(parts)])
             self._decode()
 
     def _decode(self) -> None:

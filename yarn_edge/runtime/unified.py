@@ -40,7 +40,7 @@ class UnifiedContext(Context):
         cells = self.cells.find(n_tokens)
         if cells is None:
             raise YarnEdgeError(f"the context of {self.n_ctx} tokens is full")
-        self._batch.fill_parts(parts)
+        self._batch.fill(parts)
         self._rows = _rows(parts)
         self.cells.take(cells, [(part.sequence, part.start, len(part.tokens)) for part in parts])
         if self.in_order:

@@ -174,7 +174,7 @@ class _Told:
     def __init__(self, loop: asyncio.AbstractEventLoop, asked: Asked, worker: Worker) -> None:
         self.pieces: asyncio.Queue[AnswerPiece | BaseException] = asyncio.Queue()
         self.taken = self._given = 0
-        self._loop, self._asked, self._model, self._engine = loop, asked, worker.model, worker.engine
+        self._loop, self._asked, self._model = loop, asked, worker.model
         self._stops = StopTexts(asked.stops)
         self._split: ReasoningSplitter | None = None
         self._tokens: list[TokenChance] = []
@@ -195,7 +195,7 @@ class _Told:
             self._loop.call_soon_threadsafe(self.pieces.put_nowait, item)
 
     def _said(self, text: str, tokens: tuple[TokenChance, ...]) -> None:
-        if self._stops.found is not None:
+        if self._stops.stopped:
             return
         self._tokens += tokens
         self._label(self._stops.feed(text))

@@ -50,8 +50,6 @@ def test_vectors_are_llama_cpps(pooling: int | None, theirs: int, tmp_path: Path
             batch.add_sequence(tokens, 0, True)
             other._ctx.kv_cache_clear()
             other._ctx.decode(batch)
-            import llama_cpp
-
             data = llama_cpp.llama_get_embeddings_seq(other._ctx.ctx, 0)
             theirs_vector = np.array(data[: len(mine)], np.float64)
             assert mine == pytest.approx(

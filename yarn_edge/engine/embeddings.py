@@ -7,7 +7,6 @@ which must then hold the whole text. The context is made when it is first needed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -120,16 +119,6 @@ class Embedder:
         if self._context is not None:
             self._context.close()
         self._context = None
-
-
-@contextmanager
-def embedder(model: Model, settings: ContextSettings, n_ctx: int) -> Iterator[Embedder]:
-    """An `Embedder`, closed at the end."""
-    made = Embedder(model, settings, n_ctx)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def pooling_of(file: GGUFFile) -> str:

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         from yarn_edge.serve.worker import Worker
     except ImportError as error:
         raise YarnEdgeError("serving needs Starlette and uvicorn: pip install 'yarn-edge[serve]'") from error
-    from yarn_edge.engine.embeddings import embedder
+    from yarn_edge.engine.embeddings import Embedder
     from yarn_edge.engine.opened import opened
     from yarn_edge.engine.sampling import Sampling
     from yarn_edge.memory.placement import Wanted
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         access = Access(key, (*LOOPBACK, shown) if loopback else None)
         prompts, bodies = Prompts(model, worker.n_ctx, lanes), Bodies(args.max_request)
         created = int(args.model.stat().st_mtime)
-        vectors = VectorLane(held.enter_context(embedder(model, generation.context.settings, worker.n_ctx)))
+        embedder = held.enter_context(closing(Embedder(model, generation.context.settings, worker.n_ctx)))
+        vectors = VectorLane(embedder)
         served = Served(worker, prompts, vectors, bodies, args.name or args.model.stem, created, Sampling(), access)
 
         def stop() -> None:

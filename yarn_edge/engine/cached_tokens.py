@@ -36,7 +36,7 @@ class CachedTokens:
 
     def common(self, prompt: Sequence[int]) -> int:
         """How many leading tokens of the prompt the cache can be cut to, not counting the last one, whose logits must be evaluated."""
-        return self.reachable(same_beginning(self.tokens, prompt[:-1]))
+        return self.reachable(same_beginning(self.tokens, prompt, len(prompt) - 1))
 
     def reachable(self, n_tokens: int) -> int:
         """The largest number of tokens, up to `n_tokens`, that the cache can be cut to."""
@@ -79,9 +79,9 @@ class CachedTokens:
             self.earlier.take(len(self.tokens))
 
 
-def same_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens two texts have in common."""
-    same, most = 0, min(len(one), len(other))
+def same_beginning(one: Sequence[int], other: Sequence[int], most: int) -> int:
+    """How many leading tokens two texts have in common, of the first `most`."""
+    same, most = 0, min(len(one), len(other), most)
     while same < most:  # by blocks: texts are long, and usually the same or soon different
         end = min(same + 256, most)
         if one[same:end] != other[same:end]:

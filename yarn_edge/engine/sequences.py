@@ -82,7 +82,7 @@ class SequencePool:
         for one in self.owned:
             owner = self._owners[one.sequence]
             if owner.to_read > 1 and len(one) < owner.n_prompt:
-                later = same_beginning(owner.tokens[: owner.n_prompt], tokens[:-1])
+                later = same_beginning(owner.tokens, tokens, min(owner.n_prompt, len(tokens) - 1))
                 if later - start >= _WORTH_WAITING and len(one) < later:
                     return True
         return False

@@ -61,7 +61,7 @@ class ReasoningSplitter:
                 self._at_edge = not self._held
             elif self._inside is not None:
                 before, tag, after = self._held.partition(self._inside)
-                keep = 0 if tag else _beginning_of(self._held, (self._inside,))
+                keep = 0 if tag else undecided(self._held, (self._inside,))
                 if said := before[: len(before) - keep]:
                     yield "reasoning", said
                 self._held = after if tag else before[len(before) - keep :]
@@ -88,11 +88,9 @@ class ReasoningSplitter:
             yield ("answer" if self._inside is None else "reasoning"), held
 
 
-def _beginning_of(text: str, tags: tuple[str, ...]) -> int:
-    """How many of the last characters could be the beginning of a tag."""
-    longest = 0
-    for tag in tags:
-        for length in range(1, len(tag)):
-            if text.endswith(tag[:length]):
-                longest = max(longest, length)
-    return longest
+def undecided(text: str, wholes: Sequence[str]) -> int:
+    """How many of the last characters may be the beginning of one of `wholes`."""
+    longest = max(map(len, wholes), default=1) - 1
+    return next(
+        (n for n in range(min(longest, len(text)), 0, -1) if any(whole.startswith(text[-n:]) for whole in wholes)), 0
+    )

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from yarn_edge.chat.reasoning import ReasoningSplitter, opened_by
+from yarn_edge.chat.reasoning import ReasoningSplitter, opened_by, undecided
 from yarn_edge.engine.answer import AnswerRequest, AnswerStats, RunningAnswer
 from yarn_edge.engine.chances import TokenChance
 from yarn_edge.engine.generation import Generation, check_request
@@ -246,7 +246,7 @@ class StopTexts:
         if places:
             (at, self.found), self._held = min(places), ""
             return held[:at]
-        keep = max((_beginning(held, stop) for stop in self._stops), default=0)
+        keep = undecided(held, self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -254,9 +254,3 @@ class StopTexts:
         """What was held back."""
         held, self._held = self._held, ""
         return held
-
-
-def _beginning(text: str, stop: str) -> int:
-    """The number of characters at the end of `text` that are the beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from yarn_edge.chat.reasoning import undecided
+
 Part = tuple[str, str]  # reasoning, answer: text; call: a name; arguments: text; called: ""
 _MESSAGE = "<|message|>"
 _ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>")
@@ -79,11 +81,3 @@ class Channels:
         else:
             self._kind = "reasoning" if channel and channel[1] == "analysis" else "answer"
         return True
-
-
-def undecided(text: str, wholes: Sequence[str]) -> int:
-    """How many of the last characters may be the beginning of one of `wholes`."""
-    longest = max(map(len, wholes), default=1) - 1
-    return next(
-        (n for n in range(min(longest, len(text)), 0, -1) if any(whole.startswith(text[-n:]) for whole in wholes)), 0
-    )

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from yarn_edge.chat.reasoning import undecided
 from yarn_edge.chat.tools.call_grammar import function_of, tool_names
-from yarn_edge.chat.tools.channels import Channels, undecided
+from yarn_edge.chat.tools.channels import Channels
 from yarn_edge.chat.tools.dialects import CallDialect, Tools
 from yarn_edge.chat.tools.readers import CallReader, JsonCall, NamedCall, TagCall
 from yarn_edge.chat.tools.said import CallArguments, CallBegun, CallEnded, ReasoningSaid, Said, TextSaid, new_call_id

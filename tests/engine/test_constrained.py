@@ -285,6 +285,22 @@ def test_a_forced_call_is_read_by_its_forms_parser(form: ToolForm) -> None:
                 jsonschema.validate(arguments, tools[0]["function"]["parameters"])
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form.arguments == "xml"], ids=lambda form: form.name)
+def test_an_argument_in_tags_may_refer_to_any_part_of_its_schema(form: ToolForm) -> None:
+    parameters = {
+        "properties": {"n": {"$ref": "#/definitions/d"}, "m": {"type": "array", "items": {"$ref": "#/properties/n"}}},
+        "required": ["n", "m"],
+        "definitions": {"d": {"type": "integer", "minimum": 1}},
+    }
+    tools = [{"type": "function", "function": {"name": "count", "parameters": parameters}}]
+    constraint = form.constraint(tools, "required", several=False)
+    assert constraint is not None
+    draw, of = random.Random(0), Texts(constraint.grammar)
+    for _ in range(10):
+        ((_name, arguments),) = called(form, of.one(draw), tools)
+        jsonschema.validate(arguments, parameters)
+
+
 @pytest.mark.parametrize("form", [*FORMS, GENERIC], ids=lambda form: form.name)
 def test_a_call_that_is_free_begins_at_what_its_grammar_begins_with(form: ToolForm) -> None:
     constraint = form.constraint([CODED], "auto")

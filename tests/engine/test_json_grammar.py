@@ -102,6 +102,14 @@ SCHEMAS: dict[str, Any] = {
         "definitions": {"p/~": {"type": "null"}},
         "properties": {"a": {"$ref": "#/definitions/p~1~0", "description": "d"}},
     },
+    "references in allOf": {
+        "properties": {
+            "a": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
+            "b": {"allOf": [{"$ref": "#/properties/a/anyOf/0"}, {"$ref": "#/definitions/p~1~0"}]},
+        },
+        "required": ["b"],
+        "definitions": {"p/~": {"maximum": 3}},
+    },
     "recursion": TREE,
     **{
         name: {"type": "string", "format": name}
@@ -170,6 +178,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "allOf that cannot be one": ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, "pattern: cannot be combined"),
     "a reference elsewhere": ({"$ref": "http://a/b"}, r"\$ref: points outside of the schema"),
     "a reference to nothing": ({"properties": {"a": {"$ref": "#/$defs/a"}}}, r"properties.a.\$ref: points to nothing"),
+    "a reference to nothing in allOf": ({"allOf": [{"$ref": "#/$defs/a"}]}, r"allOf\[0\].\$ref: points to nothing"),
+    "a reference elsewhere in allOf": ({"allOf": [{"$ref": "http://a/b"}]}, r"allOf\[0\].\$ref: points outside"),
+    "nothing in allOf": ({"allOf": [{"type": "null"}, False]}, "the schema: is not a schema"),
     "a reference to itself": ({"$ref": "#"}, r"\$ref: refers to itself"),
     "references in a circle": (
         {"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}},

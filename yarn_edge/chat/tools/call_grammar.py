@@ -168,10 +168,7 @@ class _Call:
         end = self.rules.add('""')
         kinds = schema.get("type") if isinstance(schema, Mapping) else None
         if kinds != "string":
-            value = self.grammar.value(
-                {**schema, "$defs": self.schema.get("$defs", {})} if isinstance(schema, Mapping) else schema, at
-            )
-            return f"{value} {literal(_PARAMETER_END)}"
+            return f"{self.grammar.value(schema, at, self.schema)} {literal(_PARAMETER_END)}"
         if isinstance(schema.get("enum"), list) and all(isinstance(v, str) for v in schema["enum"]):
             ways = " | ".join(literal(value) for value in schema["enum"])
             return f"({ways}) {literal(_PARAMETER_END)}"

@@ -42,15 +42,18 @@ class SchemaGrammar(Values):
         self._refs: dict[str, str] = {}
         self._nodes = 0
 
-    def value(self, schema: Any, at: str = "") -> str:
-        """The name of a rule for the values of a schema. Raises SchemaError, which names the place."""
+    def value(self, schema: Any, at: str = "", root: Any = None) -> str:
+        """The name of a rule for the values of a schema. Raises SchemaError, which names the place.
+
+        root: the whole schema, of which `schema` is a part, for its references.
+        """
         try:
             size = len(json.dumps(schema))
         except (ValueError, RecursionError, TypeError):
             raise SchemaError(at, "is not JSON") from None
         if size > MAX_SCHEMA_BYTES:
             raise SchemaError(at, f"has {size} bytes, at most {MAX_SCHEMA_BYTES} are possible")
-        self._root, self._refs = schema, {}
+        self._root, self._refs = schema if root is None else root, {}
         try:
             return self.rules.add(self.visit(schema, at, 0, ()))
         except GrammarLimitError as error:
@@ -109,10 +112,21 @@ class SchemaGrammar(Values):
 
     def _ref(self, schema: Schema, at: str, depth: int, open_refs: tuple[str, ...]) -> str:
         ref = schema["$ref"]
-        if not isinstance(ref, str) or not ref.startswith("#"):
-            raise SchemaError(place_in(at, "$ref"), "points outside of the schema; only #/… is possible")
+        target = self._target(ref, at)
         if ref in open_refs:
             raise SchemaError(place_in(at, "$ref"), "refers to itself")
+        others = {key: value for key, value in schema.items() if key != "$ref"}
+        if others:
+            return self.visit(self._merged(target, others, at), at, depth + 1, (*open_refs, ref))
+        if ref not in self._refs:
+            self._refs[ref] = name = self.rules.reserve()
+            self.rules.define(name, self.visit(target, at, depth + 1, (*open_refs, ref)))
+        return self._refs[ref]
+
+    def _target(self, ref: Any, at: str) -> Any:
+        """The schema that a reference points to."""
+        if not isinstance(ref, str) or not ref.startswith("#"):
+            raise SchemaError(place_in(at, "$ref"), "points outside of the schema; only #/… is possible")
         target: Any = self._root
         for part in filter(None, ref.removeprefix("#").split("/")):
             part = part.replace("~1", "/").replace("~0", "~")
@@ -122,17 +136,14 @@ class SchemaGrammar(Values):
                 target = target[part]
             else:
                 raise SchemaError(place_in(at, "$ref"), "points to nothing")
-        others = {key: value for key, value in schema.items() if key != "$ref"}
-        if others:
-            return self.visit(self._merged(target, others, at), at, depth + 1, (*open_refs, ref))
-        if ref not in self._refs:
-            self._refs[ref] = name = self.rules.reserve()
-            self.rules.define(name, self.visit(target, at, depth + 1, (*open_refs, ref)))
-        return self._refs[ref]
+        return target
 
     def _merged(self, one: Any, other: Any, at: str) -> Any:
-        if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        """One schema for both; of one that is no object, such as false, itself: `visit` refuses it."""
+        if one is True or other is True:
             return other if one is True else one
+        if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+            return other if isinstance(one, Mapping) else one
         merged = both(one, other)
         if isinstance(merged, str):
             self.cannot(place_in(at, merged), "cannot be combined with the same keyword of another schema")
@@ -142,18 +153,15 @@ class SchemaGrammar(Values):
     def _allof(self, schema: Schema, at: str, depth: int, open_refs: tuple[str, ...]) -> str:
         merged: Any = {key: value for key, value in schema.items() if key != "allOf"}
         for n, part in enumerate(schema["allOf"]):
-            merged = self._merged(merged, self._resolved(part, f"{at}.allOf[{n}]"), at)
+            merged = self._merged(merged, self._resolved(part, f"{place_in(at, 'allOf')}[{n}]"), at)
         return self.visit(merged, at, depth + 1, open_refs)
 
     def _resolved(self, schema: Any, at: str) -> Any:
         """A schema without a $ref at its top."""
         for _ in range(MAX_DEPTH):
-            if not isinstance(schema, Mapping) or not isinstance(ref := schema.get("$ref"), str) or len(schema) > 1:
+            if not isinstance(schema, Mapping) or set(schema) != {"$ref"}:
                 return schema
-            target: Any = self._root
-            for part in filter(None, ref.removeprefix("#").split("/")):
-                target = target.get(part) if isinstance(target, Mapping) else None
-            schema = target
+            schema = self._target(schema["$ref"], at)
         raise SchemaError(place_in(at, "$ref"), "refers to itself")
 
     def _anyof(self, schema: Schema, at: str, depth: int, open_refs: tuple[str, ...], keyword: str = "anyOf") -> str:
@@ -163,7 +171,7 @@ class SchemaGrammar(Values):
         return " | ".join(dict.fromkeys(ways))
 
     def _oneof(self, schema: Schema, at: str, depth: int, open_refs: tuple[str, ...]) -> str:
-        parts = [self._resolved(part, at) for part in schema["oneOf"]]
+        parts = [self._resolved(part, f"{place_in(at, 'oneOf')}[{n}]") for n, part in enumerate(schema["oneOf"])]
         for n, part in enumerate(parts):
             for m in range(n):
                 if not (isinstance(part, Mapping) and isinstance(parts[m], Mapping) and apart(part, parts[m])):

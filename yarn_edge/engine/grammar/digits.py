@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 PLACES = 6
 _UNIT = 10**PLACES
 MOST_INTEGER, MOST_NUMBER = 10**18, 10**9
 INTEGER = '"-"? ("0" | [1-9] [0-9]{0,15})'
-NUMBER = f'{INTEGER} ("." [0-9]{{1,16}})? ([eE] [-+]? [0-9]{{1,2}})?'.replace("[-+]", "[+\\-]")
+NUMBER = rf'{INTEGER} ("." [0-9]{{1,16}})? ([eE] [+\-]? [0-9]{{1,2}})?'
 
 
-def integers(low: int | None, high: int | None) -> str | None:
-    """An expression for the whole numbers from `low` to `high`; None if there is none. Clipped to 18 digits."""
+def integers(
+    low: Fraction | int | None, high: Fraction | int | None, open_low: bool = False, open_high: bool = False
+) -> str | None:
+    """An expression for the whole numbers between bounds, as of `numbers`. Clipped to 18 digits."""
     if low is None and high is None:
         return INTEGER
-    low = -MOST_INTEGER if low is None else max(low, -MOST_INTEGER)
-    high = MOST_INTEGER if high is None else min(high, MOST_INTEGER)
-    ways = []
-    if low < 0 and low <= high:
-        ways.append(f'"-" ({_naturals(max(1, -high), -low)})')
-    if high >= 0 and max(low, 0) <= high:
-        ways.append(_naturals(max(low, 0), high))
-    return " | ".join(ways) or None
+    return _signed(low, high, open_low, open_high, 1, MOST_INTEGER, _naturals)
 
 
 def numbers(low: Fraction | None, high: Fraction | None, open_low: bool, open_high: bool) -> str | None:
@@ -31,18 +27,29 @@ def numbers(low: Fraction | None, high: Fraction | None, open_low: bool, open_hi
     if low is None and high is None:
         return NUMBER
     if (low is not None and low > MOST_NUMBER) or (high is not None and high < -MOST_NUMBER):
-        return integers(
-            None if low is None else math.floor(low) + 1 if open_low else math.ceil(low),
-            None if high is None else math.ceil(high) - 1 if open_high else math.floor(high),
-        )
-    most = MOST_NUMBER * _UNIT
-    first = -most if low is None else max(-most, math.floor(low * _UNIT) + 1 if open_low else math.ceil(low * _UNIT))
-    last = most if high is None else min(most, math.ceil(high * _UNIT) - 1 if open_high else math.floor(high * _UNIT))
+        return integers(low, high, open_low, open_high)
+    return _signed(low, high, open_low, open_high, _UNIT, MOST_NUMBER * _UNIT, _fixed)
+
+
+def _signed(
+    low: Fraction | int | None,
+    high: Fraction | int | None,
+    open_low: bool,
+    open_high: bool,
+    unit: int,
+    most: int,
+    unsigned: Callable[[int, int], str],
+) -> str | None:
+    """What both have in common. unit: how many steps there are to 1; most: steps at which bounds are clipped; unsigned: writes the
+    numbers from 0 <= its first argument to its second one, in steps.
+    """
+    first = -most if low is None else max(-most, math.floor(low * unit) + 1 if open_low else math.ceil(low * unit))
+    last = most if high is None else min(most, math.ceil(high * unit) - 1 if open_high else math.floor(high * unit))
     ways = []
     if first < 0 and first <= last:
-        ways.append(f'"-" ({_fixed(max(1, -last), -first)})')
+        ways.append(f'"-" ({unsigned(max(1, -last), -first)})')
     if last >= 0 and max(first, 0) <= last:
-        ways.append(_fixed(max(first, 0), last))
+        ways.append(unsigned(max(first, 0), last))
     return " | ".join(ways) or None
 
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from yarn_edge.engine.grammar.digits import INTEGER, NUMBER, integers, numbers
-from yarn_edge.engine.grammar.patterns import FORMATS, PatternError, StringPattern, json_char
-from yarn_edge.engine.grammar.rules import EVERY, GrammarRules, literal, without
+from yarn_edge.engine.grammar.digits import NUMBER, integers, numbers
+from yarn_edge.engine.grammar.patterns import FORMATS, RAW, PatternError, StringPattern, json_char
+from yarn_edge.engine.grammar.rules import GrammarRules, literal
 from yarn_edge.errors import YarnEdgeError, one_line
 
 ANY_DEPTH = 8  # levels of a value of which the schema says nothing
-_KEY_CHARS = without(EVERY, [(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C), (0x7F, 0x7F)])  # without escapes
 Part = Callable[[Any, str], str]  # a schema and its place -> a rule's name
 Schema = Mapping[str, Any]
 
@@ -70,12 +69,12 @@ class Values:
             for _ in range(ANY_DEPTH):
                 inner = self._anything[-1]
                 array = self._list('"["', [inner], 0, None, '"]"')
-                self._anything.append(self.rules.add(f"{scalars} | {array} | {self._map(text, inner, 0, None)}"))
+                self._anything.append(self.rules.add(f"{scalars} | {array} | {self._map(text, inner)}"))
         return self._anything[depth]
 
     def any_object(self) -> str:
         """Any JSON object."""
-        return self._map(self.rules.add(self.string({}, "")), self.anything(ANY_DEPTH - 1), 0, None)
+        return self._map(self.rules.add(self.string({}, "")), self.anything(ANY_DEPTH - 1))
 
     def string(self, schema: Schema, at: str) -> str:
         """A string by minLength, maxLength, pattern and format."""
@@ -111,14 +110,7 @@ class Values:
         high, open_high = _bound(schema, "maximum", "exclusiveMaximum", min)
         if (step := schema.get("multipleOf")) is not None and not (kind == "integer" and step in (1, 1.0)):
             raise Refusal("multipleOf", "is not supported")
-        if low is None and high is None:
-            return INTEGER if kind == "integer" else NUMBER
-        if kind == "integer":
-            first = None if low is None else math.floor(low) + 1 if open_low else math.ceil(low)
-            last = None if high is None else math.ceil(high) - 1 if open_high else math.floor(high)
-            text = integers(first, last)
-        else:
-            text = numbers(low, high, open_low, open_high)
+        text = (integers if kind == "integer" else numbers)(low, high, open_low, open_high)
         if text is None:
             raise SchemaError(place_in(at, "minimum"), "and maximum leave no number that can be written")
         return text
@@ -164,7 +156,7 @@ class Values:
         others = None
         if more is not False:
             value = part(more, place_in(at, "additionalProperties"))
-            key = self.rules.but_none_of(properties, _KEY_CHARS, literal('"'))
+            key = self.rules.but_none_of(properties, RAW, literal('"'))
             others = f'"\\"" {key} {self._colon()} {value}'
         if not properties:
             return '"{}"' if others is None or high == 0 else self._members(self.rules.add(others), high)
@@ -190,8 +182,8 @@ class Values:
     def _colon(self) -> str:
         return f'":" {self.space}'
 
-    def _map(self, key: str, value: str, low: int, high: int | None) -> str:
-        return self._list('"{"', [self.rules.add(f"{key} {self._colon()} {value}")], low, high, '"}"')
+    def _map(self, key: str, value: str) -> str:
+        return self._members(self.rules.add(f"{key} {self._colon()} {value}"), None)
 
     def _members(self, member: str, high: int | None) -> str:
         return self._list('"{"', [member], 0, high, '"}"')

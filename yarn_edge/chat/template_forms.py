@@ -56,14 +56,13 @@ class TemplateForms:
         empty, as_text = self._calls or ("", False)
         formed = []
         for message in messages:
-            new = dict(message)
-            content = message.get("content")
+            new = {**message, "content": message.get("content")}
             if message.get("tool_calls"):
                 new["tool_calls"] = [_with_arguments(call, as_text) for call in message["tool_calls"]]
-                content = content or empty
-            new["content"] = _content(content, True) if content and parts.get(message["role"]) else content
-            if content is not None and not message.get("tool_calls"):
-                new["content"] = _content(content, parts.get(message["role"], False))
+            if message.get("tool_calls") and not new["content"]:
+                new["content"] = empty
+            elif new["content"] is not None:
+                new["content"] = _content(new["content"], parts.get(message["role"], False))
             formed.append(new)
         return formed
 

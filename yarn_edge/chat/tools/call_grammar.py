@@ -80,21 +80,22 @@ def _in_channels(form: CallDialect, rules: GrammarRules, root: str, forced: bool
             rules.text(root), (r"(?:assistant|commentary)\s?(?=to)(to=functions\.)",), form.visible, ways=rules.ways
         )
     call = rules.add(f"{literal('<|channel|>commentary ')} {root}")
-    after = rules.add(f"{literal('<|start|>assistant')} {call}")
-    analysis = f"{literal('<|channel|>analysis<|message|>')} {rules.until('<|end|>', after)}"
-    return Constraint(rules.text(rules.add(f"{call} | {analysis}")), visible=form.visible, ways=rules.ways)
+    return Constraint(_maybe_after_analysis(rules, call), visible=form.visible, ways=rules.ways)
 
 
 def in_final_channel(form: CallDialect, answer: Constraint) -> Constraint:
     """`ToolForm.framed`."""
     rules = GrammarRules("c")
     final = rules.add(f"{literal('<|channel|>final<|message|>')} answer")
-    after = rules.add(f"{literal('<|start|>assistant')} {final}")
+    grammar = _maybe_after_analysis(rules, final) + answer.grammar.replace("root ::=", "answer ::=", 1)
+    return Constraint(grammar, visible=form.visible, ways=answer.ways)
+
+
+def _maybe_after_analysis(rules: GrammarRules, message: str) -> str:
+    """The grammar of an answer that is this message, or the analysis and then this message."""
+    after = rules.add(f"{literal('<|start|>assistant')} {message}")
     analysis = f"{literal('<|channel|>analysis<|message|>')} {rules.until('<|end|>', after)}"
-    grammar = rules.text(rules.add(f"{final} | {analysis}"))
-    return Constraint(
-        grammar + answer.grammar.replace("root ::=", "answer ::=", 1), visible=form.visible, ways=answer.ways
-    )
+    return rules.text(rules.add(f"{message} | {analysis}"))
 
 
 def _chosen(names: list[str], choice: Choice) -> tuple[list[str], bool]:

@@ -6,7 +6,7 @@ In `call`, {name} and {arguments} stand for themselves, {id} for nine letters an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Choice = str | Mapping[str, Any]  # none, auto, required; {"type": "function", "function": {"name": …}}
@@ -45,7 +45,6 @@ class CallDialect:
 
 
 _NAME = "(?P<name>[A-Za-z0-9_.-]+)"
-_HERMES_CALL = '<tool_call>~{~"name":~"{name}",~"arguments":~{arguments}~}~</tool_call>'
 _DEEPSEEK = {
     "first": "<｜tool▁calls▁begin｜>",
     "last": "~<｜tool▁calls▁end｜>",
@@ -61,7 +60,15 @@ _DEEPSEEK = {
         "<｜tool▁calls▁end｜>",
     ),
 }
-_HERMES_TAGS = ("<tool_call>", "</tool_call>")
+_HERMES = CallDialect(
+    "hermes",
+    ("<tool_call>", r'\{\\?"name\\?": ', "arguments"),
+    call='<tool_call>~{~"name":~"{name}",~"arguments":~{arguments}~}~</tool_call>',
+    starts=("<tool_call>",),
+    before=("<tool_call>",),
+    closers=("</tool_call>",),
+    visible=("<tool_call>", "</tool_call>"),
+)
 
 DIALECTS: tuple[CallDialect, ...] = (
     CallDialect(
@@ -80,7 +87,7 @@ DIALECTS: tuple[CallDialect, ...] = (
         starts=("<tool_call>", "<function="),
         before=("<tool_call>",),
         closers=("</tool_call>",),
-        visible=_HERMES_TAGS,
+        visible=_HERMES.visible,
         arguments="xml",
     ),
     CallDialect(
@@ -138,23 +145,6 @@ DIALECTS: tuple[CallDialect, ...] = (
         several=False,
         visible=("<|python_tag|>",),
     ),
-    CallDialect(
-        "hermes",
-        ("<tool_call>", r'\{\\?"name\\?": ', "arguments"),
-        call=_HERMES_CALL,
-        starts=("<tool_call>",),
-        before=("<tool_call>",),
-        closers=("</tool_call>",),
-        visible=_HERMES_TAGS,
-    ),
+    _HERMES,
 )
-GENERIC_DIALECT = CallDialect(
-    "generic",
-    (),
-    call=_HERMES_CALL,
-    starts=("<tool_call>",),
-    before=("<tool_call>",),
-    closers=("</tool_call>",),
-    visible=_HERMES_TAGS,
-    generic=True,
-)
+GENERIC_DIALECT = replace(_HERMES, name="generic", marks=(), generic=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from yarn_edge.bench.evidence.smollm2 import package_gguf
 from yarn_edge.chat.template import ChatTemplate, Message, RawText, with_bos
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.model import Model
 
-BOS, EOS = "<s>", "</s>"
+from support.jinja_templates import BOS, EOS
 
 QWEN = """{%- if messages[0]['role'] == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
@@ -102,30 +100,6 @@ TALK: list[Message] = [
     {"role": "user", "content": "<b>Warum?</b>\u2028"},
 ]
 SYSTEM: list[Message] = [{"role": "system", "content": " Be brief. "}]
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with Model(package_gguf(), vocab_only=True) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    """transformers' own rendering, with a tokenizer that knows nothing but its special tokens."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "</s>": 1, "?": 2}, unk_token="?"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token=BOS, eos_token=EOS)
-
-    def render(template: str, messages: list[Message], add_generation_prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
-
-    return render
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from yarn_edge.bench.evidence.smollm2 import package_gguf
 from yarn_edge.chat.template import ChatTemplate, RawText
 from yarn_edge.chat.tools.forms import tool_form
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.runtime.model import Model
 
-from support.jinja_templates import DOCUMENTS, HARMONY, HERMES, LLAMA, PLAIN, TOOL_TEMPLATES
+from support.jinja_templates import BOS, DOCUMENTS, EOS, HARMONY, HERMES, LLAMA, PLAIN, TOOL_TEMPLATES
 
-BOS, EOS = "<s>", "</s>"
 TOOL = {
     "type": "function",
     "function": {
@@ -30,26 +27,6 @@ CALL = {"type": "function", "id": "abc123DEF", "function": {"name": "weather", "
 RESULT = {"role": "tool", "tool_call_id": "abc123DEF", "name": "weather", "content": '{"rain": true}'}
 CALLED = [*ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]}, RESULT]
 TALK = [*CALLED, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And in Oslo?"}]
-
-
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    """transformers' own rendering."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "</s>": 1, "?": 2}, unk_token="?"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token=BOS, eos_token=EOS)
-
-    def render(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
-        return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
-
-    return render
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with Model(package_gguf(), vocab_only=True) as loaded:
-        yield loaded
 
 
 def as_deepseek(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+BOS, EOS = "<s>", "</s>"
+
 _CHATML_REST = """{%- for m in messages %}
 {%- if m.role == 'tool' %}
 {{- '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}

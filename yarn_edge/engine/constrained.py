@@ -37,20 +37,25 @@ _vocabularies: WeakKeyDictionary[Model, _Vocabulary] = WeakKeyDictionary()
 
 
 class _Vocabulary:
-    """What constraints need to know of a vocabulary. hidden: control tokens that do not end an answer; ends: those that do.
-    characters: of each token's text, 0 of those.
-    """
+    """What constraints need to know of a vocabulary. hidden: control tokens that do not end an answer; ends: those that do."""
 
     def __init__(self, model: Model) -> None:
         attribute = model.api.llama_vocab_get_attr
         tokens = range(model.n_vocab)
         self.ends = [t for t in tokens if model.is_end_in_llama_cpp(t)]
         self.hidden = np.array([bool(attribute(model.vocab, t) & (_UNKNOWN | _CONTROL)) for t in tokens])
+        self.hidden |= [model.is_end(t) for t in tokens]
         self.hidden[self.ends] = False
-        self.hidden |= [model.is_end(t) and not model.is_end_in_llama_cpp(t) for t in tokens]
-        self.characters = np.array([len(model.token_bytes(t).decode("utf-8", "replace")) for t in tokens])
-        self.characters[self.ends] = 0
+        self._characters: npt.NDArray[np.intp] | None = None
         self.ids = {model.token_bytes(int(t)).decode("utf-8", "replace"): int(t) for t in np.flatnonzero(self.hidden)}
+
+    def characters(self, model: Model) -> npt.NDArray[np.intp]:
+        """The number of characters of each token's text, 0 of those that end an answer. Only few answers need it: counted once asked."""
+        if self._characters is None:
+            counts = (len(model.token_bytes(t).decode("utf-8", "replace")) for t in range(model.n_vocab))
+            self._characters = np.fromiter(counts, np.intp, model.n_vocab)
+            self._characters[self.ends] = 0
+        return self._characters
 
 
 def _vocabulary(model: Model) -> _Vocabulary:
@@ -80,7 +85,7 @@ class ConstrainedSampler:
         self._visible = control_ids(model, constraint.visible)
         self._hidden = vocabulary.hidden.copy()
         if constraint.ways > 1:
-            self._hidden |= vocabulary.characters > max(1, int(math.log(_MOST_PATHS, constraint.ways)))
+            self._hidden |= vocabulary.characters(model) > max(1, int(math.log(_MOST_PATHS, constraint.ways)))
         self._hidden[list(self._visible)] = False
         self._triggers = [re.compile(trigger) for trigger in constraint.triggers]
         self._waiting, self._skipping = bool(self._triggers), bool(constraint.skipped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from reprlib import Repr
 from typing import Any
 
@@ -14,10 +14,13 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
-def refuse_unknown(fields: Mapping[str, Any], accepted: Accepted, where: str = "") -> None:
-    """Raise YarnEdgeError for a field whose value is neither empty nor accepted. where: goes before the field's name."""
+def refuse_unknown(fields: Mapping[str, Any], accepted: Accepted, where: str = "", read: Collection[str] = ()) -> None:
+    """Raise YarnEdgeError for a field whose value is neither empty nor accepted. where: goes before the field's name.
+
+    read: fields that are read elsewhere, whatever their value.
+    """
     for name, value in fields.items():
-        if not any(_is_same(value, other) for other in (*_EMPTY, *accepted.get(name, ()))):
+        if name not in read and not any(_is_same(value, other) for other in (*_EMPTY, *accepted.get(name, ()))):
             raise YarnEdgeError(f"{where}{one_line(name, 60)} is not supported by this server")
 
 

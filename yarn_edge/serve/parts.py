@@ -15,7 +15,6 @@ MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 # Fields without an effect on the answer: hints for a cache.
 HINTS = ("cache_control",)
-_OF_TEXTS: Accepted = {"annotations": ([],), "logprobs": ([],), "citations": ([],)}
 
 
 def text_of(content: Any, where: str, kinds: Collection[str] = ("text",)) -> str:
@@ -33,8 +32,7 @@ def text_part(part: Any, where: str, kinds: Collection[str] = ("text",)) -> str:
     if not isinstance(part, dict) or not isinstance(kind, str) or kind not in kinds:
         raise YarnEdgeError(f"{where}: a part of type {brief(kind)} is not supported, only text")
     text = string(part, "text", where)
-    read = ("type", "text", "logprobs", *HINTS)
-    refuse_unknown({name: value for name, value in part.items() if name not in read}, _OF_TEXTS, f"{where}.")
+    refuse_unknown(part, {}, f"{where}.", ("type", "text", "logprobs", *HINTS))
     return text
 
 
@@ -104,8 +102,7 @@ def _tool(given: Any, where: str, words: ToolWords) -> dict[str, Any]:
 
 
 def _refuse_others(given: dict[str, Any], read: Collection[str], where: str) -> None:
-    others = {name: value for name, value in given.items() if name not in read and name not in HINTS}
-    refuse_unknown(others, _OF_TOOLS, f"{where}.")
+    refuse_unknown(given, _OF_TOOLS, f"{where}.", (*read, *HINTS))
 
 
 def json_form(given: Any, where: str, inside: str = "") -> JsonForm | None:

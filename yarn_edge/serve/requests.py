@@ -69,9 +69,7 @@ class CheckedRequest(BaseModel):
 
     def check(self) -> None:
         """Raise YarnEdgeError for a field that asks for something that is not done."""
-        extra = self.model_extra or {}
-        unread = {name: value for name, value in extra.items() if name not in _WITHOUT_EFFECT}
-        refuse_unknown(unread, {**_AS_IT_IS, **self.as_it_is})
+        refuse_unknown(self.model_extra or {}, {**_AS_IT_IS, **self.as_it_is}, read=_WITHOUT_EFFECT)
 
 
 class Sampled(CheckedRequest):

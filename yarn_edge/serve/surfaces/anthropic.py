@@ -63,7 +63,7 @@ class CountRequest(Sampled):
     def question(self, usual: Sampling) -> Question:
         messages = self.as_messages()
         config = self.output_config or {}
-        refuse_unknown({n: v for n, v in config.items() if n not in ("effort", "format")}, {}, "output_config.")
+        refuse_unknown(config, {}, "output_config.", ("effort", "format"))
         effort = effort_of(config.get("effort"), "output_config.effort")
         return Question(
             messages=messages,
@@ -104,10 +104,7 @@ class CountRequest(Sampled):
         kind = self.thinking.get("type")
         if kind not in _THINKING:
             raise YarnEdgeError(f"thinking.type is {brief(kind)}, but only {', '.join(_THINKING)} are supported")
-        read = ("type", "budget_tokens")
-        refuse_unknown(
-            {n: v for n, v in self.thinking.items() if n not in read}, {"display": ("summarized",)}, "thinking."
-        )
+        refuse_unknown(self.thinking, {"display": ("summarized",)}, "thinking.", ("type", "budget_tokens"))
         return {} if kind in ("adaptive", "between_tools") else {"enable_thinking": kind == "enabled"}
 
 
@@ -130,7 +127,7 @@ def _tell(transcript: Transcript, given: Any, where: str) -> None:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or role not in _ROLES:
         raise YarnEdgeError(f"{where}.role is {brief(role)}, but only {', '.join(_ROLES)} are supported")
-    refuse_unknown({n: v for n, v in message.items() if n not in ("role", "content", *HINTS)}, {}, f"{where}.")
+    refuse_unknown(message, {}, f"{where}.", ("role", "content", *HINTS))
     transcript.new_turn()
     if role == "assistant" and content == []:
         transcript.say(role, "")
@@ -168,9 +165,8 @@ def _thinking(transcript: Transcript, block: dict[str, Any], where: str) -> None
 def _tool_use(transcript: Transcript, block: dict[str, Any], where: str) -> None:
     arguments = an_object(block.get("input"), f"{where}.input")
     transcript.call(string(block, "id", where), string(block, "name", where), arguments)
-    read = ("type", "id", "name", "input", *HINTS)
     accepted: Accepted = {"caller": ({"type": "direct"},)}
-    refuse_unknown({n: v for n, v in block.items() if n not in read}, accepted, f"{where}.")
+    refuse_unknown(block, accepted, f"{where}.", ("type", "id", "name", "input", *HINTS))
 
 
 def _tool_result(transcript: Transcript, block: dict[str, Any], where: str) -> None:
@@ -178,8 +174,7 @@ def _tool_result(transcript: Transcript, block: dict[str, Any], where: str) -> N
     text = "" if content in (None, []) else text_of(content, f"{where}.content")
     failed = block.get("is_error") is True
     transcript.result(string(block, "tool_use_id", where), f"Error: {text}" if failed else text, f"{where}.tool_use_id")
-    read = ("type", "tool_use_id", "content", "is_error", *HINTS)
-    refuse_unknown({n: v for n, v in block.items() if n not in read}, {}, f"{where}.")
+    refuse_unknown(block, {}, f"{where}.", ("type", "tool_use_id", "content", "is_error", *HINTS))
 
 
 _BLOCKS = {

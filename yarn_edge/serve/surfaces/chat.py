@@ -105,8 +105,7 @@ def _tell(transcript: Transcript, given: Any, where: str) -> None:
     role = given.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise YarnEdgeError(f"{where}.role is {brief(role)}, but only {', '.join(ROLES)} are supported")
-    read = _READ.get(role, _OTHERS)
-    refuse_unknown({name: value for name, value in given.items() if name not in read}, _OF_MESSAGES, f"{where}.")
+    refuse_unknown(given, _OF_MESSAGES, f"{where}.", _READ.get(role, _OTHERS))
     content = given.get("content")
     if role == "tool":
         transcript.result(
@@ -134,7 +133,7 @@ def _call(transcript: Transcript, given: Any, where: str) -> None:
     function = an_object(call.get("function"), f"{where}.function")
     name = string(function, "name", f"{where}.function")
     arguments = arguments_of(function.get("arguments"), f"{where}.function.arguments")
-    refuse_unknown({n: v for n, v in call.items() if n not in ("id", "type", "function", "index")}, {}, f"{where}.")
+    refuse_unknown(call, {}, f"{where}.", ("id", "type", "function", "index"))
     transcript.call(string(call, "id", where), name, arguments)
 
 

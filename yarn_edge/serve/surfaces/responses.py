@@ -19,7 +19,7 @@ _ROLES = ("system", "developer", "user", "assistant")
 _TEXTS = ("input_text", "output_text", "text")
 # Fields of items that do not matter here: what they are called, and how far they had come.
 _LABELS = ("type", "id", "status", "phase")
-_OF_ITEMS: Accepted = {"encrypted_content": ("",), "caller": ({"type": "direct"},), "async": (False,)}
+_OF_ITEMS: Accepted = {"caller": ({"type": "direct"},), "async": (False,)}
 _OF_REASONING: Accepted = {
     "summary": ("auto", "concise", "detailed"),
     "generate_summary": ("auto", "concise", "detailed"),
@@ -54,9 +54,8 @@ class ResponsesRequest(Sampled):
                     f"include[{number}] is {brief(wanted)}, but only {', '.join(_INCLUDED)} are supported"
                 )
         refuse_unknown(self.stream_options or {}, {"include_obfuscation": (True, False)}, "stream_options.")
-        effort = {name: value for name, value in (self.reasoning or {}).items() if name != "effort"}
-        refuse_unknown(effort, _OF_REASONING, "reasoning.")
-        refuse_unknown({n: v for n, v in (self.text or {}).items() if n != "format"}, _OF_TEXT, "text.")
+        refuse_unknown(self.reasoning or {}, _OF_REASONING, "reasoning.", ("effort",))
+        refuse_unknown(self.text or {}, _OF_TEXT, "text.", ("format",))
 
     @property
     def items(self) -> list[Any]:
@@ -148,4 +147,4 @@ def _tell(transcript: Transcript, given: Any, where: str) -> None:
     if not isinstance(kind, str) or kind not in _ITEMS:
         raise YarnEdgeError(f"{where}.type is {brief(kind)}, but only {', '.join(_ITEMS)} are supported")
     read = _ITEMS[kind](transcript, item, where)
-    refuse_unknown({n: v for n, v in item.items() if n not in (*read, *_LABELS)}, _OF_ITEMS, f"{where}.")
+    refuse_unknown(item, _OF_ITEMS, f"{where}.", (*read, *_LABELS))

@@ -9,7 +9,7 @@ from typing import Any
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.fields import Accepted, brief, refuse_unknown
-from yarn_edge.serve.question import JsonForm
+from yarn_edge.serve.question import JsonForm, Tools
 
 MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -49,6 +49,20 @@ def string(given: dict[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str):
         raise YarnEdgeError(f"{where}.{name} is {brief(value)}, but must be text")
     return value
+
+
+def one_name(given: Any, names: Collection[str], where: str) -> str:
+    """A value that must be one of these names."""
+    if not isinstance(given, str) or given not in names:
+        raise YarnEdgeError(f"{where} is {brief(given)}, but only {', '.join(names)} are supported")
+    return given
+
+
+def text_or_tokens(given: Any, where: str) -> str | list[int]:
+    """A text, or the tokens of one."""
+    if isinstance(given, str) or (isinstance(given, list) and all(type(token) is int for token in given)):
+        return given
+    raise YarnEdgeError(f"{where} is {brief(given)}, but must be a text or a list of tokens")
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,18 @@ def _tool(given: Any, where: str, words: ToolWords) -> dict[str, Any]:
 
 def _refuse_others(given: dict[str, Any], read: Collection[str], where: str) -> None:
     refuse_unknown(given, _OF_TOOLS, f"{where}.", (*read, *HINTS))
+
+
+def chosen_tools(tools: Any, choice: Any, parallel: bool | None, words: ToolWords) -> Tools:
+    """Tools and a choice among them as OpenAI's interfaces give it: a word, or a function by its name."""
+    function, where = "", "tool_choice"
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        if words.inside:
+            choice, where = an_object(choice.get(words.inside), f"{where}.{words.inside}"), f"{where}.{words.inside}"
+        function, choice = string(choice, "name", where), "required"
+    if choice not in (None, "auto", "none", "required"):
+        raise YarnEdgeError(f"tool_choice is {brief(choice)}, but must be none, auto, required or a function")
+    return Tools(tools_of(tools, words), choice or "auto", function, parallel is not False)
 
 
 def json_form(given: Any, where: str, inside: str = "") -> JsonForm | None:

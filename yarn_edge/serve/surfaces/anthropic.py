@@ -9,15 +9,15 @@ from typing import Any
 from pydantic import Field
 
 from yarn_edge.engine.sampling import Sampling
-from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.blocks import AnswerBlock, AnswerBlocks, AnswerStep, BlockKind
-from yarn_edge.serve.fields import Accepted, brief, refuse_unknown
+from yarn_edge.serve.fields import Accepted, refuse_unknown
 from yarn_edge.serve.parts import (
     HINTS,
     ToolWords,
     an_object,
     effort_of,
     json_form,
+    one_name,
     string,
     text_of,
     text_part,
@@ -90,9 +90,7 @@ class CountRequest(Sampled):
 
     def _tools(self) -> Tools:
         choice = self.tool_choice or {"type": "auto"}
-        kind = choice.get("type")
-        if not isinstance(kind, str) or kind not in _CHOICES:
-            raise YarnEdgeError(f"tool_choice.type is {brief(kind)}, but only {', '.join(_CHOICES)} are supported")
+        kind = one_name(choice.get("type"), _CHOICES, "tool_choice.type")
         function = string(choice, "name", "tool_choice") if kind == "tool" else ""
         parallel = choice.get("disable_parallel_tool_use") is not True
         return Tools(tools_of(self.tools, TOOL_WORDS), _CHOICES[kind], function, parallel)
@@ -101,9 +99,7 @@ class CountRequest(Sampled):
         """Whether the model is to think: for templates that ask."""
         if self.thinking is None:
             return {}
-        kind = self.thinking.get("type")
-        if kind not in _THINKING:
-            raise YarnEdgeError(f"thinking.type is {brief(kind)}, but only {', '.join(_THINKING)} are supported")
+        kind = one_name(self.thinking.get("type"), _THINKING, "thinking.type")
         refuse_unknown(self.thinking, {"display": ("summarized",)}, "thinking.", ("type", "budget_tokens"))
         return {} if kind in ("adaptive", "between_tools") else {"enable_thinking": kind == "enabled"}
 
@@ -124,9 +120,7 @@ _ROLES = ("user", "assistant", "system")
 def _tell(transcript: Transcript, given: Any, where: str) -> None:
     """Add a message to a conversation. where: its name in errors."""
     message = an_object(given, where)
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise YarnEdgeError(f"{where}.role is {brief(role)}, but only {', '.join(_ROLES)} are supported")
+    role, content = one_name(message.get("role"), _ROLES, f"{where}.role"), message.get("content")
     refuse_unknown(message, {}, f"{where}.", ("role", "content", *HINTS))
     transcript.new_turn()
     if role == "assistant" and content == []:

@@ -12,8 +12,18 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.blocks import AnswerBlocks, AnswerStep, said_tokens
 from yarn_edge.serve.fields import Accepted, brief, refuse_unknown
 from yarn_edge.serve.openai_request import OpenAIRequest, whole_usage
-from yarn_edge.serve.parts import HINTS, ToolWords, an_object, effort_of, json_form, string, text_of, tools_of
-from yarn_edge.serve.question import Question, Tools
+from yarn_edge.serve.parts import (
+    HINTS,
+    ToolWords,
+    an_object,
+    chosen_tools,
+    effort_of,
+    json_form,
+    one_name,
+    string,
+    text_of,
+)
+from yarn_edge.serve.question import Question
 from yarn_edge.serve.requests import alternatives
 from yarn_edge.serve.transcript import Transcript, arguments_of
 from yarn_edge.serve.writing import Event, Writer
@@ -62,7 +72,7 @@ class ChatRequest(OpenAIRequest):
     def question(self, usual: Sampling) -> Question:
         return Question(
             messages=self.as_messages(),
-            tools=self._tools(),
+            tools=chosen_tools(self.tools, self.tool_choice, self.parallel_tool_calls, TOOL_WORDS),
             form=json_form(self.response_format, "response_format", "json_schema"),
             **self._variables(),
             continues=self.continue_final_message,
@@ -78,18 +88,6 @@ class ChatRequest(OpenAIRequest):
             _tell(transcript, message, f"messages[{number}]")
         return transcript.messages
 
-    def _tools(self) -> Tools:
-        choice, function = self.tool_choice, ""
-        if isinstance(choice, dict) and choice.get("type") == "function":
-            function, choice = (
-                string(an_object(choice.get("function"), "tool_choice.function"), "name", "tool_choice.function"),
-                "required",
-            )
-        if choice not in (None, "auto", "none", "required"):
-            raise YarnEdgeError(f"tool_choice is {brief(choice)}, but must be none, auto, required or a function")
-        parallel = self.parallel_tool_calls is not False
-        return Tools(tools_of(self.tools, TOOL_WORDS), choice or "auto", function, parallel)
-
     def _variables(self) -> dict[str, Any]:
         """Options and hints for the chat template."""
         effort = effort_of(self.reasoning_effort, "reasoning_effort")
@@ -102,9 +100,7 @@ def _tell(transcript: Transcript, given: Any, where: str) -> None:
     """Add a message to a conversation. where: the message's name in errors. Raises YarnEdgeError for what is not text."""
     if not isinstance(given, dict):
         raise YarnEdgeError(f"{where} is not an object with role and content")
-    role = given.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise YarnEdgeError(f"{where}.role is {brief(role)}, but only {', '.join(ROLES)} are supported")
+    role = one_name(given.get("role"), ROLES, f"{where}.role")
     refuse_unknown(given, _OF_MESSAGES, f"{where}.", _READ.get(role, _OTHERS))
     content = given.get("content")
     if role == "tool":

@@ -9,8 +9,8 @@ from yarn_edge.engine.chances import TokenChance
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.blocks import AnswerBlocks, AnswerStep
-from yarn_edge.serve.fields import brief
 from yarn_edge.serve.openai_request import OpenAIRequest, whole_usage
+from yarn_edge.serve.parts import text_or_tokens
 from yarn_edge.serve.question import Question
 from yarn_edge.serve.requests import alternatives
 from yarn_edge.serve.writing import Event, Head, Writer
@@ -39,9 +39,7 @@ class CompletionRequest(OpenAIRequest):
             if len(prompt) > 1:
                 raise YarnEdgeError("prompt: only one prompt per request is supported")
             prompt = prompt[0]
-        if isinstance(prompt, str) or (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
-            return prompt
-        raise YarnEdgeError(f"prompt is {brief(prompt)}, but must be a text or a list of tokens")
+        return text_or_tokens(prompt, "prompt")
 
 
 class CompletionWriter(Writer):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from yarn_edge.errors import YarnEdgeError
-from yarn_edge.serve.fields import brief
+from yarn_edge.serve.parts import text_or_tokens
 from yarn_edge.serve.requests import CheckedRequest
 
 MOST_INPUTS = 2048
@@ -27,11 +27,7 @@ class EmbeddingsRequest(CheckedRequest):
         inputs = given if several else [given]
         if len(inputs) > MOST_INPUTS:
             raise YarnEdgeError(f"input: {len(inputs)} texts were given, at most {MOST_INPUTS} are allowed")
-        for number, one in enumerate(inputs):
-            if not isinstance(one, str) and not (isinstance(one, list) and all(type(token) is int for token in one)):
-                name = f"input[{number}]" if several else "input"
-                raise YarnEdgeError(f"{name} is {brief(one)}, but must be a text or a list of tokens")
-        return list(inputs)
+        return [text_or_tokens(one, f"input[{number}]" if several else "input") for number, one in enumerate(inputs)]
 
 
 def embeddings_response(

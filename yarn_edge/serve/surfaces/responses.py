@@ -9,8 +9,8 @@ from pydantic import Field
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.fields import Accepted, brief, refuse_unknown
-from yarn_edge.serve.parts import ToolWords, an_object, effort_of, json_form, string, text_of, tools_of
-from yarn_edge.serve.question import Question, Tools
+from yarn_edge.serve.parts import ToolWords, an_object, chosen_tools, effort_of, json_form, one_name, string, text_of
+from yarn_edge.serve.question import Question
 from yarn_edge.serve.requests import Sampled, alternatives
 from yarn_edge.serve.transcript import Transcript, arguments_of
 
@@ -49,10 +49,7 @@ class ResponsesRequest(Sampled):
     def check(self) -> None:
         super().check()
         for number, wanted in enumerate(self.include or ()):
-            if wanted not in _INCLUDED:
-                raise YarnEdgeError(
-                    f"include[{number}] is {brief(wanted)}, but only {', '.join(_INCLUDED)} are supported"
-                )
+            one_name(wanted, _INCLUDED, f"include[{number}]")
         refuse_unknown(self.stream_options or {}, {"include_obfuscation": (True, False)}, "stream_options.")
         refuse_unknown(self.reasoning or {}, _OF_REASONING, "reasoning.", ("effort",))
         refuse_unknown(self.text or {}, _OF_TEXT, "text.", ("format",))
@@ -67,7 +64,7 @@ class ResponsesRequest(Sampled):
         wants = bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
         return Question(
             messages=self.as_messages(),
-            tools=self._tools(),
+            tools=chosen_tools(self.tools, self.tool_choice, self.parallel_tool_calls, TOOL_WORDS),
             form=json_form((self.text or {}).get("format"), "text.format"),
             options=effort["options"],
             hints=effort["hints"],
@@ -92,21 +89,9 @@ class ResponsesRequest(Sampled):
             raise YarnEdgeError(f"input is {brief(self.input)}, but must be a text or a list of items")
         return transcript.messages
 
-    def _tools(self) -> Tools:
-        choice, function = self.tool_choice, ""
-        if isinstance(choice, dict) and choice.get("type") == "function":
-            function, choice = string(choice, "name", "tool_choice"), "required"
-        if choice not in (None, "auto", "none", "required"):
-            raise YarnEdgeError(f"tool_choice is {brief(choice)}, but must be none, auto, required or a function")
-        return Tools(
-            tools_of(self.tools, TOOL_WORDS), choice or "auto", function, self.parallel_tool_calls is not False
-        )
-
 
 def _message(transcript: Transcript, item: dict[str, Any], where: str) -> tuple[str, ...]:
-    role = item.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise YarnEdgeError(f"{where}.role is {brief(role)}, but only {', '.join(_ROLES)} are supported")
+    role = one_name(item.get("role"), _ROLES, f"{where}.role")
     content = item.get("content")
     empty = role == "assistant" and content == []
     transcript.say(role, "" if empty else text_of(content, f"{where}.content", _TEXTS))
@@ -143,8 +128,6 @@ _ITEMS = {
 def _tell(transcript: Transcript, given: Any, where: str) -> None:
     """Add an item to a conversation. where: its name in errors."""
     item = an_object(given, where)
-    kind = item.get("type", "message")
-    if not isinstance(kind, str) or kind not in _ITEMS:
-        raise YarnEdgeError(f"{where}.type is {brief(kind)}, but only {', '.join(_ITEMS)} are supported")
+    kind = one_name(item.get("type", "message"), _ITEMS, f"{where}.type")
     read = _ITEMS[kind](transcript, item, where)
     refuse_unknown(item, _OF_ITEMS, f"{where}.", (*read, *_LABELS))

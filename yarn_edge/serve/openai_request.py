@@ -1,9 +1,10 @@
-"""What OpenAI's two older interfaces share, chat and completions: fields of requests, and token counts."""
+"""What OpenAI's two older interfaces share, chat and completions: fields of requests, and what is around the choices of an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -11,6 +12,7 @@ from yarn_edge.engine.sampling import Sampling
 from yarn_edge.serve.blocks import AnswerBlocks
 from yarn_edge.serve.fields import Accepted, refuse_unknown
 from yarn_edge.serve.requests import MOST_ANSWERS, Sampled, stop_texts
+from yarn_edge.serve.writing import Event, Writer
 
 _STREAM_OPTIONS: Accepted = {
     "include_usage": (True, False),
@@ -43,7 +45,36 @@ class OpenAIRequest(Sampled):
         }
 
 
-def whole_usage(n_prompt: int, answers: Sequence[AnswerBlocks]) -> dict[str, Any]:
+class OpenAIWriter(Writer):
+    """A response of choices, or its chunks. prefix: of its id; kinds: what a whole response is called, and a chunk."""
+
+    prefix: ClassVar[str]
+    kinds: ClassVar[tuple[str, str]]
+
+    @abstractmethod
+    def choice(self, answer: AnswerBlocks) -> dict[str, Any]:
+        """A whole answer."""
+
+    def whole(self, answers: Sequence[AnswerBlocks]) -> dict[str, Any]:
+        choices = [self.choice(answer) for answer in answers]
+        return self._response(self.kinds[0], choices, usage=_usage(self.head.n_prompt, answers))
+
+    def chunk(self, *choices: dict[str, Any], **more: Any) -> Event:
+        """A part of a stream."""
+        return Event(self._response(self.kinds[1], choices, **more))
+
+    def end(self, answers: Sequence[AnswerBlocks]) -> Iterator[Event]:
+        if self.head.question.counts_usage:
+            yield self.chunk(usage=_usage(self.head.n_prompt, answers))
+        yield Event("[DONE]")
+
+    def _response(self, kind: str, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        head = self.head
+        about = {"id": f"{self.prefix}-{head.number}", "created": head.created, "model": head.model, "object": kind}
+        return {**about, "choices": choices, **more}
+
+
+def _usage(n_prompt: int, answers: Sequence[AnswerBlocks]) -> dict[str, Any]:
     """Token counts under OpenAI's names, and our timings. Cached tokens only as far as the client itself had them evaluated: others
     could find out from them what somebody asked.
     """

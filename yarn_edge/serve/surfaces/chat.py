@@ -11,7 +11,7 @@ from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.blocks import AnswerBlocks, AnswerStep, said_tokens
 from yarn_edge.serve.fields import Accepted, brief, refuse_unknown
-from yarn_edge.serve.openai_request import OpenAIRequest, whole_usage
+from yarn_edge.serve.openai_request import OpenAIRequest, OpenAIWriter
 from yarn_edge.serve.parts import (
     HINTS,
     ToolWords,
@@ -26,7 +26,7 @@ from yarn_edge.serve.parts import (
 from yarn_edge.serve.question import Question
 from yarn_edge.serve.requests import alternatives
 from yarn_edge.serve.transcript import Transcript, arguments_of
-from yarn_edge.serve.writing import Event, Writer
+from yarn_edge.serve.writing import Event
 
 TOOL_WORDS = ToolWords(("function",), "function", "parameters")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -133,22 +133,12 @@ def _call(transcript: Transcript, given: Any, where: str) -> None:
     transcript.call(string(call, "id", where), name, arguments)
 
 
-class ChatWriter(Writer):
+class ChatWriter(OpenAIWriter):
     """A chat completion, or its chunks."""
 
-    def _fields(self, kind: str) -> dict[str, Any]:
-        head = self.head
-        return {"id": f"chatcmpl-{head.number}", "created": head.created, "model": head.model, "object": kind}
+    prefix, kinds = "chatcmpl", ("chat.completion", "chat.completion.chunk")
 
-    def whole(self, answers: Sequence[AnswerBlocks]) -> dict[str, Any]:
-        choices = [self._choice(answer) for answer in answers]
-        return {
-            **self._fields("chat.completion"),
-            "choices": choices,
-            "usage": whole_usage(self.head.n_prompt, answers),
-        }
-
-    def _choice(self, answer: AnswerBlocks) -> dict[str, Any]:
+    def choice(self, answer: AnswerBlocks) -> dict[str, Any]:
         calls = [
             {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.text}}
             for block in answer.of("call")
@@ -196,10 +186,4 @@ class ChatWriter(Writer):
         choice: dict[str, Any] = {"index": answer.index, "delta": delta, "finish_reason": reason}
         if logprobs is not None:
             choice["logprobs"] = logprobs
-        return Event({**self._fields("chat.completion.chunk"), "choices": [choice]})
-
-    def end(self, answers: Sequence[AnswerBlocks]) -> Iterator[Event]:
-        if self.head.question.counts_usage:
-            usage = whole_usage(self.head.n_prompt, answers)
-            yield Event({**self._fields("chat.completion.chunk"), "choices": [], "usage": usage})
-        yield Event("[DONE]")
+        return self.chunk(choice)

@@ -9,11 +9,11 @@ from yarn_edge.engine.chances import TokenChance
 from yarn_edge.engine.sampling import Sampling
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.serve.blocks import AnswerBlocks, AnswerStep
-from yarn_edge.serve.openai_request import OpenAIRequest, whole_usage
+from yarn_edge.serve.openai_request import OpenAIRequest, OpenAIWriter
 from yarn_edge.serve.parts import text_or_tokens
 from yarn_edge.serve.question import Question
 from yarn_edge.serve.requests import alternatives
-from yarn_edge.serve.writing import Event, Head, Writer
+from yarn_edge.serve.writing import Event, Head
 
 
 class CompletionRequest(OpenAIRequest):
@@ -42,38 +42,24 @@ class CompletionRequest(OpenAIRequest):
         return text_or_tokens(prompt, "prompt")
 
 
-class CompletionWriter(Writer):
+class CompletionWriter(OpenAIWriter):
     """A text completion, or its chunks."""
+
+    prefix, kinds = "cmpl", ("text_completion", "text_completion")
 
     def __init__(self, head: Head) -> None:
         super().__init__(head)
         self._offsets: dict[int, int] = {}  # characters of each answer that chunks have told of
 
-    def _fields(self) -> dict[str, Any]:
-        head = self.head
-        return {"id": f"cmpl-{head.number}", "created": head.created, "model": head.model, "object": "text_completion"}
-
-    def whole(self, answers: Sequence[AnswerBlocks]) -> dict[str, Any]:
-        choices = []
-        for answer in answers:
-            tokens = [token for block in answer.blocks for token in block.tokens]
-            choices.append(self._choice(answer, answer.text("answer"), tokens, answer.reason))
-        return {**self._fields(), "choices": choices, "usage": whole_usage(self.head.n_prompt, answers)}
+    def choice(self, answer: AnswerBlocks) -> dict[str, Any]:
+        tokens = [token for block in answer.blocks for token in block.tokens]
+        return self._choice(answer, answer.text("answer"), tokens, answer.reason)
 
     def step(self, step: AnswerStep) -> Iterator[Event]:
         if step.what == "grown":
-            yield self._chunk(self._choice(step.answer, step.text, step.tokens, None))
+            yield self.chunk(self._choice(step.answer, step.text, step.tokens, None))
         elif step.what == "ended":
-            yield self._chunk(self._choice(step.answer, "", (), step.answer.reason))
-
-    def end(self, answers: Sequence[AnswerBlocks]) -> Iterator[Event]:
-        if self.head.question.counts_usage:
-            usage = whole_usage(self.head.n_prompt, answers)
-            yield Event({**self._fields(), "choices": [], "usage": usage})
-        yield Event("[DONE]")
-
-    def _chunk(self, choice: dict[str, Any]) -> Event:
-        return Event({**self._fields(), "choices": [choice]})
+            yield self.chunk(self._choice(step.answer, "", (), step.answer.reason))
 
     def _choice(
         self, answer: AnswerBlocks, text: str, tokens: Sequence[TokenChance], reason: str | None

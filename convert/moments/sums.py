@@ -40,11 +40,6 @@ class SumsPlace:
     offset: int
     width: int
 
-    @property
-    def n_bytes(self) -> int:
-        """Their size in the file."""
-        return 4 * sums_floats(self.width)
-
     def numbers(self, first: int, count: int) -> Floats:
         """Some of the numbers. Raises YarnEdgeError for a file that ends before, and for what are no sums."""
         with open_regular(self.path) as file:

@@ -17,7 +17,7 @@ from yarn_edge.progress import note
 from yarn_edge.runtime.ggml_types import GGMLType
 
 from ..file_plan import FilePlan
-from ..moments.gradients import Doubles, Gradients, output_gradients
+from ..moments.gradients import Doubles, Gradients
 from ..moments.moments import Moments
 from ..one_pass import SourceTensor
 from ..recipe import EMBEDDINGS, OUTPUT, QuantOptions
@@ -85,17 +85,6 @@ def _total_ns(costs: Sequence[TensorCost], types: Mapping[str, GGMLType]) -> flo
     return sum(tensor_ns(cost, types[cost.name]) for cost in costs)
 
 
-def types_for(
-    wanted: SizeWanted, tensors: Sequence[SourceTensor], plan: FilePlan, moments: Moments, checkpoint: Path
-) -> dict[str, GGMLType]:
-    """The chosen types, by tensor. plan: of the file with the recipe's own types.
-
-    Raises YarnEdgeError if no types fit into the size, and for a model of which some tensors' costs are not known.
-    """
-    gradients = moments.gradients or output_gradients(checkpoint, moments.windows)
-    return dict(size_plan(wanted, tensors, plan, moments, gradients).types)
-
-
 def size_plan(
     wanted: SizeWanted,
     tensors: Sequence[SourceTensor],
@@ -104,7 +93,10 @@ def size_plan(
     gradients: Gradients,
     kept: Path | None = None,
 ) -> SizePlan:
-    """The chosen types and what they cost; see `types_for`. kept: see `costs_of`."""
+    """The chosen types and what they cost. plan: of the file with the recipe's own types. kept: see `costs_of`.
+
+    Raises YarnEdgeError if no types fit into the size, and for a model of which some tensors' costs are not known.
+    """
     free = free_tensors(tensors, plan)
     costs = measured_costs(free, plan, moments, gradients, kept)
     own = plan.recipe.types

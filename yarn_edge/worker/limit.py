@@ -16,10 +16,10 @@ from yarn_edge.progress import note
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.ggml import Device, function
 from yarn_edge.runtime.load_log import MIB
+from yarn_edge.runtime.machine import map_large_blocks
 
 _GET_MEMORY = 2  # ggml_backend_device_i: get_name, get_description, get_memory, …
 _ALLOC_BUFFER = 1  # ggml_backend_buffer_type_i: get_name, alloc_buffer, …
-_M_MMAP_THRESHOLD = -3  # malloc.h
 _SIZES = ctypes.POINTER(ctypes.c_size_t)
 _Memory = ctypes.CFUNCTYPE(None, ctypes.c_void_p, _SIZES, _SIZES)
 _Alloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -58,8 +58,7 @@ def _slots(address: int) -> Any:
 
 def _used_here() -> Callable[[], int]:
     """Counts what this process allocates from now on. Large blocks must go back to the system when they are freed."""
-    if psutil.LINUX and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, MIB)
+    map_large_blocks()
     process = psutil.Process()
 
     def held() -> int:

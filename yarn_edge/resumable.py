@@ -83,11 +83,13 @@ def left_over_bytes(output: Path) -> int:
     return 0
 
 
-def _left_over(output: Path, fits: Callable[[Path], bool]) -> tuple[Path, int | None] | None:
-    """A partial file of `output` that nobody locks and that `fits`, locked; None if there is none."""
+def find_left_over(
+    output: Path, is_kind: Callable[[Path], bool], fits: Callable[[Path], bool]
+) -> tuple[Path, int | None] | None:
+    """A partial file or folder of `output` that nobody locks and that `fits`, locked; None if there is none. is_kind: which of them."""
     for path in sorted(output.parent.iterdir()):
         match = PARTIAL_NAME.fullmatch(path.name)
-        if match is None or match["output"] != output.name or path.is_symlink() or not path.is_file():
+        if match is None or match["output"] != output.name or path.is_symlink() or not is_kind(path):
             continue
         with suppress(OSError):
             lock = lock_path(path)
@@ -112,7 +114,7 @@ def resumable_file(
         return kept
 
     def find(output: Path) -> tuple[Path, int | None] | None:
-        return _left_over(output, lambda path: read_record(path, n_bytes, key) is not None)
+        return find_left_over(output, Path.is_file, lambda path: read_record(path, n_bytes, key) is not None)
 
     with partial_file(output, left_over=find, keeps=keep) as partial:
         left = ResumableFile(partial, n_bytes, key)

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from yarn_edge.errors import Terminated
 from yarn_edge.progress import note
 from yarn_edge.regular_file import read_regular
-from yarn_edge.writer import PARTIAL_NAME, lock_path, partial_folder, unlock, write_file
+from yarn_edge.resumable import find_left_over
+from yarn_edge.writer import partial_folder, write_file
 
 _KEY, _TOLD = "key", "told"
 _KEY_BYTES = 128
@@ -36,17 +37,11 @@ def calibration_folder(output: Path, key: str) -> Iterator[Path]:
             note(f"note: {made[0]} stays: run the same command again to go on, or remove it")
         return kept
 
+    def fits(folder: Path) -> bool:
+        return (folder / _KEY).is_file() and read_regular(folder / _KEY, _KEY_BYTES) == key.encode()
+
     def find(output: Path) -> tuple[Path, int | None] | None:
-        for path in sorted(output.parent.iterdir()):
-            match = PARTIAL_NAME.fullmatch(path.name)
-            if match is None or match["output"] != output.name or path.is_symlink() or not path.is_dir():
-                continue
-            with suppress(OSError):
-                lock = lock_path(path)
-                if (path / _KEY).is_file() and read_regular(path / _KEY, _KEY_BYTES) == key.encode():
-                    return path, lock
-                unlock(lock)
-        return None
+        return find_left_over(output, Path.is_dir, fits)
 
     with partial_folder(output, find, keeps) as folder:
         made.append(folder)

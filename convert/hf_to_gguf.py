@@ -30,11 +30,11 @@ from .adapters.requests import AdaptedCheckpoint, add_adapter_flags
 from .calibration import Calibration
 from .conversion import ConversionPlan, check_header, check_positions, checkpoint_source, plan_conversion, tell
 from .file_plan import FilePlan, plan_files
+from .imatrix.matrix import read_imatrix
 from .job import QuantizationJob, collector_paused, run_job
 from .kernels.choose import FAST
-from .moments.moments import Moments, importance_for
 from .outputs import OutputOptions
-from .proving import CalibrationProof, calibration_keys
+from .proving import CalibrationProof
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, calibration_of, output_options, quant_options
 from .size_report import STANDARD, check_picture, tell_sizes
@@ -76,28 +76,24 @@ def convert_job(
     overrides: ScalingOverrides = NO_OVERRIDES,
     planner: PlannerOptions = EXACT,
     proved: bool = True,
-    moments: Moments | None = None,
-    proof: CalibrationProof | None = None,
 ) -> QuantizationJob:
     """`convert`, planned: everything is read and checked but the weights, and nothing is written.
 
     proved: prove the tokenizer now; otherwise the job's `write` proves it beside the tensors, and may raise UnprovedTokenizer.
-    moments: for error feedback; proof: of what they are worth.
     """
     output.checked(options.files)  # before anything is asked of the Hub
     asked, remote = _in_folders(
         checkpoint if isinstance(checkpoint, AdaptedCheckpoint) else AdaptedCheckpoint(checkpoint, ())
     )
     paths = output.checked([*asked.files, *options.files])
-    matrix = importance_for(options.imatrix, moments)
+    matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     with collector_paused():
         plan = plan_conversion(asked, overrides, planner, proved, remote)
         if proved:
             tell(plan)
         source = checkpoint_source(plan)
-        files = plan_files(source, paths, options, matrix, calibration=calibration_keys(moments, proof))
-    checks = partial(check_positions, plan), output.force, _header_check(plan)
-    return QuantizationJob(source, files, matrix, *checks, moments, proof)
+        files = plan_files(source, paths, options, matrix)
+    return QuantizationJob(source, files, matrix, partial(check_positions, plan), output.force, _header_check(plan))
 
 
 def _in_folders(asked: AdaptedCheckpoint) -> tuple[AdaptedCheckpoint, RemoteWeights | None]:
@@ -152,15 +148,13 @@ def _calibrated(
         proof = CalibrationProof.of(whole(), texts, work.folder, args.threads) if texts else None
         if wanted is not None:
             moments = replace(moments, method="error feedback, types by sensitivity")
-            with without_notes():
-                job = planned(options=options, moments=moments, proof=proof)  # whose header has all keys
+            job = job.calibrated(options, moments, proof)  # whose header has all keys
             moments = work.with_gradients(moments, Path(str(checkpoint.base)))
             assert moments.gradients is not None
             kept = work.folder / "costs.json"
             sized = size_plan(wanted, job.source.tensors, job.files[0], moments, moments.gradients, kept)
             options = with_types(options, sized.types)
-        with without_notes():
-            job = planned(options=options, moments=moments, proof=proof)
+        job = job.calibrated(options, moments, proof)
         if wanted is not None:
             check_types(sized.types, job.files[0].recipe.types)
             if args.dry_run:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ import numpy as np
 
 from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.gguf.edit_shards import publish_files
-from yarn_edge.progress import bar, note
+from yarn_edge.progress import bar, note, without_notes
 from yarn_edge.runtime.ggml_types import GGMLType, requires_weights
 from yarn_edge.runtime.llama_api import physical_threads
 from yarn_edge.stdout import write_json, write_text
 
-from .file_plan import FilePlan, Source, work_by_type
+from .file_plan import FilePlan, Source, plan_files, work_by_type
 from .imatrix.matrix import ImportanceMatrix
 from .importance import importance_weights
 from .kernels.choose import Kernels
@@ -35,7 +35,8 @@ from .one_pass import Rounding, fill
 from .output_file import Output
 from .outputs import check_disk_room
 from .partials import writing
-from .proving import CalibrationProof
+from .proving import CalibrationProof, calibration_keys
+from .recipe import QuantOptions
 
 _SAMPLE_WIDTH, _SAMPLE_ROWS, _SAMPLE_SECONDS = 2048, 8, 0.05
 
@@ -72,6 +73,18 @@ class QuantizationJob:
             raise YarnEdgeError(
                 f"--calibrate changes K-quants, and {names} has none here (their rows must be multiples of 256 weights): leave it out"
             )
+
+    def calibrated(
+        self, options: QuantOptions, moments: Moments, proof: CalibrationProof | None, allow_requantize: bool = False
+    ) -> QuantizationJob:
+        """The same files, planned again for error feedback, without notes: all else is read and checked. proof: of what it is worth.
+
+        Raises YarnEdgeError as `plan_files` does.
+        """
+        matrix, paths = moments.importance(), {plan.path: plan.quant for plan in self.files}
+        with without_notes():
+            files = plan_files(self.source, paths, options, matrix, allow_requantize, calibration_keys(moments, proof))
+        return replace(self, files=files, matrix=matrix, moments=moments, proof=proof)
 
     def estimate(self, threads: int) -> float:
         """Seconds of computing, measured on a sample of each type; reading and writing overlap it. Writes nothing.

@@ -140,9 +140,9 @@ class CalibrationProof:
         return {kind: loss.as_json() for kind, loss in self.losses.get(plan.path, {}).items()}
 
 
-def calibration_keys(moments: Moments | None, proof: CalibrationProof | None) -> dict[str, Any]:
-    """What a file says of its calibration: nothing if there is none."""
-    return {**(moments.keys() if moments else {}), **(proof.keys() if proof else {})}
+def calibration_keys(moments: Moments, proof: CalibrationProof | None) -> dict[str, Any]:
+    """What a file says of its calibration."""
+    return {**moments.keys(), **(proof.keys() if proof else {})}
 
 
 def _keys(kind: str) -> tuple[str, str]:

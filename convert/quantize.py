@@ -11,14 +11,13 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.llama_rules.loadable import check_loadable
-from yarn_edge.progress import without_notes
 
 from .file_plan import QUANTIZER, Source, plan_files
 from .gguf_source import gguf_source
+from .imatrix.matrix import read_imatrix
 from .job import QuantizationJob, run_job
-from .moments.moments import Moments, importance_for
 from .outputs import OutputOptions
-from .proving import CalibrationProof, calibration_keys
+from .proving import CalibrationProof
 from .recipe import QuantOptions
 from .recipe_flags import add_recipe_flags, calibration_of, output_options, quant_options
 
@@ -46,21 +45,14 @@ def quantize(
 
 
 def quantize_job(
-    model: GGUFFile,
-    output: OutputOptions,
-    options: QuantOptions = QuantOptions(),
-    *,
-    allow_requantize: bool = False,
-    moments: Moments | None = None,
-    proof: CalibrationProof | None = None,
+    model: GGUFFile, output: OutputOptions, options: QuantOptions = QuantOptions(), *, allow_requantize: bool = False
 ) -> QuantizationJob:
-    """`quantize`, planned, for a model whose header was read and checked. Nothing is written. moments: for error feedback; proof: of
-    what they are worth."""
+    """`quantize`, planned, for a model whose header was read and checked. Nothing is written."""
     paths = output.checked([*model.shards, *options.files])
-    matrix = importance_for(options.imatrix, moments)
+    matrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     source = gguf_source(model)
-    files = plan_files(source, paths, options, matrix, allow_requantize, calibration_keys(moments, proof))
-    return QuantizationJob(source, files, matrix, partial(_check, source), output.force, moments=moments, proof=proof)
+    files = plan_files(source, paths, options, matrix, allow_requantize)
+    return QuantizationJob(source, files, matrix, partial(_check, source), output.force)
 
 
 def _loadable(model: str | Path) -> GGUFFile:
@@ -90,16 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`yarn-edge quantize`."""
     model, output, options = _loadable(args.model), output_options(args), quant_options(args)
-    planned = partial(quantize_job, model, output, options, allow_requantize=args.allow_requantize)
     calibration = calibration_of(args)
+    job = quantize_job(model, output, options, allow_requantize=args.allow_requantize)
     if calibration is None or args.dry_run:
-        return run_job(planned(), args)
-    job = planned()
+        return run_job(job, args)
     job.check_feedback()  # what is wrong is said before the model reads
     with calibration.at_work(job.source, next(iter(output.named()))) as work:
         moments = work.moments(lambda: model.path)
         texts = calibration.texts
         proof = CalibrationProof.of(model.path, texts, work.folder, args.threads) if texts else None
-        with without_notes():
-            job = planned(moments=moments, proof=proof)
+        job = job.calibrated(options, moments, proof, args.allow_requantize)
         return run_job(replace(job, folder=work.folder), args)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from yarn_edge.averages import Mean
 from yarn_edge.convert.calibration import Calibration
-from yarn_edge.convert.file_plan import plan_files
 from yarn_edge.convert.hf_to_gguf import convert, convert_job
 from yarn_edge.convert.imatrix.matrix import write_imatrix
 from yarn_edge.convert.job import QuantizationJob
@@ -21,7 +20,7 @@ from yarn_edge.convert.kernels.choose import FAST
 from yarn_edge.convert.moments.collect import CalibrationSettings
 from yarn_edge.convert.moments.moments import Moments
 from yarn_edge.convert.outputs import OutputOptions
-from yarn_edge.convert.proving import CalibrationProof, calibration_keys
+from yarn_edge.convert.proving import CalibrationProof
 from yarn_edge.convert.recipe import QuantOptions
 from yarn_edge.convert.sizing.sensitivity import TensorCost, kinds_for
 from yarn_edge.convert.sizing.sized import check_types, free_tensors, measured_costs, with_types
@@ -208,17 +207,10 @@ class _Budget:
 
     def _job_of(self, planned: Planned, moments: Moments, proof: CalibrationProof, path: Path) -> QuantizationJob:
         moments = replace(moments, method="error feedback, types by sensitivity")
-        matrix, first = moments.importance(), self._job.files[0]
-        with without_notes():
-            files = plan_files(
-                self._job.source,
-                {path: first.quant},
-                with_types(_OPTIONS, planned.types),
-                matrix,
-                calibration=calibration_keys(moments, proof),
-            )
-        check_types(planned.types, files[0].recipe.types)
-        return replace(self._job, files=files, matrix=matrix, moments=moments, proof=proof)
+        job = replace(self._job, files=[replace(self._job.files[0], path=path)])
+        job = job.calibrated(with_types(_OPTIONS, planned.types), moments, proof)
+        check_types(planned.types, job.files[0].recipe.types)
+        return job
 
     def _make(self, files: Sequence[FittingFile], moments: Moments, folder: Path) -> list[Path]:
         """The standard files, with the importance matrix of the same reading."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from yarn_edge.memory.weights import OUTPUT, TOKEN_EMBEDDINGS
 
-from ..imatrix.matrix import Importance, ImportanceMatrix, read_imatrix
+from ..imatrix.matrix import Importance, ImportanceMatrix
 from ..kernels.feedback import Factors
 from .gradients import Gradients
 from .sums import StoredSums
@@ -86,13 +86,6 @@ class Moments:
 def expert_input(name: str, expert: int) -> str:
     """The name of the part of an input that goes to an expert."""
     return f"{name}:{expert}"
-
-
-def importance_for(imatrix: str | Path | None, moments: Moments | None) -> ImportanceMatrix | None:
-    """What a job's tensors are weighted with: the moments' own importance, else that in a file. Raises YarnEdgeError."""
-    if moments is not None:
-        return moments.importance()
-    return None if imatrix is None else read_imatrix(imatrix)
 
 
 class FactorsOf:

@@ -47,6 +47,7 @@ def score_text_on(
     crew: Crew, variant: Variant, settings: TextSettings, *, attention: Attention = "auto", save: Path | None = None
 ) -> ScoredText:
     """`perplexity.score_text` with windows as units. The file `save` is written at the end."""
+    sent = SentVariant.of(variant)
     with planning_model(variant) as model:
         windows, ctx = plan_windows(model, settings)
         longest, trained = max(len(w.tokens) for w in windows), model.n_ctx_train
@@ -56,7 +57,6 @@ def score_text_on(
     file = None if save is None else ScoreFile(save, run)
     if file is not None:
         file.begin(scores)
-    sent = SentVariant.of(variant)
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))  # the long ones first: all end together
     units = [score_unit(sent, batch, windows[i], f"window {i + 1}") for i in order]
     start = time.perf_counter()

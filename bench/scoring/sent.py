@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import TRUST
 from yarn_edge.graph.opening import open_context
 from yarn_edge.jobs.sent_file import SentFile
@@ -42,7 +43,9 @@ class SentVariant:
 
     @classmethod
     def of(cls, variant: Variant) -> SentVariant:
-        """What makes the same variant on a worker."""
+        """What makes the same variant on a worker. Raises YarnEdgeError for one whose layers are split."""
+        if variant.split is not None:
+            raise YarnEdgeError(f"{variant.label}: --rpc and --layers-on are for a run in one process, without --on")
         return cls(
             SentFile.of(variant.gguf),
             variant.label,

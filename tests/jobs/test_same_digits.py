@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -49,16 +48,9 @@ class Shared(LocalExecutor):
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Shared]:
-    with contextlib.closing(_Closed(Shared(2))) as closed:
-        yield closed.shared
-
-
-class _Closed:
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
-
-    def close(self) -> None:
-        self.shared.end()
+    shared = Shared(2)
+    yield shared
+    shared.end()
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +203,12 @@ def test_a_second_run_continues(
     assert (
         main(["perplexity", str(model), "--text", str(texts), "--save", str(tmp_path / "s.npz"), "--resume", *on]) == 2
     )
+
+
+def test_a_split_model_stays_in_one_process(model: Path, texts: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--text", str(texts), "--layers-on", "cpu=2", "--on", "local", "--workers", "2"]
+    assert main(["perplexity", str(model), *words]) == 2
+    assert "--rpc and --layers-on are for a run in one process, without --on" in capfd.readouterr().err
 
 
 def test_pieces_are_neighbors_and_the_longest_come_first() -> None:

@@ -139,7 +139,8 @@ def _rope(variant: Variant, model: Model) -> dict[str, Any]:
         honoured(model.gguf.architecture)
         runs = model.positions.effective(variant.arguments or model.positions.explicit_arguments)
         checks = [check_kernel(runs, runs, model.gguf.architecture, d, d.name) for d in model.devices]
-        check = max(checks, key=lambda check: check.value or 0.0)
+        # A failure first: NaN is one, but no maximum.
+        check = max(checks, key=lambda check: (check.status == "fail", check.value or 0.0))
     except YarnEdgeError as refusal:  # an architecture whose positions are not known
         return {"status": "skip", "value": None, "limit": None, "detail": str(refusal)}
     return {"status": check.status, "value": check.value, "limit": check.limit, "detail": check.detail}

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from yarn_edge.bench.speed import child as speed_child
 from yarn_edge.bench.speed import command as speed
 from yarn_edge.bench.speed import process as speed_process
 from yarn_edge.bench.speed import session as speed_session
@@ -39,6 +41,7 @@ from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.load_log import buffers_in, flash_attention_in, offloaded_in
 from yarn_edge.runtime.machine import peak_resident_bytes
 from yarn_edge.runtime.model import Model
+from yarn_edge.verify.checks import judge
 
 from support import tiny_gguf
 from support.processes import state_of
@@ -356,6 +359,21 @@ def test_what_was_measured_is_kept_when_it_is_stopped(
     assert not found["complete"]
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 2
     assert state_of(int((tmp_path / "pid").read_text())) == "gone"
+
+
+def test_of_several_devices_the_one_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if what it computes is not a number."""
+    values = {"a": 0.5, "b": float("nan"), "c": 0.9}
+
+    def check(_runs: object, _goal: object, _architecture: str, device: Any, name: str) -> Any:
+        return judge("kernel", values[device.name], 1.0, name)
+
+    monkeypatch.setattr(speed_child, "check_kernel", check)
+    positions = SimpleNamespace(effective=lambda _arguments: None, explicit_arguments=None)
+    devices = [SimpleNamespace(name=name) for name in values]
+    model = SimpleNamespace(gguf=SimpleNamespace(architecture="llama"), positions=positions, devices=devices)
+    found = speed_child._rope(cast("Any", SimpleNamespace(arguments=None)), cast("Any", model))
+    assert (found["status"], found["detail"]) == ("fail", "b")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the child in /proc")

@@ -8,21 +8,13 @@ with the log-probability of every token. KL divergence is that of its distributi
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from yarn_edge.errors import YarnEdgeError
 from yarn_edge.export.command import export
 from yarn_edge.graph.opening import open_context
 from yarn_edge.runtime.context_settings import ContextSettings
@@ -31,50 +23,17 @@ from yarn_edge.sample_text import sample_text
 from yarn_edge.stdout import write_text
 
 from ..standalone import run_module
+from .server_process import ask, free_port, running_server
 
 N_CTX, PREFIXES = 2048, (16, 64, 256, 512, 1024, 1536, 2000)
 COMPARABLE = ("-ctk", "f32", "-ctv", "f32", "-fa", "off", "-np", "1", "--host", "127.0.0.1", "-ngl", "0")
-START_S, ANSWER_S = 120.0, 300.0
+ANSWER_S = 300.0
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _ask(url: str, body: dict[str, Any] | None, timeout: float) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        return json.load(answer)
-
-
-@contextmanager
-def running_server(words: Sequence[str]) -> Iterator[str]:
-    """The address of a llama-server that is ready. words: its command line. Raises YarnEdgeError if it does not start."""
-    port = _free_port()
-    process = subprocess.Popen([*words, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_S
-        while True:
-            try:
-                _ask(f"{address}/health", None, 5)
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise YarnEdgeError(f"{words[0]}: did not start with {shlex.join(words[1:])}") from None
-                time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def server_log_probs(address: str, tokens: list[int], n_vocab: int) -> npt.NDArray[np.float64]:
+def server_log_probs(port: int, tokens: list[int], n_vocab: int) -> npt.NDArray[np.float64]:
     """The log-probability of every token after `tokens`, (n_vocab,). The server adds up in float32: its sum is made 1 here."""
     body = {"prompt": tokens, "n_predict": 1, "n_probs": n_vocab, "cache_prompt": True, "temperature": 1.0}
-    (first,) = _ask(f"{address}/completion", body, ANSWER_S)["completion_probabilities"]
+    (first,) = ask(port, "/completion", body, ANSWER_S)["completion_probabilities"]
     values = np.full(n_vocab, -np.inf)
     for token in first["top_logprobs"]:
         values[token["id"]] = token["logprob"]
@@ -120,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
         with Model(path, vocab_only=True) as model:
             tokens = model.tokenize(sample_text(), add_special=model.add_bos, parse_special=False)[: PREFIXES[-1]]
         ours = our_log_probs(path, tokens)
-        with running_server([args.server, *words, *COMPARABLE]) as address:
-            theirs = np.array([server_log_probs(address, tokens[:end], ours.shape[1]) for end in PREFIXES])
+        port = free_port()
+        with running_server([args.server, *words, *COMPARABLE, "--port", str(port)], port):
+            theirs = np.array([server_log_probs(port, tokens[:end], ours.shape[1]) for end in PREFIXES])
         kl = (np.exp(ours) * (ours - theirs)).sum(axis=1)
         same = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
         flags = f"{len(scaling) // 2} of scaling" if scaling and not args.plain else "none"

@@ -26,6 +26,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.text_file import read_text
 from yarn_edge.writer import write_file
 
+from ..speed.command import listed
 from .llama_bench import executable
 from .race import Race, Results, add_folder_flag
 from .turns import YARN_EDGE, command_line, markdown, run_process
@@ -144,7 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--peer", type=Path, required=True, metavar="DIR", help="folder with llama-imatrix and llama-quantize")
     add("--auto-round", type=Path, metavar="PROGRAM", help="AutoRound's program")
     text = "its iterations, separated by commas (default: 0)"
-    add("--iters", type=lambda text: [count(0, 10000)(n) for n in text.split(",")], default=[0], help=text, metavar="N")
+    add("--iters", type=listed(count(0, 10000)), default=[0], help=text, metavar="N")
     text = "other sizes of our files, such as 4.4bpw,4.6bpw"
     add("--sizes", type=lambda text: text.split(","), default=[], metavar="SIZE[,SIZE…]", help=text)
     text = "another file to compare; may be repeated"

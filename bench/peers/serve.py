@@ -12,32 +12,31 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 from yarn_edge.engine.pace import ALONE_S
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.flags import count, length, length_from
 from yarn_edge.sample_text import sample_text
 
+from ..speed.command import listed
 from .llama_bench import executable, our_libraries
 from .race import Race, Results
+from .server_process import ask, free_port, running_server
 from .turns import markdown
 
 OURS, PEER = "yarn-edge", "llama-server"
 QUESTION = "Once upon a time there was"
-_START_S = 300.0
 _READERS, _ANSWER = 4, 16  # clients that ask about one document, and tokens of each of their answers
 LEAST_SPEED, LEAST_GAIN, MOST_SLICES, MOST_AGAIN, MOST_EVALUATED = 0.95, 2.0, 2.0, 1 / 20, 1.02
 
@@ -46,45 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The race's own flags."""
     parser.add_argument("model", type=Path, metavar="MODEL.gguf")
     parser.add_argument("--peer", type=Path, metavar="DIR", help="folder of llama-server (default: without a peer)")
-    parser.add_argument("--clients", type=_numbers, default=[4, 8, 16], metavar="N,…", help="clients (default: 4,8,16)")
+    parser.add_argument(
+        "--clients", type=listed(count(1, 64)), default=[4, 8, 16], metavar="N,…", help="clients (default: 4,8,16)"
+    )
     parser.add_argument("--ctx", type=length, default=32768, metavar="N", help="context (default: %(default)s)")
     parser.add_argument(
         "--gen-tokens", type=length_from(2, 4096), default=96, metavar="N", help="tokens of each answer"
     )
     parser.add_argument("--document", type=length, default=0, metavar="N", help="tokens of a document to read")
-
-
-def _numbers(text: str) -> list[int]:
-    return [count(1, 64)(part) for part in text.split(",")]
-
-
-@contextmanager
-def _server(command: list[str], port: int, env: dict[str, str] | None = None) -> Iterator[int]:
-    """A server that answers /health. Raises YarnEdgeError if it does not."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
-    told: list[str] = []
-    assert process.stderr is not None
-    reader = threading.Thread(target=lambda: told.extend(process.stderr or ()), daemon=True)
-    reader.start()
-    try:
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline and process.poll() is None:
-            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                yield port
-                return
-            time.sleep(0.1)
-        raise YarnEdgeError(f"{command[0]} did not start: {''.join(told[-3:])}")
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        return int(made.getsockname()[1])
 
 
 def streamed(port: int, prompt: str, n_tokens: int) -> tuple[float, float, int]:
@@ -134,10 +102,10 @@ def run(args: argparse.Namespace, results: Results) -> None:
     with ExitStack() as held:
         sides = {OURS: held.enter_context(_ours(args, most))}
         if args.peer is not None:
-            program, port = executable(args.peer, "llama-server"), _free_port()
+            program, port = executable(args.peer, "llama-server"), free_port()
             words = f"-c {args.ctx} -t {args.threads} -np {most} --kv-unified --port {port} --no-webui".split()
             peer = [str(program), "-m", str(args.model), *words]
-            sides[PEER] = held.enter_context(_server(peer, port, our_libraries()))
+            sides[PEER] = held.enter_context(running_server(peer, port, our_libraries()))
         for name, port in sides.items():
             streamed(port, QUESTION, 8)
             results.setdefault("speeds", {})[name] = {}
@@ -159,9 +127,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 
 def _ours(args: argparse.Namespace, parallel: int, *more: str) -> AbstractContextManager[int]:
-    port = _free_port()
+    port = free_port()
     words = f"--ctx {args.ctx} --threads {args.threads} --parallel {parallel} --lookup off --quiet --port {port}"
-    return _server([sys.executable, "-m", "yarn_edge", "serve", str(args.model), *words.split(), *more], port)
+    return running_server([sys.executable, "-m", "yarn_edge", "serve", str(args.model), *words.split(), *more], port)
 
 
 def _document(port: int, n_tokens: int) -> str:
@@ -173,10 +141,7 @@ def _document(port: int, n_tokens: int) -> str:
 
 def _count(port: int, text: str) -> int:
     """The tokens of a text."""
-    asked = Request(f"http://127.0.0.1:{port}/tokenize", json.dumps({"text": text}).encode())
-    asked.add_header("Content-Type", "application/json")
-    with urlopen(asked, timeout=60) as reply:
-        return int(json.load(reply)["tokens"])
+    return int(ask(port, "/tokenize", {"text": text}, 60)["tokens"])
 
 
 def _beside_a_document(port: int, document: str) -> dict[str, float]:

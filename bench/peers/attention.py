@@ -18,8 +18,6 @@ import numpy as np
 from yarn_edge.flags import add_kv_flags
 from yarn_edge.graph.opening import open_context
 from yarn_edge.progress import bar, note
-from yarn_edge.report.report import Table
-from yarn_edge.report.tables import table_text
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import Attention, ContextSettings
 from yarn_edge.runtime.kv_cache import kv_types, with_kv_parts
@@ -27,7 +25,19 @@ from yarn_edge.runtime.model import Model
 
 from ..speed.command import depth, listed
 from .race import Race, Results
-from .sides import DRAFTS, GENERATING, N_DRAFTS, N_GENERATED, N_READ, READING, compared, copy_cache, row, turns
+from .sides import (
+    DRAFTS,
+    GENERATING,
+    N_DRAFTS,
+    N_GENERATED,
+    N_READ,
+    READING,
+    compared,
+    copy_cache,
+    row,
+    rows_text,
+    turns,
+)
 
 FAST, FLASH, PLAIN = "fast", "flash", "plain"
 _TESTS = {GENERATING: N_GENERATED, DRAFTS: N_DRAFTS, READING: N_READ}
@@ -80,16 +90,7 @@ def _fill(sides: dict[str, Context], tokens: list[int]) -> None:
 
 def _tables(results: Results) -> str:
     """A line for each depth, test and side."""
-    columns = {
-        "test": "test",
-        "depth": "depth",
-        "side": "side",
-        "tok_per_s": "tok/s",
-        "ratio": "of the faster of ggml's",
-    }
-    columns |= {"low": "from", "high": "to (95 %)"}
-    rows = tuple(tuple(r[key] for key in columns) for r in results["rows"])
-    return table_text(Table("", tuple(columns.values()), rows, digits=4))
+    return rows_text(results["rows"], "side", "of the faster of ggml's")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from yarn_edge.graph.opening import open_context
-from yarn_edge.report.report import Table
-from yarn_edge.report.tables import table_text
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 
 from ..speed.command import depth, listed
 from .race import Race, Results
-from .sides import GENERATING, N_GENERATED, N_READ, READING, compared, row, turns
+from .sides import N_READ, generating_and_reading, rows_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,23 +41,12 @@ def run(args: argparse.Namespace, results: Results) -> None:
         sides = {m.path.name: stack.enter_context(open_context(m, settings)) for m in models}
         tokens = np.random.default_rng(0).integers(0, models[0].n_vocab, n_ctx).tolist()
         for cached in args.depth:
-            for context in sides.values():
-                context.clear()
-                context.evaluate(tokens[:cached] or tokens[:1], 0, "none")
-            for test, n in ((GENERATING, N_GENERATED), (READING, N_READ)):
-                seconds = turns(sides, tokens, cached, (test, n), args.repeat)
-                first = seconds[models[0].path.name]
-                rows += [
-                    row(f"{test} {n}", cached, name, n, own, compared(first, own)) for name, own in seconds.items()
-                ]
+            rows += generating_and_reading(sides, tokens, cached, args.repeat)
 
 
 def tables(results: Results) -> str:
     """A line for each depth, test and file."""
-    columns = {"test": "test", "depth": "depth", "side": "file", "tok_per_s": "tok/s", "ratio": "speed of the first"}
-    columns |= {"low": "from", "high": "to (95 %)"}
-    rows = tuple(tuple(row[key] for key in columns) for row in results["rows"])
-    return table_text(Table("", tuple(columns.values()), rows, digits=4))
+    return rows_text(results["rows"], "file", "speed of the first")
 
 
 RACE = Race("files", "Speed of files of one model, in turns.", add_arguments, run, tables, repeat=15)

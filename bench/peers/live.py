@@ -16,22 +16,20 @@ import numpy as np
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.graph.callback import GraphCallback
 from yarn_edge.graph.live_rope import LiveRopes
-from yarn_edge.report.report import Table
-from yarn_edge.report.tables import table_text
 from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.model import Model
 
 from ..speed.command import depth, listed
 from .race import Race, Results
-from .sides import GENERATING, N_GENERATED, N_READ, READING, compared, row, turns
+from .sides import N_READ, generating_and_reading, rows_text
 
 PLAIN, NUMBA, PYTHON = "without the edit", "Numba", "Python"
 
 
 @contextmanager
 def _contexts(model: Model, n_ctx: int, threads: int) -> Iterator[dict[str, Context]]:
-    """The sides by name. Raises YarnEdgeError for a file in another form."""
+    """The sides by name, plain llama.cpp first. Raises YarnEdgeError for a file in another form."""
     arguments = model.positions.explicit_arguments
     if arguments.live is None:
         raise YarnEdgeError(f"{model.path}: needs no edit: take a file in the live form (yarn-edge inspect shows it)")
@@ -53,27 +51,12 @@ def _run(args: argparse.Namespace, results: Results) -> None:
     with Model(args.model) as model, _contexts(model, max(args.depth) + N_READ, args.threads) as sides:
         tokens = np.random.default_rng(0).integers(0, model.n_vocab, max(args.depth) + N_READ).tolist()
         for depth in args.depth:
-            for context in sides.values():
-                context.clear()
-                context.evaluate(tokens[:depth] or tokens[:1], 0, "none")
-            for reading in (False, True):
-                results["rows"] += _rows(sides, tokens, depth, reading, args.repeat)
-
-
-def _rows(
-    sides: dict[str, Context], tokens: list[int], depth: int, reading: bool, repeat: int
-) -> list[dict[str, object]]:
-    test, n = (READING, N_READ) if reading else (GENERATING, N_GENERATED)
-    seconds = turns(sides, tokens, depth, (test, n), repeat)
-    return [row(f"{test} {n}", depth, name, n, own, compared(seconds[PLAIN], own)) for name, own in seconds.items()]
+            results["rows"] += generating_and_reading(sides, tokens, depth, args.repeat)
 
 
 def _tables(results: Results) -> str:
     """A line for each depth, test and side."""
-    columns = {"test": "test", "depth": "depth", "side": "side", "tok_per_s": "tok/s", "ratio": "speed of plain"}
-    columns |= {"low": "from", "high": "to (95 %)"}
-    rows = tuple(tuple(row[key] for key in columns) for row in results["rows"])
-    return table_text(Table("", tuple(columns.values()), rows, digits=4))
+    return rows_text(results["rows"], "side", "speed of plain")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

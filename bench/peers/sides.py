@@ -6,13 +6,15 @@ import ctypes
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from yarn_edge.progress import bar
+from yarn_edge.report.report import Table
+from yarn_edge.report.tables import table_text
 from yarn_edge.runtime.context import Context
 
 from ..speed.rank_test import not_rejected
@@ -103,6 +105,28 @@ def _transposed(state: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.concatenate(parts)
 
 
+def generating_and_reading(
+    sides: Mapping[str, Context], tokens: list[int], depth: int, repeat: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each of the two tests and each side, behind `depth` tokens that every side reads first; ratios are to the first side."""
+    for context in sides.values():
+        context.clear()
+        context.evaluate(tokens[:depth] or tokens[:1], 0, "none")
+    for test, n in ((GENERATING, N_GENERATED), (READING, N_READ)):
+        seconds = turns(sides, tokens, depth, (test, n), repeat)
+        first = seconds[next(iter(sides))]
+        for name, own in seconds.items():
+            yield row(f"{test} {n}", depth, name, n, own, compared(first, own))
+
+
 def row(test: str, depth: int, name: str, n: int, seconds: list[float], ratio: Mapping[str, float]) -> dict[str, Any]:
     """A line of results."""
     return {"test": test, "depth": depth, "side": name, "tok_per_s": n / statistics.median(seconds), **ratio}
+
+
+def rows_text(rows: Sequence[Mapping[str, Any]], side: str, ratio: str) -> str:
+    """A line for each row. side, ratio: headings of these columns."""
+    columns = {"test": "test", "depth": "depth", "side": side, "tok_per_s": "tok/s", "ratio": ratio}
+    columns |= {"low": "from", "high": "to (95 %)"}
+    cells = tuple(tuple(each[key] for key in columns) for each in rows)
+    return table_text(Table("", tuple(columns.values()), cells, digits=4))

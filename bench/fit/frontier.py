@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yarn_edge.convert.one_pass import SourceTensor
-from yarn_edge.convert.sizing.allocate import choose_types
+from yarn_edge.convert.sizing.allocate import choose_types, tensor_bytes
 from yarn_edge.convert.sizing.sensitivity import TensorCost
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.memory.choice import DoesNotFitError, gib
@@ -68,7 +68,7 @@ class Frontier:
 
     def taken(self, cost: TensorCost, kind: GGMLType) -> int:
         """Memory of a tensor in a type: the mapped bytes, and the copy that the CPU's kernels are given of some."""
-        return cost.n_weights // kind.block * kind.block_bytes + self._copies.get((cost.name, kind), 0)
+        return tensor_bytes(cost, kind) + self._copies.get((cost.name, kind), 0)
 
     def best(self, budget: int) -> Planned:
         """What is expected to lose least within `budget` bytes. Raises DoesNotFitError if nothing fits."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from yarn_edge.errors import Terminated, YarnEdgeError
@@ -17,7 +19,6 @@ from yarn_edge.jobs.crew import add_job_flags, crew_of
 from yarn_edge.progress import note
 from yarn_edge.report.deliver import add_output_flags, check_outputs, deliver
 from yarn_edge.report.ticks import token_count
-from yarn_edge.runtime.context import Context
 from yarn_edge.runtime.kv_cache import check_room
 from yarn_edge.runtime.model import Model
 from yarn_edge.sample_text import sample_text
@@ -98,24 +99,20 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         model = stack.enter_context(variant.load() if crew is None else planning_model(variant))
         longest = max(args.lengths)
+        test_of: Callable[[Sequence[Prompt]], Retrieval | RetrievalOn]
         if crew is None:  # before prompts are made, which may be as long as no memory is
             opened = variant_context(model, variant, longest, args.threads, args.attention)
-            context: Context | None = stack.enter_context(opened)
+            test_of = partial(Retrieval, stack.enter_context(opened))
         else:
             check_room(model.gguf, longest, variant.kv_type)
-            context = None
+            batch = batch_settings(model.gguf, model.n_vocab, variant, longest, crew.threads, args.attention)
+            test_of = partial(RetrievalOn, crew, variant, batch)
         declared = model.n_ctx_train
         beyond = [token_count(n) for n in args.lengths if n > declared]
         if beyond:
             note(f"{variant.label}: its context is {token_count(declared)} tokens: {', '.join(beyond)} lie beyond it")
         depths, prompts = _prompts(model, kind, args)
-        test: Retrieval | RetrievalOn
-        if context is not None:
-            test = Retrieval(context, prompts)
-        else:
-            assert crew is not None
-            batch = batch_settings(model.gguf, model.n_vocab, variant, longest, crew.threads, args.attention)
-            test = RetrievalOn(crew, variant, batch, prompts)
+        test = test_of(prompts)
         ended: BaseException | None = None
         try:
             test.go()

@@ -15,7 +15,7 @@ from yarn_edge.runtime.context_settings import ContextSettings
 
 from ..scoring.sent import SentVariant, context_of_sent, settings_identity, unit_key
 from ..scoring.variants import Variant
-from .retrieval import Reader, TokensAt, evaluated_before, shared
+from .retrieval import Reader, TokensAt, evaluated_before, tokens_to_read
 from .retrieval_prompts import Prompt
 
 
@@ -51,7 +51,7 @@ class RetrievalOn:
         before = [(at, tuple(part)) for at, part in evaluated]
         key = unit_key("answer_prompts", [self._sent.identity(), settings_identity(self._settings), tokens, before])
         label = f"{self._prompts[piece[0]].length} tokens"
-        return Unit(answer_prompts, (self._sent, self._settings, tokens, before), key, label, _cost(tokens))
+        return Unit(answer_prompts, (self._sent, self._settings, tokens, before), key, label, tokens_to_read(tokens))
 
 
 def pieces_of(prompts: Sequence[Prompt], n_workers: int) -> list[range]:
@@ -63,11 +63,6 @@ def pieces_of(prompts: Sequence[Prompt], n_workers: int) -> list[range]:
         size = -(-n // n_workers)
         pieces += [range(first + at, first + min(at + size, n)) for at in range(0, n, size)]
     return sorted(pieces, key=lambda piece: -prompts[piece[0]].length)
-
-
-def _cost(tokens: Sequence[Sequence[int]]) -> int:
-    before: list[Sequence[int]] = [(), *tokens]
-    return sum(len(now) - shared(old, now) for old, now in zip(before, tokens, strict=False))
 
 
 def answer_prompts(

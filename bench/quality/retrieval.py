@@ -112,6 +112,12 @@ def shared(cached: Sequence[int], tokens: Sequence[int]) -> int:
     return min(len(cached), len(tokens) - 1)
 
 
+def tokens_to_read(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens of the prompts are evaluated, one prompt after the other, in a cache that is empty at first."""
+    before: list[Sequence[int]] = [(), *prompts]
+    return sum(len(tokens) - shared(old, tokens) for old, tokens in zip(before, prompts, strict=False))
+
+
 def cells_of(prompts: Sequence[Prompt], answers: Sequence[str | None]) -> list[RetrievalCell]:
     """The cells that have an answer, by length and depth. answers: of the first prompts, None for one that has none."""
     cells: dict[tuple[int, float], RetrievalCell] = {}
@@ -153,9 +159,7 @@ class Retrieval:
 
     def go(self) -> None:
         """Answer every prompt."""
-        before: list[Sequence[int]] = [(), *(p.tokens for p in self.prompts)]
-        total = sum(len(p.tokens) - shared(old, p.tokens) for old, p in zip(before, self.prompts, strict=False))
-        hits = 0
+        total, hits = tokens_to_read([p.tokens for p in self.prompts]), 0
         with bar("Asking", total, "tokens") as advance:
             for done, prompt in enumerate(self.prompts):
                 what = f"{prompt.length} tokens, depth {prompt.depth:.0%}, {hits}/{done}"

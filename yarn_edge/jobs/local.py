@@ -15,8 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import IO, Any
 
 from yarn_edge.errors import YarnEdgeError
@@ -57,14 +56,14 @@ class _Worker:
             raise YarnEdgeError(f"--on local: a worker cannot be started: {error.strerror}") from error
 
     def ask(self, message: object) -> tuple[bool, Any]:
-        """(whether the call returned, its value or its exception). Raises BrokenProcessPool if the worker ended."""
+        """(whether the call returned, its value or its exception). Raises BrokenExecutor if the worker ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
             write_message(self.process.stdin, message)
             answer: tuple[bool, Any] = pickle.loads(read_message(self.process.stdout))
         except (OSError, EOFError, ValueError):
-            raise BrokenProcessPool(self._end_of_it()) from None
+            raise BrokenExecutor(self._end_of_it()) from None
         return answer
 
     def _end_of_it(self) -> str:
@@ -87,7 +86,7 @@ class _Worker:
 class LocalExecutor(Executor):
     """`n_workers` processes, started when there is work for them.
 
-    A future whose worker was killed has BrokenProcessPool as its exception. shutdown(cancel_futures=True) also ends the units
+    A future whose worker was killed has BrokenExecutor as its exception. shutdown(cancel_futures=True) also ends the units
     that are running.
     """
 
@@ -134,7 +133,7 @@ class LocalExecutor(Executor):
     def _started(self) -> _Worker:
         with self._lock:
             if self._closed:
-                raise BrokenProcessPool("the executor was shut down")
+                raise BrokenExecutor("the executor was shut down")
             worker = _Worker()
             self._workers.add(worker)
             return worker

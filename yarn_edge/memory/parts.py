@@ -40,22 +40,20 @@ class PartPlan:
 
 
 def split_parts(
-    file: GGUFFile, unused: Collection[str], split: LayerSplit, sizes: ContextSizes, of_process: tuple[int, int]
+    split: LayerSplit, weights: Mapping[str, int], sizes: ContextSizes, of_process: tuple[int, int]
 ) -> tuple[PartPlan, ...]:
-    """Every device's part, that of the CPU first even if it has no layers. of_process: (output, process) bytes.
+    """Every device's part, that of the CPU first even if it has no layers.
 
-    On the CPU only tensors that stay there count: while the file is sent to the devices, it is mapped, and the system can drop
-    its pages at any time.
+    weights: of `weights_by_device`. of_process: (output, process) bytes. On the CPU only tensors that stay there count: while the file
+    is sent to the devices, it is mapped, and the system can drop its pages at any time.
     """
-    weights = weights_by_device(file, unused, split)
     cpu = ggml.cpu_device()
-    counts = {cpu.name: 0} | {d.name: n for d, n in zip(split.devices, split.counts, strict=True)}
     compute = compute_by_device(split, sizes.compute_on)
     parts = []
-    for device in (cpu, *(d for d, _n in split.parts)):
+    for device, layers in ((cpu, split.cpu_layers), *split.parts):
         other = sum(of_process) if device == cpu else sizes.work if device.backend == "RPC" else _FIRST_RUN_BYTES
         held = weights.get(device.name, 0), sizes.kv_on.get(device.name, 0), compute.get(device.name, 0)
-        parts.append(PartPlan(device.name, device.description, counts[device.name], *held, other))
+        parts.append(PartPlan(device.name, device.description, layers, *held, other))
     return tuple(parts)
 
 

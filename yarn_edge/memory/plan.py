@@ -19,7 +19,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.memory.log_sizes import ContextSizes, allocated_bytes, context_sizes
-from yarn_edge.memory.parts import PartPlan, fullest_share, split_parts
+from yarn_edge.memory.parts import PartPlan, fullest_share, split_parts, weights_by_device
 from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.context import MAX_DRAFT, Context
@@ -126,6 +126,8 @@ class Simulation:
         self.unused = frozenset(m[1] for m in map(_UNUSED.search, log) if m)  # tensors that llama.cpp does not load
         try:
             self.weights = weights_in_memory(self.file, self.unused)
+            split = self.device if isinstance(self.device, LayerSplit) else None
+            self._weights_on = {} if split is None else weights_by_device(self.file, self.unused, split)
             self.plan(LEAST_CTX)  # the process is measured while there is little in it
         except BaseException:
             self.close()
@@ -155,7 +157,7 @@ class Simulation:
         if settings.fast:
             process += FAST_BYTES + work_bytes(self.file, settings)
         if isinstance(self.device, LayerSplit):
-            parts = split_parts(self.file, self.unused, self.device, sizes, (output, process))
+            parts = split_parts(self.device, self._weights_on, sizes, (output, process))
             fullest = fullest_share(parts, self.budgets)
             held = weights.tensors, 0, sizes.kv, sizes.compute
             return MemoryPlan(n_ctx, kv_type, *held, output, process, fullest, parts)

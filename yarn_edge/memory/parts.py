@@ -17,8 +17,9 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 # llama-arch.cpp, LLM_TENSOR_LAYER_INPUT: always on the CPU.
 _INPUT = (TOKEN_EMBEDDINGS, "token_types.weight", "position_embd.weight", "per_layer_token_embd.weight")
 _INPUT_NORM = "token_embd_norm."
-# On a GPU of this machine: kernels and workspaces, as in `plan`. A worker's process has them apart from what it lends.
-_FIRST_RUN_BYTES = 100 * MIB
+# On a GPU of this machine: kernels, cuBLAS and its workspace. 92 to 94 MiB on an H200 with CUDA 13, whatever the model (docs/cuda.md).
+# A worker's process has them apart from what it lends.
+DEVICE_FIRST_RUN_BYTES = 100 * MIB
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def split_parts(
     compute = compute_by_device(split, sizes.compute_on)
     parts = []
     for device, layers in ((cpu, split.cpu_layers), *split.parts):
-        other = sum(of_process) if device == cpu else sizes.work if device.backend == "RPC" else _FIRST_RUN_BYTES
+        other = sum(of_process) if device == cpu else sizes.work if device.backend == "RPC" else DEVICE_FIRST_RUN_BYTES
         held = weights.get(device.name, 0), sizes.kv_on.get(device.name, 0), compute.get(device.name, 0)
         parts.append(PartPlan(device.name, device.description, layers, *held, other))
     return tuple(parts)

@@ -19,7 +19,7 @@ from yarn_edge.errors import YarnEdgeError
 from yarn_edge.gguf.file import GGUFFile
 from yarn_edge.gguf.read import read_gguf
 from yarn_edge.memory.log_sizes import ContextSizes, allocated_bytes, context_sizes
-from yarn_edge.memory.parts import PartPlan, fullest_share, split_parts, weights_by_device
+from yarn_edge.memory.parts import DEVICE_FIRST_RUN_BYTES, PartPlan, fullest_share, split_parts, weights_by_device
 from yarn_edge.memory.weights import Weights, weights_in_memory
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.context import MAX_DRAFT, Context
@@ -43,8 +43,6 @@ _CELL_BYTES = 4 + 12 + 4 + 32 + 2 * 48
 _FIRST_RUN_BYTES = 5 * MIB
 # Numba and LLVM with our attention kernels, read from the cache: 124 MiB; compiling them once takes 45 MiB more.
 FAST_BYTES = 125 * MIB
-# On a device: kernels, cuBLAS and its workspace. 92 to 94 MiB on an H200 with CUDA 13, whatever the model (docs/cuda.md).
-_DEVICE_FIRST_RUN_BYTES = 100 * MIB
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ class Simulation:
             held = weights.tensors, 0, sizes.kv, sizes.compute
             return MemoryPlan(n_ctx, kv_type, *held, output, process, fullest, parts)
         if self.device is not None:
-            on_device = weights.on_device + sizes.kv + sizes.on_device + _DEVICE_FIRST_RUN_BYTES
+            on_device = weights.on_device + sizes.kv + sizes.on_device + DEVICE_FIRST_RUN_BYTES
             return MemoryPlan(n_ctx, kv_type, weights.tensors, 0, sizes.kv, sizes.compute, output, process, on_device)
         # Loading may be the peak: the whole file is mapped then, and there is no cache yet.
         later = sizes.kv + sizes.compute + output

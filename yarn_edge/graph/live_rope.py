@@ -59,9 +59,9 @@ class LiveRopes:
         self._there: dict[int, list[int]] = {}
         try:
             self._tables[None] = _Tables(ggml.cpu_device())
-            for device in model.devices if model.device is not None else ():
+            for device in model.devices:
                 if device.kind != "cpu":
-                    self._there[self._memory_of(device)] = self._tables_on(device, scalings)
+                    self._there[ggml.memory_type(device)] = self._tables_on(device, scalings)
             rows = [self._row(layer, scaling) for (layer, _kind), scaling in zip(kinds, scalings, strict=True)]
         except BaseException:
             self.close()
@@ -89,11 +89,6 @@ class LiveRopes:
             arguments = rope_arguments(scaling, rules.pairing, rules.sections(scaling.dim))
             rope(x, [0], arguments, device, scaling.frequency_factors)
         return [0 if scaling is None else self._tables[device].of(scaling) for scaling in scalings]
-
-    @staticmethod
-    def _memory_of(device: ggml.Device) -> int:
-        """The type of a device's memory."""
-        return int(function("ggml_backend_dev_buffer_type")(ggml.device_handle(device)))
 
     def edit(self, address: int) -> bool:
         """See `GraphEdit`."""

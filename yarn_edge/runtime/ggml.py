@@ -195,12 +195,16 @@ def device_handle(device: Device) -> Any:
     return function("ggml_backend_dev_get")(device.index)
 
 
+def memory_type(device: Device) -> int:
+    """ggml_backend_buffer_type_t of a device's own memory."""
+    return int(function("ggml_backend_dev_buffer_type")(device_handle(device)))
+
+
 def memory_name(device: Device) -> str:
     """What the names of a device's buffers begin with: its own name, or for a worker's, such as "RPC0[127.0.0.1:50052]"."""
     if device.backend != "RPC":
         return device.name
-    buffer_type = function("ggml_backend_dev_buffer_type")(device_handle(device))
-    return str(function("ggml_backend_buft_name")(buffer_type).decode(errors="replace"))
+    return str(function("ggml_backend_buft_name")(memory_type(device)).decode(errors="replace"))
 
 
 @contextmanager

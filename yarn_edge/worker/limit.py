@@ -14,7 +14,7 @@ import psutil
 
 from yarn_edge.progress import note
 from yarn_edge.runtime import ggml
-from yarn_edge.runtime.ggml import Device, function
+from yarn_edge.runtime.ggml import Device
 from yarn_edge.runtime.load_log import MIB
 from yarn_edge.runtime.machine import map_large_blocks
 
@@ -35,7 +35,7 @@ def limit_device(device: Device, limit: int) -> None:
     def memory(_device: int, free: Any, total: Any) -> None:
         free[0], total[0] = max(0, limit - used()), limit
 
-    buffer_type = function("ggml_backend_dev_buffer_type")(handle)
+    buffer_type = ggml.memory_type(device)
     original = _Alloc(_slots(buffer_type)[_ALLOC_BUFFER])
 
     @_Alloc  # type: ignore[untyped-decorator]

@@ -102,8 +102,7 @@ def device_places(backend: str | None) -> list[ggml.Device | None]:
     Raises YarnEdgeError if that backend is missing.
     """
     if backend is None:
-        gpus = [d for d in ggml.devices() if d.kind in ("gpu", "igpu") and ggml.device_memory(d)[1]]
-        return [*gpus, None]
+        return [*(gpu for gpu in ggml.gpus() if ggml.device_memory(gpu)[1]), None]
     devices = devices_of(backend)
     if not devices:
         raise YarnEdgeError(missing(backend))

@@ -55,8 +55,7 @@ def split_place(
     file = gguf or read_gguf(path)
     n_layer = file.required_int("block_count")
     workers = connect(request.workers, request.insecure) if request.workers else []
-    gpus = [d for d in ggml.devices() if d.kind in ("gpu", "igpu") and d.backend != "RPC"]
-    devices = [*workers, *gpus]
+    devices = [*workers, *ggml.gpus()]
     budgets = {device.name: _budget(device) for device in devices}
     budgets[ggml.cpu_device().name] = spare_bytes() if needs.memory_bytes is None else needs.memory_bytes
     if request.layers_on != AUTO:

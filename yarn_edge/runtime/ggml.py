@@ -190,6 +190,11 @@ def cpu_device() -> Device:
     return next(device for device in devices() if device.kind == "cpu")
 
 
+def gpus() -> list[Device]:
+    """The GPUs of this machine; those that workers lend are not among them."""
+    return [d for d in devices() if d.kind in ("gpu", "igpu") and d.backend != "RPC"]
+
+
 def device_handle(device: Device) -> Any:
     """ggml_backend_dev_t."""
     return function("ggml_backend_dev_get")(device.index)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     start = rpc_function("ggml_backend_rpc_start_server")
     if args.backend is None:
-        lent = [d for d in ggml.devices() if d.kind in ("gpu", "igpu")] or [ggml.cpu_device()]
+        lent = ggml.gpus() or [ggml.cpu_device()]
     elif not (lent := devices_of(args.backend)):
         raise YarnEdgeError(missing(args.backend))
     with closing(_listening(args.host, args.port)) as listener:

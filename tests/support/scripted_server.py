@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from yarn_edge.addresses import listening
 from yarn_edge.chat.template import ChatTemplate
 from yarn_edge.engine.answer import AnswerStats
 from yarn_edge.engine.load import EngineLoad
@@ -17,7 +18,7 @@ from yarn_edge.runtime.model import Model
 from yarn_edge.serve.answering import Served
 from yarn_edge.serve.app import make_app
 from yarn_edge.serve.bodies import Bodies
-from yarn_edge.serve.command import LOOPBACK, listening
+from yarn_edge.serve.command import LOOPBACK
 from yarn_edge.serve.connections import HttpServer
 from yarn_edge.serve.guard import Access
 from yarn_edge.serve.lanes import TextLane

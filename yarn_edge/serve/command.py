@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import time
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yarn_edge.addresses import is_loopback
+from yarn_edge.addresses import is_loopback, listening
 from yarn_edge.engine.flags import MAX_PARALLEL, add_engine_flags, engine_settings
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import add_kv_flags, add_threads_flag, count, length, memory_size
@@ -137,16 +136,6 @@ def api_key(given: str | None, variable: str | None) -> str | None:
             f"{origin} has a space, a line break or a character that is not ASCII: a header cannot carry it"
         )
     return key
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket on this address only. Raises YarnEdgeError if it is in use or is not this machine's."""
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _kind, _protocol, _name, address = addresses[0]
-        return socket.create_server(address[:2], family=family, backlog=128)
-    except OSError as error:
-        raise YarnEdgeError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
 def _lanes(model: Model, held: ExitStack) -> tuple[TextLane, TextLane]:

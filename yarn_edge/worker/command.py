@@ -10,7 +10,7 @@ import threading
 from contextlib import closing
 from typing import Any
 
-from yarn_edge.addresses import INSECURE_FLAG, check_network
+from yarn_edge.addresses import INSECURE_FLAG, check_network, listening
 from yarn_edge.errors import Terminated, YarnEdgeError
 from yarn_edge.flags import add_backend_flag, add_threads_flag, count, memory_size
 from yarn_edge.progress import note
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         lent = ggml.gpus() or [ggml.cpu_device()]
     elif not (lent := devices_of(args.backend)):
         raise YarnEdgeError(missing(args.backend))
-    with closing(_listening(args.host, args.port)) as listener:
+    with closing(listening(args.host, args.port, socket.AF_INET)) as listener:
         for device in lent:
             if args.memory is not None or device.kind == "cpu":
                 limit_device(device, args.memory or spare_bytes())
@@ -78,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
             each = [{n: getattr(d, n) for n in fields} | {"free": ggml.device_memory(d)[0]} for d in lent]
             return {"versions": versions(), "devices": each, "threads": args.threads or physical_threads()}
 
-        listener.listen()
         handles = (ctypes.c_void_p * len(lent))(*map(ggml.device_handle, lent))
         inside = _start(start, handles, args.threads or physical_threads())
         port = listener.getsockname()[1]
@@ -90,17 +89,6 @@ def run(args: argparse.Namespace) -> int:
         except (KeyboardInterrupt, Terminated):
             note("the worker has stopped")
     os._exit(0)  # the library's server cannot be stopped
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((host, port))
-    except OSError as error:
-        made.close()
-        raise YarnEdgeError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    return made
 
 
 def _start(start: Any, handles: Any, threads: int) -> tuple[str, int]:

@@ -16,6 +16,9 @@ from yarn_edge.memory.placement import Wanted, budget_bytes, device_places, plac
 from yarn_edge.memory.plan import MemoryPlan, Simulation
 from yarn_edge.runtime import ggml
 from yarn_edge.runtime.model import Model
+from yarn_edge.split_flags import SplitRequest
+
+from support import tiny_gguf
 
 CPU = next(d for d in ggml.devices() if d.kind == "cpu")
 GPU = replace(CPU, name="CUDA0", backend="CUDA", kind="gpu", description="a card", index=7)
@@ -60,6 +63,12 @@ def test_places_are_gpus_then_the_cpu() -> None:
     assert device_places("cpu") == [None]
     with pytest.raises(YarnEdgeError, match="no metal device"):
         device_places("metal")
+
+
+def test_a_split_with_all_layers_on_the_cpu_is_none(tmp_path: Path) -> None:
+    path = tiny_gguf.write(tmp_path / "model.gguf", "llama")
+    with pytest.raises(YarnEdgeError, match=r"^--layers-on cpu=4 puts all layers on the CPU: use --backend cpu"):
+        place(path, Wanted(split=SplitRequest((), "cpu=4")))
 
 
 def test_a_device_that_does_not_tell_its_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,8 @@ def _on_several(path: Path, wanted: Wanted, gguf: GGUFFile | None) -> Placement:
             trained = vocabulary.gguf.required_int("context_length")
             needs = replace(needs, n_ctx=min(wanted.needed_ctx(vocabulary), trained))
     place = split_place(wanted.split, path, needs, gguf)
+    if not place.split.parts:
+        raise YarnEdgeError(f"--layers-on {place.split.name} puts all layers on the CPU: use --backend cpu instead")
     with Simulation(
         path, device=place.split, threads=wanted.threads, attention=wanted.attention, gguf=gguf, budgets=place.budgets
     ) as simulation:

@@ -195,7 +195,7 @@ class _Told:
             self._loop.call_soon_threadsafe(self.pieces.put_nowait, item)
 
     def _said(self, text: str, tokens: tuple[TokenChance, ...]) -> None:
-        if self._stops.stopped:
+        if self._stops.found is not None:
             return
         self._tokens += tokens
         self._label(self._stops.feed(text))

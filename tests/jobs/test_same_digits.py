@@ -17,9 +17,14 @@ import pytest
 
 from yarn_edge.bench.quality.prompts_on_workers import pieces_of
 from yarn_edge.bench.quality.retrieval_prompts import Prompt, Secret
+from yarn_edge.bench.scoring.sent import SentVariant
+from yarn_edge.bench.scoring.variants import Variant
 from yarn_edge.cli import main
+from yarn_edge.errors import YarnEdgeError
+from yarn_edge.gguf.read import read_gguf
 from yarn_edge.jobs.crew import Crew
 from yarn_edge.jobs.local import LocalExecutor
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.sample_text import sample_text
 
 from support import depth, tiny_gguf
@@ -205,10 +210,9 @@ def test_a_second_run_continues(
     )
 
 
-def test_a_split_model_stays_in_one_process(model: Path, texts: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["--text", str(texts), "--layers-on", "cpu=2", "--on", "local", "--workers", "2"]
-    assert main(["perplexity", str(model), *words]) == 2
-    assert "--rpc and --layers-on are for a run in one process, without --on" in capfd.readouterr().err
+def test_a_split_model_stays_in_one_process(model: Path) -> None:
+    with pytest.raises(YarnEdgeError, match="^it: --rpc and --layers-on are for a run in one process, without --on$"):
+        SentVariant.of(Variant("it", read_gguf(model), split=LayerSplit(4, ())))
 
 
 def test_pieces_are_neighbors_and_the_longest_come_first() -> None:

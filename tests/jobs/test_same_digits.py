@@ -211,7 +211,7 @@ def test_a_second_run_continues(
 
 
 def test_a_split_model_stays_in_one_process(model: Path) -> None:
-    with pytest.raises(YarnEdgeError, match="^it: --rpc and --layers-on are for a run in one process, without --on$"):
+    with pytest.raises(YarnEdgeError, match=r"^it: --rpc and --layers-on are for a run in one process, without --on$"):
         SentVariant.of(Variant("it", read_gguf(model), split=LayerSplit(4, ())))
 
 

@@ -18,6 +18,7 @@ from yarn_edge.runtime.unified import UnifiedContext
 
 MOST_REREAD = 0.25  # share of the tokens to read that may be read again so that the state can be kept on disk
 KEEP_TOKENS = 1024  # minimum length of a prompt that is worth a file
+KEEP_MORE = 256  # tokens that a prompt must have beyond what is on disk
 ANSWER_CELLS = 1024  # for which there must be room before an answer begins, if it may be longer
 _WORTH_WAITING = 8  # tokens that somebody else is reading
 
@@ -141,7 +142,7 @@ class SequencePool:
         context, most = self.context, self.context.n_ctx
         if self.unified is not None:
             most -= self.unified.cells.held_by((o.sequence, len(o)) for o in self.owned)
-        entry = self.states.find(self._key, tokens[:-1], context.n_batch, most, whole=context.model.recurrent)
+        entry = self.states.find(self._key, tokens[:-1], one.unit, most, whole=context.model.recurrent)
         if entry is None or entry.usable <= have:
             return 0
         if self.unified is not None:
@@ -195,8 +196,11 @@ class SequencePool:
             with one.earlier.at(canonical):
                 self.states.keep(self.context, self._key, one.tokens, canonical)
             return
-        canonical = canonical // self.context.n_batch * self.context.n_batch
-        if canonical >= KEEP_TOKENS and canonical > one.kept:
+        if canonical - one.kept < KEEP_MORE:
+            return
+        on_disk = self.states.find(self._key, one.tokens[:canonical], one.unit, canonical)
+        one.kept = 0 if on_disk is None else on_disk.usable
+        if canonical - one.kept >= KEEP_MORE:
             with self._alone(self.unified, one, canonical):
                 self.states.keep(self.context, self._key, one.tokens[:canonical], canonical, self.spare)
             one.kept = canonical

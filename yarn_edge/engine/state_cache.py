@@ -69,10 +69,11 @@ class StateCache:
         except OSError as error:
             raise os_error(error, folder) from error
 
-    def find(self, key: str, tokens: Sequence[int], n_batch: int, n_ctx: int, *, whole: bool = False) -> Entry | None:
-        """The entry with the most usable tokens; None if no entry has a whole batch.
+    def find(self, key: str, tokens: Sequence[int], unit: int, n_ctx: int, *, whole: bool = False) -> Entry | None:
+        """The entry with the most usable tokens; None if no entry has any.
 
-        n_ctx: tokens that the context holds. whole: only entries all of whose usable tokens are the prompt's.
+        unit: what their number must be a multiple of. n_ctx: tokens that the context holds. whole: only entries all of whose usable
+        tokens are the prompt's.
         """
         entries = []
         for path in self._files():
@@ -81,7 +82,7 @@ class StateCache:
                 usable = _common(entry.tokens[: entry.usable], tokens)
                 if whole and usable < entry.usable:
                     continue
-                entries.append(replace(entry, usable=usable - usable % n_batch))
+                entries.append(replace(entry, usable=usable - usable % unit))
         best = max(entries, key=lambda entry: entry.usable, default=None)
         return best if best is not None and best.usable else None
 

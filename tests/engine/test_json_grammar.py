@@ -41,6 +41,7 @@ SCHEMAS: dict[str, Any] = {
     "const": {"const": {"a": [1, '\u20ac"\\', None, 1.5]}},
     "enum": {"enum": ["a\n", 1, None, True, [], "\U0001f9f5"]},
     "enum of a type": {"type": "string", "enum": ["a", 1, "b"]},
+    "enum of integers": {"type": "integer", "enum": [1, False, 2, True]},
     "lengths": {"type": "string", "minLength": 2, "maxLength": 4},
     "no length": {"type": "string", "maxLength": 0},
     "pattern": {"type": "string", "pattern": "^[A-Z]{2}-\\d+(\\.x|y?z)*$"},
@@ -76,6 +77,21 @@ SCHEMAS: dict[str, Any] = {
         "properties": {"ab": {"const": 1}, "abc": {"const": 2}},
         "required": ["ab"],
         "additionalProperties": {"type": "null"},
+    },
+    "names that JSON escapes, and others": {
+        "properties": {name: {"const": 1} for name in ('a"', "a\\", "a\n", "ab")},
+        "additionalProperties": {"const": 2},
+    },
+    "two more properties": {
+        "properties": {"a": {"const": 1}, "b": {"const": 2}},
+        "additionalProperties": {"const": 3},
+        "maxProperties": 4,
+    },
+    "one more property": {"properties": {"a": {"const": 1}}, "additionalProperties": {"const": 3}, "maxProperties": 2},
+    "unevaluatedProperties": {
+        "properties": {"a": {"const": 1}},
+        "required": ["b"],
+        "unevaluatedProperties": {"type": "integer"},
     },
     "required, not described": {"type": "object", "required": ["x"], "minProperties": 1},
     "anyOf": {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 2}], "title": "t"},
@@ -173,6 +189,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"oneOf": [{"type": "integer"}, {"type": "number"}]},
         "oneOf: .0. and .1. may both be satisfied",
     ),
+    "oneOf that is one number": (
+        {"oneOf": [{"const": {"a": [1]}}, {"const": {"a": [1.0]}}]},
+        "oneOf: .0. and .1. may both be satisfied",
+    ),
+    "an infinite enum": ({"enum": [1, 1e400]}, "enum: has a number that is not finite"),
+    "an infinite length": ({"type": "string", "minLength": 1e400}, "minLength: is inf, not a count"),
     "an enum beside a length": ({"enum": ["a", "bcd"], "maxLength": 2}, "maxLength: is not supported beside enum"),
     "minProperties": ({"type": "object", "minProperties": 1}, "minProperties: is 1, only 0 are required"),
     "allOf that cannot be one": ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, "pattern: cannot be combined"),
@@ -199,6 +221,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no list": ({"anyOf": []}, "anyOf: is not a list of 1 to 64"),
     "no schema": ({"properties": {"a": 1}}, "properties.a: is not a schema"),
     "what is required and forbidden": ({"required": ["a"], "additionalProperties": False}, "required: asks for 'a'"),
+    "what is required and not evaluated": (
+        {"type": "object", "required": ["a"], "unevaluatedProperties": False},
+        "required: asks for 'a'",
+    ),
+    **{
+        f"no {keyword} in {several}": ({several: [OBJECT, {"type": "object", keyword: value}]}, f".*{keyword}: is not ")
+        for several in ("allOf", "oneOf")
+        for keyword, value in {"type": 5, "required": 5, "properties": [5], "enum": 5}.items()
+    },
 }
 
 

@@ -84,7 +84,7 @@ class GrammarRules:
             raise GrammarLimitError(f"makes a grammar of more than {MAX_ELEMENTS} elements: simplify it")
 
     def but_none_of(self, texts: Iterable[str], char: Ranges, end: str) -> str:
-        """Any text of the characters `char` that is none of `texts`, followed by `end`."""
+        """Any text of the characters `char` that is none of `texts`, followed by `end`. `texts` may have other characters, too."""
         tree: dict[str, dict] = {}  # type: ignore[type-arg]
         for text in texts:
             at = tree
@@ -94,7 +94,7 @@ class GrammarRules:
         return self._not_in(tree, char, end)
 
     def _not_in(self, tree: dict[str, dict], char: Ranges, end: str) -> str:  # type: ignore[type-arg]
-        following = [character for character in tree if character]
+        following = [c for c in tree if c and any(a <= ord(c) <= b for a, b in char)]
         others = without(char, tuple((ord(c), ord(c)) for c in following))
         ways = [f"{chars(others)} {chars(char)}* {end}"] if others else []
         for character in following:

@@ -10,12 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from yarn_edge.engine.grammar.merge import TYPES, Schema, apart, both, is_note, types_of
+from yarn_edge.engine.grammar.merge import TYPES, Schema, apart, both, check_shape, is_note, types_of
 from yarn_edge.engine.grammar.rules import GrammarLimitError, GrammarRules, literal
 from yarn_edge.engine.grammar.values import Refusal, SchemaError, Values, json_kind, place_in
 
 MAX_DEPTH, MAX_NODES, MAX_SCHEMA_BYTES = 48, 4000, 256 << 10
-MAX_ENUM, MAX_ALTERNATIVES, MAX_PROPERTIES, MAX_NAME = 1000, 64, 500, 256
 _KEYWORDS = {
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -71,7 +70,7 @@ class SchemaGrammar(Values):
         schema = {key: value for key, value in schema.items() if not is_note(key)}
         for keyword in sorted(schema.keys() - _WHOLE - _OF.keys()):
             self.cannot(place_in(at, keyword), "is not supported")
-        self._check(schema, at)
+        check_shape(schema, at)
         for keyword in ("$ref", "allOf", "anyOf", "oneOf"):
             if keyword in schema:
                 return getattr(self, f"_{keyword.strip('$').lower()}")(schema, at, depth, open_refs)  # type: ignore[no-any-return]
@@ -87,28 +86,6 @@ class SchemaGrammar(Values):
     def _kinds_meant(schema: Schema) -> tuple[str, ...]:
         """Without a type: those that the keywords are about."""
         return tuple(dict.fromkeys(_OF[keyword] for keyword in schema if keyword in _OF)) or TYPES
-
-    @staticmethod
-    def _check(schema: Schema, at: str) -> None:
-        kinds = schema.get("type", "null")
-        kinds = [kinds] if isinstance(kinds, str) else kinds
-        if not isinstance(kinds, list) or not all(isinstance(k, str) and k in TYPES for k in kinds):
-            raise SchemaError(place_in(at, "type"), f"is not one of {', '.join(TYPES)}, or a list of them")
-        for keyword in ("anyOf", "oneOf", "allOf", "enum", "prefixItems"):
-            most = MAX_ENUM if keyword == "enum" else MAX_ALTERNATIVES
-            value = schema.get(keyword, [0])
-            if not isinstance(value, list) or not 0 < len(value) <= most:
-                raise SchemaError(place_in(at, keyword), f"is not a list of 1 to {most}")
-        properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, Mapping) or len(properties) > MAX_PROPERTIES:
-            raise SchemaError(place_in(at, "properties"), f"is not an object of at most {MAX_PROPERTIES} properties")
-        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            raise SchemaError(place_in(at, "required"), "is not a list of names")
-        for name in [*properties, *required]:
-            if len(name) > MAX_NAME or any("\ud800" <= c <= "\udfff" for c in name):
-                raise SchemaError(
-                    place_in(at, "properties"), f"has a name of over {MAX_NAME} characters or half a character"
-                )
 
     def _ref(self, schema: Schema, at: str, depth: int, open_refs: tuple[str, ...]) -> str:
         ref = schema["$ref"]
@@ -144,7 +121,7 @@ class SchemaGrammar(Values):
             return other if one is True else one
         if not isinstance(one, Mapping) or not isinstance(other, Mapping):
             return other if isinstance(one, Mapping) else one
-        merged = both(one, other)
+        merged = both(one, other, at)
         if isinstance(merged, str):
             self.cannot(place_in(at, merged), "cannot be combined with the same keyword of another schema")
             return {**other, **one}
@@ -174,10 +151,9 @@ class SchemaGrammar(Values):
         parts = [self._resolved(part, f"{place_in(at, 'oneOf')}[{n}]") for n, part in enumerate(schema["oneOf"])]
         for n, part in enumerate(parts):
             for m in range(n):
-                if not (isinstance(part, Mapping) and isinstance(parts[m], Mapping) and apart(part, parts[m])):
-                    self.cannot(
-                        place_in(at, "oneOf"), f"[{m}] and [{n}] may both be satisfied: use anyOf, or constants"
-                    )
+                where = place_in(at, "oneOf")
+                if not (isinstance(part, Mapping) and isinstance(parts[m], Mapping) and apart(part, parts[m], where)):
+                    self.cannot(where, f"[{m}] and [{n}] may both be satisfied: use anyOf, or constants")
         return self._anyof(schema, at, depth, open_refs, "oneOf")
 
     def _enum(self, schema: Schema, at: str) -> str:
@@ -192,16 +168,20 @@ class SchemaGrammar(Values):
             values = [
                 v
                 for v in values
-                if json_kind(v) in kinds or (isinstance(v, int) and "integer" in kinds and v is not True)
+                if json_kind(v) in kinds or (isinstance(v, int) and "integer" in kinds and json_kind(v) == "number")
             ]
         if not values:
             raise SchemaError(place_in(at, "enum"), "has no value of the type")
         try:
             return " | ".join(
-                dict.fromkeys(literal(json.dumps(v, ensure_ascii=False).encode().decode()) for v in values)
+                dict.fromkeys(
+                    literal(json.dumps(v, ensure_ascii=False, allow_nan=False).encode().decode()) for v in values
+                )
             )
         except UnicodeEncodeError:
             raise SchemaError(place_in(at, "enum"), "has half a character") from None
+        except ValueError:
+            raise SchemaError(place_in(at, "enum"), "has a number that is not finite") from None
 
     def _typed(self, kind: str, schema: Schema, at: str, depth: int) -> str:
         try:

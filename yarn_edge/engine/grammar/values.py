@@ -139,9 +139,9 @@ class Values:
     def object(self, schema: Schema, at: str, part: Part) -> str:
         """An object by its properties and those that are required."""
         properties, required = dict(schema.get("properties", {})), dict.fromkeys(schema.get("required", ()))
+        if "unevaluatedProperties" in schema:  # other schemas that evaluate properties are merged into this one
+            schema = {"additionalProperties": schema["unevaluatedProperties"], **schema}
         more = schema.get("additionalProperties", not properties if "properties" not in schema else False)
-        if schema.get("unevaluatedProperties") is False and "additionalProperties" not in schema:
-            more = False
         missing = [name for name in required if name not in properties]
         if missing and schema.get("additionalProperties", True) is False:
             raise SchemaError(place_in(at, "required"), f"asks for {missing[0]!r}, which additionalProperties forbids")
@@ -160,17 +160,25 @@ class Values:
             others = f'"\\"" {key} {self._colon()} {value}'
         if not properties:
             return '"{}"' if others is None or high == 0 else self._members(self.rules.add(others), high)
-        return self._fields([(n, s, n in required) for n, s in properties.items()], others, at, part)
+        others_and_most = None if others is None else (others, None if high is None else high - len(properties))
+        return self._fields([(n, s, n in required) for n, s in properties.items()], others_and_most, at, part)
 
-    def _fields(self, fields: list[tuple[str, Any, bool]], others: str | None, at: str, part: Part) -> str:
-        """Two chains of rules from the last property to the first: with and without a member before."""
+    def _fields(
+        self, fields: list[tuple[str, Any, bool]], others: tuple[str, int | None] | None, at: str, part: Part
+    ) -> str:
+        """Two chains of rules from the last property to the first: with and without a member before.
+
+        others: members that may follow, and how many at most.
+        """
         comma = f'"," {self.space}'
         end = f'{self.space} "}}"'
         after, first = end, end
         if others is not None:
-            other = self.rules.add(others)
+            other, most = self.rules.add(others[0]), others[1]
             rest = self.rules.add(f"{comma} {other}")
-            after, first = self.rules.add(f"{rest}* {end}"), self.rules.add(f"{other} {rest}* {end} | {end}")
+            after = self.rules.add(f"{self.rules.repeat(rest, 0, most)} {end}")
+            less = self.rules.repeat(rest, 0, None if most is None else most - 1)
+            first = self.rules.add(f"{other} {less} {end} | {end}")
         for name, schema, is_required in reversed(fields):
             value = part(schema, place_in(place_in(at, "properties"), name))
             member = self.rules.add(f"{literal(json.dumps(name, ensure_ascii=False))} {self._colon()} {value}")
@@ -211,7 +219,7 @@ def _count(schema: Schema, keyword: str) -> int | None:
     value = schema.get(keyword)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != math.floor(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value % 1 != 0:
         raise SchemaError(keyword, f"is {value!r}, not a count")
     return int(value)
 

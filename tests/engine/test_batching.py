@@ -154,11 +154,11 @@ def test_documents_on_disk_serve_every_sequence(tiny: Model, tmp_path: Path, mon
                 others = [answer_of(one, text_of(30, seed), 20) for seed in (3, 4)]
                 drained(one)
                 assert all(other.done for other in others)
-            asked = [answer_of(one, [*document, i], 6) for i in (1, 2)]
+            asked = [answer_of(one, [*document, *question], 6) for question in ((1, 1, 1), (2, 2), (3,))]
             drained(one)
             one.keep_on_disk()
-            assert one.load().prompt_tokens_restored == (len(document) if turn else 0)
-            assert len(list(tmp_path.glob("*.state"))) == 1  # the others differ in their last token
+            assert one.load().prompt_tokens_restored == (len(document) + 2 if turn else 0)
+            assert len(list(tmp_path.glob("*.state"))) == 1  # the others have other questions
             texts.append([answer.tokens for answer in asked])
     assert texts[0] == texts[1]
 

@@ -198,7 +198,7 @@ class SequencePool:
             return
         if canonical - one.kept < KEEP_MORE:
             return
-        on_disk = self.states.find(self._key, one.tokens[:canonical], one.unit, canonical)
+        on_disk = self.states.find(self._key, one.tokens[:canonical], one.unit, self.context.n_ctx)
         one.kept = 0 if on_disk is None else on_disk.usable
         if canonical - one.kept >= KEEP_MORE:
             with self._alone(self.unified, one, canonical):

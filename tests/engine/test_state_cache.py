@@ -195,6 +195,8 @@ def test_the_least_recently_used_goes(model: Model, tmp_path: Path) -> None:
         assert one.stats is not None
         assert (one.stats.prompt_tokens_restored == 128) == there, seed
     assert len(before - kept) == 1
+    StateCache(tmp_path, limit_bytes=2 * size + 1000)
+    assert len(files(tmp_path)) == 2
 
 
 def test_a_state_beyond_the_limit_is_a_note(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,7 @@ class StateCache:
                 raise YarnEdgeError(f"{folder}: no permission to write to this folder")
             remove_stale(folder, lambda name: name.endswith(_SUFFIX))
             _make_private(folder)
+            self._shrink()
         except OSError as error:
             raise os_error(error, folder) from error
 
@@ -137,8 +138,8 @@ class StateCache:
             note(f"{self.folder}: {error.strerror}: no saved states are used")
             return []
 
-    def _shrink(self, newest: Path) -> None:
-        """Remove the least recently used files until the others are within the limit."""
+    def _shrink(self, newest: Path | None = None) -> None:
+        """Remove the least recently used files, but not the newest, until the others are within the limit."""
         states = []
         for path in self._files():
             with suppress(OSError):  # another process may have removed it

@@ -289,16 +289,21 @@ def test_a_forced_call_is_read_by_its_forms_parser(form: ToolForm) -> None:
 def test_an_argument_in_tags_may_refer_to_any_part_of_its_schema(form: ToolForm) -> None:
     parameters = {
         "properties": {"n": {"$ref": "#/definitions/d"}, "m": {"type": "array", "items": {"$ref": "#/properties/n"}}},
-        "required": ["n", "m"],
+        "required": ["n", "m", "not_described"],
         "definitions": {"d": {"type": "integer", "minimum": 1}},
     }
-    tools = [{"type": "function", "function": {"name": "count", "parameters": parameters}}]
+    tools: Any = [{"type": "function", "function": {"name": "count", "parameters": parameters}}]
     constraint = form.constraint(tools, "required", several=False)
     assert constraint is not None
     draw, of = random.Random(0), Texts(constraint.grammar)
     for _ in range(10):
         ((_name, arguments),) = called(form, of.one(draw), tools)
         jsonschema.validate(arguments, parameters)
+    tools[0]["function"]["parameters"] = {**parameters, "allOf": [{"required": ["n"]}]}
+    with pytest.raises(
+        YarnEdgeError, match=r"^tools\[0\].function.parameters.allOf: is not supported in this model's form"
+    ):
+        form.constraint(tools, "auto")
 
 
 @pytest.mark.parametrize("form", [*FORMS, GENERIC], ids=lambda form: form.name)

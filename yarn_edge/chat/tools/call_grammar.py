@@ -153,9 +153,12 @@ class _Call:
     def _tags(self) -> str:
         """An argument a line: <parameter=name>, its value, </parameter>."""
         self._object()  # refuses what it must
+        for keyword in sorted(self.schema.keys() & {"$ref", "allOf", "anyOf", "oneOf"}):
+            raise SchemaError(f"{self.at}.{keyword}", "is not supported in this model's form of calls: list properties")
         required = self.schema.get("required", ())
+        properties, more = self.schema.get("properties", {}), self.schema.get("additionalProperties", True)
         parts = []
-        for name, schema in self.schema.get("properties", {}).items():
+        for name, schema in {**properties, **{n: more for n in required if n not in properties}}.items():
             if not _NAME.fullmatch(name):
                 raise SchemaError(
                     f"{self.at}.properties", f"has a name that this model cannot write: {one_line(repr(name), 80)}"

@@ -178,6 +178,19 @@ def test_a_longer_state_than_the_context_is_left_alone(model: Model, tmp_path: P
     assert told == answered(model, text, None, n_ctx=256)[0]
 
 
+def test_the_smallest_file_of_a_beginning_is_read(model: Model, tmp_path: Path) -> None:
+    """A conversation that grew leaves several."""
+    states, grown = StateCache(tmp_path), document(400)
+    for length in (400, 100, 300, 200):
+        answered(model, grown[:length], states)
+    with Context(model, ContextSettings(n_ctx=N_CTX, n_batch=N_BATCH, threads=1)) as context:
+        for length in (100, 200, 300, 400):
+            entry = states.find(run_key(context), grown[:length], N_BATCH, N_CTX)
+            assert entry is not None
+            assert entry.usable == length // N_BATCH * N_BATCH
+            assert len(entry.tokens) < length + 12  # with what was generated
+
+
 def test_the_least_recently_used_goes(model: Model, tmp_path: Path) -> None:
     states = StateCache(tmp_path)
     for seed in range(3):

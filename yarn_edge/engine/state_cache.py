@@ -71,7 +71,7 @@ class StateCache:
             raise os_error(error, folder) from error
 
     def find(self, key: str, tokens: Sequence[int], unit: int, n_ctx: int, *, whole: bool = False) -> Entry | None:
-        """The entry with the most usable tokens; None if no entry has any.
+        """The entry with the most usable tokens, the smallest of several; None if no entry has any.
 
         unit: what their number must be a multiple of. n_ctx: tokens that the context holds. whole: only entries all of whose usable
         tokens are the prompt's.
@@ -84,7 +84,7 @@ class StateCache:
                 if whole and usable < entry.usable:
                     continue
                 entries.append(replace(entry, usable=usable - usable % unit))
-        best = max(entries, key=lambda entry: entry.usable, default=None)
+        best = max(entries, key=lambda entry: (entry.usable, -len(entry.tokens)), default=None)
         return best if best is not None and best.usable else None
 
     def load(self, context: Context, entry: Entry, sequence: int = 0) -> bool:

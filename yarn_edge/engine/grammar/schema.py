@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from yarn_edge.engine.grammar.merge import TYPES, Schema, apart, both, check_shape, is_note, types_of
+from yarn_edge.engine.grammar.merge import TYPES, apart, both, check_shape, is_note, types_of
 from yarn_edge.engine.grammar.rules import GrammarLimitError, GrammarRules, literal
-from yarn_edge.engine.grammar.values import Refusal, SchemaError, Values, json_kind, place_in
+from yarn_edge.engine.grammar.values import Refusal, Schema, SchemaError, Values, json_kind, place_in
 
 MAX_DEPTH, MAX_NODES, MAX_SCHEMA_BYTES = 48, 4000, 256 << 10
 _KEYWORDS = {

@@ -191,6 +191,41 @@ def test_the_smallest_file_of_a_beginning_is_read(model: Model, tmp_path: Path) 
             assert len(entry.tokens) < length + 12  # with what was generated
 
 
+def test_a_conversation_that_grows_is_one_file(model: Model, tmp_path: Path) -> None:
+    states, grown = StateCache(tmp_path), document(400)
+    other = [*grown[:200], *document(30, 5)]
+    answered(model, other, states)
+    for length in (200, 230, 270, 300):
+        answered(model, grown[:length], states)
+    assert len(files(tmp_path)) == 2
+    with Context(model, ContextSettings(n_ctx=N_CTX, n_batch=N_BATCH, threads=1)) as context:
+        for text, usable in ((other, 224), (grown[:300], 288)):
+            entry = states.find(run_key(context), text, N_BATCH, N_CTX)
+            assert entry is not None
+            assert entry.usable == usable
+    assert answered(model, [*other, 7], states)[0] == answered(model, [*other, 7], None)[0]
+
+
+def test_a_file_that_another_process_removes_is_no_damage(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, text = StateCache(tmp_path), document(200)
+    told, _ = answered(model, text, states)
+    find = states.find
+
+    def found_and_removed(*args: object, **more: object) -> object:
+        entry = find(*args, **more)  # type: ignore[arg-type]
+        files(tmp_path)[0].unlink()
+        return entry
+
+    monkeypatch.setattr(states, "find", found_and_removed)
+    again, one = answered(model, text, states)
+    assert again == told
+    assert one.stats is not None
+    assert one.stats.prompt_tokens_restored == 0
+    assert "damaged" not in capsys.readouterr().err
+
+
 def test_the_least_recently_used_goes(model: Model, tmp_path: Path) -> None:
     states = StateCache(tmp_path)
     for seed in range(3):

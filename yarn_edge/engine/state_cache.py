@@ -3,7 +3,8 @@
 Each prompt is one file, NAME.state: llama.cpp's own state of the sequence, then the tokens, then a line of JSON, its length and a
 mark. It is used only for the same run (`run_key`: weights, adapters, scaling, cache type, kernels, version) and the same first tokens, and
 only if its checksum is right. If anything is wrong with it, there is a note, and the prompt is evaluated. Files are written under
-a temporary name and renamed; the least recently used ones are deleted when the folder exceeds its limit.
+a temporary name and renamed. One that grew, as conversations do, takes the place of what it began with; the least recently used ones
+are deleted when the folder exceeds its limit.
 
 Documents are private: files can be read by their owner alone, and so can the folder if it holds nothing else. llama.cpp trusts a
 state, so one counts only if it is a regular file that belongs to this user and that nobody else could write.
@@ -34,6 +35,7 @@ from yarn_edge.writer import open_output, partial_file, publish, remove_stale
 MAX_BYTES = 8 << 30
 _FORMAT, _MARK, _SUFFIX = 1, b"yarn-edge state\n", ".state"
 _MAX_JSON, _MAX_TOKENS = 1 << 16, 1 << 26
+_GROWTH = 1.25  # a file of so many times the tokens still takes the place of the shorter one
 _OWNER_ONLY, _OTHERS_WRITE = 0o700, 0o022
 
 
@@ -101,8 +103,9 @@ class StateCache:
             whole = False
         if not whole:
             context.clear(sequence)
-            note(f"{entry.path}: is damaged: it is removed, and the document is read again")
-            _remove(entry.path)
+            if os.path.lexists(entry.path):  # no other process has just removed it
+                note(f"{entry.path}: is damaged: it is removed, and the document is read again")
+                _remove(entry.path)
             return False
         context.keep(entry.usable, sequence)
         _touch(entry.path)
@@ -128,8 +131,19 @@ class StateCache:
         except (YarnEdgeError, OSError) as error:
             note(f"the evaluated prompt is not kept in {self.folder}: {error}")
             return False
+        if not context.model.recurrent:
+            self._replace(path, key, tokens[:canonical])
         self._shrink(path)
         return True
+
+    def _replace(self, newest: Path, key: str, tokens: Sequence[int]) -> None:
+        """Remove the files whose usable tokens are the beginning of these, which are not many more."""
+        for path in self._files():
+            entry = _read_trailer(path, key)
+            if path == newest or entry is None or len(tokens) > _GROWTH * entry.usable:
+                continue
+            if _common(entry.tokens[: entry.usable], tokens) == entry.usable:
+                _remove(path)
 
     def _files(self) -> list[Path]:
         try:

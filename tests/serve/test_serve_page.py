@@ -29,8 +29,8 @@ FLAGS = [
 class Visit:
     """An open page, the hosts it asked, and its console messages."""
 
-    def __init__(self, browser: Any, port: int) -> None:
-        self.page = browser.new_page()
+    def __init__(self, browser: Any, port: int, width: int = 1280) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 720})
         self.hosts: set[str] = set()
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
@@ -120,6 +120,66 @@ def test_what_cannot_be_is_said_on_the_page(browser: Any, server: Server, tmp_pa
     assert visit.page.input_value("#question").startswith("word word")  # what was typed is not lost
 
 
+def test_several_documents_from_the_file_picker(browser: Any, server: Server, tmp_path: Path) -> None:
+    visit = Visit(browser, server.port)
+    visit.page.wait_for_selector("#tokens:has-text('0 of 1024 tokens')")
+    for name in "one.txt", "two.txt":
+        (tmp_path / name).write_text(name)
+    visit.page.set_input_files("#file", [str(tmp_path / "one.txt"), str(tmp_path / "two.txt")])
+    visit.page.wait_for_selector(".document:has-text('two.txt')", timeout=5_000)
+    assert visit.page.locator(".document").count() == 2
+
+
+def test_nothing_is_out_of_view_on_a_narrow_screen(browser: Any, server: Server) -> None:
+    """The box for questions has the whole width, and its placeholder fits; of more tabs than fit, the one that is shown is seen."""
+    page = Visit(browser, server.port, width=390).page
+    page.wait_for_selector("#load:has-text('0 waiting')")
+    overflow = page.locator("#question").evaluate("box => box.scrollHeight - box.clientHeight")
+    assert overflow <= 0
+    for _ in range(6):
+        page.click("#reset")
+    tab = page.locator(".tab.shown").bounding_box()
+    assert tab["x"] >= 0
+    assert tab["x"] + tab["width"] <= 390
+    page.click(".tab >> nth=0 >> button >> nth=0")
+    assert page.locator(".tab.shown").bounding_box()["x"] >= 0
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_who_reads_further_up_is_left_there(browser: Any, server: Server) -> None:
+    """Otherwise the end of an answer stays in view while it grows."""
+    page = Visit(browser, server.port, width=390).page
+    page.wait_for_selector("#load:has-text('0 waiting')")
+    page.set_viewport_size({"width": 390, "height": 420})
+    page.fill("#question", "Write a very long story about a fox.")
+    page.press("#question", "Enter")
+    page.locator("#talk").evaluate(
+        """talk => new Promise((done) => {
+          const look = () => {
+            if (talk.scrollTop < 50) requestAnimationFrame(look);
+            else { talk.scrollTop = 0; done(); }
+          };
+          look();
+        })"""
+    )
+    page.wait_for_selector("#send:visible", timeout=120_000)
+    assert page.locator("#talk").evaluate("talk => talk.scrollTop") == 0
+
+
+def test_a_wrong_key_is_said(browser: Any, tmp_path: Path) -> None:
+    with scripted_server(tmp_path, key="right") as made:
+        page = Visit(browser, made.port).page
+        page.wait_for_selector("#key[open]")
+        assert page.inner_text("#key-problem") == ""
+        for typed in "wrong", "right":
+            page.fill("#key-value", typed)
+            page.press("#key-value", "Enter")
+            if typed == "wrong":
+                page.wait_for_selector("#key-problem:has-text('the API key is missing or wrong')", timeout=5_000)
+        page.wait_for_selector("#load:has-text('waiting')")
+        assert page.locator("#key[open]").count() == 0
+
+
 def test_two_conversations_at_once(browser: Any, server: Server) -> None:
     """Both are asked before either is answered; one is stopped, the other goes on; each keeps what is typed in it."""
     visit = Visit(browser, server.port)
@@ -161,9 +221,11 @@ def test_a_call_of_a_tool(browser: Any, tmp_path: Path) -> None:
         visit.page.press("#question", "Enter")
         page.wait_for_selector(".error:has-text('Tools: ')")
         page.fill("#tools", '[{"type": "function", "function": {"name": "weather"}}]')
+        page.set_viewport_size({"width": 1280, "height": 670})  # the call fits, the box for its result does not
         made.worker.says('<tool_call>\n{"name": "weather", "arguments": {"city": ', '"<b>Rome"}}\n</tool_call>')
         visit.page.press("#question", "Enter")
         page.wait_for_selector(".call textarea")
+        assert page.locator("#talk").evaluate("talk => talk.scrollHeight - talk.scrollTop - talk.clientHeight") < 1
         assert json.loads(page.inner_text(".call .arguments")) == {"city": "<b>Rome"}
         assert page.inner_text(".call .name") == "weather"
         visit.page.fill("#question", "And now?")

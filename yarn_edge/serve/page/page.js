@@ -20,15 +20,18 @@ async function ask(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
   if (key) headers.Authorization = `Bearer ${key}`;
   const reply = await fetch(path, body === undefined ? { headers, signal } : { method: "POST", headers, body: JSON.stringify(body), signal });
-  if (reply.status === 401) { await askKey(); return ask(path, body, signal); }
   if (!reply.ok) {
     const answer = await reply.json().catch(() => ({}));
-    throw new Error(answer.error?.message || `the server answered with status ${reply.status}`);
+    const problem = answer.error?.message || `the server answered with status ${reply.status}`;
+    if (reply.status !== 401) throw new Error(problem);
+    await askKey(problem);
+    return ask(path, body, signal);
   }
   return reply;
 }
 
-function askKey() {
+function askKey(problem) {
+  at("key-problem").textContent = key ? problem : "";
   return new Promise((done) => {
     at("key").addEventListener("close", () => {
       key = at("key-value").value;
@@ -95,8 +98,19 @@ function show(talk) {
   shown = talk;
   at("talk").replaceChildren(talk.pane);
   refresh(talk);
-  at("talk").scrollTop = at("talk").scrollHeight;
+  toEnd();
   at("question").focus();
+}
+
+function toEnd() {
+  at("talk").scrollTop = at("talk").scrollHeight;
+}
+
+// Changes a conversation. If its end was in view, it still is; who has scrolled back to read is left there.
+function grow(talk, change) {
+  const { scrollHeight, scrollTop, clientHeight } = at("talk");
+  change();
+  if (talk === shown && scrollHeight - scrollTop - clientHeight < 40) toEnd();
 }
 
 // Everything around the pane that tells of a conversation.
@@ -104,6 +118,7 @@ function refresh(talk) {
   talk.tab.classList.toggle("busy", talk.running !== null);
   talk.tab.firstChild.textContent = talk.title;
   if (talk !== shown) return;
+  talk.tab.scrollIntoView();
   for (const other of talks) {
     other.tab.classList.toggle("shown", other === talk);
     other.tab.firstChild.setAttribute("aria-selected", other === talk);
@@ -150,7 +165,7 @@ async function addFiles(files) {
 function add(talk, ...elements) {
   talk.pane.querySelector(".hint")?.remove();
   talk.pane.append(...elements);
-  if (talk === shown) at("talk").scrollTop = at("talk").scrollHeight;
+  if (talk === shown) toEnd();
 }
 
 const complain = (talk, message) => add(talk, element("p", "turn error", message));
@@ -273,19 +288,20 @@ async function answer(talk, undo) {
         pieces += 1;
         showWaiting();
       }
-      if (delta.reasoning_content) thought.textContent = turn.thoughts += delta.reasoning_content;
-      if (delta.content) { turn.text += delta.content; text.replaceChildren(rendered(turn.text)); }
-      for (const call of delta.tool_calls || []) showCall(talk, turn, call);
+      grow(talk, () => {
+        if (delta.reasoning_content) thought.textContent = turn.thoughts += delta.reasoning_content;
+        if (delta.content) { turn.text += delta.content; text.replaceChildren(rendered(turn.text)); }
+        for (const call of delta.tool_calls || []) showCall(talk, turn, call);
+      });
       if (event.usage) {
         const { total_tokens: used, completion_tokens: n, tok_per_s: speed } = event.usage;
         clearInterval(clock);
         talk.used = used;
         turn.numbers.textContent = `${n} tokens` + (speed ? `, ${speed.toFixed(1)} tok/s` : "") + (first ? `, first token after ${((first - began) / 1000).toFixed(2)} s` : "");
       }
-      if (talk === shown) at("talk").scrollTop = at("talk").scrollHeight;
     }
     keep(talk, turn);
-    if (turn.calls.length) askResults(talk, turn.calls);
+    if (turn.calls.length) grow(talk, () => askResults(talk, turn.calls));
   } catch (problem) {
     const stopped = problem.name === "AbortError";
     turn.numbers.textContent = stopped ? "stopped" : "";
@@ -321,7 +337,7 @@ at("question").addEventListener("keydown", (event) => {
 });
 at("stop").addEventListener("click", () => shown.running?.abort());
 at("reset").addEventListener("click", newTalk);
-at("file").addEventListener("change", (event) => { addFiles(event.target.files); event.target.value = ""; });
+at("file").addEventListener("change", (event) => { addFiles([...event.target.files]); event.target.value = ""; /* this empties its list */ });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();

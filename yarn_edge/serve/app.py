@@ -57,7 +57,10 @@ def make_app(served: Served) -> Starlette:
 
     async def refused_by_framework(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, HTTPException)
-        return error_response(problem.status_code, problem.detail, None, form_of(request.url.path))
+        path, message = request.url.path, problem.detail
+        if problem.status_code == 404:
+            message = f"there is no {brief(path)}: interfaces begin with /v1 once, and /openapi.json lists everything"
+        return error_response(problem.status_code, message, None, form_of(path))
 
     counts = HttpCounts()
     routes = [

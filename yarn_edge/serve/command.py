@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--ctx", "N", length, None, "context size in tokens (default: the model's, or what fits in memory)"),
         ("--max-request", "SIZE", memory_size, 16 << 20, "maximum request size in bytes (default: 16MiB)"),
         ("--parallel", "N", count(1, MAX_PARALLEL), None, parallel),
-        ("--name", "NAME", str, None, "name of the model for clients (default: the file's name)"),
+        ("--name", "NAME", str, None, "name of the model for clients (default: the file's name without .gguf)"),
     ):
         parser.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
     add_kv_flags(parser, "the KV cache", None)

@@ -167,7 +167,9 @@ def test_raw_refusals(server: Server) -> None:
     for path in "/v1/none", "/chat/completions", "/v1/v1/messages":  # a base address without /v1, and one with it twice
         status, _headers, answer = server.request("POST", path, b"{}")
         assert status == 404
-        assert json.loads(answer)["error"]["message"].startswith(f"there is no '{path}': interfaces begin with /v1 once")
+        assert json.loads(answer)["error"]["message"].startswith(
+            f"there is no '{path}': interfaces begin with /v1 once"
+        )
     assert server.request("POST", "/tokenize", {"text": "a", "add_special": True})[0] == 400
     assert server.request("DELETE", "/v1/models")[0] == 405
     assert server.request("POST", "/v1/completions", {"prompt": ["a", "b"]})[0] == 400

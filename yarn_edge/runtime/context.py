@@ -22,6 +22,7 @@ from yarn_edge.runtime.batch import BatchPart, LlamaBatch
 from yarn_edge.runtime.context_settings import ContextSettings
 from yarn_edge.runtime.graph_hook import GraphHook
 from yarn_edge.runtime.kv_cache import KV_TYPES, check_plain, check_room, kv_types
+from yarn_edge.runtime.layer_split import LayerSplit
 from yarn_edge.runtime.llama_api import clear_log, failure_reason, physical_threads
 from yarn_edge.runtime.model import Model
 from yarn_edge.signals import deferred_ctrl_c
@@ -172,10 +173,8 @@ class Context:
             )
         if self._hook is not None:
             self._hook.begin()
-        in_python = (
-            self._hook is not None and self._hook.in_python
-        )  # where Ctrl-C must not be raised inside the callback
-        with deferred_ctrl_c() if in_python else nullcontext():
+        in_python = self._hook is not None and self._hook.in_python  # no Ctrl-C inside the callback
+        with deferred_ctrl_c() if in_python or isinstance(self.model.device, LayerSplit) else nullcontext():
             code = self.api.llama_decode(self.handle, self._batch.struct)
         if self._hook is not None and code in (0, 2):
             self._hook.check(complete=not code)
@@ -209,7 +208,8 @@ class Context:
 
     def synchronize(self) -> None:
         """Wait until the last evaluation is done (GPUs work asynchronously)."""
-        self.api.llama_synchronize(self.handle)
+        with deferred_ctrl_c():
+            self.api.llama_synchronize(self.handle)
 
     def save_state(self, path: Path, tokens: Sequence[int], sequence: int = 0) -> None:
         """Write the cache of a sequence, which holds `tokens`, to `path`. Raises YarnEdgeError, for example if the disk is full."""
@@ -277,12 +277,13 @@ class Context:
 
     def close(self) -> None:
         """Free the cache."""
-        if self._handle:
-            self._batch.free()
-            self.api.llama_free(self._handle)
-            if self._hook is not None:
-                self._hook.close()
-        self._handle = None
+        with deferred_ctrl_c():
+            if self._handle:
+                self._batch.free()
+                self.api.llama_free(self._handle)
+                if self._hook is not None:
+                    self._hook.close()
+            self._handle = None
 
     def __enter__(self) -> Context:
         return self

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.progress import note
 from yarn_edge.runtime.llama_api import llama
+from yarn_edge.signals import deferred_ctrl_c
 
 TYPE_F32, TYPE_I32 = 0, 26  # ggml.h: enum ggml_type
 DEVICE_TYPES = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type
@@ -237,7 +238,8 @@ def has_amx() -> bool:
 def device_memory(device: Device) -> tuple[int, int]:
     """(free, total) bytes of a device's memory, as its backend reports them; (0, 0) if it reports none."""
     free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-    function("ggml_backend_dev_memory")(device_handle(device), ctypes.byref(free), ctypes.byref(total))
+    with deferred_ctrl_c():
+        function("ggml_backend_dev_memory")(device_handle(device), ctypes.byref(free), ctypes.byref(total))
     return free.value, total.value
 
 
@@ -250,7 +252,8 @@ def read_tensor(tensor: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         raise YarnEdgeError(f"tensor {fields.name.decode(errors='replace')} has an unexpected type")
     span = sum((n - 1) * step for n, step in zip(ne, nb, strict=True)) + item
     raw = np.empty(span, dtype=np.uint8)
-    function("ggml_backend_tensor_get")(tensor, raw.ctypes.data, 0, span)
+    with deferred_ctrl_c():
+        function("ggml_backend_tensor_get")(tensor, raw.ctypes.data, 0, span)
     view = np.ndarray(tuple(reversed(ne)), dtype=dtype, buffer=raw, strides=tuple(reversed(nb)))
     return view.copy()
 

@@ -194,9 +194,10 @@ class Model:
 
     def close(self) -> None:
         """Free the weights. Contexts of the model must be closed first."""
-        if self._handle:
-            self.api.llama_model_free(self._handle)
-        self._handle = None
+        with deferred_ctrl_c():
+            if self._handle:
+                self.api.llama_model_free(self._handle)
+            self._handle = None
 
     def __enter__(self) -> Model:
         return self

@@ -22,6 +22,7 @@ from yarn_edge.runtime.ggml import (
     started,
     tensor_context,
 )
+from yarn_edge.signals import deferred_ctrl_c
 
 ROPE_MODES: dict[Pairing, int] = {"interleaved": 0, "half": 2}  # GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX
 BY_AXES = 40  # GGML_ROPE_TYPE_IMROPE: halves too, pairs follow three axes in turn
@@ -127,6 +128,7 @@ def _node(ctx: Any, inputs: tuple[Any, Any, Any], arguments: RopeArguments) -> A
     return function("ggml_rope_multi")(ctx, *inputs, numbers[0], sections, *numbers[1:])
 
 
+@deferred_ctrl_c()
 def _compute(
     device: Device,
     backend: Any,

@@ -22,6 +22,7 @@ from yarn_edge.runtime import ggml
 from yarn_edge.runtime.ggml import Device, function
 from yarn_edge.runtime.rpc import rpc_function
 from yarn_edge.runtime.worker_link import Lines, versions
+from yarn_edge.signals import deferred_ctrl_c
 
 LOST = 2  # the exit code when a worker is lost
 CONNECT_S, SILENT_S, PING_S = 5.0, 8.0, 2.0
@@ -48,7 +49,8 @@ def connect(addresses: Sequence[str], insecure: bool = False) -> list[Device]:
         if address in _connected:
             continue
         watched = Watched(address)
-        registered = add_server(address.encode())
+        with deferred_ctrl_c():
+            registered = add_server(address.encode())
         if not registered:
             raise YarnEdgeError(f"worker {address} has no devices")
         function("ggml_backend_register")(registered)
@@ -75,9 +77,10 @@ def worker_info(address: str, ask: str = "info") -> tuple[socket.socket, Lines, 
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         lines = Lines(connection)
         lines.send(ask=ask)
-        answer = lines.receive()
-        if answer is None or "versions" not in answer:
+        answer = lines.receive(CONNECT_S)
+        if answer is None or not isinstance(answer.get("versions"), dict):
             raise ValueError
+        connection.settimeout(CONNECT_S)
     except (OSError, ValueError):
         connection.close()
         raise YarnEdgeError(

@@ -13,6 +13,7 @@ from yarn_edge.runtime.worker_link import MAX_ECHO, RPC_HELLO, Lines
 
 _BLOCK, _STACK = 1 << 20, 1 << 18
 FIRST_BYTE_S = 10.0
+_SIGNALS_S = 1.0
 
 
 class Door:
@@ -31,9 +32,12 @@ class Door:
     def serve(self) -> None:
         """Accept until the listener is closed. Each connection has threads, whose stacks count as memory: small ones do."""
         threading.stack_size(_STACK)
+        self._listener.settimeout(_SIGNALS_S)  # the system may give a signal to another thread, which does not wake this one
         while True:
             try:
                 connection, address = self._listener.accept()
+            except TimeoutError:
+                continue
             except OSError:
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -26,7 +26,8 @@ def is_loopback(host: str) -> bool:
 def host_and_port(text: str) -> tuple[str, int]:
     """(host, port) of HOST:PORT. Raises YarnEdgeError; llama.cpp's RPC knows names and IPv4 addresses only."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or ":" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+    plain = text.isascii() and not any(c.isspace() for c in text)
+    if not plain or not colon or not host or ":" in host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise YarnEdgeError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:50052")
     return host, int(port)
 

@@ -80,6 +80,8 @@ def test_flags() -> None:
         (["--rpc", "box"], "'box' is not HOST:PORT"),
         (["--rpc", "box:0"], "'box:0' is not HOST:PORT"),
         (["--rpc", "::1:5"], "'::1:5' is not HOST:PORT"),
+        (["--rpc", "127.0.0.1:50052, 127.0.0.1:50053"], "' 127.0.0.1:50053' is not HOST:PORT"),
+        (["--rpc", "127.0.0.1:\u0665"], "is not HOST:PORT"),
         (["--layers-on", "cpu"], "'cpu' is not DEVICE=NUMBER"),
         (["--layers-on", "cpu=-1"], "'cpu=-1' is not DEVICE=NUMBER"),
         (["--layers-on", "cpu=1,CPU=2"], "CPU appears twice"),

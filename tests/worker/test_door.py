@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -101,6 +103,46 @@ def test_something_else_there(monkeypatch: pytest.MonkeyPatch) -> None:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(YarnEdgeError, match=r"does not answer like a yarn-edge worker within 0\.2 s"):
             worker_info(address)
+
+
+@pytest.mark.parametrize(
+    "say", [(b"x",) * 20, (b'{"versions": []}\n',), (b'{"versions": 1, "busy": null}\n',)], ids=["drips", "list", "number"]
+)
+def test_something_that_talks_there(say: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "CONNECT_S", 0.3)
+
+    def talk(server: socket.socket) -> None:
+        with server.accept()[0] as connection, suppress(OSError):
+            for part in say:
+                connection.sendall(part)
+                time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=talk, args=(server,), daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(YarnEdgeError, match=r"does not answer like a yarn-edge worker"):
+            worker_info(f"127.0.0.1:{server.getsockname()[1]}")
+        assert time.monotonic() - start < 1
+
+
+DOOR = """
+import signal, socket, threading, time
+from yarn_edge.errors import Terminated, raise_terminated
+from yarn_edge.worker.door import Door
+signal.signal(signal.SIGTERM, raise_terminated)
+other = threading.Thread(target=time.sleep, args=(20,), daemon=True)
+other.start()
+threading.Timer(0.2, lambda: signal.pthread_kill(other.ident, signal.SIGTERM)).start()
+try:
+    Door(socket.create_server(("127.0.0.1", 0)), ("127.0.0.1", 1), dict).serve()
+except Terminated:
+    print("stopped", flush=True)
+"""
+
+
+def test_a_signal_that_another_thread_gets_ends_the_worker() -> None:
+    told = subprocess.run([sys.executable, "-c", DOOR], stdout=subprocess.PIPE, timeout=5, check=True)
+    assert told.stdout == b"stopped\n"
 
 
 def test_a_slow_link_is_told(

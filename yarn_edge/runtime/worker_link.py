@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from typing import Any
 
 from yarn_edge import __version__
@@ -38,9 +39,12 @@ class Lines:
         """Send one message."""
         self.connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self) -> dict[str, Any] | None:
-        """The next message, None after the last one. A timeout leaves what has come for the next call."""
+    def receive(self, within_s: float | None = None) -> dict[str, Any] | None:
+        """The next message, None after the last one. A timeout leaves what has come for the next call. within_s: for all of it."""
+        deadline = None if within_s is None else time.monotonic() + within_s
         while b"\n" not in self._rest:
+            if deadline is not None:
+                self.connection.settimeout(max(0.001, deadline - time.monotonic()))
             if len(self._rest) > MAX_LINE:
                 raise ValueError("a line without an end")
             part = self.connection.recv(65536)

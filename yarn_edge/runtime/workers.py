@@ -97,7 +97,7 @@ class Watched:
         deadline = time.monotonic() + BUSY_S
         while True:
             self._connection, self._lines, told = worker_info(address, "claim")
-            if told["busy"] is None:
+            if told.get("busy") is None:
                 break
             self._connection.close()
             if time.monotonic() > deadline:

@@ -67,6 +67,18 @@ def test_finished_units_are_not_computed_again(tmp_path: Path, capfd: pytest.Cap
     assert f"{file}: is damaged and computed again" in capfd.readouterr().err
 
 
+def test_a_link_among_the_results_is_replaced(tmp_path: Path) -> None:
+    """Not what it points to, which is no result."""
+    unit, other = unit_of(job_units.squared, 3), tmp_path / "other"
+    other.write_text("precious")
+    (tmp_path / "kept").mkdir()
+    path = tmp_path / "kept" / f"{unit.key}.npz"
+    path.symlink_to(other)
+    assert squares([unit], Crew(results=tmp_path / "kept")) == {0: 9}
+    assert other.read_text() == "precious"
+    assert not path.is_symlink()
+
+
 def wait_for(path: Path) -> int:
     until = time.monotonic() + 20
     while not (path.exists() and path.read_text()):

@@ -117,6 +117,8 @@ def crew_of(args: argparse.Namespace) -> Crew | None:
     n_workers = args.workers or max(1, cores // (args.threads or 1))
     threads = args.threads or max(1, cores // n_workers)
     results = None if args.results is None else Path(args.results)
+    if args.results == "":
+        raise YarnEdgeError("--results is empty: it names a folder")
     if results is not None and results.exists() and not results.is_dir():
         raise YarnEdgeError(f"{one_line(str(results), 200)}: --results names a folder")
     return Crew(place, address, n_workers, threads, results)

@@ -326,6 +326,8 @@ def test_temporary_files_are_the_users_alone(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with umask(0), scratch_folder("yarn-edge-") as folder:
         assert mode_of(folder) == 0o700
+    with umask(0), partial_folder(tmp_path / "scratch", mode=0o700) as folder:
+        assert mode_of(folder) == 0o700
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")

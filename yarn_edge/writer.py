@@ -94,10 +94,11 @@ def partial_folder(
     output: Path,
     left_over: LeftOver = lambda _output: None,
     keeps: Callable[[BaseException], bool] = lambda _error: False,
+    mode: int = 0o777,
 ) -> Iterator[Path]:
-    """A new folder beside `output`, removed on leaving unless it was renamed. left_over, keeps: see `partial_file`."""
+    """A new folder beside `output`, removed on leaving unless it was renamed. left_over, keeps, mode: see `partial_file`."""
     with _claimed(
-        output, Path.mkdir, lambda path: shutil.rmtree(path, ignore_errors=True), left_over, keeps
+        output, lambda path: path.mkdir(mode), lambda path: shutil.rmtree(path, ignore_errors=True), left_over, keeps
     ) as partial:
         yield partial
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -242,9 +245,23 @@ def test_clusters_on_this_machine(place: str, package: str, model: Path, texts: 
         "1",
     ]
     outs = []
+    left = Path(tempfile.gettempdir()) / f"yarn-edge-{package}.{secrets.token_hex(4)}.partial"  # of a killed run
+    if package != "submitit":
+        left.mkdir()
     for words in ([], ["--on", place, "--workers", "2"]):
         done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
         outs.append(without_times(json.loads(done.stdout)))
     assert outs[0] == outs[1]
     assert list(tmp_path.iterdir()) == []
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", ":"], ids=["nobody there", "no address"])
+def test_a_ray_cluster_that_is_not_there(address: str) -> None:
+    """At once: Ray itself would try for minutes."""
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(YarnEdgeError, match=r"cannot reach 127.0.0.1:\d+: Connection refused|not HOST:PORT"):
+        Crew("ray", address.format(port=port)).open()

@@ -106,7 +106,9 @@ def test_something_else_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "say", [(b"x",) * 20, (b'{"versions": []}\n',), (b'{"versions": 1, "busy": null}\n',)], ids=["drips", "list", "number"]
+    "say",
+    [(b"x",) * 20, (b'{"versions": []}\n',), (b'{"versions": 1, "busy": null}\n',)],
+    ids=["drips", "list", "number"],
 )
 def test_something_that_talks_there(say: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "CONNECT_S", 0.3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -13,7 +15,7 @@ import distributed
 
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.jobs.translated import translate
-from yarn_edge.writer import scratch_folder
+from yarn_edge.writer import partial_folder
 
 _LOST = (distributed.KilledWorker, distributed.client.FutureCancelledError)
 
@@ -25,12 +27,14 @@ class DaskExecutor(Executor):
         self._stack = ExitStack()
         options: dict[str, Any] = {"address": address}
         if not address:
+            mine = Path(tempfile.gettempdir()) / "yarn-edge-dask"
+            folder = self._stack.enter_context(partial_folder(mine, mode=0o700))  # that of a killed run goes first
             options = {
                 "n_workers": n_workers,
                 "threads_per_worker": 1,
                 "processes": True,
                 "dashboard_address": None,
-                "local_directory": str(self._stack.enter_context(scratch_folder("yarn-edge-dask-"))),
+                "local_directory": str(folder),
                 "silence_logs": logging.CRITICAL,
                 "memory_limit": 0,
             }

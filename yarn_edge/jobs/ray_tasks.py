@@ -9,18 +9,23 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from yarn_edge.addresses import host_and_port
 from yarn_edge.errors import YarnEdgeError
 from yarn_edge.jobs.translated import translate
 from yarn_edge.signals import DEFERRED
-from yarn_edge.writer import scratch_folder
+from yarn_edge.writer import partial_folder
 
+_REACH_S = 5.0
 _STORE_BYTES = 128 << 20  # results are small; Ray would take a third of the memory
 _LOST = (
     ray.exceptions.WorkerCrashedError,
@@ -37,6 +42,7 @@ class RayExecutor(Executor):
     """
 
     def __init__(self, address: str, n_workers: int, threads: int) -> None:
+        _check_there(address)
         self._stack = ExitStack()
         null = self._stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123, SIM115
         self._stack.enter_context(contextlib.redirect_stdout(null))  # where Ray prints what happened to a worker
@@ -60,13 +66,15 @@ class RayExecutor(Executor):
     def _connect(self, address: str, n_cpus: int) -> None:
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if not address:
+            mine = Path(tempfile.gettempdir()) / "yarn-edge-ray"
+            folder = self._stack.enter_context(partial_folder(mine, mode=0o700))  # that of a killed run goes first
             options |= {
                 "address": "local",
                 "num_cpus": n_cpus,
                 "include_dashboard": False,
                 "object_store_memory": _STORE_BYTES,
                 "_system_config": {"worker_niceness": 0},  # else any other process of the machine comes first
-                "_temp_dir": str(self._stack.enter_context(scratch_folder("yarn-edge-ray-"))),
+                "_temp_dir": str(folder),
             }
         else:
             options["address"] = address
@@ -89,3 +97,13 @@ class RayExecutor(Executor):
                 with contextlib.suppress(Exception):
                     ray.cancel(task, force=True)
         self._stack.close()
+
+
+def _check_there(address: str) -> None:
+    """Raises YarnEdgeError if nothing listens at HOST:PORT, where Ray itself would try for minutes."""
+    if address in ("", "auto") or address.startswith("ray://"):
+        return
+    try:
+        socket.create_connection(host_and_port(address), _REACH_S).close()
+    except OSError as error:
+        raise YarnEdgeError(f"--on ray: cannot reach {address}: {error.strerror or error}") from error

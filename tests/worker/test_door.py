@@ -81,6 +81,18 @@ def test_one_client_at_a_time(door: DoorHere, monkeypatch: pytest.MonkeyPatch) -
     Watched(door.address).close()
 
 
+def test_a_silent_client_makes_way(door: DoorHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watched, "_watch", lambda _self: None)
+    monkeypatch.setattr("yarn_edge.worker.door.SILENT_S", 0.3)
+    silent, _lines, _told = worker_info(door.address, "claim")
+    with silent, door.connected() as rpc:
+        rpc.sendall(b"\x0e")
+        assert rpc.recv(1) == b"\x0e"
+        time.sleep(0.4)
+        Watched(door.address).close()
+        assert silent.recv(1) == rpc.recv(1) == b""
+
+
 def test_other_versions_are_refused() -> None:
     made = DoorHere({"versions": versions() | {"llama-cpp-python": "0.0.1"}, "devices": []})
     with pytest.raises(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from yarn_edge.progress import note
 from yarn_edge.runtime.worker_link import MAX_ECHO, RPC_HELLO, Lines
+from yarn_edge.runtime.workers import SILENT_S
 
 _BLOCK, _STACK = 1 << 20, 1 << 18
 FIRST_BYTE_S = 10.0
@@ -20,6 +22,7 @@ class Door:
     """Accepts connections at `listener`. inside: (host, port) of the library's server. describe: what `info` answers.
 
     One client at a time: the one whose claim is open. The library's server, too, serves one connection after another.
+    A client that has been silent for SILENT_S, because its machine or the network is gone, makes way for the next.
     """
 
     def __init__(
@@ -28,6 +31,8 @@ class Door:
         self._listener, self._inside, self._describe = listener, inside, describe
         self._lock = threading.Lock()
         self._client: str | None = None
+        self._heard = 0.0  # when the client last asked something
+        self._connections: set[socket.socket] = set()  # of the client
 
     def serve(self) -> None:
         """Accept until the listener is closed. Each connection has threads, whose stacks count as memory: small ones do."""
@@ -52,7 +57,11 @@ class Door:
             first = connection.recv(1, socket.MSG_PEEK)
             connection.settimeout(None)
             if first[:1] == bytes([RPC_HELLO]):
-                self._pass_on(connection)
+                self._connections.add(connection)
+                try:
+                    self._pass_on(connection)
+                finally:
+                    self._connections.discard(connection)
             elif first:
                 self._answer(Lines(connection), name)
 
@@ -70,6 +79,7 @@ class Door:
         try:
             while (message := lines.receive()) is not None:
                 asked = message.get("ask")
+                self._heard = time.monotonic() if mine else self._heard
                 if asked == "ping":
                     lines.send(alive=True)
                 elif asked == "echo":
@@ -77,15 +87,21 @@ class Door:
                     lines.send(alive=True)
                 elif asked in ("info", "claim"):
                     with self._lock:
-                        mine = mine or (asked == "claim" and self._client is None)
-                        self._client = name if mine else self._client
+                        if asked == "claim" and self._client is None:
+                            mine, self._client, self._heard = True, name, time.monotonic()
+                            self._connections.add(lines.connection)
                         busy = None if mine else self._client
+                    if asked == "claim" and busy and time.monotonic() - self._heard > SILENT_S:
+                        note(f"client {busy} has been silent for {SILENT_S:g} s")
+                        for connection in tuple(self._connections):
+                            _shut(connection)
                     lines.send(**self._describe(), busy=busy)
                     if mine:
                         note(f"client {name}")
                 else:
                     return
         finally:
+            self._connections.discard(lines.connection)
             if mine:
                 with self._lock:
                     self._client = None
@@ -97,6 +113,10 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
     with suppress(OSError):
         while n := source.recv_into(block):
             target.sendall(block[:n])
-    for side in (source, target):
-        with suppress(OSError):
-            side.shutdown(socket.SHUT_RDWR)
+    _shut(source)
+    _shut(target)
+
+
+def _shut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

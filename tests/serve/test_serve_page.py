@@ -118,6 +118,7 @@ def test_what_cannot_be_is_said_on_the_page(browser: Any, server: Server, tmp_pa
     visit.page.press("#question", "Enter")
     visit.page.wait_for_selector(".error >> nth=2")
     assert visit.page.input_value("#question").startswith("word word")  # what was typed is not lost
+    assert visit.page.locator(".user, .answer").count() == 0  # and will not be there twice
 
 
 def test_several_documents_from_the_file_picker(browser: Any, server: Server, tmp_path: Path) -> None:
@@ -235,6 +236,7 @@ def test_a_call_of_a_tool(browser: Any, tmp_path: Path) -> None:
         page.fill(".call textarea", "Rain <i>all day")
         page.click(".call .results")
         page.wait_for_selector(".answer:has-text('It is raining.')")
+        assert page.locator(".error:has-text('Type the results')").count() == 0
         model = made.worker.model
         prompt = b"".join(map(model.token_bytes, made.worker.asked[0].tokens)).decode()
         assert "<u>tool\nRain <i>all day</s>" in prompt

@@ -3,7 +3,7 @@
 
 const at = (id) => document.getElementById(id);
 // Each conversation: {pane, tab, title, said: messages as they are sent, documents: [{name, text, tokens}] for the next question,
-// calls: [{id, box}] that wait for results, used: tokens, running: AbortController, fields: what its text boxes hold}.
+// calls: [{id, box}] that wait for results, asked: the line that asks for them, used: tokens, running: AbortController, fields: what its text boxes hold}.
 const talks = [];
 const FIELDS = ["system", "tools", "question"];
 let shown = null, context = 0;
@@ -168,7 +168,11 @@ function add(talk, ...elements) {
   if (talk === shown) toEnd();
 }
 
-const complain = (talk, message) => add(talk, element("p", "turn error", message));
+function complain(talk, message) {
+  const made = element("p", "turn error", message);
+  add(talk, made);
+  return made;
+}
 const trimmed = (text) => text.replace(/^\n+|\n+$/g, "");
 
 async function* events(reply) {
@@ -239,6 +243,7 @@ function askResults(talk, calls) {
       call.result.readOnly = true;
     }
     talk.calls = [];
+    talk.asked?.remove();
     button.remove();
     answer(talk, () => {});
   };
@@ -252,9 +257,11 @@ async function send(talk, question) {
   if (!talk.said.length) talk.title = (question || documents[0].name).slice(0, 24);
   talk.said.push({ role: "user", content });
   talk.documents = [];
-  add(talk, element("div", "turn user", names + question));
+  const bubble = element("div", "turn user", names + question);
+  add(talk, bubble);
   await answer(talk, () => {
     talk.said.pop();
+    bubble.remove();
     talk.documents = documents;
     // In front of what has been typed meanwhile.
     const whole = (typed) => [question, typed].filter(Boolean).join("\n");
@@ -309,6 +316,7 @@ async function answer(talk, undo) {
     turn.calls = []; // one that was cut off cannot be answered
     if (turn.text) keep(talk, turn);
     else undo();
+    if (!stopped && !turn.text) turn.box.remove();
   }
   clearInterval(clock);
   talk.running = null;
@@ -328,7 +336,11 @@ at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const talk = shown, question = at("question").value.trim();
   if ((!question && !talk.documents.length) || talk.running) return;
-  if (talk.calls.length) { complain(talk, "Type the results of the calls first."); return; }
+  if (talk.calls.length) {
+    talk.asked?.remove();
+    talk.asked = complain(talk, "Type the results of the calls first.");
+    return;
+  }
   at("question").value = "";
   send(talk, question);
 });

@@ -126,7 +126,8 @@ def tokens_of(model: Model, document: ScoredDocument, wanted: int | None = None)
     while True:
         text, whole = document.read(limit)
         if not text.strip() and whole:
-            raise YarnEdgeError(f"{document.path or document.name}: contains no text")
+            place = document.name if document.key or document.path is None else document.path
+            raise YarnEdgeError(f"{place}: contains no text")
         tokens = model.tokenize(text, add_special=True, parse_special=False)
         if model.add_eos and tokens and tokens[-1] == model.eos:
             tokens.pop()

@@ -65,6 +65,7 @@ class RayExecutor(Executor):
 
     def _connect(self, address: str, n_cpus: int) -> None:
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        folder = None
         if not address:
             mine = Path(tempfile.gettempdir()) / "yarn-edge-ray"
             folder = self._stack.enter_context(partial_folder(mine, mode=0o700))  # that of a killed run goes first
@@ -79,6 +80,8 @@ class RayExecutor(Executor):
         else:
             options["address"] = address
         ray.init(**options)
+        if folder is not None:
+            folder.chmod(0o700)  # Ray opens it to everybody
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See Executor.submit."""

@@ -140,7 +140,7 @@ BAD_LINES = {
     "no JSON": ("{", "is not JSON"),
     "another key": ('{"content": "x"}', "has no text under 'text'.*it has content.*--field"),
     "no object": ("[1]", "has no text under 'text'"),
-    "no text": ('{"text": ""}', "contains no text"),
+    "no text": ('{"text": ""}', r"\.jsonl:1: contains no text"),
     "deep": ("[" * 100_000, "is not JSON"),
 }
 

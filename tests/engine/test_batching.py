@@ -105,9 +105,11 @@ def test_a_short_question_does_not_wait_for_a_document(engine: Engine, monkeypat
     monkeypatch.setattr(pace.Pace, "tokens", lambda _self, alone: 64 if alone else 32)
     long = answer_of(engine, text_of(800), 2)
     engine.step()
+    before = engine.load().prompt_tokens_evaluated
     short = answer_of(engine, text_of(10, 1), 4)
     engine.step()
     assert short.generated == 1
+    assert engine.load().prompt_tokens_evaluated == before + 32  # the slice in which it is read is a short one
     drained(engine)
     assert long.generated == 2 or long.reason == "stop"
 

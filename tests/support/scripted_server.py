@@ -67,13 +67,16 @@ class ScriptedWorker:
     def load(self) -> EngineLoad:
         return EngineLoad(**dict.fromkeys(EngineLoad.__dataclass_fields__, 3))
 
-    async def answer(self, asked: Asked) -> AsyncGenerator[AnswerPiece, None]:
-        self.asked.append(asked)
+    async def answers(
+        self, several: Sequence[Asked], _silence_s: float
+    ) -> AsyncGenerator[tuple[int, AnswerPiece], None]:
+        self.asked += several
         for piece in self._pieces:
-            await asyncio.sleep(0)
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
+            for number in range(len(several)):
+                await asyncio.sleep(0)
+                if isinstance(piece, Exception):
+                    raise piece
+                yield number, piece
 
 
 class ScriptedServer:

@@ -220,7 +220,8 @@ class Engine:
         most = self.context.n_batch
         if self.pool.unified is not None:
             room = self.context.n_ubatch - len(planned) - 1
-            most = min(room, self.pace.tokens(alone=not generating), self.context.n_batch)
+            soon = len(readers) > 1 and min(one.to_read for one in readers) <= self.pace.tokens(alone=False)
+            most = min(room, self.pace.tokens(alone=not (generating or soon)), self.context.n_batch)
         few = FEW * few_rooms(self.context.settings.n_seq) - len(generating)
         for one, n_tokens in zip(readers, shared_out([one.to_read for one in readers], most), strict=True):
             cached = one.cached

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-SLICE_S, ALONE_S = 0.15, 0.5  # a step in which answers are generated; one in which nobody waits for the next token
+SLICE_S, ALONE_S = (
+    0.15,
+    0.5,
+)  # a step in which answers are generated, or a short prompt is read; one for which nobody waits
 _STEP, _FIRST_TOK_PER_S = 32, 200.0
 
 

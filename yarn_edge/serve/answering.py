@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ from yarn_edge.errors import YarnEdgeError, one_line
 from yarn_edge.serve.blocks import AnswerBlocks, AnswerStep, Assembly
 from yarn_edge.serve.bodies import Bodies
 from yarn_edge.serve.guard import Access, Receive, Scope, Send
-from yarn_edge.serve.leaving import cancelled, unless_left
+from yarn_edge.serve.leaving import unless_left
 from yarn_edge.serve.prompts import Prepared, Prompts
 from yarn_edge.serve.refusals import MOST_ERROR_CHARS, ClientLeftError, ErrorForm, RequestError
 from yarn_edge.serve.vectors import VectorLane
-from yarn_edge.serve.worker import AnswerPiece, Worker
+from yarn_edge.serve.worker import Worker
 from yarn_edge.serve.writing import Head, Interface, Writer
 
-PING_S = 5.0  # of silence, after which a stream says that it is alive
+PING_S = 5.0  # of silence, or up to twice as many, after which a stream says that it is alive
 
 
 @dataclass(frozen=True)
@@ -66,26 +65,14 @@ async def _steps(
 ) -> AsyncGenerator[AnswerStep | None, None]:
     """What happens to the answers, which are generated at the same time. None: nothing did for PING_S."""
     assemblies = [Assembly(answer, prepared.parser and prepared.parser()) for answer in answers]
-    pieces = [worker.answer(asked) for asked in prepared.asked]
-    following: dict[asyncio.Future[AnswerPiece], int] = {
-        asyncio.ensure_future(anext(one)): number for number, one in enumerate(pieces)
-    }
-    try:
-        while following:
-            done, _ = await asyncio.wait(following, timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
+    async with aclosing(worker.answers(prepared.asked, PING_S)) as arrived:
+        async for one in arrived:
+            if one is None:
                 yield None
-            for future in done:
-                number = following.pop(future)
-                for step in assemblies[number].read(future.result()):
-                    yield step
-                if not assemblies[number].ended:
-                    following[asyncio.ensure_future(anext(pieces[number]))] = number
-    finally:
-        for future in following:
-            await cancelled(future)
-        for one in pieces:
-            await one.aclose()
+                continue
+            number, piece = one
+            for step in assemblies[number].read(piece):
+                yield step
 
 
 async def _whole(

@@ -78,7 +78,6 @@ class Assembly:
 
     def __init__(self, answer: AnswerBlocks, parser: ToolParser | None) -> None:
         self.answer, self.parser = answer, parser
-        self.ended = False
         self._open: AnswerBlock | None = None
         self._space = ""  # that is text only if more follows
         self._tokens: list[TokenChance] = []  # of text that is held back
@@ -141,7 +140,7 @@ class Assembly:
         if self.parser is not None:
             yield from self._said(self.parser.end())
         yield from self._close()
-        answer, self.ended = self.answer, True
+        answer = self.answer
         answer.stats, answer.cached, answer.stopped_by = piece.stats, piece.cached, piece.stopped_by
         called = piece.ended == "stop" and answer.of("call")
         answer.reason = "tool_calls" if called else piece.ended

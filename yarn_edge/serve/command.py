@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "YARN_EDGE_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 LINGER_S = 1.0  # that threads have to end after the server has stopped
+SWITCH_S = (
+    0.0005  # that the model's thread may wait for those that talk to clients (Python's default: ten times as long)
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         note(
             f"http://{shown}:{port}/ is the page, http://{shown}:{port}/v1 the OpenAI interface; Ctrl-C stops the server"
         )
+        held.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_S)
         with suppress(KeyboardInterrupt, Terminated):  # the usual way to stop a server
             server.run(sockets=[listener])
         _wait_for(worker, *lanes, vectors)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +14,7 @@ from yarn_edge.engine.chances import TokenChance
 from yarn_edge.engine.generation import Generation, check_request
 from yarn_edge.engine.load import EngineLoad
 from yarn_edge.engine.sampling import Sampling
+from yarn_edge.serve.deliveries import Deliveries
 from yarn_edge.serve.refusals import BusyError, StoppingError
 
 Ended = Literal["stop", "length"]
@@ -55,6 +55,9 @@ class Asked:
     visible: frozenset[int] = frozenset()
 
 
+_Arrived = asyncio.Queue[tuple[int, AnswerPiece | BaseException] | None]
+
+
 class Worker:
     """An engine that many clients share. max_waiting: requests that may wait for it."""
 
@@ -65,6 +68,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._working = self._stopped = False
         self._told: asyncio.Future[None] | None = None
+        self._deliveries: Deliveries | None = None
 
     @property
     def stopping(self) -> asyncio.Future[None]:
@@ -87,25 +91,38 @@ class Worker:
         if self.waiting >= self.max_waiting:
             raise BusyError(f"{self.max_waiting} requests are already waiting: try again later")
 
-    async def answer(self, asked: Asked) -> AsyncGenerator[AnswerPiece, None]:
-        """Yield pieces as they are generated, at last one of kind end. Leaving the iteration stops the answer.
-
-        Raises StoppingError when the server stops.
+    async def answers(
+        self, several: Sequence[Asked], silence_s: float
+    ) -> AsyncGenerator[tuple[int, AnswerPiece] | None, None]:
+        """Yield (number of the answer, piece) as pieces are generated, for each answer at last one of kind end. None: nothing came for
+        silence_s to twice as many seconds. Leaving the iteration stops the answers. Raises StoppingError when the server stops.
         """
-        check_request(asked.tokens, asked.max_tokens, self.n_ctx)
-        told = _Told(asyncio.get_running_loop(), asked, self)
-        self._submit(told.running)
+        for asked in several:
+            check_request(asked.tokens, asked.max_tokens, self.n_ctx)
+        loop, arrived = asyncio.get_running_loop(), _Arrived()
+        self._deliveries = self._deliveries or Deliveries(loop)
+        told = [_Told(number, asked, self, self._deliveries, arrived) for number, asked in enumerate(several)]
+        watch = _Watch(loop, arrived, silence_s)
         try:
-            while True:
-                item = await told.pieces.get()
-                told.taken += 1
-                if isinstance(item, BaseException):
-                    raise item if isinstance(item, Exception) else StoppingError
-                yield item
-                if item.kind == "end":
-                    return
+            for one in told:
+                self._submit(one.running)
+            left = len(told)
+            while left:
+                item = await arrived.get()
+                if item is None:
+                    yield None
+                    continue
+                number, piece = item
+                told[number].taken += 1
+                watch.heard = True
+                if isinstance(piece, BaseException):
+                    raise piece if isinstance(piece, Exception) else StoppingError
+                left -= piece.kind == "end"
+                yield number, piece
         finally:
-            self.cancel(told.running)
+            watch.end()
+            for one in told:
+                self.cancel(one.running)
 
     def _submit(self, running: RunningAnswer) -> None:
         with self._changed:
@@ -168,13 +185,34 @@ class Worker:
         return not self._working
 
 
+class _Watch:
+    """Tells those who read what arrives of a silence. heard: whether there was something since it last looked."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, arrived: _Arrived, silence_s: float) -> None:
+        self._loop, self._arrived, self._silence_s = loop, arrived, silence_s
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self.heard = False
+        self._timer = self._loop.call_later(self._silence_s, self._look)
+
+    def _look(self) -> None:
+        if not self.heard and self._arrived.empty():
+            self._arrived.put_nowait(None)
+        self._look_later()
+
+    def end(self) -> None:
+        """Nobody reads any more."""
+        self._timer.cancel()
+
+
 class _Told:
     """One answer on its way from the engine's thread to the loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, asked: Asked, worker: Worker) -> None:
-        self.pieces: asyncio.Queue[AnswerPiece | BaseException] = asyncio.Queue()
+    def __init__(self, number: int, asked: Asked, worker: Worker, deliveries: Deliveries, arrived: _Arrived) -> None:
         self.taken = self._given = 0
-        self._loop, self._asked, self._model = loop, asked, worker.model
+        self._number, self._deliveries, self._arrived = number, deliveries, arrived
+        self._asked, self._model = asked, worker.model
         self._stops = StopTexts(asked.stops)
         self._split: ReasoningSplitter | None = None
         self._tokens: list[TokenChance] = []
@@ -191,8 +229,7 @@ class _Told:
 
     def _give(self, item: AnswerPiece | BaseException) -> None:
         self._given += 1
-        with suppress(RuntimeError):  # the loop is over
-            self._loop.call_soon_threadsafe(self.pieces.put_nowait, item)
+        self._deliveries.put(self._arrived, (self._number, item))
 
     def _said(self, text: str, tokens: tuple[TokenChance, ...]) -> None:
         if self._stops.found is not None:

@@ -36,9 +36,8 @@ def deferred_ctrl_c(act: Callable[[], None] | None = None) -> Iterator[Callable[
             if usual is signal.default_int_handler or usual is raise_terminated:
                 ours[number] = usual
                 signal.signal(number, handler)
-                signal.siginterrupt(
-                    number, False
-                )  # llama.cpp's RPC client takes a call that was interrupted for a lost worker
+                # llama.cpp's RPC client takes a call that was interrupted for a lost worker.
+                signal.siginterrupt(number, False)
     try:
         yield lambda: bool(came)
     except KeyboardInterrupt:  # how an evaluation reports that it was stopped

@@ -93,6 +93,13 @@ SCHEMAS: dict[str, Any] = {
         "required": ["b"],
         "unevaluatedProperties": {"type": "integer"},
     },
+    "unevaluatedProperties in a part": {
+        "properties": {"a": {"type": "integer"}},
+        "allOf": [
+            {"type": "object", "properties": {"a": {"minimum": 1, "maximum": 9}}, "unevaluatedProperties": False}
+        ],
+        "required": ["a"],
+    },
     "required, not described": {"type": "object", "required": ["x"], "minProperties": 1},
     "anyOf": {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 2}], "title": "t"},
     "anyOf beside properties": {
@@ -221,6 +228,22 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no list": ({"anyOf": []}, "anyOf: is not a list of 1 to 64"),
     "no schema": ({"properties": {"a": 1}}, "properties.a: is not a schema"),
     "what is required and forbidden": ({"required": ["a"], "additionalProperties": False}, "required: asks for 'a'"),
+    "what is evaluated beside a part, not in it": (
+        {"allOf": [{"properties": {"a": {}}, "unevaluatedProperties": False}, {"properties": {"b": {"const": 2}}}]},
+        "additionalProperties: cannot be combined",
+    ),
+    "what is evaluated beside what $ref points to": (
+        {
+            "$ref": "#/$defs/p",
+            "properties": {"b": {}},
+            "$defs": {"p": {"properties": {"a": {}}, "unevaluatedProperties": False}},
+        },
+        "additionalProperties: cannot be combined",
+    ),
+    "parts in a part that evaluates nothing else": (
+        {"properties": {"b": {}}, "allOf": [{"anyOf": [{"type": "object"}], "unevaluatedProperties": False}]},
+        r"allOf.0..unevaluatedProperties: is not supported in a part",
+    ),
     "what is required and not evaluated": (
         {"type": "object", "required": ["a"], "unevaluatedProperties": False},
         "required: asks for 'a'",

@@ -37,9 +37,8 @@ class Door:
     def serve(self) -> None:
         """Accept until the listener is closed. Each connection has threads, whose stacks count as memory: small ones do."""
         threading.stack_size(_STACK)
-        self._listener.settimeout(
-            _SIGNALS_S
-        )  # the system may give a signal to another thread, which does not wake this one
+        # The system may give a signal to another thread, which does not wake this one.
+        self._listener.settimeout(_SIGNALS_S)
         while True:
             try:
                 connection, address = self._listener.accept()

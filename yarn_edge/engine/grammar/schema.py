@@ -94,7 +94,7 @@ class SchemaGrammar(Values):
             raise SchemaError(place_in(at, "$ref"), "refers to itself")
         others = {key: value for key, value in schema.items() if key != "$ref"}
         if others:
-            return self.visit(self._merged(target, others, at), at, depth + 1, (*open_refs, ref))
+            return self.visit(self._merged(self._part(target, at), others, at), at, depth + 1, (*open_refs, ref))
         if ref not in self._refs:
             self._refs[ref] = name = self.rules.reserve()
             self.rules.define(name, self.visit(target, at, depth + 1, (*open_refs, ref)))
@@ -115,6 +115,16 @@ class SchemaGrammar(Values):
                 raise SchemaError(place_in(at, "$ref"), "points to nothing")
         return target
 
+    def _part(self, schema: Any, at: str) -> Any:
+        """A schema that stands beside others. It sees nothing of them, so what it does not evaluate is what is additional in it."""
+        if not isinstance(schema, Mapping) or schema.get("unevaluatedProperties", True) is True:
+            return schema
+        if schema.keys() & {"$ref", "allOf", "anyOf", "oneOf"}:
+            self.cannot(place_in(at, "unevaluatedProperties"), "is not supported in a part that has parts itself")
+        own = dict(schema)
+        own.setdefault("additionalProperties", own.pop("unevaluatedProperties"))
+        return own
+
     def _merged(self, one: Any, other: Any, at: str) -> Any:
         """One schema for both; of one that is no object, such as false, itself: `visit` refuses it."""
         if one is True or other is True:
@@ -130,7 +140,8 @@ class SchemaGrammar(Values):
     def _allof(self, schema: Schema, at: str, depth: int, open_refs: tuple[str, ...]) -> str:
         merged: Any = {key: value for key, value in schema.items() if key != "allOf"}
         for n, part in enumerate(schema["allOf"]):
-            merged = self._merged(merged, self._resolved(part, f"{place_in(at, 'allOf')}[{n}]"), at)
+            where = f"{place_in(at, 'allOf')}[{n}]"
+            merged = self._merged(merged, self._part(self._resolved(part, where), where), at)
         return self.visit(merged, at, depth + 1, open_refs)
 
     def _resolved(self, schema: Any, at: str) -> Any:
@@ -143,8 +154,10 @@ class SchemaGrammar(Values):
 
     def _anyof(self, schema: Schema, at: str, depth: int, open_refs: tuple[str, ...], keyword: str = "anyOf") -> str:
         others = {key: value for key, value in schema.items() if key != keyword}
-        parts = [self._merged(part, others, at) if others else part for part in schema[keyword]]
-        ways = [self.visit(p, f"{place_in(at, keyword)}[{n}]", depth + 1, open_refs) for n, p in enumerate(parts)]
+        places = [f"{place_in(at, keyword)}[{n}]" for n in range(len(schema[keyword]))]
+        given = zip(schema[keyword], places, strict=True)
+        parts = [self._merged(self._part(part, where), others, at) if others else part for part, where in given]
+        ways = [self.visit(part, where, depth + 1, open_refs) for part, where in zip(parts, places, strict=True)]
         return " | ".join(dict.fromkeys(ways))
 
     def _oneof(self, schema: Schema, at: str, depth: int, open_refs: tuple[str, ...]) -> str:

@@ -93,6 +93,21 @@ def test_a_silent_client_makes_way(door: DoorHere, monkeypatch: pytest.MonkeyPat
         assert silent.recv(1) == rpc.recv(1) == b""
 
 
+def test_a_client_that_claims_nothing_is_one(door: DoorHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "BUSY_S", 0.2)
+    monkeypatch.setattr("yarn_edge.worker.door.SILENT_S", 0.1)
+    monkeypatch.setattr(Watched, "_watch", lambda _self: None)
+    with door.connected() as rpc:
+        rpc.sendall(b"\x0e")
+        assert rpc.recv(1) == b"\x0e"
+        with pytest.raises(YarnEdgeError, match=r"is used by another client, 127.0.0.1:\d+, which is not yarn-edge"):
+            Watched(door.address)
+        rpc.sendall(b"\x0e")  # it need not say that it is alive
+        assert rpc.recv(1) == b"\x0e"
+    monkeypatch.setattr(workers, "BUSY_S", 5.0)
+    Watched(door.address).close()
+
+
 def test_other_versions_are_refused() -> None:
     made = DoorHere({"versions": versions() | {"llama-cpp-python": "0.0.1"}, "devices": []})
     with pytest.raises(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from yarn_edge.progress import note
@@ -56,13 +57,30 @@ class Door:
             first = connection.recv(1, socket.MSG_PEEK)
             connection.settimeout(None)
             if first[:1] == bytes([RPC_HELLO]):
-                self._connections.add(connection)
-                try:
-                    self._pass_on(connection)
-                finally:
-                    self._connections.discard(connection)
+                with self._unclaimed(name):
+                    self._connections.add(connection)
+                    try:
+                        self._pass_on(connection)
+                    finally:
+                        self._connections.discard(connection)
             elif first:
                 self._answer(Lines(connection), name)
+
+    @contextmanager
+    def _unclaimed(self, name: str) -> Iterator[None]:
+        """A client of llama.cpp's own claims nothing. It is the client while it is connected, if there is none; it is never asked to
+        say that it is alive.
+        """
+        with self._lock:
+            mine = self._client is None
+            if mine:
+                self._client, self._heard = f"{name}, which is not yarn-edge", math.inf
+        try:
+            yield
+        finally:
+            if mine:
+                with self._lock:
+                    self._client = None
 
     def _pass_on(self, outside: socket.socket) -> None:
         """Copy both directions until one side ends; then both are closed."""

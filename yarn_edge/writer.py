@@ -286,12 +286,13 @@ def publish_folder(partial: Path, folder: Path, force: bool) -> None:
         shutil.rmtree(old)
 
 
-def write_file(output: Path, data: bytes | str, force: bool) -> None:
-    """Write a small file whole or not at all, text as UTF-8. A link stays, and the file that it stands for is written.
+def write_file(output: Path, data: bytes | str, force: bool, follow_links: bool = True) -> None:
+    """Write a small file whole or not at all, text as UTF-8. A link stays, and the file that it stands for is written; without
+    `follow_links` the file takes the link's place.
 
     Raises YarnEdgeError if the file cannot be written, or if it exists and `force` is not set.
     """
-    target = output.resolve() if output.is_symlink() else output
+    target = output.resolve() if follow_links and output.is_symlink() else output
     with partial_file(target) as partial:
         with io.BufferedWriter(open_output(partial)) as file:
             file.write(data.encode() if isinstance(data, str) else data)

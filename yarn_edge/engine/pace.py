@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-SLICE_S, ALONE_S = (
-    0.15,
-    0.5,
-)  # a step in which answers are generated, or a short prompt is read; one for which nobody waits
+SLICE_S = 0.15  # a step in which answers are generated, or a short prompt is read
+ALONE_S = 0.5  # one for which nobody waits
 _STEP, _FIRST_TOK_PER_S = 32, 200.0
 
 

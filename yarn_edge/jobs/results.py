@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import zipfile
@@ -58,8 +57,4 @@ class ResultFolder:
         with deferred_ctrl_c():
             arrays = {_ARRAY + name: array for name, array in result.arrays.items()}
             np.savez(archive, **{"header": np.array(header), **arrays})  # type: ignore[arg-type]
-        path = self.folder / f"{unit.key}.npz"
-        with contextlib.suppress(OSError):
-            if path.is_symlink():  # write_file would write to where it points, which is no result
-                path.unlink()
-        write_file(path, archive.getvalue(), force=True)
+        write_file(self.folder / f"{unit.key}.npz", archive.getvalue(), force=True, follow_links=False)

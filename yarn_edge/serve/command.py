@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "YARN_EDGE_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 LINGER_S = 1.0  # that threads have to end after the server has stopped
-SWITCH_S = (
-    0.0005  # that the model's thread may wait for those that talk to clients (Python's default: ten times as long)
-)
+SWITCH_S = 0.0005  # that the model's thread waits for those that talk to clients; Python's default is 0.005
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

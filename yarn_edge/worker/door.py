@@ -57,27 +57,25 @@ class Door:
             first = connection.recv(1, socket.MSG_PEEK)
             connection.settimeout(None)
             if first[:1] == bytes([RPC_HELLO]):
-                with self._unclaimed(name):
-                    self._connections.add(connection)
-                    try:
-                        self._pass_on(connection)
-                    finally:
-                        self._connections.discard(connection)
+                with self._counted(connection, name):
+                    self._pass_on(connection)
             elif first:
                 self._answer(Lines(connection), name)
 
     @contextmanager
-    def _unclaimed(self, name: str) -> Iterator[None]:
-        """A client of llama.cpp's own claims nothing. It is the client while it is connected, if there is none; it is never asked to
-        say that it is alive.
+    def _counted(self, connection: socket.socket, name: str) -> Iterator[None]:
+        """A connection to the library's server is among the client's. A client of llama.cpp's own claims nothing: it is the client
+        while it is connected, if there is none, and is never asked to say that it is alive.
         """
         with self._lock:
             mine = self._client is None
             if mine:
                 self._client, self._heard = f"{name}, which is not yarn-edge", math.inf
+        self._connections.add(connection)
         try:
             yield
         finally:
+            self._connections.discard(connection)
             if mine:
                 with self._lock:
                     self._client = None

@@ -39,9 +39,8 @@ def test_moments_are_those_of_transformers_layers(folder: Path, tmp_path: Path) 
     moments = collect_moments(folder / "f32.gguf", settings, tmp_path)
     assert moments.tokens == 1024
     assert moments.input_of["blk.1.attn_v.weight"] == moments.input_of["blk.1.attn_q.weight"]
-    assert (
-        len(moments.sums) == 2 * 4 + 1
-    )  # q, k and v share an input, and so do gate and up; and that of the output matrix
+    # q, k and v share an input, and so do gate and up; and that of the output matrix.
+    assert len(moments.sums) == 2 * 4 + 1
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "ck", dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "ck")
     matrices = {"blk.1.ffn_down.weight": model.model.layers[1].mlp.down_proj, "output.weight": model.lm_head}
